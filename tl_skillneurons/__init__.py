@@ -1,0 +1,1 @@
+"""Find skill neurons of language models with TransformerLens."""

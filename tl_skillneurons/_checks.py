@@ -1,0 +1,36 @@
+"""What bad input gets: one sentence that names what was wrong, what is allowed and what came."""
+
+import difflib
+from collections.abc import Iterable
+from numbers import Integral
+from typing import Any
+
+
+def near(name: object, known: Iterable[object]) -> str:
+    """A clause that lists the known names nearest to ``name``, or all of them when none is near."""
+    names = [str(k) for k in known]
+    close = difflib.get_close_matches(str(name), names, n=3)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose from {', '.join(map(repr, names))}"
+
+
+def require_option(value: Any, name: str, options: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``options``.
+
+    Raises:
+        ValueError: Otherwise, with the near options.
+    """
+    options = list(options)
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}; {near(value, options)}")
+    return value
+
+
+def require_int(value: Any, name: str, *, minimum: int = 1) -> int:
+    """Return ``value`` as an int that is at least ``minimum``; a bool is not an integer here.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+    return int(value)

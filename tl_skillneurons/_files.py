@@ -1,0 +1,115 @@
+"""Files that are written whole or not at all, and that say what they are.
+
+Tensors go into safetensors with one JSON header (metadata key ``tl_skillneurons``) that names the kind of artifact, the
+format and the package version. Everything is written to a temporary file in the same folder and renamed, so a reader
+never meets half a file. Nothing is pickled.
+"""
+
+import json
+import os
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+KEY = "tl_skillneurons"
+FORMAT = 1
+
+
+def package_version() -> str:
+    """The installed version of this package, or ``"unknown"`` when it runs without being installed."""
+    try:
+        return version(KEY)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
+    """Write ``content`` to ``path`` in one step; missing folders are made.
+
+    Raises:
+        OSError: When the folder can't be made or written; ``path`` is then as it was before.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(f"can't write {path}: {error.strerror or error}; choose a folder that can be written") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> Path:
+    """Write ``content`` as indented JSON that a person can read."""
+    return write_whole(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+    """The JSON object in ``path``, which must be an artifact of this ``kind``.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When it is not JSON, or not this kind of artifact.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); it is corrupt or another kind of file") from error
+    _require_kind(path, content, kind)
+    return content
+
+
+def save_tensors(path: str | os.PathLike[str], kind: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> Path:
+    """Write ``tensors`` as safetensors whose header says that this is a ``kind`` and carries ``header``."""
+    header = {"kind": kind, "format": FORMAT, "package_version": package_version(), **header}
+    cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return write_whole(path, serialize(cpu, metadata={KEY: json.dumps(header, allow_nan=False)}))
+
+
+def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the header that :func:`save_tensors` wrote as this ``kind``.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When the file is corrupt, was not written by this package, or holds another kind of artifact.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            header = json.loads(metadata.get(KEY, "null"))
+            _require_kind(path, header, kind)
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118: not a dict
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is corrupt or not a safetensors file ({error})") from error
+
+
+def _require_kind(path: str | os.PathLike[str], header: Any, kind: str) -> None:
+    if not isinstance(header, dict) or "kind" not in header:
+        raise ValueError(f"{path} was not written by {KEY} (it has no header of ours); expected a {kind} file")
+    if header["kind"] != kind:
+        raise ValueError(f"{path} holds a {header['kind']}, expected a {kind}")
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {header.get('format')!r}, this version of {KEY} reads {FORMAT}")

@@ -1,0 +1,194 @@
+"""Chance levels, intervals and rank p-values against closed forms, exact sums and simulation."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+
+from tl_skillneurons.statistics import best_of_chance, clopper_pearson, rank_p_value
+
+ROBERTA_BASE = 12 * 3072 * 127  # layers, neurons, prompt positions
+
+
+def binomial(n, p):
+    return [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
+
+
+def convolve(a, b):
+    out = [0] * (len(a) + len(b) - 1)
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            out[i + j] += x * y
+    return out
+
+
+def score_tail(hits_pmf):
+    """P(max(hits, n - hits) >= k) for k = 0..n."""
+    n = len(hits_pmf) - 1
+    return [sum(p for h, p in enumerate(hits_pmf) if max(h, n - h) >= k) for k in range(n + 1)]
+
+
+@pytest.mark.parametrize(
+    "n, expected, threshold",
+    [(100, 0.758, 0.790), (200, 0.685, 0.705), (1000, 0.583, 0.591), (13470, 0.523, 0.525)],
+)
+def test_the_levels_of_roberta_base_are_the_published_ones(n, expected, threshold):
+    level = best_of_chance(n, ROBERTA_BASE)
+    assert round(level.expected, 3) == expected
+    assert round(level.threshold, 3) == threshold
+    assert (level.n_examples, level.n_scores, level.alpha, level.largest_class_share) == (
+        n,
+        ROBERTA_BASE,
+        0.05,
+        0.5,
+    )
+
+
+@pytest.mark.parametrize("n, expected", [(100, 0.640), (200, 0.600), (1000, 0.545), (13470, 0.512)])
+def test_the_best_of_127_positions_of_one_neuron_is_the_published_one(n, expected):
+    assert round(best_of_chance(n, 127).expected, 3) == expected
+
+
+@pytest.mark.parametrize("share", [Fraction(1, 2), Fraction(3, 5), Fraction(19, 20), Fraction(1)])
+@pytest.mark.parametrize("n, n_scores", [(1, 1), (2, 1), (5, 3), (12, 1), (12, 40), (13, 1000)])
+def test_the_level_equals_the_exact_sum_in_fractions(n, n_scores, share):
+    best = [1 - (1 - tail) ** n_scores for tail in score_tail(binomial(n, share))]
+    level = best_of_chance(n, n_scores, largest_class_share=float(share), alpha=0.1)
+    assert level.expected == pytest.approx(float(sum(best[1:]) / n), abs=1e-12)  # rounding of lgamma
+    rare = [k for k, p in enumerate(best) if p <= Fraction(1, 10)] or [n + 1]
+    assert level.threshold == rare[0] / n
+
+
+def test_the_level_is_what_simulated_labels_give():
+    n, n_scores, repeats = 25, 30, 20_000
+    labels = torch.rand(repeats, n_scores, n, generator=torch.Generator().manual_seed(0)) < 0.5
+    accuracy = labels.float().mean(
+        -1
+    )  # of a rule that always answers 1; any other rule is the same by symmetry
+    best = torch.maximum(accuracy, 1 - accuracy).amax(1)
+    level = best_of_chance(n, n_scores)
+    # the best score's standard deviation is 0.03, so the mean's standard error is 0.0002
+    assert level.expected == pytest.approx(best.mean().item(), abs=0.001)
+    assert (best >= level.threshold - 1e-6).float().mean() <= 0.05 + 0.005
+    assert (best >= level.threshold - 1 / n - 1e-6).float().mean() > 0.05
+
+
+@pytest.mark.parametrize("share", [0.5, 0.55, 0.7, 0.95])
+@pytest.mark.parametrize("n", [9, 10])
+def test_no_rule_independent_of_the_labels_beats_the_level_of_the_rule_that_always_answers_the_same(n, share):
+    bound = score_tail(binomial(n, share))
+    for m in range(n + 1):  # a rule that answers the frequent class m times
+        tail = score_tail(convolve(binomial(m, share), binomial(n - m, 1 - share)))
+        assert all(t <= b + 1e-12 for t, b in zip(tail, bound, strict=True))
+    expected = best_of_chance(n, 1, largest_class_share=share).expected
+    assert expected == pytest.approx(sum(bound[1:]) / n, abs=1e-12)
+
+
+def test_correlated_scores_stay_below_the_level():
+    n, n_scores, repeats = 50, 100, 2_000
+    generator = torch.Generator().manual_seed(0)
+    acts = torch.randn(n, 5, generator=generator) @ torch.randn(5, n_scores, generator=generator)
+    labels = torch.rand(repeats, n, generator=generator) < 0.5
+    accuracy = (labels[:, :, None] == (acts > 0)).double().mean(1)
+    best = torch.maximum(accuracy, 1 - accuracy).amax(1)
+    assert 0.5 < best.mean() < best_of_chance(n, n_scores).expected - 0.01
+
+
+def test_the_level_is_stable_for_a_million_examples_and_a_hundred_million_scores():
+    level = best_of_chance(1_000_000, 100_000_000)
+    # Gaussian limit: 1/2 + z / (2 sqrt(n)) with z the quantile of 2 * 1e8 tails
+    z = 5.8  # between the median of the best, 5.79, and its mean, 5.82
+    assert level.expected == pytest.approx(0.5 + z / 2000, abs=1e-4)
+    assert level.expected < level.threshold < 0.5 + 6.5 / 2000
+
+
+def test_the_level_rises_with_scores_and_class_share_and_falls_with_examples():
+    base = best_of_chance(500, 1000)
+    assert best_of_chance(500, 2000).expected > base.expected
+    assert best_of_chance(1000, 1000).expected < base.expected
+    assert best_of_chance(500, 1000, largest_class_share=0.6).expected > base.expected
+    assert best_of_chance(500, 1000, alpha=0.001).threshold > base.threshold
+
+
+def test_a_threshold_that_no_score_can_reach_is_above_one():
+    level = best_of_chance(5, ROBERTA_BASE)
+    assert level.expected == pytest.approx(1)
+    assert level.threshold == 6 / 5
+    assert best_of_chance(100, 10, largest_class_share=1.0).threshold > 1
+
+
+@pytest.mark.parametrize("n, confidence", [(1, 0.95), (10, 0.95), (200, 0.9)])
+def test_the_interval_of_no_hits_and_of_all_hits_has_its_closed_form(n, confidence):
+    tail = (1 - confidence) / 2
+    assert clopper_pearson(0, n, confidence=confidence) == (0.0, pytest.approx(1 - tail ** (1 / n)))
+    assert clopper_pearson(n, n, confidence=confidence) == (pytest.approx(tail ** (1 / n)), 1.0)
+
+
+@pytest.mark.parametrize("hits, n", [(1, 10), (5, 10), (37, 40), (412, 500)])
+def test_the_ends_of_the_interval_leave_the_tail_they_should(hits, n):
+    low, high = clopper_pearson(hits, n)
+    assert sum(binomial(n, low)[hits:]) == pytest.approx(0.025, rel=1e-9)
+    assert sum(binomial(n, high)[: hits + 1]) == pytest.approx(0.025, rel=1e-9)
+    assert low < hits / n < high
+
+
+def test_the_interval_agrees_with_a_printed_table():
+    assert clopper_pearson(5, 10) == (pytest.approx(0.1871, abs=5e-5), pytest.approx(0.8129, abs=5e-5))
+    assert clopper_pearson(1, 10) == (pytest.approx(0.0025, abs=5e-5), pytest.approx(0.4450, abs=5e-5))
+
+
+def test_the_interval_covers_every_rate_at_least_as_often_as_promised():
+    n = 15
+    intervals = [clopper_pearson(hits, n, confidence=0.8) for hits in range(n + 1)]
+    for rate in [i / 50 for i in range(51)]:
+        inside = [low <= rate <= high for low, high in intervals]
+        assert sum(p for p, covers in zip(binomial(n, rate), inside, strict=True) if covers) >= 0.8
+
+
+def test_a_rank_p_value_counts_the_observed_value_and_ties():
+    draws = [0.8, 0.7, 0.9, 0.7]
+    assert rank_p_value(0.6, draws) == 1 / 5
+    assert rank_p_value(0.7, draws) == 3 / 5
+    assert rank_p_value(0.7, draws, smaller=False) == 5 / 5
+    assert rank_p_value(1, torch.tensor(draws), smaller=False) == 1 / 5
+
+
+def test_float32_draws_tie_with_the_float32_value_observed():
+    draws = torch.tensor([0.7, 0.8])
+    assert rank_p_value(draws[0].item(), draws) == 2 / 3
+
+
+def test_rank_p_values_are_uniform_when_the_observed_value_is_one_of_the_draws():
+    values = torch.rand(20, generator=torch.Generator().manual_seed(0))
+    ps = sorted(rank_p_value(values[i].item(), torch.cat([values[:i], values[i + 1 :]])) for i in range(20))
+    assert ps == [(i + 1) / 20 for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: best_of_chance(0, 10), "n_examples must be an integer of at least 1, got 0"),
+        (lambda: best_of_chance(10, -1), "n_scores must be an integer of at least 1, got -1"),
+        (lambda: best_of_chance(10, True), "n_scores must be an integer of at least 1, got True"),
+        (lambda: best_of_chance(10, 10, alpha=0.0), "alpha must be between 0 and 1, both excluded, got 0.0"),
+        (lambda: best_of_chance(10, 10, alpha=1.0), "alpha must be between 0 and 1"),
+        (lambda: best_of_chance(10, 10, alpha=math.nan), "alpha must be between 0 and 1"),
+        (
+            lambda: best_of_chance(10, 10, largest_class_share=0.4),
+            r"must be in \[0.5, 1\], got 0.4; give the share",
+        ),
+        (lambda: best_of_chance(10, 10, largest_class_share=1.1), r"must be in \[0.5, 1\], got 1.1"),
+        (lambda: best_of_chance(10, 10, largest_class_share=math.nan), r"must be in \[0.5, 1\], got nan"),
+        (lambda: clopper_pearson(0, 0), "n must be an integer of at least 1, got 0"),
+        (lambda: clopper_pearson(-1, 4), "hits must be an integer of at least 0, got -1"),
+        (lambda: clopper_pearson(5, 4), "hits must be at most n, got 5 hits of 4"),
+        (lambda: clopper_pearson(2, 4, confidence=1.0), "confidence must be between 0 and 1"),
+        (lambda: rank_p_value(0.5, []), "draws must hold at least one number, got none"),
+        (lambda: rank_p_value(math.nan, [0.5]), "got observed = nan and 0 NaN among 1 draws"),
+        (lambda: rank_p_value(0.5, [0.5, math.nan]), "got observed = 0.5 and 1 NaN among 2 draws"),
+    ],
+)
+def test_bad_input_is_refused_with_what_is_allowed(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,27 @@
+"""One progress bar per phase, on stderr, so that what a program prints stays clean."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Advance = Callable[..., None]
+"""Call it with the steps done (default 1) and, if you like, ``note=`` a few words to show beside the bar."""
+
+
+@contextmanager
+def progress_bar(phase: str, total: int, *, show: bool = True) -> Iterator[Advance]:
+    """A bar for ``total`` steps of ``phase``; ``show=False`` gives one that is silent."""
+    if not show:
+        yield lambda steps=1, note="": None
+        return
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    columns += [TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}")]
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task(phase, total=total, note="")
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            progress.update(bar, advance=steps, **({"note": note} if note else {}))
+
+        yield advance

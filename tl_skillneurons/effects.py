@@ -1,0 +1,174 @@
+"""What ablating neurons does to a task, beside the same done to random neurons.
+
+A drop in accuracy means something only beside the drop that equally many random neurons of the same layers cause. The
+same examples of one role are answered by the intact model, with the neurons ablated, and with each random control ablated.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_skillneurons._checks import require_int
+from tl_skillneurons._files import read_json, write_json
+from tl_skillneurons._progress import progress_bar
+from tl_skillneurons.ablation import ablate
+from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.prompted import Hooks, PromptedModel
+from tl_skillneurons.sites import neuron_shape
+from tl_skillneurons.soft_prompt import SoftPrompt
+from tl_skillneurons.statistics import rank_p_value
+from tl_skillneurons.task import Task
+
+KIND = "AblationEffect"
+
+
+@dataclass(frozen=True, eq=False)
+class AblationEffect:
+    """Accuracy on one role of the intact model, with neurons ablated, and with random controls ablated.
+
+    Attributes:
+        intact: Accuracy of each prompt with nothing ablated.
+        ablated: Accuracy with the neurons ablated.
+        random: Accuracy with each random control ablated.
+        how, positions: The ablation, as in :func:`~tl_skillneurons.ablate`.
+        role: Which examples.
+        n_examples, n_neurons: How many of each.
+    """
+
+    intact: Float[Tensor, " prompt"]
+    ablated: Float[Tensor, " prompt"]
+    random: Float[Tensor, "prompt draw"]
+    how: str
+    positions: str
+    role: str
+    n_examples: int
+    n_neurons: int
+
+    @property
+    def p_value(self) -> float:
+        """Rank p-value of the mean accuracy over prompts among the controls': (1 + controls as low) / (1 + controls)."""
+        return rank_p_value(float(self.ablated.mean()), self.random.mean(0))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per prompt and condition: prompt, condition, draw, role, accuracy, n_examples."""
+        rows = []
+        for prompt in range(len(self.intact)):
+            rows.append((prompt, "intact", None, float(self.intact[prompt])))
+            rows.append((prompt, "ablated", None, float(self.ablated[prompt])))
+            rows += [(prompt, "random", draw, float(a)) for draw, a in enumerate(self.random[prompt])]
+        frame = pd.DataFrame(rows, columns=["prompt", "condition", "draw", "accuracy"])
+        return frame.assign(role=self.role, n_examples=self.n_examples, how=self.how, positions=self.positions)
+
+
+def ablation_effect(
+    model: Any,
+    prompts: SoftPrompt | Sequence[SoftPrompt],
+    task: Task,
+    neurons: NeuronSet,
+    *,
+    values: Sequence[Float[Tensor, "layer neuron"]] | None = None,
+    how: str = "mean",
+    positions: str = "all",
+    sigma: float = 0.1,
+    n_random: int = 5,
+    match: Float[Tensor, "layer neuron"] | None = None,
+    role: str = "report",
+    seed: int = 0,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    path: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> AblationEffect:
+    """Ablate ``neurons``, and ``n_random`` random controls of the same layers without them, and measure accuracy.
+
+    Args:
+        values: What each prompt's run is ablated with, one per prompt (see :func:`~tl_skillneurons.ablate`).
+        n_random: Controls; 5 show a range, at least 20 a p-value below 0.05.
+        match: Draw controls matched on this, for example ``scores.mean_absolute()``.
+        role: Which examples answer; ``"report"`` has selected nothing.
+        path: A JSON file that keeps what is measured; the same call goes on where it stopped.
+
+    Raises:
+        ValueError: For neurons outside the model, values that don't go with the prompts, or a ``path`` of other settings.
+    """
+    chosen = [prompts] if isinstance(prompts, SoftPrompt) else list(prompts)
+    require_int(n_random, "n_random")
+    neurons.require_fits(*neuron_shape(model))
+    if values is not None and len(values) != len(chosen):
+        raise ValueError(f"values must hold one tensor for each of {len(chosen)} prompts, got {len(values)}")
+    n_layers, d_mlp = neuron_shape(model)
+    controls = [
+        neurons.random_like(seed + draw, n_layers=n_layers, d_mlp=d_mlp, match=match) for draw in range(n_random)
+    ]
+    conditions: dict[str, NeuronSet | None] = {"intact": None, "ablated": neurons}
+    conditions |= {f"random {draw}": control for draw, control in enumerate(controls)}
+    settings = {
+        "task": task.fingerprint,
+        "role": role,
+        "neurons": [list(pair) for pair in neurons],
+        "how": how,
+        "positions": str(positions),
+        "sigma": sigma,
+        "seed": seed,
+        "n_prompts": len(chosen),
+        "matched": match is not None,
+    }
+    done = {} if path is None else _measured(Path(path), settings)
+    split = task.split(role)
+    texts, labels = list(split["text"]), torch.tensor(split["label"])
+    with progress_bar(f"ablating on {role}", len(chosen) * len(conditions), show=progress) as advance:
+        for number, prompt in enumerate(chosen):
+            prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length)
+            for condition, held in conditions.items():
+                key = f"prompt {number}, {condition}"
+                if key not in done:
+                    value = None if values is None else values[number]
+                    hooks: Hooks = () if held is None else ablate(
+                        held, how=how, values=value, positions=positions, sigma=sigma, seed=seed
+                    )
+                    done[key] = accuracy(prompted, texts, labels, fwd_hooks=hooks, batch_size=batch_size)
+                    if path is not None:
+                        write_json(path, {"kind": KIND, "format": 1, "settings": settings, "accuracy": done})
+                advance(note=f"{condition}: {done[key]:.3f}")
+    table = torch.tensor([[done[f"prompt {k}, {c}"] for c in conditions] for k in range(len(chosen))])
+    return AblationEffect(
+        intact=table[:, 0],
+        ablated=table[:, 1],
+        random=table[:, 2:],
+        how=how,
+        positions=str(positions),
+        role=role,
+        n_examples=len(texts),
+        n_neurons=len(neurons),
+    )
+
+
+def accuracy(
+    prompted: PromptedModel,
+    texts: Sequence[str],
+    labels: Tensor | Sequence[int],
+    *,
+    fwd_hooks: Hooks = (),
+    batch_size: int = 32,
+) -> float:
+    """Share of ``texts`` whose highest class logit is that of their label."""
+    with torch.no_grad():
+        logits = prompted.class_logits(texts, fwd_hooks, batch_size=batch_size)
+    return float((logits.argmax(1).cpu() == torch.as_tensor(labels)).double().mean())
+
+
+def _measured(path: Path, settings: Mapping[str, Any]) -> dict[str, float]:
+    if not path.exists():
+        return {}
+    content = read_json(path, KIND)
+    differs = [k for k, v in settings.items() if content["settings"].get(k) != v]
+    if differs:
+        raise ValueError(f"{path} is from another run ({', '.join(differs)} differ); choose another path, or delete it")
+    return content["accuracy"]

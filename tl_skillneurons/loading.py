@@ -1,0 +1,251 @@
+"""Boot a language model for this package: frozen, in eval mode, from a packaged name, a local folder or the
+hub."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors import SafetensorError
+from transformer_lens.model_bridge import TransformerBridge
+
+from tl_skillneurons._checks import near, require_option
+from tl_skillneurons.packaged import PACKAGED, packaged_model, quiet
+from tl_skillneurons.sites import (
+    config_refusal,
+    has_language_model_head,
+    neuron_widths,
+    require_supported,
+)
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_ENCODERS = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "Roberta"}
+"""Model types that TransformerLens boots as masked language models only, and the class names' stem that it
+knows."""
+_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "LMHeadCustomModel", "ForConditionalGeneration", "ModelLM")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
+_UNREACHABLE = {"LocalEntryNotFoundError", "ConnectionError", "ConnectError", "TimeoutException"}
+_LOCAL_FORMS = (
+    "give a local folder with config.json, the weights (model.safetensors) and the tokenizer's files, or "
+    f"{' or '.join(map(repr, PACKAGED))}, which come from the package registry"
+)
+
+
+def load_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    verbose: bool = True,
+) -> TransformerBridge:
+    """A booted ``TransformerBridge``: every parameter frozen, in eval mode, fit for every function of this
+    package.
+
+    Causal language models and masked-LM BERT and RoBERTa go through ``TransformerBridge.boot_transformers``
+    as they are. A BERT or RoBERTa checkpoint without a language-model head is booted as a masked language
+    model whose head is random (the same in every run) and never read: ``config.architectures`` then names the
+    bare encoder, which :func:`~tl_skillneurons.sites.has_language_model_head` looks at.
+
+    Args:
+        name_or_path: ``"smollm2"`` or ``"minilm"`` (packaged, taken before any folder or hub model of that
+            name), a local folder, or a name on the hub.
+        device: Where to put the model; by default the GPU if CUDA is there, else the CPU.
+        dtype: ``torch.float32``, ``"bfloat16"`` and the like.
+        verbose: Say on stderr, in one line, what was loaded.
+
+    Raises:
+        ValueError: When the model is of a kind that can't be used, with the reason; when it is not on the
+            hub, or its files are corrupt; for an unknown device or dtype.
+        FileNotFoundError: When a local folder, or something in it, is missing.
+        PermissionError: When the hub does not give the model to this user.
+        ConnectionError: When the hub can't be reached, or a packaged model's registry.
+    """
+    dtype, device = _as_dtype(dtype), _as_device(device)
+    name, source, local = _find(name_or_path, verbose=verbose)
+    devices = [device] if device.type == "cuda" else []
+    console = Console(file=sys.stderr, quiet=not verbose)
+    with _load_errors(name, source, local), quiet(hub_bars=verbose), torch.random.fork_rng(devices=devices):
+        with contextlib.nullcontext() if local else console.status(f"asking the hub for {name}"):
+            config = _read_config(name, source)  # takes half a minute when there is no network
+        boot = _boot_encoder if config.model_type in _ENCODERS else _boot
+        model = boot(source, device, dtype)
+    model.cfg.model_name = name
+    model.requires_grad_(False)
+    model.eval()
+    require_supported(model)
+    console.print(_describe(name, model, dtype), soft_wrap=True, highlight=False, markup=False)
+    return model
+
+
+def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    text = dtype.removeprefix("torch.") if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
+    return getattr(torch, require_option(text, "dtype", _DTYPES))
+
+
+def _as_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device must be 'cpu', 'cuda', 'cuda:1', 'mps' or the like, got {device!r}"
+        ) from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} is not there: {torch.cuda.device_count()} CUDA devices; use 'cpu'"
+        )
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {device!r} is not there: PyTorch finds no MPS here; use 'cpu'")
+    return chosen
+
+
+def _find(name_or_path: str | os.PathLike[str], *, verbose: bool) -> tuple[str, str, bool]:
+    """What to call the model, where it is, and whether that is here rather than on the hub."""
+    name = os.fspath(name_or_path)
+    if name in PACKAGED:
+        return name, str(packaged_model(name, verbose=verbose)), True
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _require_complete(folder)
+        return str(folder), str(folder), True
+    if folder.exists():
+        raise ValueError(f"{folder} is a file; {_LOCAL_FORMS}")
+    if (
+        isinstance(name_or_path, Path)
+        or name.startswith((".", "~", os.sep))
+        or name.count("/") > 1
+        or "\\" in name
+    ):
+        raise FileNotFoundError(f"there is no folder {folder}; {_LOCAL_FORMS}")
+    return name, name, False
+
+
+def _require_complete(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        peft = "it is a PEFT adapter, load its base model here and the prompt with SoftPrompt.from_peft"
+        raise FileNotFoundError(f"{folder} has no config.json; {peft if adapter else _LOCAL_FORMS}")
+    for what, patterns in (("weights", _WEIGHTS), ("tokenizer files", _TOKENIZERS)):
+        if not any(next(folder.glob(pattern), None) for pattern in patterns):
+            raise FileNotFoundError(f"{folder} has no {what} ({', '.join(patterns)}); {_LOCAL_FORMS}")
+
+
+def _read_config(name: str, source: str) -> Any:
+    """The model's config, once it says nothing against the model; no weights are read for this."""
+    from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source)
+    reason = config_refusal(config)
+    if reason is not None:
+        raise _Refused(f"can't find neurons in {name} ({_class_name(config)}): {reason}")
+    if config.model_type in _ENCODERS:
+        return config
+    try:
+        determine_architecture_from_hf_config(config)
+    except ValueError as error:
+        raise _Refused(
+            f"can't load {name}: TransformerLens has no adapter for {_class_name(config)} "
+            f"(model type {config.model_type!r}); use a causal language model, BERT or RoBERTa, or register "
+            "an adapter with ArchitectureAdapterFactory.register_adapter and boot it yourself"
+        ) from error
+    tied = getattr(config, "tie_word_embeddings", True)
+    if not tied and not _class_name(config).endswith(_LANGUAGE_MODELS) and config.architectures:
+        raise _Refused(
+            f"can't load {name}: {_class_name(config)} comes without the output embedding of a language "
+            "model, which would be random; use the checkpoint with its language-model head"
+        )
+    return config
+
+
+def _class_name(config: Any) -> str:
+    return (config.architectures or [type(config).__name__])[0]
+
+
+def _boot(source: str, device: torch.device, dtype: torch.dtype) -> TransformerBridge:
+    return TransformerBridge.boot_transformers(source, device=str(device), dtype=dtype)
+
+
+def _boot_encoder(source: str, device: torch.device, dtype: torch.dtype) -> TransformerBridge:
+    from transformers import AutoModelForMaskedLM
+
+    torch.manual_seed(0)  # inside fork_rng: a head that is missing comes out the same every time
+    model, info = AutoModelForMaskedLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    missing = sorted(info["missing_keys"])
+    lost = [key for key in missing if not key.startswith(("cls.", "lm_head."))]
+    if lost:
+        raise _Refused(
+            f"the weights of {source} are incomplete: {', '.join(lost[:3])} and {len(lost)} in all missing"
+        )
+    bare = any(key in missing for key in ("cls.predictions.transform.dense.weight", "lm_head.dense.weight"))
+    stem = _ENCODERS[model.config.model_type]
+    model.config.architectures = [
+        f"{stem}ForMaskedLM"
+    ]  # TransformerLens knows XLM-RoBERTa by RoBERTa's name only
+    bridge = TransformerBridge.boot_transformers(
+        source, hf_model=model.to(device).eval(), device=str(device), dtype=dtype
+    )
+    if bare:
+        bridge.original_model.config.architectures = [f"{stem}Model"]
+    return bridge
+
+
+class _Refused(ValueError):
+    """A refusal that says everything already."""
+
+
+@contextlib.contextmanager
+def _load_errors(name: str, source: str, local: bool) -> Iterator[None]:
+    """Turn the many errors of loading into one that says which of the causes it was."""
+    try:
+        yield
+    except _Refused as error:
+        raise ValueError(str(error)) from error.__cause__
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise _explain(error, name, source, local) from error
+
+
+def _explain(error: Exception, name: str, source: str, local: bool) -> Exception:
+    first = str(error).strip().partition("\n")[0] or type(error).__name__
+    if local:
+        return ValueError(f"can't load the model in {source}, a file is corrupt or of another kind: {first}")
+    causes = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
+    hint = near(name, PACKAGED)
+    meant = f"; {hint}" if hint.startswith("did you mean") else ""
+    if causes & {"GatedRepoError"}:
+        return PermissionError(f"{name} is gated: accept its terms on the hub and log in (hf auth login)")
+    if causes & _UNREACHABLE:
+        return ConnectionError(
+            f"{name!r} is no local folder, and the Hugging Face hub can't be reached or is switched off; "
+            f"{_LOCAL_FORMS}{meant}"
+        )
+    if causes & {"RepositoryNotFoundError", "HFValidationError", "RevisionNotFoundError"}:
+        return ValueError(
+            f"{name!r} is neither a local folder nor a model on the hub{meant or f'; {_LOCAL_FORMS}'}"
+        )
+    return ValueError(f"can't load {name} from the hub: {first}{meant}")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _describe(name: str, model: TransformerBridge, dtype: torch.dtype) -> str:
+    widths = neuron_widths(model)
+    width = str(widths[0]) if len(set(widths)) == 1 else f"{min(widths)} to {max(widths)}"
+    shape = (
+        f"{len(widths)} layers x {width} neurons, {str(dtype).removeprefix('torch.')} on {model.cfg.device}"
+    )
+    if has_language_model_head(model):
+        return f"{name}: {type(model.original_model).__name__}, {shape}, language-model head"
+    bare = model.original_model.config.architectures[0]
+    head = "bare encoder; the masked-LM head it is booted with is random and never read"
+    return f"{name}: {bare}, {shape} ({head})"

@@ -1,0 +1,397 @@
+"""Which neurons: sets of MLP neurons, their algebra, their files and the random controls drawn for them.
+
+A neuron is one coordinate of ``blocks.{layer}.mlp.hook_post``, the input of the MLP's output projection, and
+is named by its layer and its index there, both from 0. A :class:`NeuronSet` says nothing about what its
+neurons do. The control for anything done to it is :meth:`NeuronSet.random_like`: equally many random neurons
+of the same layers, matched on activation scale where ``match`` is given, since larger activations do more
+damage when they are ablated, whatever they encode.
+"""
+
+import json
+import os
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from numbers import Integral
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_skillneurons._checks import require_int
+from tl_skillneurons._files import FORMAT, package_version, read_json, write_whole
+
+SITE = "mlp.hook_post"
+"""The hook point, under ``blocks.{layer}.``, whose coordinates are the neurons."""
+
+KIND = "NeuronSet"
+
+
+@dataclass(frozen=True, eq=False, repr=False, init=False)
+class NeuronSet:
+    """MLP neurons of one model; ``layer[i]`` and ``index[i]`` name neuron ``i``.
+
+    The order is kept as given (``NeuronScores.top`` puts the best first) but is not part of what the set is:
+    two sets are equal when they hold the same neurons of models of the same shape.
+
+    Attributes:
+        layer: Layer of each neuron. Integers in any form (list, tuple, tensor, pandas column) become an int64
+            tensor on the CPU, a copy of what was given.
+        index: Index of each neuron within its layer, likewise.
+        n_layers: Layers of the model the set belongs to, if known.
+        d_mlp: Neurons per layer of that model, if known.
+        model: The model's name, kept for the record; compared with nothing.
+
+    Raises:
+        TypeError: When layers or indices are not integers (a bool is not one).
+        ValueError: When they differ in number, name a neuron twice, or name one outside the model.
+    """
+
+    layer: Int[Tensor, " neuron"]
+    index: Int[Tensor, " neuron"]
+    n_layers: int | None
+    d_mlp: int | None
+    model: str | None
+
+    def __init__(
+        self,
+        layer: Int[Tensor, " neuron"] | Iterable[SupportsIndex],
+        index: Int[Tensor, " neuron"] | Iterable[SupportsIndex],
+        n_layers: int | None = None,
+        d_mlp: int | None = None,
+        model: str | None = None,
+    ) -> None:
+        # written out because it takes lists, while the fields are always tensors
+        fields = {
+            "layer": _integers(layer, "layer"),
+            "index": _integers(index, "index"),
+            "n_layers": None if n_layers is None else require_int(n_layers, "n_layers"),
+            "d_mlp": None if d_mlp is None else require_int(d_mlp, "d_mlp"),
+            "model": model,
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        if len(self.layer) != len(self.index):
+            raise ValueError(
+                f"layer and index must name one neuron each, got {len(self.layer)} layers and "
+                f"{len(self.index)} indices"
+            )
+        _require_inside(self)
+        _require_distinct(self)
+
+    @classmethod
+    def from_pairs(
+        cls,
+        pairs: Iterable[Sequence[SupportsIndex]],
+        *,
+        n_layers: int | None = None,
+        d_mlp: int | None = None,
+        model: str | None = None,
+    ) -> "NeuronSet":
+        """The neurons in a list of ``(layer, index)``, in its order."""
+        pairs = list(pairs)
+        for pair in pairs:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise TypeError(f"each neuron must be a pair (layer, index), got {pair!r}")
+        return cls([p[0] for p in pairs], [p[1] for p in pairs], n_layers=n_layers, d_mlp=d_mlp, model=model)
+
+    @classmethod
+    def from_mask(cls, mask: Bool[Tensor, "layer neuron"], *, model: str | None = None) -> "NeuronSet":
+        """The neurons where ``mask`` is true, ordered by layer and index; the mask's shape is the model's."""
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 2:
+            raise TypeError(f"mask must be a bool tensor [layer, neuron], got {_form(mask)}")
+        layer, index = mask.nonzero(as_tuple=True)
+        return cls(layer, index, n_layers=mask.shape[0], d_mlp=mask.shape[1], model=model)
+
+    def mask(self, n_layers: int | None = None, d_mlp: int | None = None) -> Bool[Tensor, "layer neuron"]:
+        """True at the set's neurons, ``[n_layers, d_mlp]``; the set's own shape unless it has none.
+
+        Raises:
+            ValueError: When neither the set nor the caller says the shape, when they contradict each other,
+                or when a neuron is outside it.
+        """
+        n_layers, d_mlp = self._shape(n_layers, d_mlp)
+        if n_layers is None or d_mlp is None:
+            missing = [n for n, v in (("n_layers", n_layers), ("d_mlp", d_mlp)) if v is None]
+            raise ValueError(
+                f"the set doesn't know its model's {' and '.join(missing)}; give mask(n_layers, d_mlp)"
+            )
+        mask = torch.zeros(n_layers, d_mlp, dtype=torch.bool)
+        mask[self.layer, self.index] = True
+        return mask
+
+    def require_fits(self, n_layers: int, d_mlp: int) -> None:
+        """Refuse a model, or values, of another shape than the set's own, or too small for its neurons.
+
+        Raises:
+            ValueError: Otherwise.
+        """
+        fitted = self._like(NeuronSet([], [], n_layers=n_layers, d_mlp=d_mlp), self)
+        _require_inside(fitted)
+
+    def by_layer(self) -> dict[int, Int[Tensor, " neuron"]]:
+        """Layer -> indices of its neurons, in the set's order; lowest layer first, empty ones left out."""
+        return {layer: self.index[self.layer == layer] for layer in self.layer.unique().tolist()}
+
+    def counts_per_layer(self) -> dict[int, int]:
+        """Layer -> how many of the set's neurons it has; lowest layer first, empty ones left out."""
+        return {layer: len(index) for layer, index in self.by_layer().items()}
+
+    def random_like(
+        self,
+        seed: int,
+        *,
+        d_mlp: int | None = None,
+        n_layers: int | None = None,
+        exclude: bool = True,
+        match: Float[Tensor, "layer neuron"] | None = None,
+        n_nearest: int = 20,
+    ) -> "NeuronSet":
+        """Equally many random neurons of each layer: the control for whatever is done to this set.
+
+        Neuron ``i`` of the result stands for neuron ``i`` of this set and is of the same layer. The same seed
+        gives the same control for equal sets, in whatever order theirs are.
+
+        Args:
+            seed: Feeds a generator of its own; the caller's random state stays as it is.
+            d_mlp: Neurons per layer, for a set that doesn't know.
+            n_layers: Layers, likewise; needed only for the result to know its shape.
+            exclude: Whether this set's neurons may not be drawn.
+            match: A number for every neuron, e.g. the mean absolute activation. Each neuron's stand-in is
+                then drawn uniformly among the ``n_nearest`` that come nearest to it in this number and are
+                still free.
+            n_nearest: Fewer match better and vary less from seed to seed.
+
+        Raises:
+            ValueError: When a layer has too few neurons to draw from, when ``d_mlp`` is unknown, or when
+                ``match`` has another shape or holds a number that is not finite.
+        """
+        seed = require_int(seed, "seed", minimum=0)
+        n_nearest = require_int(n_nearest, "n_nearest")
+        if match is not None:
+            match = _finite_match(match)
+            known = self._shape(n_layers, d_mlp)
+            if any(size not in (None, got) for size, got in zip(known, match.shape, strict=True)):
+                wanted = f"n_layers={known[0]}, d_mlp={known[1]}"
+                raise ValueError(f"match must be [layer, neuron] of {wanted}, got shape {tuple(match.shape)}")
+            n_layers, d_mlp = match.shape
+        n_layers, d_mlp = self._shape(n_layers, d_mlp)
+        if d_mlp is None:
+            raise ValueError("the set doesn't know its model's d_mlp; give random_like(seed, d_mlp=...)")
+
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.empty_like(self.index)
+        for layer in self.layer.unique().tolist():
+            own = (self.layer == layer).nonzero().flatten()
+            own = own[self.index[own].argsort()]  # the draw must not depend on the set's order
+            free = torch.ones(d_mlp, dtype=torch.bool)
+            free[self.index[own]] = not exclude
+            pool = free.nonzero().flatten()
+            if len(pool) < len(own):
+                raise ValueError(
+                    f"layer {layer} has {len(pool)} neurons to draw {len(own)} random ones from"
+                    + (f" ({d_mlp} without the set's own); draw with exclude=False" if exclude else "")
+                )
+            if match is None:
+                drawn[own] = pool[torch.randperm(len(pool), generator=generator)[: len(own)]]
+            else:
+                drawn[own] = _nearest(match[layer], self.index[own], pool, n_nearest, generator)
+        return NeuronSet(self.layer, drawn, n_layers=n_layers, d_mlp=d_mlp, model=self.model)
+
+    def to_json(self, path: str | os.PathLike[str]) -> Path:
+        """Write the set to a file that a person can read, whole or not at all; returns its path.
+
+        ``layers`` lists the neurons of each layer in ascending order, ``ranked`` all ``[layer, index]`` in
+        the set's order.
+        """
+        header = {
+            "kind": KIND,
+            "format": FORMAT,
+            "package_version": package_version(),
+            "model": self.model,
+            "site": SITE,
+            "n_layers": self.n_layers,
+            "d_mlp": self.d_mlp,
+            "n_neurons": len(self),
+        }
+        lines = [f"  {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}," for k, v in header.items()]
+        layers = [
+            f'    "{layer}": {index.sort().values.tolist()}' for layer, index in self.by_layer().items()
+        ]
+        body = "{\n" + ",\n".join(layers) + "\n  }" if layers else "{}"
+        ranked = json.dumps(list(self))
+        return write_whole(
+            path, "\n".join(["{", *lines, f'  "layers": {body},', f'  "ranked": {ranked}', "}"]) + "\n"
+        )
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> "NeuronSet":
+        """The set that :meth:`to_json` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt, holds something else, or contradicts itself.
+        """
+        content = read_json(path, KIND)
+        if content.get("site") != SITE:
+            raise ValueError(
+                f"{path} names neurons at {content.get('site')!r}; only those at {SITE!r} can be read"
+            )
+        try:
+            shape = {name: content[name] for name in ("n_layers", "d_mlp", "model")}
+            neurons = cls.from_pairs([tuple(pair) for pair in content["ranked"]], **shape)
+            listed = {
+                (int(layer), index) for layer, indices in content["layers"].items() for index in indices
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path} is not a sound {KIND} file: {reason}") from error
+        if listed != set(neurons):
+            raise ValueError(
+                f"{path} contradicts itself: 'layers' and 'ranked' must name the same neurons, and "
+                f"{min(listed ^ set(neurons), key=str)} is in only one of them"
+            )
+        return neurons
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per neuron in the set's order, with columns ``layer`` and ``index``."""
+        return pd.DataFrame({"layer": self.layer.tolist(), "index": self.index.tolist()}, dtype="int64")
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self.layer.tolist(), self.index.tolist(), strict=True)
+
+    def __contains__(self, pair: Sequence[SupportsIndex]) -> bool:
+        layer, index = pair
+        return bool(((self.layer == layer) & (self.index == index)).any())
+
+    def __or__(self, other: "NeuronSet") -> "NeuronSet":
+        own = set(self)
+        return self._like(other, [*self, *(pair for pair in other if pair not in own)])
+
+    def __and__(self, other: "NeuronSet") -> "NeuronSet":
+        others = set(other)
+        return self._like(other, [pair for pair in self if pair in others])
+
+    def __sub__(self, other: "NeuronSet") -> "NeuronSet":
+        others = set(other)
+        return self._like(other, [pair for pair in self if pair not in others])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, NeuronSet):
+            return NotImplemented
+        return (self.n_layers, self.d_mlp, set(self)) == (other.n_layers, other.d_mlp, set(other))
+
+    def __hash__(self) -> int:
+        return hash((self.n_layers, self.d_mlp, frozenset(self)))
+
+    def __repr__(self) -> str:
+        first = ", ".join(map(str, islice(self, 3)))
+        more = ", ..." if len(self) > 3 else ""
+        shape = f"n_layers={self.n_layers}, d_mlp={self.d_mlp}, model={self.model!r}"
+        return f"NeuronSet({len(self)} neurons: [{first}{more}], {shape})"
+
+    def _shape(self, n_layers: int | None, d_mlp: int | None) -> tuple[int | None, int | None]:
+        """The model's shape, from the set or the caller, who may not contradict each other."""
+        asked = NeuronSet([], [], n_layers=n_layers, d_mlp=d_mlp)
+        whole = self._like(asked, self)
+        return whole.n_layers, whole.d_mlp
+
+    def _like(self, other: "NeuronSet", pairs: Iterable[tuple[int, int]]) -> "NeuronSet":
+        """``pairs`` as a set of the model that both sets belong to."""
+        for name in ("n_layers", "d_mlp"):
+            if None not in (known := (getattr(self, name), getattr(other, name))) and known[0] != known[1]:
+                raise ValueError(
+                    f"the neurons must belong to one model, got n_layers={self.n_layers}, d_mlp={self.d_mlp} "
+                    f"and n_layers={other.n_layers}, d_mlp={other.d_mlp}"
+                )
+        return NeuronSet.from_pairs(
+            pairs,
+            n_layers=self.n_layers or other.n_layers,
+            d_mlp=self.d_mlp or other.d_mlp,
+            model=self.model if self.model == other.model else None,
+        )
+
+
+def _form(value: Any) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+def _integers(values: Any, name: str) -> Int[Tensor, " neuron"]:
+    """A copy of ``values`` as int64 on the CPU."""
+    if isinstance(values, Tensor):
+        is_integer = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+        if values.ndim != 1 or not (is_integer or len(values) == 0):
+            raise TypeError(f"{name} must be a one-axis tensor of integers, got {_form(values)}")
+        return values.detach().to(device="cpu", dtype=torch.int64, copy=True)
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list or a one-axis tensor of integers, got {values!r}")
+    values = list(values)
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"{name} must hold integers, got {value!r}")
+    return torch.tensor([int(value) for value in values], dtype=torch.int64)
+
+
+def _require_inside(neurons: NeuronSet) -> None:
+    outside = (neurons.layer < 0) | (neurons.index < 0)
+    if neurons.n_layers is not None:
+        outside |= neurons.layer >= neurons.n_layers
+    if neurons.d_mlp is not None:
+        outside |= neurons.index >= neurons.d_mlp
+    if outside.any():
+        first = outside.nonzero()[0].item()
+        layers = "0 or more" if neurons.n_layers is None else f"in [0, {neurons.n_layers})"
+        indices = "0 or more" if neurons.d_mlp is None else f"in [0, {neurons.d_mlp})"
+        raise ValueError(
+            f"neuron (layer {neurons.layer[first]}, index {neurons.index[first]}) is outside the model: "
+            f"layer must be {layers} and index {indices}"
+        )
+
+
+def _require_distinct(neurons: NeuronSet) -> None:
+    seen: set[tuple[int, int]] = set()
+    for pair in neurons:
+        if pair in seen:
+            raise ValueError(f"neurons must be distinct, got {pair} twice; name each (layer, index) once")
+        seen.add(pair)
+
+
+def _finite_match(match: Float[Tensor, "layer neuron"]) -> Float[Tensor, "layer neuron"]:
+    if not isinstance(match, Tensor) or match.ndim != 2:
+        raise ValueError(f"match must be a tensor [layer, neuron], got {_form(match)}")
+    match = match.detach().to(device="cpu", dtype=torch.float64)
+    if not match.isfinite().all():
+        layer, index = (~match.isfinite()).nonzero()[0].tolist()
+        raise ValueError(f"match must be finite, got {match[layer, index]} at layer {layer}, index {index}")
+    return match
+
+
+def _nearest(
+    match: Float[Tensor, " d_mlp"],
+    index: Int[Tensor, " neuron"],
+    pool: Int[Tensor, " free"],
+    n_nearest: int,
+    generator: torch.Generator,
+) -> Int[Tensor, " neuron"]:
+    """For each neuron of ``index`` one of its ``n_nearest`` in ``pool`` by ``match``, none twice.
+
+    The pool is sorted once; a neuron's nearest are then next to its place, and a drawn one is taken out.
+    """
+    values, order = match[pool].sort(stable=True)
+    values, free = values.tolist(), pool[order].tolist()
+    drawn = []
+    for own in match[index].tolist():
+        place = bisect_left(values, own)
+        window = range(max(0, place - n_nearest), min(len(values), place + n_nearest))
+        nearest = sorted(window, key=lambda j, own=own: abs(values[j] - own))[:n_nearest]
+        choice = nearest[torch.randint(len(nearest), (), generator=generator).item()]
+        drawn.append(free.pop(choice))
+        values.pop(choice)
+    return torch.tensor(drawn, dtype=torch.int64)

@@ -1,0 +1,237 @@
+"""Where the virtual tokens, the text and the padding stand: the one place that knows.
+
+A prompted sequence is contiguous, and padding stands outside it, on one side::
+
+    suffix (causal)            [text] [virtual tokens]              read out at the last virtual token
+    prefix (bidirectional)     [mask] [virtual tokens] [text]       read out at the mask
+    prefix (causal, as PEFT)   [virtual tokens] [text]              read out at the last token of the text
+
+Causal models are padded on the left and bidirectional ones on the right, so that position ids, sliding windows and
+read-outs of an example are those it has alone. All indices here are in the frame *with* virtual tokens; those named
+``column`` count padding as well.
+
+While a prompted model runs, :func:`published` leaves the :class:`PromptedTokens` of the current batch in the context
+(``HookPoint.ctx``) of every neuron hook point, where a hook that acts at "prompt" or "text" finds them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+PLACEMENTS = ("prefix", "suffix")
+PADDING_SIDES = ("left", "right")
+_KEY = "tl_skillneurons.tokens"
+
+
+@dataclass(frozen=True)
+class PromptedTokens:
+    """One batch, tokenized, with the virtual tokens in place; every axis ``pos`` counts padding and virtual tokens.
+
+    ``ids`` from ``d_vocab`` on stand for virtual tokens. ``is_text`` covers the text as the tokenizer makes it, special
+    tokens included; ``is_special`` are those special tokens (BOS, [CLS], [SEP]). ``readout`` is the column at which class
+    logits are read, ``example`` each row's number in the caller's order, ``n_truncated`` how many rows lost text.
+    """
+
+    ids: Int[Tensor, "batch pos"]
+    attention_mask: Int[Tensor, "batch pos"]
+    is_prompt: Bool[Tensor, "batch pos"]
+    is_text: Bool[Tensor, "batch pos"]
+    is_special: Bool[Tensor, "batch pos"]
+    readout: Int[Tensor, " batch"]
+    example: Int[Tensor, " batch"]
+    n_truncated: int = 0
+
+    @property
+    def is_padding(self) -> Bool[Tensor, "batch pos"]:
+        """Columns that hold nothing; no result depends on them."""
+        return self.attention_mask == 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: Any) -> "PromptedTokens":
+        """The same batch on another device."""
+        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **moved)
+
+    def prompt_columns(self) -> Int[Tensor, "batch prompt_pos"]:
+        """The columns of the prompt positions (the mask first, where there is one), row by row."""
+        n_positions = int(self.is_prompt[0].sum())
+        return self.is_prompt.nonzero()[:, 1].view(len(self), n_positions)
+
+
+def arrange(
+    text_ids: list[list[int]],
+    *,
+    virtual_ids: Iterable[int],
+    placement: str,
+    mask_id: int | None,
+    special_ids: frozenset[int],
+    pad_id: int,
+    padding_side: str,
+    max_length: int | None,
+    example: Iterable[int] | None = None,
+) -> PromptedTokens:
+    """Put the virtual tokens beside each text, cut what is too long out of the text, and pad.
+
+    Args:
+        text_ids: Token ids of each text, its special tokens included.
+        virtual_ids: Ids of the virtual tokens, in order; empty without a prompt.
+        mask_id: The token put before a prefix and read out; ``None`` reads out at the last token.
+        special_ids: Which ids are special tokens; those at the end of a text survive truncation.
+        max_length: Longest sequence allowed, virtual tokens and mask included; ``None`` for no limit.
+        example: Each row's number in the caller's order; by default 0, 1, 2, ...
+
+    Raises:
+        ValueError: When a text has no token, or the prompt leaves no room for text.
+    """
+    before = [] if mask_id is None else [mask_id]
+    virtual = list(virtual_ids)
+    n_prompt = len(before) + len(virtual)
+    room = None if max_length is None else max_length - n_prompt
+    rows, kinds, readouts, n_truncated = [], [], [], 0
+    for number, ids in enumerate(text_ids):
+        cut = ids if room is None or len(ids) <= room else _truncate(ids, room, special_ids, n_prompt, max_length)
+        if not any(i not in special_ids for i in cut):
+            raise ValueError(f"text {number} has no token of its own; give texts that are not empty")
+        n_truncated += len(cut) < len(ids)
+        text_kind = [3 if i in special_ids else 2 for i in cut]
+        if placement == "prefix":
+            rows.append(before + virtual + cut)
+            kinds.append([1] * n_prompt + text_kind)
+        else:
+            rows.append(cut + before + virtual)
+            kinds.append(text_kind + [1] * n_prompt)
+        readouts.append(0 if mask_id is not None and placement == "prefix" else len(rows[-1]) - 1)
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id)
+    kind = torch.zeros(len(rows), width, dtype=torch.long)
+    readout = torch.tensor(readouts)
+    for row, (row_ids, row_kind) in enumerate(zip(rows, kinds, strict=True)):
+        start = width - len(row_ids) if padding_side == "left" else 0
+        ids[row, start : start + len(row_ids)] = torch.tensor(row_ids)
+        kind[row, start : start + len(row_ids)] = torch.tensor(row_kind)
+        readout[row] += start
+    return PromptedTokens(
+        ids=ids,
+        attention_mask=(kind > 0).long(),
+        is_prompt=kind == 1,
+        is_text=kind >= 2,
+        is_special=kind == 3,
+        readout=readout,
+        example=torch.arange(len(rows)) if example is None else torch.tensor(list(example)),
+        n_truncated=n_truncated,
+    )
+
+
+def _truncate(ids: list[int], room: int, special: frozenset[int], n_prompt: int, max_length: int | None) -> list[int]:
+    n_tail = next((k for k, i in enumerate(reversed(ids)) if i not in special), 0)
+    if room <= n_tail or all(i in special for i in ids[: room - n_tail]):
+        raise ValueError(
+            f"{n_prompt} prompt positions leave no room for text in a sequence of at most {max_length} tokens; "
+            "use fewer virtual tokens"
+        )
+    return ids[: room - n_tail] + ids[len(ids) - n_tail :]
+
+
+def from_ids(ids: Int[Tensor, "batch pos"], base: int, mask_id: int | None) -> PromptedTokens:
+    """The positions of a batch of ids that a user put together, in which padding can't be told from text.
+
+    Args:
+        base: Ids from here on are virtual tokens.
+        mask_id: A mask directly before the first virtual token is a prompt position as well.
+    """
+    is_prompt = ids >= base
+    if mask_id is not None:
+        before_first = torch.zeros_like(is_prompt)
+        before_first[:, :-1] = (ids == base)[:, 1:]
+        is_prompt = is_prompt | (before_first & (ids == mask_id))
+    return PromptedTokens(
+        ids=ids,
+        attention_mask=torch.ones_like(ids),
+        is_prompt=is_prompt,
+        is_text=~is_prompt,
+        is_special=torch.zeros_like(is_prompt),
+        readout=torch.full((len(ids),), ids.shape[1] - 1, device=ids.device),
+        example=torch.arange(len(ids), device=ids.device),
+    )
+
+
+@contextmanager
+def published(points: Iterable[Any], current: Callable[[], PromptedTokens | None]) -> Iterator[None]:
+    """Let hooks at these hook points find the tokens of the batch that runs, by calling ``current``."""
+    points = list(points)
+    before = [point.ctx.get(_KEY) for point in points]
+    for point in points:
+        point.ctx[_KEY] = current
+    try:
+        yield
+    finally:
+        for point, old in zip(points, before, strict=True):
+            if old is None:
+                point.ctx.pop(_KEY, None)
+            else:
+                point.ctx[_KEY] = old
+
+
+def current_tokens(hook: Any) -> PromptedTokens | None:
+    """The tokens of the batch that is running through this hook point, or ``None`` where nobody published them."""
+    current = hook.ctx.get(_KEY)
+    return None if current is None else current()
+
+
+def columns(
+    positions: Any, act: Tensor, hook: Any, *, what: str = "positions"
+) -> Bool[Tensor, "batch pos"]:
+    """Which columns of ``act`` a choice of positions means, given what is running through this hook point.
+
+    Args:
+        positions: ``"all"``, ``"prompt"``, ``"text"``, or a slice or indices into the sequence. Those count from the
+            example's own first token, virtual tokens included, where the padding is known, else from the first column;
+            negative ones from the end.
+        act: The activation ``[batch, pos, ...]`` at the hook point.
+
+    Raises:
+        ValueError: When "prompt" or "text" is asked for where nobody knows them, or an index is outside the sequence.
+    """
+    batch, n_columns = act.shape[:2]
+    if isinstance(positions, str) and positions == "all":
+        return torch.ones(batch, n_columns, dtype=torch.bool, device=act.device)
+    tokens = current_tokens(hook)
+    if tokens is not None and tokens.ids.shape != (batch, n_columns):
+        raise ValueError(
+            f"the batch that was announced has shape {tuple(tokens.ids.shape)}, the activation at {hook.name} "
+            f"{(batch, n_columns)}; run the model on token ids inside `attached`, or use PromptedModel"
+        )
+    if isinstance(positions, str):
+        if tokens is None:
+            raise ValueError(
+                f"{what}={positions!r} needs to know where the virtual tokens stand, and this model runs without any; "
+                "run it through PromptedModel or inside `with prompt.attached(model)`, or give a slice or indices"
+            )
+        return (tokens.is_prompt if positions == "prompt" else tokens.is_text).to(act.device)
+    if tokens is None:
+        start = torch.zeros(batch, dtype=torch.long)
+        length = torch.full((batch,), n_columns)
+    else:
+        real = tokens.attention_mask.cpu()
+        start, length = real.argmax(1), real.sum(1)
+    chosen = torch.zeros(batch, n_columns, dtype=torch.bool)
+    for row, (first, n) in enumerate(zip(start.tolist(), length.tolist(), strict=True)):
+        chosen[row, [first + i for i in _indices(positions, n, what)]] = True
+    return chosen.to(act.device)
+
+
+def _indices(positions: Any, n: int, what: str) -> list[int]:
+    if isinstance(positions, slice):
+        return list(range(*positions.indices(n)))
+    wanted = [int(i) for i in positions]
+    outside = [i for i in wanted if not -n <= i < n]
+    if outside:
+        raise ValueError(f"{what} must be in [-{n}, {n}) for a sequence of {n} tokens, got {outside[0]}")
+    return [i % n for i in wanted]

@@ -1,0 +1,277 @@
+"""Predictivity: how well one threshold on one neuron tells the labels apart (Wang et al., 2022, section 3.2).
+
+With a(N, p, x) the activation of neuron N at prompt position p on input x::
+
+    a_bsl(N, p)      = mean of a(N, p, x) over role baseline
+    accuracy(N, p)   = share of role select on which [a(N, p, x) > a_bsl(N, p)] = label      (strictly greater)
+    predictivity(N)  = mean over prompts of  max over p of  max(accuracy, 1 - accuracy)
+
+The best of hundreds of thousands of such scores is far above one half by luck: :meth:`NeuronScores.chance_level` says how
+far. A predictive neuron need not be one that the model uses; ablation beside random controls tells.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._files import load_tensors, save_tensors
+from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.statistics import ChanceLevel, best_of_chance
+
+KIND = "NeuronScores"
+AGGREGATES = ("mean", "min")
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronScores:
+    """Thresholds and scores of every neuron at every scored position, for each prompt of a set.
+
+    Attributes:
+        baseline: Mean activation over role ``baseline``, the threshold.
+        std: Standard deviation of the activation over role ``baseline``.
+        mean_abs: Mean absolute activation over role ``baseline``.
+        correct: On how many examples of role ``select`` the rule was right.
+        n_baseline, n_select: Examples per role.
+        class_counts: Examples of each class in ``select``.
+        positions: What the position axis holds: ``"prompt"`` (the mask first, where there is one, then the virtual tokens), or
+            one reading of the text's own tokens: ``"last"``, ``"mean"``, ``"max"``.
+        site: The hook point, below ``blocks.{layer}.``, whose coordinates are the neurons.
+        aggregate: How prompts are combined, ``"mean"`` (the paper) or ``"min"``.
+        provenance: Plain JSON values: model, task, prompts, settings.
+    """
+
+    baseline: Float[Tensor, "prompt layer position neuron"]
+    std: Float[Tensor, "prompt layer position neuron"]
+    mean_abs: Float[Tensor, "prompt layer position neuron"]
+    correct: Int[Tensor, "prompt layer position neuron"]
+    n_baseline: int
+    n_select: int
+    class_counts: tuple[int, int]
+    positions: str = "prompt"
+    site: str = SITE
+    aggregate: str = "mean"
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_option(self.aggregate, "aggregate", AGGREGATES)
+        for name in ("std", "mean_abs", "correct"):
+            if getattr(self, name).shape != self.baseline.shape:
+                raise ValueError(
+                    f"{name} must have the shape of baseline, {tuple(self.baseline.shape)}, "
+                    f"got {tuple(getattr(self, name).shape)}"
+                )
+
+    def __repr__(self) -> str:
+        n_prompts, n_layers, n_positions, d_mlp = self.baseline.shape
+        return (
+            f"NeuronScores({n_prompts} prompts, {n_layers} layers x {d_mlp} neurons, {n_positions} positions "
+            f"({self.positions}), baseline {self.n_baseline} and select {self.n_select} examples)"
+        )
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the model."""
+        return self.baseline.shape[1]
+
+    @property
+    def d_mlp(self) -> int:
+        """Neurons per layer."""
+        return self.baseline.shape[3]
+
+    @property
+    def accuracy(self) -> Float[Tensor, "prompt layer position neuron"]:
+        """Accuracy of "above the baseline means label 1" on ``select``; below one half the neuron speaks for label 0."""
+        return self.correct.double() / self.n_select
+
+    @property
+    def predictivity(self) -> Float[Tensor, "layer neuron"]:
+        """Predictivity in [0.5, 1]: the best position of each prompt, combined over prompts."""
+        best = best_positions(self.accuracy)[0]
+        return best.mean(0) if self.aggregate == "mean" else best.amin(0)
+
+    @property
+    def direction(self) -> Int[Tensor, "layer neuron"]:
+        """+1 where a high activation speaks for label 1, -1 where it speaks for label 0 (best positions, prompts summed)."""
+        accuracy = self.accuracy
+        where = best_positions(accuracy)[1].unsqueeze(2)
+        lean = (2 * self.correct - self.n_select).gather(2, where)[:, :, 0].sum(0)
+        return torch.where(lean >= 0, 1, -1)
+
+    def mean_baseline(self, prompt: int = 0) -> Float[Tensor, "layer neuron"]:
+        """Mean activation over ``baseline`` and over the prompt positions: what mean ablation holds neurons at."""
+        return self._of(self.baseline, prompt)
+
+    def mean_absolute(self, prompt: int = 0) -> Float[Tensor, "layer neuron"]:
+        """Mean absolute activation, for controls matched on it (``NeuronSet.random_like(match=...)``)."""
+        return self._of(self.mean_abs, prompt)
+
+    def mean_std(self, prompt: int = 0) -> Float[Tensor, "layer neuron"]:
+        """Standard deviation over ``baseline``, averaged over prompt positions: a unit for noise ablation."""
+        return self._of(self.std, prompt)
+
+    def _of(self, values: Tensor, prompt: int) -> Tensor:
+        n_prompts = len(values)
+        if not 0 <= require_int(prompt, "prompt", minimum=0) < n_prompts:
+            raise ValueError(f"prompt must be in [0, {n_prompts}), got {prompt}")
+        return values[prompt].mean(1)
+
+    def top(self, amount: float, *, per: str = "layer") -> NeuronSet:
+        """The neurons of highest predictivity, best first, the lowest layer and index first among equals.
+
+        Args:
+            amount: A share such as 0.02, of which int(share * neurons) are taken as in the paper, or an integer count.
+            per: ``"layer"`` takes so many in each layer (the paper), ``"model"`` in the whole model.
+
+        Raises:
+            ValueError: When that is no neuron, or more than there are.
+        """
+        require_option(per, "per", ("layer", "model"))
+        score = self.predictivity
+        available = self.d_mlp if per == "layer" else score.numel()
+        if isinstance(amount, float):
+            if not 0 < amount <= 1:
+                raise ValueError(f"amount as a share must be in (0, 1], got {amount}; give an integer for a count")
+            count = int(amount * available)
+        else:
+            count = require_int(amount, "amount")
+        if not 1 <= count <= available:
+            raise ValueError(f"amount must give 1 to {available} neurons per {per}, got {amount} ({count} neurons)")
+        if per == "layer":
+            chosen = score.argsort(dim=1, descending=True, stable=True)[:, :count]
+            flat = (chosen + torch.arange(self.n_layers)[:, None] * self.d_mlp).flatten().sort().values
+        else:
+            flat = torch.arange(score.numel())
+        order = score.flatten()[flat].argsort(descending=True, stable=True)[:count if per == "model" else None]
+        flat = flat[order]
+        return NeuronSet(
+            flat // self.d_mlp,
+            flat % self.d_mlp,
+            n_layers=self.n_layers,
+            d_mlp=self.d_mlp,
+            model=self.provenance.get("model", {}).get("name"),
+        )
+
+    def chance_level(self, alpha: float = 0.05, *, per: str = "model") -> ChanceLevel:
+        """What the best score reaches by luck, for all scores of the model or of one layer.
+
+        An upper bound: it treats all positions, prompts and neurons as independent, and neurons are correlated.
+        """
+        require_option(per, "per", ("layer", "model"))
+        n_scores = self.baseline.numel() // (self.n_layers if per == "layer" else 1)
+        share = max(self.class_counts) / sum(self.class_counts)
+        return best_of_chance(self.n_select, n_scores, alpha=alpha, largest_class_share=share)
+
+    def rule_accuracy(
+        self, neurons: NeuronSet, accuracy: Float[Tensor, "prompt layer position neuron"] | None = None
+    ) -> Float[Tensor, " neuron"]:
+        """Accuracy of each neuron's rule, with the position and direction that ``select`` chose for each prompt.
+
+        Args:
+            accuracy: Accuracies on another role (:func:`~tl_skillneurons.rule_accuracy`); ``None`` takes those on ``select``, where they
+                were chosen and are too good. On another role they may fall below one half.
+
+        Returns:
+            The mean over prompts, in the order of ``neurons``.
+        """
+        neurons.require_fits(self.n_layers, self.d_mlp)
+        selected = self.accuracy
+        _, where, sign = best_positions(selected)
+        other = selected if accuracy is None else accuracy
+        at_best = other.gather(2, where.unsqueeze(2))[:, :, 0]
+        directed = torch.where(sign > 0, at_best, 1 - at_best)
+        return directed[:, neurons.layer, neurons.index].mean(0)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per neuron: layer, index, predictivity, direction, and the best position of the first prompt."""
+        layer = torch.arange(self.n_layers).repeat_interleave(self.d_mlp)
+        return pd.DataFrame(
+            {
+                "layer": layer.numpy(),
+                "index": torch.arange(self.d_mlp).repeat(self.n_layers).numpy(),
+                "predictivity": self.predictivity.flatten().numpy(),
+                "direction": self.direction.flatten().numpy(),
+                "best_position": best_positions(self.accuracy)[1][0].flatten().numpy(),
+            }
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the scores to one safetensors file, whole or not at all."""
+        tensors = {name: getattr(self, name) for name in ("baseline", "std", "mean_abs", "correct")}
+        header = {
+            "site": self.site,
+            "frame": "with virtual tokens" if self.positions == "prompt" else "the text's own tokens",
+            "axes": ["prompt", "layer", "position", "neuron"],
+            "roles": {"baseline": self.n_baseline, "select": self.n_select},
+            "class_counts": list(self.class_counts),
+            "positions": self.positions,
+            "aggregate": self.aggregate,
+            "provenance": self.provenance,
+        }
+        return save_tensors(path, KIND, tensors, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "NeuronScores":
+        """The scores that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt, holds something else, or was measured at another site.
+        """
+        tensors, header = load_tensors(path, KIND)
+        if header["site"] != SITE:
+            raise ValueError(f"{path} was measured at {header['site']}, this package measures at {SITE}")
+        return cls(
+            **tensors,
+            n_baseline=header["roles"]["baseline"],
+            n_select=header["roles"]["select"],
+            class_counts=tuple(header["class_counts"]),
+            positions=header["positions"],
+            site=header["site"],
+            aggregate=header["aggregate"],
+            provenance=header["provenance"],
+        )
+
+    @classmethod
+    def of_prompts(cls, scores: Sequence["NeuronScores"]) -> "NeuronScores":
+        """The scores of several prompts as one, from scores of each; the prompts stand in the order given.
+
+        Raises:
+            ValueError: When they don't go together: other shapes, other examples, another reading.
+        """
+        first = scores[0]
+        for other in scores[1:]:
+            for name in ("n_baseline", "n_select", "class_counts", "positions", "site", "aggregate"):
+                if getattr(other, name) != getattr(first, name):
+                    raise ValueError(f"scores differ in {name}: {getattr(first, name)} and {getattr(other, name)}")
+            if other.baseline.shape[1:] != first.baseline.shape[1:]:
+                raise ValueError(
+                    f"scores differ in [layer, position, neuron]: {tuple(first.baseline.shape[1:])} "
+                    f"and {tuple(other.baseline.shape[1:])}; prompts of one set need equally many virtual tokens"
+                )
+        joined = {n: torch.cat([getattr(s, n) for s in scores]) for n in ("baseline", "std", "mean_abs", "correct")}
+        prompts = [prompt for s in scores for prompt in s.provenance.get("prompts", [])]
+        return replace(first, **joined, provenance={**first.provenance, "prompts": prompts})
+
+
+def best_positions(
+    accuracy: Float[Tensor, "prompt layer position neuron"],
+) -> tuple[
+    Float[Tensor, "prompt layer neuron"], Int[Tensor, "prompt layer neuron"], Int[Tensor, "prompt layer neuron"]
+]:
+    """Per prompt and neuron: max(accuracy, 1 - accuracy) at its best position, that position, and its sign there.
+
+    The first position counts among equals; the sign is +1 where accuracy is at least one half.
+    """
+    either = torch.maximum(accuracy, 1 - accuracy)
+    best = either.amax(2)
+    where = (either == best.unsqueeze(2)).int().argmax(2)  # argmax gives the first of equals
+    sign = torch.where(accuracy.gather(2, where.unsqueeze(2))[:, :, 0] >= 0.5, 1, -1)
+    return best, where, sign

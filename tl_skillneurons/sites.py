@@ -1,0 +1,208 @@
+"""Where a model's neurons are, and what a model must be for neurons to be found in it.
+
+A neuron is one coordinate of ``blocks.{layer}.mlp.hook_post``, the input of the MLP's output projection; for
+a gated MLP that is ``act(gate) * up``. Hook points go by their canonical names here, which differ before and
+after ``enable_compatibility_mode()``: a hook under its canonical name fires once per forward in both.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from transformer_lens.model_bridge import TransformerBridge
+
+SITE = "mlp.hook_post"
+"""The hook point, below ``blocks.{layer}.``, whose coordinates are the neurons: the input of the MLP's output
+projection. For a gated MLP it is ``act(gate) * up``. Every artifact records it, for other tools call other
+things neurons."""
+
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_RECURRENT = ("mamba", "ssm", "mixer", "linear_attn")
+_HEADS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel")
+
+
+def require_supported(model: Any) -> None:
+    """Return if neurons can be found in ``model``.
+
+    Raises:
+        TypeError: When it is not a ``TransformerBridge``.
+        ValueError: When it has no MLP neurons in every layer of one stack, with the reason.
+    """
+    if not isinstance(model, TransformerBridge):
+        raise TypeError(
+            f"model must be a TransformerBridge, got {type(model).__module__}.{type(model).__name__}; "
+            "boot one with load_model(name_or_folder) or boot_transformers(name_or_folder), or "
+            "wrap a Hugging Face model: boot_transformers(name, hf_model=model, tokenizer=tokenizer)"
+        )
+    reason = config_refusal(getattr(model.original_model, "config", None)) or _refusal(model)
+    if reason is not None:
+        raise ValueError(f"can't find neurons in {model_label(model)}: {reason}")
+
+
+def config_refusal(config: Any) -> str | None:
+    """Why a model of this Hugging Face config can't be used, or ``None``; needs no weights.
+
+    A reason that shows only in the booted model is left to :func:`require_supported`.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        return (
+            "it is an encoder-decoder model, with two stacks of layers, so a layer and a neuron do not name "
+            "one place; use a causal model or a BERT-like encoder"
+        )
+    text = getattr(config, "text_config", None) or config
+    experts = max(
+        (n for n in (getattr(text, name, None) for name in _EXPERT_COUNTS) if isinstance(n, int)), default=0
+    )
+    if experts > 1:
+        return f"it is a mixture of experts ({experts}): {_MIXTURE}"
+    kinds = [str(getattr(config, "model_type", "")), *map(str, getattr(text, "layer_types", None) or ())]
+    if any(word in kind for kind in kinds for word in ("mamba", "rwkv", "recurrent", "linear_attention")):
+        return _STATE_SPACE
+    return None
+
+
+_MIXTURE = (
+    "mlp.hook_post gives the block's output there (d_model wide), and the experts' neurons have no hook "
+    "point; use a model with dense MLPs"
+)
+_STATE_SPACE = (
+    "it has state-space or other recurrent layers, which have no MLP neurons or carry padding on in their "
+    "state; use a model whose layers are all attention and MLP"
+)
+
+
+def _refusal(model: TransformerBridge) -> str | None:
+    stacks = model._modules  # model.blocks would fall through to the Hugging Face model's attributes
+    if stacks.get("encoder_blocks") is not None or stacks.get("decoder_blocks") is not None:
+        return "it has two stacks of layers (encoder and decoder); use a causal model or a BERT-like encoder"
+    blocks = stacks.get("blocks")
+    if blocks is None or len(blocks) == 0:
+        return "it has no transformer layers (no blocks); use a causal model or a BERT-like encoder"
+    if any(word in part for kind in model.layer_types() for part in kind.split("+") for word in _RECURRENT):
+        return _STATE_SPACE
+    if stacks.get("embed") is None:
+        return (
+            "it has no token embedding, so it does not read text; use a causal model or a BERT-like encoder"
+        )
+    points = model.hook_dict
+    for layer, block in enumerate(blocks):
+        point = points.get(f"blocks.{layer}.{SITE}")
+        if point is None:
+            return (
+                f"layer {layer} has no blocks.{layer}.{SITE} (attention only?); every layer must have an MLP"
+            )
+        if point is points.get(f"blocks.{layer}.mlp.hook_out"):
+            return f"layer {layer} is a mixture of experts: {_MIXTURE}"
+        width = getattr(block.mlp, "W_out", None)
+        if width is None or width.ndim != 2:
+            return (
+                f"layer {layer} has no single output projection (W_out) of [d_mlp, d_model]; use dense MLPs"
+            )
+    return None
+
+
+def neuron_hooks(model: TransformerBridge) -> list[str]:
+    """The canonical name of each layer's neuron hook point, in the order of the layers."""
+    points = model.hook_dict
+    names = [f"blocks.{layer}.{SITE}" for layer in range(len(model.blocks))]
+    return [points[name].name or name for name in names]
+
+
+def neuron_widths(model: TransformerBridge) -> list[int]:
+    """How many neurons each layer has; a pruned model may have another number in each."""
+    return [
+        block.mlp.W_out.shape[0] for block in model.blocks
+    ]  # cfg.d_mlp is wrong for OPT, Falcon and others
+
+
+def neuron_shape(model: TransformerBridge) -> tuple[int, int]:
+    """``(n_layers, d_mlp)``.
+
+    Raises:
+        ValueError: When the layers differ in their number of neurons.
+    """
+    widths = neuron_widths(model)
+    if len(set(widths)) != 1:
+        shown = ", ".join(map(str, widths[:6])) + (", ..." if len(widths) > 6 else "")
+        raise ValueError(
+            f"every layer must have the same number of neurons, got {shown} in {model_label(model)}; "
+            "find neurons before pruning, in the whole model"
+        )
+    return len(widths), widths[0]
+
+
+def embedding_width(model: TransformerBridge) -> int:
+    """The width of ``embed.hook_out``, where virtual tokens enter; not always ``cfg.d_model`` (OPT may
+    project it)."""
+    return model.embed.W_E.shape[1]
+
+
+def is_causal(model: TransformerBridge) -> bool:
+    """Whether each position sees only earlier ones (True), or all of them as in BERT (False)."""
+    config = getattr(model.original_model, "config", None)
+    return model.cfg.attention_dir == "causal" and not getattr(config, "is_encoder_decoder", False)
+
+
+def has_language_model_head(model: TransformerBridge) -> bool:
+    """Whether the model's logits mean anything.
+
+    False for an encoder whose checkpoint has no language-model head (``config.architectures`` names a bare
+    encoder, or one with another head): TransformerLens boots it as a masked language model whose head is
+    random.
+    """
+    names = getattr(getattr(model.original_model, "config", None), "architectures", None) or ()
+    return is_causal(model) or not names or any(name.endswith(_HEADS) for name in names)
+
+
+def max_length(model: TransformerBridge) -> int | None:
+    """The longest sequence, virtual tokens and special tokens included; ``None`` when the model states no
+    limit.
+
+    With learned positions it is the number that can be used (RoBERTa reserves two of its table), with rotary
+    or ALiBi positions the length that the config states.
+    """
+    n_ctx = getattr(model.cfg, "n_ctx", None)
+    return int(n_ctx) if n_ctx and n_ctx > 0 else None
+
+
+def require_eval(model: TransformerBridge, operation: str = "finding neurons") -> None:
+    """Return if the model and every part of it is in eval mode.
+
+    Raises:
+        ValueError: When dropout and the like are on, with the parts that train.
+    """
+    training = {id(part): name for name, part in _named_parts(model) if part.training}
+    if training:
+        names = list(training.values())
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ValueError(
+            f"{operation} needs the model in eval mode, got train mode in {', '.join(names[:3])}{more}; "
+            "call model.eval() first"
+        )
+
+
+def _named_parts(model: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
+    for prefix, root in (("model", model), ("model.original_model", model.original_model)):
+        for name, part in root.named_modules():
+            yield (f"{prefix}.{name}" if name else prefix), part
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of ``model`` asks for a gradient in here; each asks again as before afterwards, also after
+    an error."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def model_label(model: TransformerBridge) -> str:
+    """What to call the model in a message: the name it was booted under and its class."""
+    name, kind = getattr(model.cfg, "model_name", None), type(model.original_model).__name__
+    return f"{name} ({kind})" if name else kind

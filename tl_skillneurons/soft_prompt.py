@@ -1,0 +1,258 @@
+"""A soft prompt: a few trained embeddings that stand beside the text, everything else frozen (Lester et al., 2021).
+
+The embeddings are kept in the units of ``embed.hook_out``, the hook point at which they replace the rows of placeholder
+tokens; there they equal Hugging Face's ``inputs_embeds``. Gemma scales embeddings before that point and Granite after it,
+so a prompt is not in the units of ``W_E``.
+
+:meth:`SoftPrompt.attached` makes the virtual tokens tokens of the model: ids from ``d_vocab`` on. Every TransformerLens
+tool that takes token ids then works on the real model.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tl_skillneurons._checks import require_option
+from tl_skillneurons._files import load_tensors, save_tensors
+from tl_skillneurons.positions import PLACEMENTS, PromptedTokens, from_ids, published
+from tl_skillneurons.sites import embedding_width, is_causal, neuron_hooks, require_supported
+
+KIND = "SoftPrompt"
+
+
+class SoftPrompt(nn.Module):
+    """Virtual tokens, where they stand, and how they came about.
+
+    Args:
+        embedding: One row per virtual token, in ``embed.hook_out`` units.
+        placement: ``"suffix"`` after the text (causal models) or ``"prefix"`` before it (bidirectional ones).
+        readout: A linear read-out for encoders without a language-model head; ``None`` reads label words.
+        prepend_bos: Whether texts get a BOS token; ``None`` follows the model (``cfg.default_prepend_bos``).
+        initial: The embedding that training started from.
+        seed: The seed that training was started with.
+        history: One dict per evaluation during training: step, losses, accuracy.
+        provenance: Plain JSON values that say where the prompt comes from (model, task, settings, outcome).
+    """
+
+    def __init__(
+        self,
+        embedding: Float[Tensor, "virtual_token d_embed"],
+        *,
+        placement: str,
+        readout: Float[Tensor, "n_classes d_model"] | None = None,
+        prepend_bos: bool | None = None,
+        initial: Float[Tensor, "virtual_token d_embed"] | None = None,
+        seed: int | None = None,
+        history: list[dict[str, Any]] | None = None,
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not embedding.numel():
+            raise ValueError(f"a soft prompt needs at least one virtual token, got shape {tuple(embedding.shape)}")
+        if not torch.isfinite(embedding).all():
+            raise ValueError("the soft prompt holds values that are not finite")
+        self.embedding = nn.Parameter(embedding.detach().clone())
+        self.readout = None if readout is None else nn.Parameter(readout.detach().clone())
+        self.register_buffer("initial", None if initial is None else initial.detach().clone())
+        self.placement = require_option(placement, "placement", PLACEMENTS)
+        self.prepend_bos = prepend_bos
+        self.seed = seed
+        self.history = history or []
+        self.provenance = provenance or {}
+
+    @property
+    def n_virtual_tokens(self) -> int:
+        """How many virtual tokens the prompt has."""
+        return len(self.embedding)
+
+    def extra_repr(self) -> str:
+        n, width = self.embedding.shape
+        return f"{n} virtual tokens of width {width}, placement={self.placement!r}, seed={self.seed}"
+
+    def require_fits(self, model: Any) -> None:
+        """Refuse a model that can't take this prompt; warn of one that it was not trained on.
+
+        Raises:
+            ValueError: When the model's embeddings have another width, or its attention another direction.
+        """
+        require_supported(model)
+        width = embedding_width(model)
+        if self.embedding.shape[1] != width:
+            trained = self.provenance.get("model", {}).get("name", "another model")
+            raise ValueError(
+                f"the prompt's embeddings are {self.embedding.shape[1]} wide (trained on {trained}), "
+                f"those of {model.cfg.model_name} are {width}; use a prompt trained on this model"
+            )
+        if self.placement == "suffix" and not is_causal(model):
+            raise ValueError(
+                f"{model.cfg.model_name} is bidirectional and takes its prompt as a prefix, this one is a suffix; "
+                "train a prompt on this model"
+            )
+        trained_on = self.provenance.get("model", {})
+        here = describe_model(model)
+        differs = {k: (v, here[k]) for k, v in trained_on.items() if k in here and k != "dtype" and here[k] != v}
+        if differs:
+            told = "; ".join(f"{k}: {was!r} then, {now!r} here" for k, (was, now) in differs.items())
+            warnings.warn(f"this soft prompt was trained on another model ({told})", stacklevel=3)
+
+    @contextmanager
+    def attached(self, model: Any) -> Iterator["VirtualTokens"]:
+        """A context in which ids from ``d_vocab`` on stand for the virtual tokens of this prompt.
+
+        Yields:
+            The :class:`VirtualTokens`: put its ``ids`` into your token tensors where the prompt belongs (after the text for
+            a suffix; ``[mask] [ids] [text]`` for a bidirectional model) and use ``model`` as ever. Gradients reach
+            ``embedding``. Hooks and everything else are as before afterwards.
+
+        Raises:
+            ValueError: When the model can't take the prompt.
+        """
+        self.require_fits(model)
+        with attach(model, self.embedding) as virtual:
+            yield virtual
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the prompt to one safetensors file, whole or not at all."""
+        tensors = {"embedding": self.embedding, "readout": self.readout, "initial": self.initial}
+        header = {
+            "placement": self.placement,
+            "prepend_bos": self.prepend_bos,
+            "units": "embed.hook_out",
+            "seed": self.seed,
+            "history": self.history,
+            "provenance": self.provenance,
+        }
+        return save_tensors(path, KIND, {k: v for k, v in tensors.items() if v is not None}, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "SoftPrompt":
+        """The prompt that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt or holds something else.
+        """
+        tensors, header = load_tensors(path, KIND)
+        fields = ("placement", "prepend_bos", "seed", "history", "provenance")
+        return cls(**tensors, **{name: header[name] for name in fields})
+
+    @classmethod
+    def from_peft(cls, folder: str | os.PathLike[str]) -> "SoftPrompt":
+        """The prompt in a PEFT prompt-tuning folder; a prefix, since PEFT knows no other place.
+
+        Under a causal mask a prefix never sees the text: it loads and runs, but its own positions can't be scored.
+
+        Raises:
+            FileNotFoundError: When the folder lacks one of PEFT's two files.
+            ValueError: When the folder holds another kind of adapter, or tensors of another shape than it says.
+        """
+        from tl_skillneurons.peft_files import read_peft
+
+        embedding, provenance = read_peft(folder)
+        return cls(embedding, placement="prefix", provenance=provenance)
+
+    def to_peft(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT's prompt tuning reads them.
+
+        Raises:
+            ValueError: For what PEFT has no place for: a suffix, or a prompt with a read-out of its own.
+        """
+        from tl_skillneurons.peft_files import write_peft
+
+        if self.placement != "prefix" or self.readout is not None:
+            what = "a linear read-out" if self.readout is not None else "virtual tokens after the text (a suffix)"
+            raise ValueError(f"PEFT prompt tuning has no place for {what}; use save() to keep this prompt")
+        return write_peft(folder, self.embedding.detach(), self.provenance)
+
+
+class VirtualTokens:
+    """The virtual tokens of an attached prompt.
+
+    Attributes:
+        batch: The tokens of the batch that is about to run, where somebody (PromptedModel) knows its padding; ``None``
+            takes the positions from the ids themselves.
+    """
+
+    def __init__(self, embedding: Float[Tensor, "virtual_token d_embed"], base: int, safe_id: int, mask_id: int | None):
+        self._embedding, self._base, self._safe_id, self._mask_id = embedding, base, safe_id, mask_id
+        self._row: Tensor | None = None
+        self._current: PromptedTokens | None = None
+        self.batch: PromptedTokens | None = None
+
+    @property
+    def ids(self) -> Int[Tensor, " virtual_token"]:
+        """The token ids that stand for the virtual tokens, in order."""
+        return torch.arange(self._base, self._base + len(self._embedding), device=self._embedding.device)
+
+    def current(self) -> PromptedTokens | None:
+        """The positions of the batch that is running, or ``None`` before the first."""
+        return self._current
+
+    def on_ids(self, ids: Tensor, hook: Any) -> Tensor:
+        """Hook for ``embed.hook_in``: put a real token's id where a virtual one stands."""
+        highest = self._base + len(self._embedding)
+        if ids.max() >= highest:
+            raise ValueError(
+                f"token ids must be below {highest} ({self._base} of the vocabulary and {len(self._embedding)} virtual "
+                f"tokens), got {int(ids.max())}"
+            )
+        self._row = ids - self._base
+        self._current = self.batch if self.batch is not None else from_ids(ids, self._base, self._mask_id)
+        return torch.where(self._row >= 0, self._safe_id, ids)
+
+    def on_embed(self, act: Tensor, hook: Any) -> Tensor:
+        """Hook for ``embed.hook_out``: put the soft prompt's rows in their places."""
+        row, self._row = self._row, None
+        if row is None:
+            raise RuntimeError("the model's embedding ran without token ids; soft prompts need token input, not embeddings")
+        if not len(self._embedding):
+            return act
+        rows = functional.embedding(row.clamp(min=0), self._embedding.to(act))  # its backward is deterministic
+        return torch.where((row >= 0).unsqueeze(-1), rows, act)
+
+
+@contextmanager
+def attach(model: Any, embedding: Float[Tensor, "virtual_token d_embed"]) -> Iterator[VirtualTokens]:
+    """Let ids from ``d_vocab`` on stand for the rows of ``embedding`` (none of them, perhaps) while the context lasts."""
+    tokenizer = model.tokenizer
+    pad_id = getattr(tokenizer, "pad_token_id", None)
+    virtual = VirtualTokens(
+        embedding,
+        base=model.W_E.shape[0],
+        safe_id=next(i for i in range(3) if i != pad_id),  # RoBERTa takes position ids from where the pad id stands
+        mask_id=None if is_causal(model) else getattr(tokenizer, "mask_token_id", None),
+    )
+    hooked = [(model.hook_dict["embed.hook_in"], virtual.on_ids), (model.hook_dict["embed.hook_out"], virtual.on_embed)]
+    handles = []
+    sites = [model.hook_dict[name] for name in neuron_hooks(model)]
+    try:
+        # permanent, so that a reset_hooks() inside the context leaves them; first, so that every other hook sees the rows
+        for point, function in hooked:
+            handles.append((point, point.add_hook(function, is_permanent=True, prepend=True)))
+        with published(sites, virtual.current):
+            yield virtual
+    finally:
+        for point, handle in handles:
+            handle.hook.remove()
+            point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
+
+
+def describe_model(model: Any) -> dict[str, Any]:
+    """What artifacts record of a model: its name, architecture, sizes and dtype."""
+    cfg = model.cfg
+    return {
+        "name": str(cfg.model_name).rstrip("/").rpartition("/")[2] if os.path.isdir(str(cfg.model_name)) else str(cfg.model_name),
+        "architecture": str(cfg.architecture),
+        "n_layers": int(cfg.n_layers),
+        "d_model": int(cfg.d_model),
+        "d_vocab": int(model.W_E.shape[0]),
+        "dtype": str(cfg.dtype).removeprefix("torch."),
+    }

@@ -1,0 +1,449 @@
+"""Prompt tuning: gradient descent on a few virtual tokens, the model frozen (Lester et al., 2021; Wang et al., 2022, 3.1).
+
+The loss is cross-entropy over the label words at the read-out position. Adam moves the virtual tokens (and the linear
+read-out, for encoders without a language-model head); the rate warms up linearly and decays linearly to zero. Part of
+role ``train`` is held back, stratified by label and the same for every seed: the prompt with the highest accuracy on it
+(the lowest loss among equals) is kept. Roles ``select`` and ``report`` are never read.
+
+A prompt is not evidence of a skill: an untuned prompt, or one tuned on shuffled labels, is the control.
+"""
+
+import math
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
+from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._files import load_tensors, save_tensors
+from tl_skillneurons._progress import Advance, progress_bar
+from tl_skillneurons.prompted import PromptedModel, label_token_ids, length_batches, resolve_prepend_bos, text_token_ids
+from tl_skillneurons.sites import frozen, has_language_model_head, is_causal, require_eval, require_supported
+from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens, describe_model
+from tl_skillneurons.task import Task
+
+READOUTS = ("auto", "label_words", "linear")
+_MOST_HELD_BACK = 256
+
+
+def fit_soft_prompts(
+    model: Any,
+    task: Task,
+    *,
+    n_virtual_tokens: int = 16,
+    seeds: Iterable[int] = (0,),
+    init: str | Sequence[str] = "vocabulary",
+    n_steps: int = 300,
+    batch_size: int = 16,
+    learning_rate: float = 0.1,
+    readout_learning_rate: float = 0.003,
+    warmup: float = 0.06,
+    clip: float = 1.0,
+    held_back: float = 0.1,
+    evaluate_every: int = 25,
+    patience: int = 6,
+    readout: str = "auto",
+    prepend_bos: bool | None = None,
+    max_length: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> list[SoftPrompt]:
+    """One soft prompt per seed, tuned on role ``train`` of ``task``.
+
+    Args:
+        model: A TransformerBridge in eval mode; it comes back as it was, ``requires_grad`` flags included.
+        seeds: Each decides the initial prompt and the order of the examples of one prompt.
+        init: ``"vocabulary"`` (embeddings of random tokens), ``"normal"`` (mean 0, the embeddings' standard deviation), or
+            ``["a text"]`` whose tokens' embeddings are repeated or cut to ``n_virtual_tokens``.
+        learning_rate: Adam's rate for the virtual tokens, in standard deviations of the model's token embeddings.
+        readout_learning_rate: Adam's rate for a linear read-out.
+        warmup: Share of the steps over which the rate rises from zero.
+        clip: Largest norm of the gradient of the virtual tokens (and of the read-out, separately); larger ones are scaled.
+        held_back: Share of ``train`` that is kept for early stopping (256 examples at most).
+        evaluate_every: Steps between evaluations on the held-back part; checkpoints are written then.
+        patience: Evaluations without a better prompt after which training stops.
+        readout: ``"label_words"`` reads the language-model head, ``"linear"`` trains ``[n_classes, d_model]``; ``"auto"`` takes
+            the head where the model has one.
+        prepend_bos: Whether texts get a BOS (causal models); ``None`` follows ``cfg.default_prepend_bos``. The prompt keeps it.
+        max_length: Longest sequence, virtual tokens included; longer texts are cut and counted in ``provenance``.
+        folder: Where finished prompts and checkpoints are kept. The same call goes on where it stopped, to the same bits.
+
+    Returns:
+        The prompts in the order of ``seeds``. ``provenance["outcome"]`` is "fitted", or says what went wrong (also given
+        as a warning): "not below chance" when the held-back loss never fell below that of guessing the class shares, or
+        "diverged at step ..." when the loss stopped being finite (the best prompt before that is kept).
+
+    Raises:
+        ValueError: For a model in train mode or of an unsupported kind, label words that are not one token, options outside
+            their range, or a ``folder`` that holds prompts of other settings.
+    """
+    require_supported(model)
+    require_eval(model)
+    seeds = [require_int(seed, "a seed", minimum=0) for seed in seeds]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be distinct and at least one, got {seeds}")
+    for name, value in (("n_steps", n_steps), ("batch_size", batch_size), ("evaluate_every", evaluate_every)):
+        require_int(value, name)
+    require_int(n_virtual_tokens, "n_virtual_tokens")
+    require_int(patience, "patience")
+    for name, value, low, high in (
+        ("held_back", held_back, 0, 1),
+        ("learning_rate", learning_rate, 0, math.inf),
+        ("readout_learning_rate", readout_learning_rate, 0, math.inf),
+        ("clip", clip, 0, math.inf),
+    ):
+        if not low < value < high:
+            raise ValueError(f"{name} must be between {low} and {high}, got {value}")
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup is a share of the steps and must be in [0, 1), got {warmup}")
+    require_option(readout, "readout", READOUTS)
+    linear = readout == "linear" or (readout == "auto" and not has_language_model_head(model))
+    if not linear:
+        label_token_ids(model, task.label_words)  # before anything is computed
+    settings = {
+        "n_virtual_tokens": n_virtual_tokens,
+        "init": init if isinstance(init, str) else list(init),
+        "n_steps": n_steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "readout_learning_rate": readout_learning_rate if linear else None,
+        "warmup": warmup,
+        "clip": clip,
+        "held_back": held_back,
+        "evaluate_every": evaluate_every,
+        "patience": patience,
+        "readout": "linear" if linear else "label_words",
+        "prepend_bos": resolve_prepend_bos(model, prepend_bos),
+        "max_length": max_length,
+    }
+    with frozen(model):
+        data = _prepare(model, task, settings)
+        return [_fit_one(model, task, data, settings, seed, folder, progress) for seed in seeds]
+
+
+def embedding_rows(model: Any, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_embed"]:
+    """What ``embed.hook_out`` gives for these token ids: the units that soft prompts are kept in."""
+
+    def stop(act: Tensor, hook: Any) -> Tensor:
+        raise StopAtLayerException(act)
+
+    with torch.no_grad():
+        rows = model.run_with_hooks(ids[:, None].to(model.cfg.device), fwd_hooks=[("embed.hook_out", stop)])
+    return rows[:, 0]
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Role ``train`` as token ids, split into what is trained on and what is held back."""
+
+    ids: list[list[int]]
+    labels: Int[Tensor, " example"]
+    trained: list[int]
+    held: list[int]
+    scale: float
+    chance_loss: float
+    provenance: dict[str, Any]
+
+
+def _prepare(model: Any, task: Task, settings: dict[str, Any]) -> _Data:
+    split = task.split("train")
+    labels = torch.tensor(split["label"])
+    ids = text_token_ids(model, list(split["text"]), settings["prepend_bos"])
+    trained, held = hold_back(labels, settings["held_back"])
+    sample = torch.randint(model.W_E.shape[0], (4096,), generator=torch.Generator().manual_seed(0))
+    rows = embedding_rows(model, sample).double()
+    scale = float(rows.std())
+    if not math.isfinite(scale):
+        raise ValueError(f"the token embeddings of {model.cfg.model_name} hold values that are not finite")
+    share = torch.bincount(labels[held], minlength=task.n_classes).double() / len(held)
+    weights = model.W_E[sample.to(model.W_E.device)].double()
+    return _Data(
+        ids=ids,
+        labels=labels,
+        trained=trained,
+        held=held,
+        scale=scale,
+        chance_loss=float(torch.special.entr(share).sum()),
+        provenance={
+            "model": describe_model(model),
+            "embedding_scale": float((rows.norm() / weights.norm()) if rows.shape == weights.shape else math.nan) or None,
+            "task": {"name": task.name, "fingerprint": task.fingerprint, "role": "train"},
+            "label_words": {str(k): v for k, v in task.label_words.items()},
+            "n_trained": len(trained),
+            "n_held_back": len(held),
+            "settings": settings,
+        },
+    )
+
+
+def hold_back(labels: Int[Tensor, " example"], share: float) -> tuple[list[int], list[int]]:
+    """Split examples into (trained on, held back): of each class the given share, at least one, drawn by a fixed seed.
+
+    Raises:
+        ValueError: When a class has only one example.
+    """
+    generator = torch.Generator().manual_seed(0)
+    share = min(share, _MOST_HELD_BACK / len(labels))
+    held: list[int] = []
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        if len(members) < 2:
+            raise ValueError(f"class {int(label)} has one example in role train; at least 2 are needed, one to hold back")
+        n = min(max(1, round(share * len(members))), len(members) - 1)
+        held += members[torch.randperm(len(members), generator=generator)[:n]].tolist()
+    kept = set(held)
+    return [i for i in range(len(labels)) if i not in kept], sorted(held)
+
+
+def initial_embedding(
+    model: Any, init: str | Sequence[str], n_virtual_tokens: int, scale: float, generator: torch.Generator
+) -> Float[Tensor, "virtual_token d_embed"]:
+    """The embedding that tuning starts from, in ``embed.hook_out`` units."""
+    if isinstance(init, str):
+        require_option(init, "init", ("vocabulary", "normal"))
+        ids = torch.randint(model.W_E.shape[0], (n_virtual_tokens,), generator=generator)
+        rows = embedding_rows(model, ids)
+        if init == "normal":
+            return torch.randn(rows.shape, generator=generator).to(rows) * scale
+        return rows
+    text = " ".join(init)
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ValueError(f"the text to start from must have at least one token, got {text!r}")
+    return embedding_rows(model, torch.tensor([ids[i % len(ids)] for i in range(n_virtual_tokens)]))
+
+
+def rate(step: int, n_steps: int, warmup: float) -> float:
+    """The learning rate of ``step`` as a share of the highest: up linearly during the warm-up, then down to zero."""
+    n_warmup = warmup * n_steps
+    return (step + 1) / n_warmup if step + 1 < n_warmup else (n_steps - step) / (n_steps - n_warmup + 1)
+
+
+def batch_at(step: int, trained: list[int], batch_size: int, seed: int) -> list[int]:
+    """The examples of ``step``: each epoch runs through all of them in an order of its own, known without running the rest."""
+    n_batches = math.ceil(len(trained) / batch_size)
+    epoch, place = divmod(step, n_batches)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(trained), generator=generator)[place * batch_size : (place + 1) * batch_size]
+    return [trained[i] for i in order.tolist()]
+
+
+@dataclass
+class _State:
+    """Everything that changes while one prompt is tuned: what a checkpoint holds."""
+
+    prompt: SoftPrompt
+    optimizer: torch.optim.Adam
+    initial: Tensor
+    best: dict[str, Tensor]
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    diverged: int | None = None
+
+    def best_entry(self) -> dict[str, Any] | None:
+        return max(self.history, key=lambda e: (e["accuracy"], -e["loss"], -e["step"]), default=None)
+
+    def waited(self) -> int:
+        """Evaluations since the best one."""
+        best = self.best_entry()
+        return 0 if best is None else sum(entry["step"] > best["step"] for entry in self.history)
+
+
+def _fit_one(
+    model: Any, task: Task, data: _Data, settings: dict[str, Any], seed: int, folder: Any, progress: bool
+) -> SoftPrompt:
+    finished = None if folder is None else Path(folder) / f"prompt-seed{seed}.safetensors"
+    checkpoint = None if folder is None else Path(folder) / f"prompt-seed{seed}.checkpoint"
+    provenance = {**data.provenance, "seed": seed}
+    if finished is not None and finished.exists():
+        prompt = SoftPrompt.load(finished)
+        _require_same(finished, prompt.provenance, provenance)
+        return prompt.to(model.cfg.device)
+    state = _start(model, task, data, settings, seed)
+    if checkpoint is not None and checkpoint.exists():
+        _resume(state, checkpoint, provenance)
+    prompted = PromptedModel(model, state.prompt, task.label_words, max_length=settings["max_length"])
+    with progress_bar(f"tuning the prompt of seed {seed}", settings["n_steps"], show=progress) as advance:
+        advance(state.step)
+        _train(prompted, data, settings, seed, state, checkpoint, provenance, advance)
+    prompt = _finish(state, prompted, data, settings, seed, provenance)
+    if finished is not None:
+        prompt.save(finished)
+        checkpoint.unlink(missing_ok=True)
+    return prompt
+
+
+def _start(model: Any, task: Task, data: _Data, settings: dict[str, Any], seed: int) -> _State:
+    generator = torch.Generator().manual_seed(seed)
+    initial = initial_embedding(model, settings["init"], settings["n_virtual_tokens"], data.scale, generator)
+    initial = initial.to(torch.promote_types(initial.dtype, torch.float32))  # a master copy, also for a bfloat16 model
+    readout = None
+    if settings["readout"] == "linear":
+        readout = torch.zeros(task.n_classes, model.cfg.d_model, dtype=initial.dtype, device=initial.device)
+    placement = "suffix" if is_causal(model) else "prefix"
+    prompt = SoftPrompt(initial, placement=placement, readout=readout, prepend_bos=settings["prepend_bos"])
+    groups = [{"params": [prompt.embedding], "lr": settings["learning_rate"] * data.scale}]
+    if readout is not None:
+        groups.append({"params": [prompt.readout], "lr": settings["readout_learning_rate"]})
+    return _State(prompt, torch.optim.Adam(groups, foreach=False), initial, best=_copy(prompt))
+
+
+def _copy(prompt: SoftPrompt) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in prompt.named_parameters()}
+
+
+def _train(
+    prompted: PromptedModel,
+    data: _Data,
+    settings: dict[str, Any],
+    seed: int,
+    state: _State,
+    checkpoint: Path | None,
+    provenance: dict[str, Any],
+    advance: Advance,
+) -> None:
+    highest = [group["lr"] for group in state.optimizer.param_groups]
+    with prompted.attached() as virtual, torch.enable_grad():
+        if not state.history:
+            _evaluate(prompted, virtual, data, settings, state, math.nan)
+        while state.step < settings["n_steps"] and state.waited() < settings["patience"]:
+            for group, most in zip(state.optimizer.param_groups, highest, strict=True):
+                group["lr"] = most * rate(state.step, settings["n_steps"], settings["warmup"])
+            batch = batch_at(state.step, data.trained, settings["batch_size"], seed)
+            tokens = prompted.assemble([data.ids[i] for i in batch])
+            logits = prompted.read_out(tokens, virtual)
+            loss = functional.cross_entropy(logits, data.labels[batch].to(logits.device))
+            state.optimizer.zero_grad()
+            loss.backward()
+            for parameter in state.prompt.parameters():
+                norm = torch.nn.utils.clip_grad_norm_(parameter, settings["clip"], foreach=False)
+            if not (loss.isfinite() and norm.isfinite()):
+                state.diverged = state.step
+                return
+            state.optimizer.step()
+            state.step += 1
+            if state.step % settings["evaluate_every"] == 0 or state.step == settings["n_steps"]:
+                entry = _evaluate(prompted, virtual, data, settings, state, float(loss.detach()))
+                if checkpoint is not None:
+                    _save(state, checkpoint, provenance)
+                advance(note=f"held back: accuracy {entry['accuracy']:.3f}, loss {entry['loss']:.3f}")
+            else:
+                advance()
+
+
+def _evaluate(
+    prompted: PromptedModel, virtual: VirtualTokens, data: _Data, settings: dict[str, Any], state: _State, loss: float
+) -> dict[str, Any]:
+    """Accuracy and loss on the held-back part, added to the history; the best prompt so far is kept."""
+    lengths = [len(data.ids[i]) for i in data.held]
+    total, correct = 0.0, 0
+    with torch.no_grad():
+        for batch in length_batches(lengths, 2 * settings["batch_size"]):
+            examples = [data.held[i] for i in batch]
+            logits = prompted.read_out(prompted.assemble([data.ids[i] for i in examples]), virtual)
+            labels = data.labels[examples].to(logits.device)
+            total += float(functional.cross_entropy(logits.double(), labels, reduction="sum"))
+            correct += int((logits.argmax(1) == labels).sum())
+    held_loss = total / len(data.held)
+    entry = {
+        "step": state.step,
+        "train_loss": loss if math.isfinite(loss) else None,
+        "loss": held_loss if math.isfinite(held_loss) else None,
+        "accuracy": correct / len(data.held),
+    }
+    if entry["loss"] is None:
+        raise ValueError(
+            f"the model's class logits are not finite at step {state.step}; "
+            "check the weights, or load the model in float32"
+        )
+    state.history.append(entry)
+    if state.best_entry() is entry:
+        state.best = _copy(state.prompt)
+    return entry
+
+
+def _finish(
+    state: _State, prompted: PromptedModel, data: _Data, settings: dict[str, Any], seed: int, provenance: dict[str, Any]
+) -> SoftPrompt:
+    lowest = min(entry["loss"] for entry in state.history)
+    outcome = "fitted"
+    if state.diverged is not None:
+        outcome = f"diverged at step {state.diverged}"
+    elif lowest >= data.chance_loss:
+        outcome = f"not below chance (held-back loss {lowest:.3f}, guessing the class shares {data.chance_loss:.3f})"
+    if outcome != "fitted":
+        warnings.warn(f"the prompt of seed {seed}: {outcome}; the best prompt seen is kept", stacklevel=4)
+    n_truncated = 0
+    if prompted.max_length is not None:
+        room = prompted.max_length - settings["n_virtual_tokens"] - (not prompted.causal)
+        n_truncated = sum(len(data.ids[i]) > room for i in data.trained)
+    best = state.best_entry()
+    return SoftPrompt(
+        state.best["embedding"],
+        placement=state.prompt.placement,
+        readout=state.best.get("readout"),
+        prepend_bos=state.prompt.prepend_bos,
+        initial=state.initial,
+        seed=seed,
+        history=state.history,
+        provenance={
+            **provenance,
+            "outcome": outcome,
+            "n_steps_run": state.step,
+            "n_truncated": n_truncated,
+            "held_back_accuracy": best["accuracy"],
+            "best_step": best["step"],
+        },
+    )
+
+
+def _save(state: _State, path: Path, provenance: dict[str, Any]) -> None:
+    tensors = {f"now.{name}": tensor for name, tensor in state.prompt.named_parameters()}
+    tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
+    for number, moments in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
+    header = {"step": state.step, "history": state.history, "provenance": provenance}
+    save_tensors(path, "SoftPrompt checkpoint", tensors, header)
+
+
+def _resume(state: _State, path: Path, provenance: dict[str, Any]) -> None:
+    tensors, header = load_tensors(path, "SoftPrompt checkpoint")
+    _require_same(path, header["provenance"], provenance)
+    with torch.no_grad():
+        for name, parameter in state.prompt.named_parameters():
+            parameter.copy_(tensors[f"now.{name}"])
+    state.best = {name: tensors[f"best.{name}"].to(tensor) for name, tensor in state.best.items()}
+    optimizer = state.optimizer.state_dict()
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "adam":
+            number, _, moment = rest.partition(".")
+            optimizer["state"].setdefault(int(number), {})[moment] = tensor
+    highest = [group["lr"] for group in state.optimizer.param_groups]
+    state.optimizer.load_state_dict(optimizer)
+    for group, most in zip(state.optimizer.param_groups, highest, strict=True):
+        group["lr"] = most
+    state.step, state.history = header["step"], header["history"]
+
+
+def _require_same(path: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse a file of another run, naming every setting that differs."""
+    flat_was, flat_now = _flat(was), _flat(now)
+    differs = [f"{k}: {flat_was.get(k)!r} there, {v!r} now" for k, v in flat_now.items() if flat_was.get(k) != v]
+    if differs:
+        raise ValueError(f"{path} is from another run ({'; '.join(differs)}); choose another folder, or delete that file")
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -10,7 +10,11 @@ def near(name: object, known: Iterable[object]) -> str:
     """A clause that lists the known names nearest to ``name``, or all of them when none is near."""
     names = [str(k) for k in known]
     close = difflib.get_close_matches(str(name), names, n=3)
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose from {', '.join(map(repr, names))}"
+    return (
+        f"did you mean {' or '.join(map(repr, close))}?"
+        if close
+        else f"choose from {', '.join(map(repr, names))}"
+    )
 
 
 def require_option(value: Any, name: str, options: Iterable[str]) -> str:
@@ -21,7 +25,9 @@ def require_option(value: Any, name: str, options: Iterable[str]) -> str:
     """
     options = list(options)
     if value not in options:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}; {near(value, options)}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}; {near(value, options)}"
+        )
     return value
 
 

@@ -47,7 +47,9 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        raise OSError(f"can't write {path}: {error.strerror or error}; choose a folder that can be written") from error
+        raise OSError(
+            f"can't write {path}: {error.strerror or error}; choose a folder that can be written"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -80,7 +82,9 @@ def read_json(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     return content
 
 
-def save_tensors(path: str | os.PathLike[str], kind: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> Path:
+def save_tensors(
+    path: str | os.PathLike[str], kind: str, tensors: dict[str, Tensor], header: dict[str, Any]
+) -> Path:
     """Write ``tensors`` as safetensors whose header says that this is a ``kind`` and carries ``header``."""
     header = {"kind": kind, "format": FORMAT, "package_version": package_version(), **header}
     cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -101,14 +105,16 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
             metadata = file.metadata() or {}
             header = json.loads(metadata.get(KEY, "null"))
             _require_kind(path, header, kind)
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118: not a dict
+            return {name: file.get_tensor(name) for name in file.keys()}, header
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is corrupt or not a safetensors file ({error})") from error
 
 
 def _require_kind(path: str | os.PathLike[str], header: Any, kind: str) -> None:
     if not isinstance(header, dict) or "kind" not in header:
-        raise ValueError(f"{path} was not written by {KEY} (it has no header of ours); expected a {kind} file")
+        raise ValueError(
+            f"{path} was not written by {KEY} (it has no header of ours); expected a {kind} file"
+        )
     if header["kind"] != kind:
         raise ValueError(f"{path} holds a {header['kind']}, expected a {kind}")
     if header.get("format") != FORMAT:

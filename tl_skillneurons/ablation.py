@@ -103,7 +103,8 @@ def _mean(old: Tensor, *, chosen: Tensor, **_: Any) -> Tensor:
 
 def _resample(old: Tensor, *, chosen: Tensor, seed: int, hook: Any, **_: Any) -> Tensor:
     drawn = [
-        int(torch.randint(len(chosen), (), generator=_generator(seed, example))) for example in _examples(old, hook)
+        int(torch.randint(len(chosen), (), generator=_generator(seed, example)))
+        for example in _examples(old, hook)
     ]  # the same example in every layer
     return chosen[drawn].to(old)[:, None].expand_as(old)
 
@@ -139,7 +140,9 @@ def _require_values(neurons: NeuronSet, how: str, values: Tensor | None) -> None
     if values is None:
         if needed is not None:
             source = "scores.mean_baseline()" if how == "mean" else "neuron_activations(model, prompt, texts)"
-            raise ValueError(f"how={how!r} needs values to hold the neurons at, got none; give values={source}")
+            raise ValueError(
+                f"how={how!r} needs values to hold the neurons at, got none; give values={source}"
+            )
         return
     if how == "zero":
         raise ValueError("how='zero' takes no values; use how='mean' to hold neurons at values")

@@ -64,7 +64,9 @@ class AblationEffect:
             rows.append((prompt, "ablated", None, float(self.ablated[prompt])))
             rows += [(prompt, "random", draw, float(a)) for draw, a in enumerate(self.random[prompt])]
         frame = pd.DataFrame(rows, columns=["prompt", "condition", "draw", "accuracy"])
-        return frame.assign(role=self.role, n_examples=self.n_examples, how=self.how, positions=self.positions)
+        return frame.assign(
+            role=self.role, n_examples=self.n_examples, how=self.how, positions=self.positions
+        )
 
 
 def ablation_effect(
@@ -105,7 +107,8 @@ def ablation_effect(
         raise ValueError(f"values must hold one tensor for each of {len(chosen)} prompts, got {len(values)}")
     n_layers, d_mlp = neuron_shape(model)
     controls = [
-        neurons.random_like(seed + draw, n_layers=n_layers, d_mlp=d_mlp, match=match) for draw in range(n_random)
+        neurons.random_like(seed + draw, n_layers=n_layers, d_mlp=d_mlp, match=match)
+        for draw in range(n_random)
     ]
     conditions: dict[str, NeuronSet | None] = {"intact": None, "ablated": neurons}
     conditions |= {f"random {draw}": control for draw, control in enumerate(controls)}
@@ -130,8 +133,10 @@ def ablation_effect(
                 key = f"prompt {number}, {condition}"
                 if key not in done:
                     value = None if values is None else values[number]
-                    hooks: Hooks = () if held is None else ablate(
-                        held, how=how, values=value, positions=positions, sigma=sigma, seed=seed
+                    hooks: Hooks = (
+                        ()
+                        if held is None
+                        else ablate(held, how=how, values=value, positions=positions, sigma=sigma, seed=seed)
                     )
                     done[key] = accuracy(prompted, texts, labels, fwd_hooks=hooks, batch_size=batch_size)
                     if path is not None:
@@ -170,5 +175,7 @@ def _measured(path: Path, settings: Mapping[str, Any]) -> dict[str, float]:
     content = read_json(path, KIND)
     differs = [k for k, v in settings.items() if content["settings"].get(k) != v]
     if differs:
-        raise ValueError(f"{path} is from another run ({', '.join(differs)} differ); choose another path, or delete it")
+        raise ValueError(
+            f"{path} is from another run ({', '.join(differs)} differ); choose another path, or delete it"
+        )
     return content["accuracy"]

@@ -19,12 +19,16 @@ from tl_skillneurons._files import write_json, write_whole
 CONFIG, WEIGHTS, EMBEDDING = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"
 
 
-def read_peft(folder: str | os.PathLike[str]) -> tuple[Float[Tensor, "virtual_token d_embed"], dict[str, Any]]:
+def read_peft(
+    folder: str | os.PathLike[str],
+) -> tuple[Float[Tensor, "virtual_token d_embed"], dict[str, Any]]:
     """The virtual tokens in a PEFT prompt-tuning folder, and where they come from."""
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}; give the folder that PEFT's save_pretrained wrote")
+            raise FileNotFoundError(
+                f"{folder} has no {name}; give the folder that PEFT's save_pretrained wrote"
+            )
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
@@ -41,12 +45,16 @@ def read_peft(folder: str | os.PathLike[str]) -> tuple[Float[Tensor, "virtual_to
     embedding = tensors[EMBEDDING].to(torch.float32)
     said = (config.get("num_virtual_tokens"), config.get("token_dim"))
     if tuple(embedding.shape) != said:
-        raise ValueError(f"{folder} says [num_virtual_tokens, token_dim] = {list(said)}, its tensor is {list(embedding.shape)}")
+        raise ValueError(
+            f"{folder} says [num_virtual_tokens, token_dim] = {list(said)}, its tensor is {list(embedding.shape)}"
+        )
     return embedding, {"source": "PEFT prompt tuning", "base_model": config.get("base_model_name_or_path")}
 
 
 def write_peft(
-    folder: str | os.PathLike[str], embedding: Float[Tensor, "virtual_token d_embed"], provenance: dict[str, Any]
+    folder: str | os.PathLike[str],
+    embedding: Float[Tensor, "virtual_token d_embed"],
+    provenance: dict[str, Any],
 ) -> Path:
     """Write the virtual tokens as PEFT's prompt tuning of a causal language model reads them."""
     n_virtual_tokens, width = embedding.shape
@@ -62,6 +70,8 @@ def write_peft(
         "prompt_tuning_init": "RANDOM",
         "inference_mode": True,
     }
-    write_whole(Path(folder) / WEIGHTS, save({EMBEDDING: embedding.cpu().contiguous()}, metadata={"format": "pt"}))
+    write_whole(
+        Path(folder) / WEIGHTS, save({EMBEDDING: embedding.cpu().contiguous()}, metadata={"format": "pt"})
+    )
     write_json(Path(folder) / CONFIG, config)
     return Path(folder)

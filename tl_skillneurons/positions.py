@@ -96,7 +96,11 @@ def arrange(
     room = None if max_length is None else max_length - n_prompt
     rows, kinds, readouts, n_truncated = [], [], [], 0
     for number, ids in enumerate(text_ids):
-        cut = ids if room is None or len(ids) <= room else _truncate(ids, room, special_ids, n_prompt, max_length)
+        cut = (
+            ids
+            if room is None or len(ids) <= room
+            else _truncate(ids, room, special_ids, n_prompt, max_length)
+        )
         if not any(i not in special_ids for i in cut):
             raise ValueError(f"text {number} has no token of its own; give texts that are not empty")
         n_truncated += len(cut) < len(ids)
@@ -129,7 +133,9 @@ def arrange(
     )
 
 
-def _truncate(ids: list[int], room: int, special: frozenset[int], n_prompt: int, max_length: int | None) -> list[int]:
+def _truncate(
+    ids: list[int], room: int, special: frozenset[int], n_prompt: int, max_length: int | None
+) -> list[int]:
     n_tail = next((k for k, i in enumerate(reversed(ids)) if i not in special), 0)
     if room <= n_tail or all(i in special for i in ids[: room - n_tail]):
         raise ValueError(
@@ -185,9 +191,7 @@ def current_tokens(hook: Any) -> PromptedTokens | None:
     return None if current is None else current()
 
 
-def columns(
-    positions: Any, act: Tensor, hook: Any, *, what: str = "positions"
-) -> Bool[Tensor, "batch pos"]:
+def columns(positions: Any, act: Tensor, hook: Any, *, what: str = "positions") -> Bool[Tensor, "batch pos"]:
     """Which columns of ``act`` a choice of positions means, given what is running through this hook point.
 
     Args:

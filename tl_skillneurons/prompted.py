@@ -64,7 +64,9 @@ class PromptedModel:
         require_supported(model)
         require_eval(model)
         if model.tokenizer is None:
-            raise ValueError(f"{model.cfg.model_name} has no tokenizer; boot it with tokenizer=..., texts need one")
+            raise ValueError(
+                f"{model.cfg.model_name} has no tokenizer; boot it with tokenizer=..., texts need one"
+            )
         if prompt is not None:
             prompt.require_fits(model)
         self.model, self.prompt = model, prompt
@@ -103,7 +105,9 @@ class PromptedModel:
         if not self.causal and self.prompt is not None:
             mask_id = tokenizer.mask_token_id
             if mask_id is None:
-                raise ValueError(f"the tokenizer of {self.model.cfg.model_name} has no mask token to read out at")
+                raise ValueError(
+                    f"the tokenizer of {self.model.cfg.model_name} has no mask token to read out at"
+                )
         tokens = arrange(
             text_ids,
             virtual_ids=range(base, base + (0 if self.prompt is None else self.prompt.n_virtual_tokens)),
@@ -120,7 +124,9 @@ class PromptedModel:
     @contextmanager
     def attached(self) -> Iterator[VirtualTokens]:
         """The prompt's virtual tokens in place; without a prompt, only the positions are made known to hooks."""
-        embedding = torch.empty(0, embedding_width(self.model)) if self.prompt is None else self.prompt.embedding
+        embedding = (
+            torch.empty(0, embedding_width(self.model)) if self.prompt is None else self.prompt.embedding
+        )
         with attach(self.model, embedding) as virtual:
             yield virtual
 
@@ -156,10 +162,18 @@ class PromptedModel:
         if self.n_classes is None:
             raise ValueError("class logits need label words; give PromptedModel label_words={0: ..., 1: ...}")
         if not self.causal and self.prompt is None:
-            raise ValueError(f"{model.cfg.model_name} is read out at the mask of its prompt; give PromptedModel a prompt")
-        late = [name for name, _ in fwd_hooks if isinstance(name, str) and name in ("unembed.hook_out", "hook_logits")]
+            raise ValueError(
+                f"{model.cfg.model_name} is read out at the mask of its prompt; give PromptedModel a prompt"
+            )
+        late = [
+            name
+            for name, _ in fwd_hooks
+            if isinstance(name, str) and name in ("unembed.hook_out", "hook_logits")
+        ]
         if late:
-            raise ValueError(f"a hook at {late[0]!r} would never fire: class logits stop before the unembedding")
+            raise ValueError(
+                f"a hook at {late[0]!r} would never fire: class logits stop before the unembedding"
+            )
         readout = (torch.arange(len(tokens)), tokens.readout.cpu())
 
         def stop_at_readout(act: Tensor, hook: Any) -> Tensor:
@@ -186,7 +200,9 @@ class PromptedModel:
         logits = logits if transform is None else transform(logits)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def forward(self, tokens: PromptedTokens, virtual: VirtualTokens, fwd_hooks: Hooks = (), **kwargs: Any) -> Any:
+    def forward(
+        self, tokens: PromptedTokens, virtual: VirtualTokens, fwd_hooks: Hooks = (), **kwargs: Any
+    ) -> Any:
         """Run one batch inside :meth:`attached`; keyword arguments go to ``model.run_with_hooks``."""
         virtual.batch = tokens
         try:
@@ -278,9 +294,23 @@ def _single_token(tokenizer: Any, word: str) -> int:
     if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
         return ids[0]
     stem = word.strip()
-    candidates = [f" {stem}", stem, f" {stem.lower()}", stem.lower(), f" {stem.partition('-')[0].partition(' ')[0]}"]
-    works = [c for c in candidates if c.strip() and c != word and len(pieces(c)) == 1 and pieces(c)[0] != tokenizer.unk_token_id]
-    told = f"is {len(ids)} tokens ({tokenizer.convert_ids_to_tokens(ids)})" if len(ids) != 1 else "is not in the vocabulary"
+    candidates = [
+        f" {stem}",
+        stem,
+        f" {stem.lower()}",
+        stem.lower(),
+        f" {stem.partition('-')[0].partition(' ')[0]}",
+    ]
+    works = [
+        c
+        for c in candidates
+        if c.strip() and c != word and len(pieces(c)) == 1 and pieces(c)[0] != tokenizer.unk_token_id
+    ]
+    told = (
+        f"is {len(ids)} tokens ({tokenizer.convert_ids_to_tokens(ids)})"
+        if len(ids) != 1
+        else "is not in the vocabulary"
+    )
     advice = f"try {works[0]!r}" if works else "choose another word, or give a token id"
     raise ValueError(f"label word {word!r} {told}; each label word must be one token ({advice})")
 

@@ -138,18 +138,24 @@ class NeuronScores:
         available = self.d_mlp if per == "layer" else score.numel()
         if isinstance(amount, float):
             if not 0 < amount <= 1:
-                raise ValueError(f"amount as a share must be in (0, 1], got {amount}; give an integer for a count")
+                raise ValueError(
+                    f"amount as a share must be in (0, 1], got {amount}; give an integer for a count"
+                )
             count = int(amount * available)
         else:
             count = require_int(amount, "amount")
         if not 1 <= count <= available:
-            raise ValueError(f"amount must give 1 to {available} neurons per {per}, got {amount} ({count} neurons)")
+            raise ValueError(
+                f"amount must give 1 to {available} neurons per {per}, got {amount} ({count} neurons)"
+            )
         if per == "layer":
             chosen = score.argsort(dim=1, descending=True, stable=True)[:, :count]
             flat = (chosen + torch.arange(self.n_layers)[:, None] * self.d_mlp).flatten().sort().values
         else:
             flat = torch.arange(score.numel())
-        order = score.flatten()[flat].argsort(descending=True, stable=True)[:count if per == "model" else None]
+        order = score.flatten()[flat].argsort(descending=True, stable=True)[
+            : count if per == "model" else None
+        ]
         flat = flat[order]
         return NeuronSet(
             flat // self.d_mlp,
@@ -250,13 +256,17 @@ class NeuronScores:
         for other in scores[1:]:
             for name in ("n_baseline", "n_select", "class_counts", "positions", "site", "aggregate"):
                 if getattr(other, name) != getattr(first, name):
-                    raise ValueError(f"scores differ in {name}: {getattr(first, name)} and {getattr(other, name)}")
+                    raise ValueError(
+                        f"scores differ in {name}: {getattr(first, name)} and {getattr(other, name)}"
+                    )
             if other.baseline.shape[1:] != first.baseline.shape[1:]:
                 raise ValueError(
                     f"scores differ in [layer, position, neuron]: {tuple(first.baseline.shape[1:])} "
                     f"and {tuple(other.baseline.shape[1:])}; prompts of one set need equally many virtual tokens"
                 )
-        joined = {n: torch.cat([getattr(s, n) for s in scores]) for n in ("baseline", "std", "mean_abs", "correct")}
+        joined = {
+            n: torch.cat([getattr(s, n) for s in scores]) for n in ("baseline", "std", "mean_abs", "correct")
+        }
         prompts = [prompt for s in scores for prompt in s.provenance.get("prompts", [])]
         return replace(first, **joined, provenance={**first.provenance, "prompts": prompts})
 
@@ -264,7 +274,9 @@ class NeuronScores:
 def best_positions(
     accuracy: Float[Tensor, "prompt layer position neuron"],
 ) -> tuple[
-    Float[Tensor, "prompt layer neuron"], Int[Tensor, "prompt layer neuron"], Int[Tensor, "prompt layer neuron"]
+    Float[Tensor, "prompt layer neuron"],
+    Int[Tensor, "prompt layer neuron"],
+    Int[Tensor, "prompt layer neuron"],
 ]:
     """Per prompt and neuron: max(accuracy, 1 - accuracy) at its best position, that position, and its sign there.
 

@@ -69,7 +69,9 @@ def score_neurons(
         phase = "scoring neurons" + (f", prompt {number + 1} of {len(chosen)}" if len(chosen) > 1 else "")
         prompted = PromptedModel(model, prompt, max_length=max_length)
         _require_sees_text(prompted, positions)
-        scores.append(_score_one(prompted, task, positions, aggregate, batch_size, fwd_hooks, phase, progress))
+        scores.append(
+            _score_one(prompted, task, positions, aggregate, batch_size, fwd_hooks, phase, progress)
+        )
     return NeuronScores.of_prompts(scores)
 
 
@@ -91,13 +93,17 @@ def rule_accuracy(
     scored = []
     chosen = _as_list(prompts)
     if len(chosen) != len(scores.baseline):
-        raise ValueError(f"the scores are of {len(scores.baseline)} prompts, got {len(chosen)}; give the same prompts")
+        raise ValueError(
+            f"the scores are of {len(scores.baseline)} prompts, got {len(chosen)}; give the same prompts"
+        )
     for number, (prompt, baseline) in enumerate(zip(chosen, scores.baseline, strict=True)):
         prompted = PromptedModel(model, prompt, max_length=max_length)
         labels = torch.tensor(task.split(role)["label"])
         phase = f"checking the rules on {role}, prompt {number + 1} of {len(chosen)}"
         with progress_bar(phase, len(labels), show=progress) as advance:
-            correct = _count_correct(prompted, task, role, baseline, scores.positions, batch_size, (), advance)
+            correct = _count_correct(
+                prompted, task, role, baseline, scores.positions, batch_size, (), advance
+            )
         scored.append(correct.double() / len(labels))
     return torch.stack(scored)
 
@@ -117,7 +123,9 @@ def neuron_activations(
     require_option(positions, "positions", READINGS)
     prompted = PromptedModel(model, prompt)
     if positions == "prompt" and prompt is None:
-        raise ValueError("without a prompt there are no prompt positions; use positions='last', 'mean' or 'max'")
+        raise ValueError(
+            "without a prompt there are no prompt positions; use positions='last', 'mean' or 'max'"
+        )
     n_layers, d_mlp = neuron_shape(model)
     kept = torch.empty(len(texts), n_layers, d_mlp, dtype=model.W_E.dtype)
 
@@ -152,7 +160,9 @@ def stream_activations(
             tokens = prompted.assemble([ids[i] for i in batch], batch)
             read, seen = reading(tokens, positions), []
 
-            def read_layer(act: Tensor, hook: Any, layer: int, read: Any, seen: list[int], example: Tensor) -> None:
+            def read_layer(
+                act: Tensor, hook: Any, layer: int, read: Any, seen: list[int], example: Tensor
+            ) -> None:
                 acts = read(act)
                 if not acts.isfinite().all():
                     row = int((~acts.isfinite()).flatten(1).any(1).nonzero()[0])
@@ -166,10 +176,14 @@ def stream_activations(
                 if layer == len(names) - 1:
                     raise StopAtLayerException(acts)
 
-            hooks = [(name, _at_layer(read_layer, k, read, seen, tokens.example)) for k, name in enumerate(names)]
+            hooks = [
+                (name, _at_layer(read_layer, k, read, seen, tokens.example)) for k, name in enumerate(names)
+            ]
             prompted.forward(tokens, virtual, [*fwd_hooks, *hooks])
             if seen != list(range(len(names))):
-                raise RuntimeError(f"expected each of {len(names)} layers to show its neurons once, saw layers {seen}")
+                raise RuntimeError(
+                    f"expected each of {len(names)} layers to show its neurons once, saw layers {seen}"
+                )
             if advance is not None:
                 advance(len(batch))
 
@@ -181,7 +195,9 @@ def _at_layer(read_layer: Callable[..., None], layer: int, *bound: Any) -> Calla
     return hook_function
 
 
-def reading(tokens: PromptedTokens, positions: str) -> Callable[[Tensor], Float[Tensor, "batch position neuron"]]:
+def reading(
+    tokens: PromptedTokens, positions: str
+) -> Callable[[Tensor], Float[Tensor, "batch position neuron"]]:
     """A function that takes ``[batch, pos, neuron]`` to the scored positions of this batch."""
     if positions == "prompt":
         columns = tokens.prompt_columns()
@@ -225,7 +241,9 @@ def _require_sees_text(prompted: PromptedModel, positions: str) -> None:
     if positions != "prompt":
         return
     if prompted.prompt is None:
-        raise ValueError("without a prompt there are no prompt positions; use positions='last', 'mean' or 'max'")
+        raise ValueError(
+            "without a prompt there are no prompt positions; use positions='last', 'mean' or 'max'"
+        )
     if prompted.causal and prompted.prompt.placement == "prefix":
         raise ValueError(
             "this prompt is a prefix and the model is causal: its positions come before the text and never see it, so their "
@@ -247,7 +265,9 @@ def _score_one(
     n_baseline, n_select = task.n_examples["baseline"], task.n_examples["select"]
     with progress_bar(phase, n_baseline + n_select, show=progress) as advance:
         baseline, std, mean_abs = _moments(prompted, task, positions, batch_size, fwd_hooks, advance)
-        correct = _count_correct(prompted, task, "select", baseline, positions, batch_size, fwd_hooks, advance)
+        correct = _count_correct(
+            prompted, task, "select", baseline, positions, batch_size, fwd_hooks, advance
+        )
     prompt = prompted.prompt
     described = None if prompt is None else {"seed": prompt.seed, "n_virtual_tokens": prompt.n_virtual_tokens}
     return NeuronScores(
@@ -311,6 +331,12 @@ def _count_correct(
         correct[layer] += (fires == labels[example, None, None].to(fires.device)).sum(0).to(correct.device)
 
     stream_activations(
-        prompted, list(split["text"]), count, positions=positions, batch_size=batch_size, fwd_hooks=fwd_hooks, advance=advance
+        prompted,
+        list(split["text"]),
+        count,
+        positions=positions,
+        batch_size=batch_size,
+        fwd_hooks=fwd_hooks,
+        advance=advance,
     )
     return correct.cpu()

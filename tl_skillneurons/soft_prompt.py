@@ -56,7 +56,9 @@ class SoftPrompt(nn.Module):
     ) -> None:
         super().__init__()
         if not embedding.numel():
-            raise ValueError(f"a soft prompt needs at least one virtual token, got shape {tuple(embedding.shape)}")
+            raise ValueError(
+                f"a soft prompt needs at least one virtual token, got shape {tuple(embedding.shape)}"
+            )
         if not torch.isfinite(embedding).all():
             raise ValueError("the soft prompt holds values that are not finite")
         self.embedding = nn.Parameter(embedding.detach().clone())
@@ -98,7 +100,9 @@ class SoftPrompt(nn.Module):
             )
         trained_on = self.provenance.get("model", {})
         here = describe_model(model)
-        differs = {k: (v, here[k]) for k, v in trained_on.items() if k in here and k != "dtype" and here[k] != v}
+        differs = {
+            k: (v, here[k]) for k, v in trained_on.items() if k in here and k != "dtype" and here[k] != v
+        }
         if differs:
             told = "; ".join(f"{k}: {was!r} then, {now!r} here" for k, (was, now) in differs.items())
             warnings.warn(f"this soft prompt was trained on another model ({told})", stacklevel=3)
@@ -168,7 +172,11 @@ class SoftPrompt(nn.Module):
         from tl_skillneurons.peft_files import write_peft
 
         if self.placement != "prefix" or self.readout is not None:
-            what = "a linear read-out" if self.readout is not None else "virtual tokens after the text (a suffix)"
+            what = (
+                "a linear read-out"
+                if self.readout is not None
+                else "virtual tokens after the text (a suffix)"
+            )
             raise ValueError(f"PEFT prompt tuning has no place for {what}; use save() to keep this prompt")
         return write_peft(folder, self.embedding.detach(), self.provenance)
 
@@ -181,7 +189,9 @@ class VirtualTokens:
             takes the positions from the ids themselves.
     """
 
-    def __init__(self, embedding: Float[Tensor, "virtual_token d_embed"], base: int, safe_id: int, mask_id: int | None):
+    def __init__(
+        self, embedding: Float[Tensor, "virtual_token d_embed"], base: int, safe_id: int, mask_id: int | None
+    ):
         self._embedding, self._base, self._safe_id, self._mask_id = embedding, base, safe_id, mask_id
         self._row: Tensor | None = None
         self._current: PromptedTokens | None = None
@@ -212,10 +222,14 @@ class VirtualTokens:
         """Hook for ``embed.hook_out``: put the soft prompt's rows in their places."""
         row, self._row = self._row, None
         if row is None:
-            raise RuntimeError("the model's embedding ran without token ids; soft prompts need token input, not embeddings")
+            raise RuntimeError(
+                "the model's embedding ran without token ids; soft prompts need token input, not embeddings"
+            )
         if not len(self._embedding):
             return act
-        rows = functional.embedding(row.clamp(min=0), self._embedding.to(act))  # its backward is deterministic
+        rows = functional.embedding(
+            row.clamp(min=0), self._embedding.to(act)
+        )  # its backward is deterministic
         return torch.where((row >= 0).unsqueeze(-1), rows, act)
 
 
@@ -227,10 +241,15 @@ def attach(model: Any, embedding: Float[Tensor, "virtual_token d_embed"]) -> Ite
     virtual = VirtualTokens(
         embedding,
         base=model.W_E.shape[0],
-        safe_id=next(i for i in range(3) if i != pad_id),  # RoBERTa takes position ids from where the pad id stands
+        safe_id=next(
+            i for i in range(3) if i != pad_id
+        ),  # RoBERTa takes position ids from where the pad id stands
         mask_id=None if is_causal(model) else getattr(tokenizer, "mask_token_id", None),
     )
-    hooked = [(model.hook_dict["embed.hook_in"], virtual.on_ids), (model.hook_dict["embed.hook_out"], virtual.on_embed)]
+    hooked = [
+        (model.hook_dict["embed.hook_in"], virtual.on_ids),
+        (model.hook_dict["embed.hook_out"], virtual.on_embed),
+    ]
     handles = []
     sites = [model.hook_dict[name] for name in neuron_hooks(model)]
     try:
@@ -249,7 +268,9 @@ def describe_model(model: Any) -> dict[str, Any]:
     """What artifacts record of a model: its name, architecture, sizes and dtype."""
     cfg = model.cfg
     return {
-        "name": str(cfg.model_name).rstrip("/").rpartition("/")[2] if os.path.isdir(str(cfg.model_name)) else str(cfg.model_name),
+        "name": str(cfg.model_name).rstrip("/").rpartition("/")[2]
+        if os.path.isdir(str(cfg.model_name))
+        else str(cfg.model_name),
         "architecture": str(cfg.architecture),
         "n_layers": int(cfg.n_layers),
         "d_model": int(cfg.d_model),

@@ -25,7 +25,13 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import load_tensors, save_tensors
 from tl_skillneurons._progress import Advance, progress_bar
-from tl_skillneurons.prompted import PromptedModel, label_token_ids, length_batches, resolve_prepend_bos, text_token_ids
+from tl_skillneurons.prompted import (
+    PromptedModel,
+    label_token_ids,
+    length_batches,
+    resolve_prepend_bos,
+    text_token_ids,
+)
 from tl_skillneurons.sites import frozen, has_language_model_head, is_causal, require_eval, require_supported
 from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens, describe_model
 from tl_skillneurons.task import Task
@@ -174,7 +180,10 @@ def _prepare(model: Any, task: Task, settings: dict[str, Any]) -> _Data:
         chance_loss=float(torch.special.entr(share).sum()),
         provenance={
             "model": describe_model(model),
-            "embedding_scale": float((rows.norm() / weights.norm()) if rows.shape == weights.shape else math.nan) or None,
+            "embedding_scale": float(
+                (rows.norm() / weights.norm()) if rows.shape == weights.shape else math.nan
+            )
+            or None,
             "task": {"name": task.name, "fingerprint": task.fingerprint, "role": "train"},
             "label_words": {str(k): v for k, v in task.label_words.items()},
             "n_trained": len(trained),
@@ -196,7 +205,9 @@ def hold_back(labels: Int[Tensor, " example"], share: float) -> tuple[list[int],
     for label in labels.unique():
         members = (labels == label).nonzero().flatten()
         if len(members) < 2:
-            raise ValueError(f"class {int(label)} has one example in role train; at least 2 are needed, one to hold back")
+            raise ValueError(
+                f"class {int(label)} has one example in role train; at least 2 are needed, one to hold back"
+            )
         n = min(max(1, round(share * len(members))), len(members) - 1)
         held += members[torch.randperm(len(members), generator=generator)[:n]].tolist()
     kept = set(held)
@@ -284,7 +295,9 @@ def _fit_one(
 def _start(model: Any, task: Task, data: _Data, settings: dict[str, Any], seed: int) -> _State:
     generator = torch.Generator().manual_seed(seed)
     initial = initial_embedding(model, settings["init"], settings["n_virtual_tokens"], data.scale, generator)
-    initial = initial.to(torch.promote_types(initial.dtype, torch.float32))  # a master copy, also for a bfloat16 model
+    initial = initial.to(
+        torch.promote_types(initial.dtype, torch.float32)
+    )  # a master copy, also for a bfloat16 model
     readout = None
     if settings["readout"] == "linear":
         readout = torch.zeros(task.n_classes, model.cfg.d_model, dtype=initial.dtype, device=initial.device)
@@ -340,7 +353,12 @@ def _train(
 
 
 def _evaluate(
-    prompted: PromptedModel, virtual: VirtualTokens, data: _Data, settings: dict[str, Any], state: _State, loss: float
+    prompted: PromptedModel,
+    virtual: VirtualTokens,
+    data: _Data,
+    settings: dict[str, Any],
+    state: _State,
+    loss: float,
 ) -> dict[str, Any]:
     """Accuracy and loss on the held-back part, added to the history; the best prompt so far is kept."""
     lengths = [len(data.ids[i]) for i in data.held]
@@ -371,7 +389,12 @@ def _evaluate(
 
 
 def _finish(
-    state: _State, prompted: PromptedModel, data: _Data, settings: dict[str, Any], seed: int, provenance: dict[str, Any]
+    state: _State,
+    prompted: PromptedModel,
+    data: _Data,
+    settings: dict[str, Any],
+    seed: int,
+    provenance: dict[str, Any],
 ) -> SoftPrompt:
     lowest = min(entry["loss"] for entry in state.history)
     outcome = "fitted"
@@ -437,9 +460,13 @@ def _resume(state: _State, path: Path, provenance: dict[str, Any]) -> None:
 def _require_same(path: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse a file of another run, naming every setting that differs."""
     flat_was, flat_now = _flat(was), _flat(now)
-    differs = [f"{k}: {flat_was.get(k)!r} there, {v!r} now" for k, v in flat_now.items() if flat_was.get(k) != v]
+    differs = [
+        f"{k}: {flat_was.get(k)!r} there, {v!r} now" for k, v in flat_now.items() if flat_was.get(k) != v
+    ]
     if differs:
-        raise ValueError(f"{path} is from another run ({'; '.join(differs)}); choose another folder, or delete that file")
+        raise ValueError(
+            f"{path} is from another run ({'; '.join(differs)}); choose another folder, or delete that file"
+        )
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

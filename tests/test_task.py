@@ -10,8 +10,10 @@ import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from tl_skillneurons.task import ROLES, Task, apportion
+from tl_skillneurons.task import Task
 from tl_skillneurons.task_data import load_splits
+from tl_skillneurons.task_drawing import apportion
+from tl_skillneurons.task_roles import ROLES
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 WORDS = {0: " bad", 1: " good"}

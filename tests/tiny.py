@@ -7,6 +7,8 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformer_lens.model_bridge import TransformerBridge
 
+torch.set_num_threads(1)  # on tensors this small a second thread costs many times what it saves
+
 WORDS = "the a film plot cast music scene was is good bad dull bright slow quick and but very not negative positive other".split()
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]
 VOCABULARY = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}

@@ -6,15 +6,16 @@ from numbers import Integral
 from typing import Any
 
 
+def listed(names: Iterable[Any]) -> str:
+    """The names as a message lists them, or "none"."""
+    return ", ".join(map(repr, names)) or "none"
+
+
 def near(name: object, known: Iterable[object]) -> str:
     """A clause that lists the known names nearest to ``name``, or all of them when none is near."""
     names = [str(k) for k in known]
     close = difflib.get_close_matches(str(name), names, n=3)
-    return (
-        f"did you mean {' or '.join(map(repr, close))}?"
-        if close
-        else f"choose from {', '.join(map(repr, names))}"
-    )
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose from {listed(names)}"
 
 
 def require_option(value: Any, name: str, options: Iterable[str]) -> str:
@@ -25,9 +26,7 @@ def require_option(value: Any, name: str, options: Iterable[str]) -> str:
     """
     options = list(options)
     if value not in options:
-        raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}; {near(value, options)}"
-        )
+        raise ValueError(f"{name} must be one of {listed(options)}, got {value!r}; {near(value, options)}")
     return value
 
 

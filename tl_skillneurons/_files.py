@@ -5,6 +5,7 @@ format and the package version. Everything is written to a temporary file in the
 never meets half a file. Nothing is pickled.
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -12,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
@@ -26,6 +28,16 @@ def package_version() -> str:
         return version(KEY)
     except PackageNotFoundError:
         return "unknown"
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """SHA-256 of the tensors' dtypes, shapes and bits."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
@@ -105,7 +117,7 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
             metadata = file.metadata() or {}
             header = json.loads(metadata.get(KEY, "null"))
             _require_kind(path, header, kind)
-            return {name: file.get_tensor(name) for name in file.keys()}, header
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is corrupt or not a safetensors file ({error})") from error
 

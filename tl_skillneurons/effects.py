@@ -16,13 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons._files import read_json, write_json
+from tl_skillneurons._files import fingerprint, read_json, write_json
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.ablation import ablate
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompted import Hooks, PromptedModel
 from tl_skillneurons.sites import neuron_shape
-from tl_skillneurons.soft_prompt import SoftPrompt
+from tl_skillneurons.soft_prompt import SoftPrompt, describe_model
 from tl_skillneurons.statistics import rank_p_value
 from tl_skillneurons.task import Task
 
@@ -53,8 +53,10 @@ class AblationEffect:
 
     @property
     def p_value(self) -> float:
-        """Rank p-value of the mean accuracy over prompts among the controls': (1 + controls as low) / (1 + controls)."""
-        return rank_p_value(float(self.ablated.mean()), self.random.mean(0))
+        """Rank p-value of the prompts' mean accuracy among the controls': (1 + controls as low) / (1 + controls)."""
+        accuracies = torch.cat([self.ablated[:, None], self.random], dim=1)
+        correct = (accuracies * self.n_examples).round().sum(0)  # whole numbers, so that ties are ties
+        return rank_p_value(float(correct[0]), correct[1:])
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per prompt and condition: prompt, condition, draw, role, accuracy, n_examples."""
@@ -101,6 +103,8 @@ def ablation_effect(
         ValueError: For neurons outside the model, values that don't go with the prompts, or a ``path`` of other settings.
     """
     chosen = [prompts] if isinstance(prompts, SoftPrompt) else list(prompts)
+    if not chosen:
+        raise ValueError("prompts must hold at least one soft prompt, got none")
     require_int(n_random, "n_random")
     neurons.require_fits(*neuron_shape(model))
     if values is not None and len(values) != len(chosen):
@@ -113,6 +117,9 @@ def ablation_effect(
     conditions: dict[str, NeuronSet | None] = {"intact": None, "ablated": neurons}
     conditions |= {f"random {draw}": control for draw, control in enumerate(controls)}
     settings = {
+        "model": describe_model(model),
+        "prompts": [[p.placement, p.prepend_bos, fingerprint(*p.parameters())] for p in chosen],
+        "max_length": max_length,
         "task": task.fingerprint,
         "role": role,
         "neurons": [list(pair) for pair in neurons],
@@ -120,8 +127,8 @@ def ablation_effect(
         "positions": str(positions),
         "sigma": sigma,
         "seed": seed,
-        "n_prompts": len(chosen),
-        "matched": match is not None,
+        "values": None if values is None else [fingerprint(v) for v in values],
+        "match": None if match is None else fingerprint(match),
     }
     done = {} if path is None else _measured(Path(path), settings)
     split = task.split(role)

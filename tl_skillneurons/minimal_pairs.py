@@ -22,11 +22,14 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 
-from ._checks import require_int, require_option
-from ._grammar import GRAMMARS, Grammar, Twin, fill, n_fillings
-from .task import ROLES, Task, apportion
+from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._grammar import GRAMMARS, Grammar, Twin, fill, n_fillings
+from tl_skillneurons.task import Task
+from tl_skillneurons.task_columns import as_dataset
+from tl_skillneurons.task_drawing import apportion
+from tl_skillneurons.task_roles import ROLES
 
 SHARES = {"train": 50, "select": 25, "report": 25}
 """How the pairs are divided among the roles, in percent; baseline is train."""
@@ -167,7 +170,6 @@ def _same_length(twins: list[Twin], tokenizer: Any) -> list[bool]:
 
 def _splits(pairs: dict[str, list[Twin]]) -> dict[str, Dataset]:
     """The roles' examples, twins side by side; a pair's number is its own in the whole task."""
-    features = Features({"text": Value("string"), "label": Value("int64"), "pair": Value("int64")})
     splits, n_before = {}, 0
     for role, twins in pairs.items():
         numbers = range(n_before, n_before + len(twins))
@@ -176,6 +178,6 @@ def _splits(pairs: dict[str, list[Twin]]) -> dict[str, Dataset]:
             "label": [0, 1] * len(twins),
             "pair": [number for number in numbers for _ in (0, 1)],
         }
-        splits[role] = Dataset.from_dict(columns, features=features)
+        splits[role] = as_dataset(columns)
         n_before += len(twins)
     return {**splits, "baseline": splits["train"]}

@@ -32,9 +32,9 @@ def read_peft(
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
-    except (json.JSONDecodeError, SafetensorError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise ValueError(f"{folder} is corrupt: {error}") from error
-    kind = config.get("peft_type")
+    kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "PROMPT_TUNING":
         raise ValueError(
             f"{folder} holds a PEFT adapter of type {kind}; only PROMPT_TUNING is virtual tokens at the input "

@@ -8,6 +8,7 @@ Read at the prompt positions, or, as the paper's comparison, at the text's own t
 their mean or their maximum, with a prompt or without any.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -269,7 +270,7 @@ def _score_one(
             prompted, task, "select", baseline, positions, batch_size, fwd_hooks, advance
         )
     prompt = prompted.prompt
-    described = None if prompt is None else {"seed": prompt.seed, "n_virtual_tokens": prompt.n_virtual_tokens}
+    described = None if prompt is None else describe_prompt(prompt)
     return NeuronScores(
         baseline=baseline[None],
         std=std[None].float(),
@@ -287,6 +288,19 @@ def _score_one(
             "max_length": prompted.max_length,
         },
     )
+
+
+def describe_prompt(prompt: SoftPrompt) -> dict[str, Any]:
+    """What scores record of the prompt they were measured with."""
+    embedding = prompt.embedding.detach().cpu().contiguous()
+    digest = hashlib.sha256(embedding.view(torch.uint8).numpy().tobytes()).hexdigest()
+    return {
+        "seed": prompt.seed,
+        "n_virtual_tokens": prompt.n_virtual_tokens,
+        "placement": prompt.placement,
+        "prepend_bos": prompt.prepend_bos,
+        "sha256": digest,
+    }
 
 
 def _moments(

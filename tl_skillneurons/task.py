@@ -12,30 +12,19 @@ What this does not catch: near duplicates. Texts are equal when they are equal u
 import hashlib
 import itertools
 import json
-import random
-import string
-import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Dataset
 
-from ._checks import near, require_int, require_option
-
-ROLES = ("train", "baseline", "select", "report")
-"""What examples are used for, earliest first; see the module's docstring."""
-
-SPLIT_NAMES = {"train": ("train",), "select": ("validation", "dev", "valid"), "report": ("test",)}
-"""The split names that are recognised for each role."""
-
-HIDDEN = -1
-"""The label that the Hub's benchmarks give to examples whose label is kept secret."""
-
-Columns = dict[str, list[Any]]
-"""Examples as columns of equal length: ``text``, ``label`` and, for twins, ``pair``."""
+from tl_skillneurons._checks import listed, near, require_int, require_option
+from tl_skillneurons.task_columns import as_dataset, columns_of, each_once, take
+from tl_skillneurons.task_drawing import draw
+from tl_skillneurons.task_reading import as_splits, order_labels, parse_template, read
+from tl_skillneurons.task_roles import ROLES, choose_splits, make_roles, settle_overlap, where
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +57,7 @@ class Task:
     def __post_init__(self) -> None:
         _require_classes(self.label_words, self.label_names)
         if sorted(self.splits) != sorted(ROLES):
-            raise ValueError(
-                f"splits must have exactly the roles {_listed(ROLES)}, got {_listed(self.splits)}"
-            )
+            raise ValueError(f"splits must have exactly the roles {listed(ROLES)}, got {listed(self.splits)}")
         for role, dataset in self.splits.items():
             _require_examples(role, dataset, self.label_names, self.dropped.get(role, 0))
 
@@ -115,20 +102,20 @@ class Task:
             ValueError: When anything else about the input is wrong; the message says what and where.
         """
         require_option(overlap, "overlap", ("drop", "refuse"))
-        parts = _parse_template(template)
-        keys = _order_labels(label_words)
-        splits = _as_splits(data)
-        chosen, notes = _choose_splits(splits, dict(roles or {}), label, keys)
+        parts = parse_template(template)
+        keys = order_labels(label_words)
+        splits = as_splits(data)
+        chosen, notes = choose_splits(splits, dict(roles or {}), label, keys)
         tables = {
-            split: _read(splits[split], _where(split, chosen), parts, label, keys)
+            split: read(splits[split], where(split, chosen), parts, label, keys)
             for split in dict.fromkeys(itertools.chain.from_iterable(chosen.values()))
         }
-        columns, made = _make_roles(chosen, tables, seed)
-        columns, dropped = _settle_overlap(columns, overlap)
+        columns, made = make_roles(chosen, tables, seed)
+        columns, dropped = settle_overlap(columns, overlap)
         return cls(
             name=name,
             label_words={i: label_words[key] for i, key in enumerate(keys)},
-            splits=_as_datasets(columns),
+            splits=each_once(columns, as_dataset),
             label_names=tuple(keys),
             template=template,
             dropped=dropped,
@@ -151,7 +138,7 @@ class Task:
 
     def class_counts(self, role: str) -> list[int]:
         """How many examples of each class ``role`` has."""
-        counts = Counter(_columns(self.split(role))["label"])
+        counts = Counter(columns_of(self.split(role))["label"])
         return [counts[i] for i in range(self.n_classes)]
 
     @cached_property
@@ -161,7 +148,7 @@ class Task:
         words = [self.label_words[i] for i in range(self.n_classes)]
         digest.update(json.dumps([self.template, words]).encode())
         for role in ROLES:
-            columns = _columns(self.splits[role])
+            columns = columns_of(self.splits[role])
             digest.update(json.dumps([role, columns["text"], columns["label"]]).encode())
         return digest.hexdigest()
 
@@ -171,7 +158,7 @@ class Task:
         Raises:
             ValueError: When the examples have no twins.
         """
-        columns = _columns(self.split(role))
+        columns = columns_of(self.split(role))
         if "pair" not in columns:
             raise ValueError(
                 f"the examples of task {self.name!r} have no twins; tasks made by minimal_pairs "
@@ -209,10 +196,10 @@ class Task:
         splits, notes = dict(self.splits), []
         for role, limit in limits.items():
             require_int(limit, f"the limit of {role}", minimum=self.n_classes)
-            columns = _columns(self.splits[role])
-            kept = _draw(columns, limit, seed)
+            columns = columns_of(self.splits[role])
+            kept = draw(columns, limit, seed)
             if len(kept) < len(columns["text"]):
-                splits[role] = _as_dataset(_take(columns, kept))
+                splits[role] = as_dataset(take(columns, kept))
                 who = "train and baseline are" if role == "train" and follows else f"{role} is"
                 notes.append(
                     f"{who} limited to {len(kept)} of {len(columns['text'])} examples (seed {seed})."
@@ -288,7 +275,7 @@ class Task:
                 1: rest_word if len(one) > 1 and len(other) == 1 else self.label_words[one[0]],
             },
             label_names=(names[1], names[0]),
-            splits=_each_once(self.splits, lambda dataset: _regroup(dataset, class_of)),
+            splits=each_once(self.splits, lambda dataset: _regroup(dataset, class_of)),
         )
 
     def _title(self, class_id: int) -> str:
@@ -298,7 +285,7 @@ class Task:
     @property
     def _baseline_is_train(self) -> bool:
         train, baseline = self.splits["train"], self.splits["baseline"]
-        return train is baseline or _columns(train) == _columns(baseline)
+        return train is baseline or columns_of(train) == columns_of(baseline)
 
 
 def _require_classes(label_words: dict[int, str | int], label_names: tuple[int | str, ...]) -> None:
@@ -316,19 +303,19 @@ def _require_classes(label_words: dict[int, str | int], label_names: tuple[int |
         if word == "" or (isinstance(word, int) and word < 0):
             raise ValueError(f"a label word must be a word or a token id of at least 0, got {word!r}")
     if len(set(label_words.values())) < n_classes:
-        raise ValueError(f"each class needs a label word of its own, got {_listed(label_words.values())}")
+        raise ValueError(f"each class needs a label word of its own, got {listed(label_words.values())}")
 
 
 def _require_examples(role: str, dataset: Dataset, label_names: tuple[int | str, ...], dropped: int) -> None:
     missing = {"text", "label"} - set(dataset.column_names)
     if missing:
         raise ValueError(
-            f"role {role!r} must have the columns 'text' and 'label', got {_listed(dataset.column_names)}"
+            f"role {role!r} must have the columns 'text' and 'label', got {listed(dataset.column_names)}"
         )
     lost = f" once {dropped} examples whose text also stands in a later role are dropped" if dropped else ""
     if not len(dataset):
         raise ValueError(f"role {role!r} is left empty{lost}; give it other examples")
-    columns = _columns(dataset)
+    columns = columns_of(dataset)
     for row, text in enumerate(columns["text"]):
         if not (text or "").strip():
             raise ValueError(f"role {role!r}, row {row}: the text is empty; drop such examples")
@@ -336,351 +323,16 @@ def _require_examples(role: str, dataset: Dataset, label_names: tuple[int | str,
     outside = found - set(range(len(label_names)))
     if outside:
         raise ValueError(
-            f"role {role!r}: classes must be 0 to {len(label_names) - 1}, got {_listed(sorted(outside))}"
+            f"role {role!r}: classes must be 0 to {len(label_names) - 1}, got {listed(sorted(outside))}"
         )
     absent = [name for i, name in enumerate(label_names) if i not in found]
     if absent:
         raise ValueError(
-            f"role {role!r} has no example of label {_listed(absent)}{lost}; each role needs every label"
+            f"role {role!r} has no example of label {listed(absent)}{lost}; each role needs every label"
         )
-
-
-def _listed(names: Iterable[Any]) -> str:
-    return ", ".join(map(repr, names)) or "none"
-
-
-# Reading: template, labels, rows
-
-
-def _parse_template(template: str) -> list[tuple[str, str | None]]:
-    """Pairs of literal text and the column that follows it."""
-    try:
-        parsed = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ValueError(
-            f"template {template!r} can't be read: {error}; write columns as {{column}}"
-        ) from error
-    for _, name, spec, conversion in parsed:
-        if spec or conversion:
-            raise ValueError(
-                f"template {template!r} must have plain fields, got a format or conversion on {name!r}"
-            )
-    if all(name is None for _, name, _, _ in parsed):
-        raise ValueError(f"template {template!r} has no field; name at least one column, such as {{text}}")
-    return [(literal, name) for literal, name, _, _ in parsed]
-
-
-def _order_labels(label_words: Mapping[Any, Any]) -> list[Any]:
-    keys = list(label_words)
-    if len(keys) < 2:
-        raise ValueError(f"a task needs at least two labels, got {len(keys)} in label_words")
-    if all(isinstance(key, int) for key in keys):
-        return sorted(keys)
-    if all(isinstance(key, str) for key in keys):
-        return keys
-    raise TypeError(f"the labels in label_words must be all integers or all strings, got {_listed(keys)}")
-
-
-def _as_splits(data: Any) -> dict[str, Any]:
-    splits = dict(data) if isinstance(data, Mapping) else {"data": data}
-    if not splits:
-        raise ValueError("data has no split; give at least one")
-    for name, rows in splits.items():
-        is_rows = isinstance(rows, (list, tuple)) and all(isinstance(row, Mapping) for row in rows)
-        if not isinstance(rows, Dataset) and not is_rows:
-            raise TypeError(
-                "data must be a DatasetDict, a dict of split name to Dataset or list of dicts, one Dataset "
-                f"or one list of dicts (nothing that streams), got {type(rows).__name__} for {name!r}"
-            )
-    return splits
-
-
-def _names(rows: Any) -> list[str]:
-    return (
-        rows.column_names
-        if isinstance(rows, Dataset)
-        else list(dict.fromkeys(key for row in rows for key in row))
-    )
-
-
-def _column(rows: Any, name: str) -> list[Any]:
-    return (
-        list(rows.with_format(None)[name][:])
-        if isinstance(rows, Dataset)
-        else [row.get(name) for row in rows]
-    )
-
-
-def _where(split: str, chosen: Mapping[str, Sequence[str]]) -> str:
-    roles = [role for role in ROLES if split in chosen.get(role, ())]
-    return f"split {split!r} (role {' and '.join(roles)})"
-
-
-def _read(rows: Any, where: str, parts: list[tuple[str, str | None]], label: str, keys: list[Any]) -> Columns:
-    """The rendered texts and the classes of one split."""
-    if not len(rows):
-        raise ValueError(f"{where} is empty; give it examples or choose another split with roles=")
-    names = _names(rows)
-    for _, name in parts:
-        if name is not None and name not in names:
-            raise ValueError(
-                f"template field {name!r} is not in {where}, which has the columns {_listed(names)}; "
-                f"{near(name, names)}"
-            )
-    if label not in names:
-        raise ValueError(
-            f"label column {label!r} is not in {where}, which has the columns {_listed(names)}; "
-            f"{near(label, names)}"
-        )
-    return {"text": _render(rows, where, parts), "label": _classes(rows, where, label, keys)}
-
-
-def _render(rows: Any, where: str, parts: list[tuple[str, str | None]]) -> list[str]:
-    columns: dict[str | None, list[Any]] = {
-        name: _column(rows, name) for _, name in parts if name is not None
-    }
-    for name, values in columns.items():
-        if None in values:
-            raise ValueError(
-                f"{where}, row {values.index(None)}: column {name!r} is empty (None); drop such examples"
-            )
-    columns[None] = [""] * len(rows)
-    literals = [literal for literal, _ in parts]
-    fields = zip(*(columns[name] for _, name in parts), strict=True)
-    texts = ["".join(f"{a}{b}" for a, b in zip(literals, values, strict=True)) for values in fields]
-    for row, text in enumerate(texts):
-        if not text.strip():
-            raise ValueError(f"{where}, row {row}: the text is empty; drop such examples")
-    return texts
-
-
-def _classes(rows: Any, where: str, label: str, keys: list[Any]) -> list[int]:
-    class_of = {value: i for i, value in enumerate(_values(rows, where, label, keys))}
-    values = _column(rows, label)
-    for row, value in enumerate(values):
-        if value is None:
-            raise ValueError(
-                f"{where}, row {row} has no label (None in column {label!r}); drop such examples"
-            )
-        if not isinstance(value, (int, float, str)):
-            raise TypeError(
-                f"{where}, row {row}: a label must be an integer or a string, got {type(value).__name__}"
-            )
-        if value not in class_of:
-            hidden = " (the Hub's mark for a hidden label)" if value == HIDDEN else ""
-            raise ValueError(
-                f"{where}, row {row}: label {value!r}{hidden} is not in label_words, which has "
-                f"{_listed(keys)}; add it there, or leave such examples out of the data"
-            )
-    return [class_of[value] for value in values]
-
-
-def _values(rows: Any, where: str, label: str, keys: list[Any]) -> list[Any]:
-    """What stands in the label column for each label of ``label_words``."""
-    feature = rows.features[label] if isinstance(rows, Dataset) else None
-    if not isinstance(feature, ClassLabel) or isinstance(keys[0], int):
-        return keys
-    for key in keys:
-        if key not in feature.names:
-            raise ValueError(
-                f"label {key!r} of label_words is not a label of {where}; {near(key, feature.names)}"
-            )
-    return [feature.str2int(key) for key in keys]
-
-
-# Roles
-
-
-def _choose_splits(
-    splits: dict[str, Any], roles: dict[str, Any], label: str, keys: list[Any]
-) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Which splits serve each role, and notes on that; a role that has to be made is left out."""
-    chosen = _given_roles(splits, roles)
-    notes = []
-    if not roles and len(splits) == 1:
-        chosen["train"] = tuple(splits)
-    taken = set(itertools.chain.from_iterable(chosen.values()))
-    for role, names in SPLIT_NAMES.items():
-        for name in names:
-            if role in chosen or name not in splits or name in taken:
-                continue
-            if role != "train" and _is_hidden(splits[name], label, keys):
-                notes.append(f"split {name!r} is set aside: its labels are hidden (all are {HIDDEN}).")
-                taken.add(name)
-            else:
-                chosen[role] = (name,)
-    if "train" not in chosen:
-        raise ValueError(
-            f"no split is called 'train', got {_listed(splits)}; say which serve by "
-            "roles={'train': ..., 'select': ..., 'report': ...}"
-        )
-    chosen.setdefault("baseline", chosen["train"])
-    unused = set(splits) - set(itertools.chain.from_iterable(chosen.values())) - taken
-    notes += [f"split {name!r} is not used." for name in splits if name in unused]
-    return chosen, notes
-
-
-def _given_roles(splits: dict[str, Any], roles: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    given = {}
-    for role, names in roles.items():
-        require_option(role, "a role", ROLES)
-        given[role] = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
-        if not given[role]:
-            raise ValueError(f"role {role!r} must have at least one split, got {names!r}")
-        for name in given[role]:
-            if name not in splits:
-                raise ValueError(
-                    f"there is no split {name!r} for role {role!r}; the splits are {_listed(splits)}; "
-                    f"{near(name, splits)}"
-                )
-    return given
-
-
-def _is_hidden(rows: Any, label: str, keys: list[Any]) -> bool:
-    if HIDDEN in keys or label not in _names(rows):
-        return False
-    return len(rows) > 0 and all(value == HIDDEN for value in _column(rows, label))
-
-
-def _make_roles(
-    chosen: dict[str, tuple[str, ...]], tables: dict[str, Columns], seed: int
-) -> tuple[dict[str, Columns], list[str]]:
-    """The examples of every role; train and baseline are one object where they are the same examples."""
-    columns = {role: _joined([tables[name] for name in names]) for role, names in chosen.items()}
-    share_train = chosen["baseline"] == chosen["train"]
-    source = {role: " and ".join(map(repr, names)) for role, names in chosen.items()}
-    notes = []
-    if "select" not in columns and "report" not in columns:
-        columns["train"], columns["select"], columns["report"] = _stratified(
-            columns["train"], (60, 20, 20), seed
-        )
-        notes.append(
-            f"split {source['train']} is divided into 60% train, 20% select and 20% report "
-            f"(seed {seed}, by label)."
-        )
-    elif "select" not in columns:
-        columns["train"], columns["select"] = _stratified(columns["train"], (80, 20), seed)
-        notes.append(f"20% of split {source['train']} is held out as select (seed {seed}, by label).")
-    elif "report" not in columns:
-        columns["select"], columns["report"] = _stratified(columns["select"], (50, 50), seed)
-        notes.append(f"split {source['select']} is halved into select and report (seed {seed}, by label).")
-    if share_train:
-        columns["baseline"] = columns["train"]
-    return columns, notes
-
-
-def _joined(tables: list[Columns]) -> Columns:
-    return {
-        name: list(itertools.chain.from_iterable(table[name] for table in tables))
-        for name in ("text", "label")
-    }
-
-
-def _settle_overlap(columns: dict[str, Columns], overlap: str) -> tuple[dict[str, Columns], dict[str, int]]:
-    """Drop from each role the texts that also stand in a later one, or refuse."""
-    keys = _each_once(columns, lambda table: [" ".join(text.split()) for text in table["text"]])
-    later = {"report": set(), "select": set(keys["report"])}
-    later["train"] = later["baseline"] = later["select"] | set(keys["select"])
-    doubled = {role: [i for i, key in enumerate(keys[role]) if key in later[role]] for role in ROLES}
-    dropped = {role: len(rows) for role, rows in doubled.items()}
-    if overlap == "refuse" and any(dropped.values()):
-        role = next(role for role in ROLES if dropped[role])
-        counts = ", ".join(f"{n} of {role}" for role, n in dropped.items() if n)
-        example = repr(textwrap.shorten(columns[role]["text"][doubled[role][0]], 80, placeholder=" ..."))
-        raise ValueError(
-            f"text stands in two roles: {counts} also stand in a later role, such as {example} of {role}; "
-            "overlap='drop' drops them from the earlier role"
-        )
-    kept = {role: sorted(set(range(len(keys[role]))) - set(rows)) for role, rows in doubled.items()}
-    settled = {role: _take(columns[role], kept[role]) if dropped[role] else columns[role] for role in ROLES}
-    if columns["baseline"] is columns["train"]:
-        settled["baseline"] = settled["train"]
-    return settled, dropped
-
-
-# Drawing
-
-
-def apportion(n: int, weights: Sequence[int]) -> list[int]:
-    """``n`` divided in proportion to ``weights`` by largest remainders, at least 1 each if ``n`` allows."""
-    total = sum(weights)
-    counts = [n * weight // total for weight in weights]
-    by_remainder = sorted(range(len(weights)), key=lambda i: (-(n * weights[i] % total), i))
-    for i in by_remainder[: n - sum(counts)]:
-        counts[i] += 1
-    while n >= len(weights) and min(counts) == 0:
-        counts[counts.index(max(counts))] -= 1
-        counts[counts.index(0)] += 1
-    return counts
-
-
-def _stratified(columns: Columns, shares: Sequence[int], seed: int) -> list[Columns]:
-    """The examples divided by ``shares``, each class for itself, in the order they came."""
-    generator = random.Random(seed)
-    rows: list[list[int]] = [[] for _ in shares]
-    for members in _by_class(columns):
-        generator.shuffle(members)
-        start = 0
-        for part, count in zip(rows, apportion(len(members), shares), strict=True):
-            part += members[start : start + count]
-            start += count
-    return [_take(columns, sorted(part)) for part in rows]
-
-
-def _draw(columns: Columns, limit: int, seed: int) -> list[int]:
-    """At most ``limit`` rows with the classes' shares kept, whole pairs only where there are pairs."""
-    if limit >= len(columns["text"]):
-        return list(range(len(columns["text"])))
-    generator = random.Random(seed)
-    if "pair" in columns:
-        pairs = generator.sample(list(dict.fromkeys(columns["pair"])), limit // 2)
-        kept = set(pairs)
-        return [i for i, pair in enumerate(columns["pair"]) if pair in kept]
-    members = _by_class(columns)
-    counts = apportion(limit, [len(rows) for rows in members])
-    return sorted(
-        i for rows, count in zip(members, counts, strict=True) for i in generator.sample(rows, count)
-    )
-
-
-def _by_class(columns: Columns) -> list[list[int]]:
-    members: dict[int, list[int]] = {label: [] for label in sorted(set(columns["label"]))}
-    for i, label in enumerate(columns["label"]):
-        members[label].append(i)
-    return list(members.values())
-
-
-# Between datasets and columns
-
-
-def _columns(dataset: Dataset) -> Columns:
-    names = [name for name in ("text", "label", "pair") if name in dataset.column_names]
-    return {name: _column(dataset, name) for name in names}
-
-
-def _take(columns: Columns, rows: Sequence[int]) -> Columns:
-    return {name: [values[i] for i in rows] for name, values in columns.items()}
-
-
-def _as_dataset(columns: Columns) -> Dataset:
-    types = {"text": Value("string"), "label": Value("int64"), "pair": Value("int64")}
-    return Dataset.from_dict(columns, features=Features({name: types[name] for name in columns}))
-
-
-def _as_datasets(columns: Mapping[str, Columns]) -> dict[str, Dataset]:
-    return _each_once(columns, _as_dataset)
-
-
-def _each_once(by_role: Mapping[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
-    """``function`` of every role's value; roles that share a value share the result."""
-    results: dict[int, Any] = {}
-    for value in by_role.values():
-        if id(value) not in results:
-            results[id(value)] = function(value)
-    return {role: results[id(value)] for role, value in by_role.items()}
 
 
 def _regroup(dataset: Dataset, class_of: dict[int, int]) -> Dataset:
-    columns = _columns(dataset)
-    kept = _take(columns, [i for i, label in enumerate(columns["label"]) if label in class_of])
-    return _as_dataset({**kept, "label": [class_of[label] for label in kept["label"]]})
+    columns = columns_of(dataset)
+    kept = take(columns, [i for i, label in enumerate(columns["label"]) if label in class_of])
+    return as_dataset({**kept, "label": [class_of[label] for label in kept["label"]]})

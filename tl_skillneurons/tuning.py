@@ -27,16 +27,15 @@ from tl_skillneurons._files import load_tensors, save_tensors
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.prompted import (
     PromptedModel,
-    label_token_ids,
     length_batches,
-    resolve_prepend_bos,
     text_token_ids,
 )
-from tl_skillneurons.sites import frozen, has_language_model_head, is_causal, require_eval, require_supported
+from tl_skillneurons.sites import frozen, has_language_model_head, is_causal, require_supported
 from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens, describe_model
 from tl_skillneurons.task import Task
 
 READOUTS = ("auto", "label_words", "linear")
+INITS = ("vocabulary", "normal")
 _MOST_HELD_BACK = 256
 
 
@@ -92,14 +91,17 @@ def fit_soft_prompts(
             their range, or a ``folder`` that holds prompts of other settings.
     """
     require_supported(model)
-    require_eval(model)
     seeds = [require_int(seed, "a seed", minimum=0) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be distinct and at least one, got {seeds}")
-    for name, value in (("n_steps", n_steps), ("batch_size", batch_size), ("evaluate_every", evaluate_every)):
-        require_int(value, name)
-    require_int(n_virtual_tokens, "n_virtual_tokens")
-    require_int(patience, "patience")
+    counts = {
+        "n_virtual_tokens": n_virtual_tokens,
+        "n_steps": n_steps,
+        "batch_size": batch_size,
+        "evaluate_every": evaluate_every,
+        "patience": patience,
+    }
+    counts = {name: require_int(value, name) for name, value in counts.items()}
     for name, value, low, high in (
         ("held_back", held_back, 0, 1),
         ("learning_rate", learning_rate, 0, math.inf),
@@ -112,27 +114,34 @@ def fit_soft_prompts(
         raise ValueError(f"warmup is a share of the steps and must be in [0, 1), got {warmup}")
     require_option(readout, "readout", READOUTS)
     linear = readout == "linear" or (readout == "auto" and not has_language_model_head(model))
-    if not linear:
-        label_token_ids(model, task.label_words)  # before anything is computed
+    # refuses here what would be refused once training starts
+    bare = PromptedModel(
+        model, None, None if linear else task.label_words, prepend_bos=prepend_bos, max_length=max_length
+    )
     settings = {
-        "n_virtual_tokens": n_virtual_tokens,
-        "init": init if isinstance(init, str) else list(init),
-        "n_steps": n_steps,
-        "batch_size": batch_size,
+        **counts,
+        "init": require_option(init, "init", INITS) if isinstance(init, str) else list(init),
         "learning_rate": learning_rate,
         "readout_learning_rate": readout_learning_rate if linear else None,
         "warmup": warmup,
         "clip": clip,
         "held_back": held_back,
-        "evaluate_every": evaluate_every,
-        "patience": patience,
         "readout": "linear" if linear else "label_words",
-        "prepend_bos": resolve_prepend_bos(model, prepend_bos),
+        "prepend_bos": bare.prepend_bos,
         "max_length": max_length,
     }
     with frozen(model):
         data = _prepare(model, task, settings)
-        return [_fit_one(model, task, data, settings, seed, folder, progress) for seed in seeds]
+        prompts = []
+        for seed in seeds:
+            prompt = _fit_one(model, task, data, settings, seed, folder, progress)
+            outcome = prompt.provenance["outcome"]
+            if outcome != "fitted":
+                warnings.warn(
+                    f"the prompt of seed {seed}: {outcome}; the best prompt seen is kept", stacklevel=2
+                )
+            prompts.append(prompt)
+    return prompts
 
 
 def embedding_rows(model: Any, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_embed"]:
@@ -171,6 +180,9 @@ def _prepare(model: Any, task: Task, settings: dict[str, Any]) -> _Data:
         raise ValueError(f"the token embeddings of {model.cfg.model_name} hold values that are not finite")
     share = torch.bincount(labels[held], minlength=task.n_classes).double() / len(held)
     weights = model.W_E[sample.to(model.W_E.device)].double()
+    same_width = (
+        rows.shape == weights.shape
+    )  # rounded below, because the last bits depend on the number of threads
     return _Data(
         ids=ids,
         labels=labels,
@@ -180,10 +192,7 @@ def _prepare(model: Any, task: Task, settings: dict[str, Any]) -> _Data:
         chance_loss=float(torch.special.entr(share).sum()),
         provenance={
             "model": describe_model(model),
-            "embedding_scale": float(
-                (rows.norm() / weights.norm()) if rows.shape == weights.shape else math.nan
-            )
-            or None,
+            "embedding_scale": round(float(rows.norm() / weights.norm()), 4) if same_width else None,
             "task": {"name": task.name, "fingerprint": task.fingerprint, "role": "train"},
             "label_words": {str(k): v for k, v in task.label_words.items()},
             "n_trained": len(trained),
@@ -219,7 +228,6 @@ def initial_embedding(
 ) -> Float[Tensor, "virtual_token d_embed"]:
     """The embedding that tuning starts from, in ``embed.hook_out`` units."""
     if isinstance(init, str):
-        require_option(init, "init", ("vocabulary", "normal"))
         ids = torch.randint(model.W_E.shape[0], (n_virtual_tokens,), generator=generator)
         rows = embedding_rows(model, ids)
         if init == "normal":
@@ -326,8 +334,12 @@ def _train(
     highest = [group["lr"] for group in state.optimizer.param_groups]
     with prompted.attached() as virtual, torch.enable_grad():
         if not state.history:
-            _evaluate(prompted, virtual, data, settings, state, math.nan)
-        while state.step < settings["n_steps"] and state.waited() < settings["patience"]:
+            _evaluate(prompted, virtual, data, settings, state, None)
+        while (
+            state.diverged is None
+            and state.step < settings["n_steps"]
+            and state.waited() < settings["patience"]
+        ):
             for group, most in zip(state.optimizer.param_groups, highest, strict=True):
                 group["lr"] = most * rate(state.step, settings["n_steps"], settings["warmup"])
             batch = batch_at(state.step, data.trained, settings["batch_size"], seed)
@@ -336,17 +348,20 @@ def _train(
             loss = functional.cross_entropy(logits, data.labels[batch].to(logits.device))
             state.optimizer.zero_grad()
             loss.backward()
+            finite = loss.isfinite()
             for parameter in state.prompt.parameters():
                 norm = torch.nn.utils.clip_grad_norm_(parameter, settings["clip"], foreach=False)
-            if not (loss.isfinite() and norm.isfinite()):
+                finite = finite & norm.isfinite()
+            if not finite:
                 state.diverged = state.step
-                return
+                break
             state.optimizer.step()
             state.step += 1
             if state.step % settings["evaluate_every"] == 0 or state.step == settings["n_steps"]:
-                entry = _evaluate(prompted, virtual, data, settings, state, float(loss.detach()))
-                if checkpoint is not None:
+                _evaluate(prompted, virtual, data, settings, state, float(loss.detach()))
+                if checkpoint is not None and state.diverged is None:
                     _save(state, checkpoint, provenance)
+                entry = state.history[-1]
                 advance(note=f"held back: accuracy {entry['accuracy']:.3f}, loss {entry['loss']:.3f}")
             else:
                 advance()
@@ -358,9 +373,9 @@ def _evaluate(
     data: _Data,
     settings: dict[str, Any],
     state: _State,
-    loss: float,
-) -> dict[str, Any]:
-    """Accuracy and loss on the held-back part, added to the history; the best prompt so far is kept."""
+    train_loss: float | None,
+) -> None:
+    """Add accuracy and loss on the held-back part to the history, and keep the best prompt so far."""
     lengths = [len(data.ids[i]) for i in data.held]
     total, correct = 0.0, 0
     with torch.no_grad():
@@ -371,21 +386,23 @@ def _evaluate(
             total += float(functional.cross_entropy(logits.double(), labels, reduction="sum"))
             correct += int((logits.argmax(1) == labels).sum())
     held_loss = total / len(data.held)
+    if not math.isfinite(held_loss):
+        if not state.history:
+            raise ValueError(
+                "the model's class logits are not finite with the initial prompt; "
+                "check the weights, or load the model in float32"
+            )
+        state.diverged = state.step
+        return
     entry = {
         "step": state.step,
-        "train_loss": loss if math.isfinite(loss) else None,
-        "loss": held_loss if math.isfinite(held_loss) else None,
+        "train_loss": train_loss,
+        "loss": held_loss,
         "accuracy": correct / len(data.held),
     }
-    if entry["loss"] is None:
-        raise ValueError(
-            f"the model's class logits are not finite at step {state.step}; "
-            "check the weights, or load the model in float32"
-        )
     state.history.append(entry)
     if state.best_entry() is entry:
         state.best = _copy(state.prompt)
-    return entry
 
 
 def _finish(
@@ -402,12 +419,10 @@ def _finish(
         outcome = f"diverged at step {state.diverged}"
     elif lowest >= data.chance_loss:
         outcome = f"not below chance (held-back loss {lowest:.3f}, guessing the class shares {data.chance_loss:.3f})"
-    if outcome != "fitted":
-        warnings.warn(f"the prompt of seed {seed}: {outcome}; the best prompt seen is kept", stacklevel=4)
     n_truncated = 0
     if prompted.max_length is not None:
         room = prompted.max_length - settings["n_virtual_tokens"] - (not prompted.causal)
-        n_truncated = sum(len(data.ids[i]) > room for i in data.trained)
+        n_truncated = sum(len(ids) > room for ids in data.ids)
     best = state.best_entry()
     return SoftPrompt(
         state.best["embedding"],
@@ -450,10 +465,7 @@ def _resume(state: _State, path: Path, provenance: dict[str, Any]) -> None:
         if kind == "adam":
             number, _, moment = rest.partition(".")
             optimizer["state"].setdefault(int(number), {})[moment] = tensor
-    highest = [group["lr"] for group in state.optimizer.param_groups]
     state.optimizer.load_state_dict(optimizer)
-    for group, most in zip(state.optimizer.param_groups, highest, strict=True):
-        group["lr"] = most
     state.step, state.history = header["step"], header["history"]
 
 

@@ -1,0 +1,215 @@
+"""Every family of models against its untouched Hugging Face copy, which runs each example alone and unpadded.
+
+All in float64, so that a difference is a fault and no rounding.
+"""
+
+import functools
+import re
+
+import pytest
+import tiny
+import torch
+
+import tl_skillneurons as skn
+
+FAMILIES = tuple(tiny.CONFIGS)
+LABEL_WORDS = {0: "negative", 1: "positive"}
+LABEL_IDS = [tiny.VOCABULARY[word] for word in LABEL_WORDS.values()]
+DOWN = re.compile(r"(mlp\.c_proj|mlp\.dense_4h_to_h|mlp\.down_proj|fc2|(?<!attention\.)output\.dense)$")
+TEXTS = [
+    "good film",
+    "the plot was very slow and the music dull but not bad",
+    "quick",
+    "a bright scene is good",
+    "the cast is bad",
+]
+EXACT = dict.fromkeys(FAMILIES, 1e-12)  # some roundings of 1e-16 on numbers of order 1 to 10
+EXACT["gpt_neo"] = 1e-6  # multiplies queries and keys in float32
+SEES_ONLY_THE_PROMPT = ("gpt_neox", "phi")
+"""Attention and MLP stand side by side: the first layer's MLP at a virtual token sees the virtual token alone."""
+
+
+@pytest.fixture(autouse=True)
+def softmax_in_float64(monkeypatch):
+    """Hugging Face computes attention's softmax in float32 whatever the model's dtype; the mask's lowest float64 becomes
+    -inf there, and rows of padding, which see nothing, NaN. Both models keep the dtype here."""
+    softmax = torch.nn.functional.softmax
+
+    def keep_dtype(input, *args, **kwargs):
+        kwargs.pop("dtype", None)
+        return softmax(input, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "softmax", keep_dtype)
+
+
+@functools.cache
+def models(family):
+    """The booted model and the untouched one, with the same weights."""
+    untouched = tiny.hf_model(family, dtype=torch.float64).requires_grad_(False)
+    return tiny.bridge(family, dtype=torch.float64), untouched
+
+
+def placement(family):
+    return "prefix" if family in tiny.BIDIRECTIONAL else "suffix"
+
+
+def soft_prompt(family, seed=0, where=None):
+    generator = torch.Generator().manual_seed(seed)
+    embedding = torch.randn(3, 32, generator=generator, dtype=torch.float64)
+    return skn.SoftPrompt(embedding, placement=where or placement(family))
+
+
+def alone(family, prompt, text, edits=()):
+    """Logits at the read-out, each layer's down projection's inputs, and the prompt's columns, of one unpadded example.
+
+    Args:
+        edits: For each layer a function that takes the down projection's input ``[pos, neuron]`` to what it shall be.
+    """
+    model, untouched = models(family)
+    ids = model.to_tokens(text)
+    embed = untouched.get_input_embeddings()
+    soft = prompt.embedding[None]
+    if family in tiny.BIDIRECTIONAL:
+        mask = embed(torch.tensor([[tiny.VOCABULARY["<mask>"]]]))
+        parts, readout, at_prompt = [mask, soft, embed(ids)], 0, range(4)
+    elif prompt.placement == "suffix":
+        parts, readout = [embed(ids), soft], -1
+        at_prompt = range(ids.shape[1], ids.shape[1] + 3)
+    else:
+        parts, readout, at_prompt = [soft, embed(ids)], -1, range(3)
+    seen = []
+
+    def look(module, inputs):
+        (entering,) = inputs
+        flat = entering.view(-1, entering.shape[-1])
+        if edits:
+            flat = edits[len(seen)](flat.clone())
+        seen.append(flat)
+        return (flat.view(entering.shape),)
+
+    handles = [m.register_forward_pre_hook(look) for n, m in untouched.named_modules() if DOWN.search(n)]
+    assert len(handles) == 2
+    try:
+        logits = untouched(inputs_embeds=torch.cat(parts, dim=1)).logits[0, readout]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return logits, seen, list(at_prompt)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("side", ["left", "right", "none"])
+def test_logits_and_the_prompts_gradient_equal_inputs_embeds_on_the_untouched_model(family, side):
+    check_injection(family, soft_prompt(family), side)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("side", ["left", "right", "none"])
+def test_a_causal_prefix_reads_out_at_the_last_token_of_the_text(family, side):
+    check_injection(family, soft_prompt(family, where="prefix"), side)
+
+
+def check_injection(family, prompt, side):
+    model, _ = models(family)
+    texts = ["a bright scene is good", "the cast was very dull"] if side == "none" else TEXTS
+    prompted = skn.PromptedModel(model, prompt, LABEL_WORDS, padding_side=None if side == "none" else side)
+    tokens = prompted.tokens(texts)
+    assert bool(tokens.is_padding.any()) == (side != "none")
+    weight = torch.randn(len(texts), 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    references = [alone(family, prompt, text)[0] for text in texts]
+    expected = torch.stack([logits[LABEL_IDS] for logits in references])
+    (expected_grad,) = torch.autograd.grad((expected.log_softmax(1) * weight).sum(), prompt.embedding)
+    assert expected_grad.abs().min() > 1e-6  # every virtual token has an influence to compare
+
+    with prompted.attached() as virtual:
+        logits = prompted.read_out(tokens, virtual)
+    (grad,) = torch.autograd.grad((logits.log_softmax(1) * weight).sum(), prompt.embedding)
+    full = prompted.run_with_hooks(texts)[torch.arange(len(texts)), tokens.readout]
+    torch.testing.assert_close(logits, expected, rtol=0, atol=EXACT[family])
+    torch.testing.assert_close(full, torch.stack(references), rtol=0, atol=EXACT[family])
+    torch.testing.assert_close(grad, expected_grad, rtol=0, atol=EXACT[family])
+
+
+def slow_scores(family, prompt, task):
+    """Wang et al. (2022), section 3.2, one example, layer, position and neuron at a time."""
+
+    def activations(role):
+        rows = []
+        for text in task.split(role)["text"]:
+            _, layers, at_prompt = alone(family, prompt, text)
+            rows.append([layer[at_prompt].tolist() for layer in layers])
+        return rows
+
+    reference, chosen = activations("baseline"), activations("select")
+    labels = task.split("select")["label"]
+    n_layers, n_positions, d_mlp = len(chosen[0]), len(chosen[0][0]), len(chosen[0][0][0])
+    baseline = torch.zeros(n_layers, n_positions, d_mlp, dtype=torch.float64)
+    correct = torch.zeros(n_layers, n_positions, d_mlp, dtype=torch.int64)
+    for layer in range(n_layers):
+        for position in range(n_positions):
+            for neuron in range(d_mlp):
+                total = 0.0
+                for example in reference:
+                    total += example[layer][position][neuron]
+                mean = total / len(reference)
+                right = 0
+                for example, label in zip(chosen, labels, strict=True):
+                    answer = 1 if example[layer][position][neuron] > mean else 0
+                    right += answer == label
+                baseline[layer, position, neuron] = mean
+                correct[layer, position, neuron] = right
+    varies = torch.tensor(reference).std(0) > 1e-9
+    return baseline, correct, varies
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_equal_the_papers_formula_on_the_untouched_model(family):
+    model, _ = models(family)
+    task, prompt = tiny.task(), soft_prompt(family)
+    scores = skn.score_neurons(model, prompt, task, batch_size=7, progress=False)
+    with torch.no_grad():
+        baseline, correct, varies = slow_scores(family, prompt, task)
+    if family in SEES_ONLY_THE_PROMPT:
+        assert not varies[0].any()  # whether a constant is above its mean is rounding in the loop
+    assert varies.flatten(1).all(1).tolist() == [family not in SEES_ONLY_THE_PROMPT, True]
+    assert torch.equal(scores.correct[0][varies], correct[varies])
+    torch.testing.assert_close(scores.baseline[0], baseline, rtol=0, atol=EXACT[family])
+    assert scores.n_baseline == 24 and scores.n_select == 16
+    assert torch.equal(scores.accuracy[0], correct / 16)
+
+
+@pytest.mark.parametrize("how", ["zero", "mean"])
+@pytest.mark.parametrize("positions", ["all", "prompt", "text"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ablation_equals_the_same_edit_on_the_untouched_models_modules(family, positions, how):
+    model, _ = models(family)
+    prompt = soft_prompt(family)
+    d_mlp = model.blocks[0].mlp.W_out.shape[0]
+    generator = torch.Generator().manual_seed(2)
+    neurons = skn.NeuronSet.from_mask(torch.rand(2, d_mlp, generator=generator) < 0.3)
+    values = torch.randn(2, d_mlp, generator=generator, dtype=torch.float64)
+
+    def edited(text):
+        _, layers, at_prompt = alone(family, prompt, text)
+        where = torch.zeros(len(layers[0]), dtype=torch.bool)
+        where[at_prompt] = True
+        where = {"all": where | True, "prompt": where, "text": ~where}[positions]
+
+        def edit(act, layer):
+            for position in where.nonzero()[:, 0].tolist():
+                for of, index in neurons:
+                    if of == layer:
+                        act[position, index] = 0.0 if how == "zero" else values[layer, index]
+            return act
+
+        return alone(family, prompt, text, [functools.partial(edit, layer=k) for k in range(2)])[0]
+
+    with torch.no_grad():
+        expected = torch.stack([edited(text)[LABEL_IDS] for text in TEXTS])
+        hooks = skn.ablate(neurons, how=how, values=values if how == "mean" else None, positions=positions)
+        prompted = skn.PromptedModel(model, prompt, LABEL_WORDS)
+        logits = prompted.class_logits(TEXTS, hooks, batch_size=3)
+        intact = prompted.class_logits(TEXTS)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=EXACT[family])
+    assert (logits - intact).abs().amax(1).min() > 1e-4  # the edit reaches every example's read-out

@@ -1,0 +1,53 @@
+"""Examples as columns of plain values, to and from ``datasets``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset, Features, Value
+
+Columns = dict[str, list[Any]]
+"""Examples as columns of equal length: ``text``, ``label`` and, for twins, ``pair``."""
+
+
+def column_names(rows: Any) -> list[str]:
+    """The columns of a ``Dataset`` or of a list of dicts."""
+    return (
+        rows.column_names
+        if isinstance(rows, Dataset)
+        else list(dict.fromkeys(key for row in rows for key in row))
+    )
+
+
+def column(rows: Any, name: str) -> list[Any]:
+    """One column, plain whatever the format of the ``Dataset``; ``None`` where a dict lacks it."""
+    return (
+        list(rows.with_format(None)[name][:])
+        if isinstance(rows, Dataset)
+        else [row.get(name) for row in rows]
+    )
+
+
+def columns_of(dataset: Dataset) -> Columns:
+    """The columns of a role that a task uses."""
+    names = [name for name in ("text", "label", "pair") if name in dataset.column_names]
+    return {name: column(dataset, name) for name in names}
+
+
+def take(columns: Columns, rows: Sequence[int]) -> Columns:
+    """These rows of every column."""
+    return {name: [values[i] for i in rows] for name, values in columns.items()}
+
+
+def as_dataset(columns: Columns) -> Dataset:
+    """The columns as a ``Dataset`` of the same types for every task."""
+    types = {"text": Value("string"), "label": Value("int64"), "pair": Value("int64")}
+    return Dataset.from_dict(columns, features=Features({name: types[name] for name in columns}))
+
+
+def each_once(by_role: Mapping[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
+    """``function`` of every role's value; roles that share a value share the result."""
+    results: dict[int, Any] = {}
+    for value in by_role.values():
+        if id(value) not in results:
+            results[id(value)] = function(value)
+    return {role: results[id(value)] for role, value in by_role.items()}

@@ -1,0 +1,128 @@
+"""From the data a user has to rendered texts and numbered classes, or to one sentence on what is wrong and where."""
+
+import string
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import ClassLabel, Dataset
+
+from tl_skillneurons._checks import listed, near
+from tl_skillneurons.task_columns import Columns, column, column_names
+
+HIDDEN = -1
+"""The label that the Hub's benchmarks give to examples whose label is kept secret."""
+
+
+def parse_template(template: str) -> list[tuple[str, str | None]]:
+    """Pairs of literal text and the column that follows it."""
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(
+            f"template {template!r} can't be read: {error}; write columns as {{column}}"
+        ) from error
+    for _, name, spec, conversion in parsed:
+        if spec or conversion:
+            raise ValueError(
+                f"template {template!r} must have plain fields, got a format or conversion on {name!r}"
+            )
+    if all(name is None for _, name, _, _ in parsed):
+        raise ValueError(f"template {template!r} has no field; name at least one column, such as {{text}}")
+    return [(literal, name) for literal, name, _, _ in parsed]
+
+
+def order_labels(label_words: Mapping[Any, Any]) -> list[Any]:
+    """The labels in class order: integers rising, strings as given."""
+    keys = list(label_words)
+    if len(keys) < 2:
+        raise ValueError(f"a task needs at least two labels, got {len(keys)} in label_words")
+    if all(isinstance(key, int) for key in keys):
+        return sorted(keys)
+    if all(isinstance(key, str) for key in keys):
+        return keys
+    raise TypeError(f"the labels in label_words must be all integers or all strings, got {listed(keys)}")
+
+
+def as_splits(data: Any) -> dict[str, Any]:
+    """The data as split name to rows, whatever form it came in."""
+    splits = dict(data) if isinstance(data, Mapping) else {"data": data}
+    if not splits:
+        raise ValueError("data has no split; give at least one")
+    for name, rows in splits.items():
+        is_rows = isinstance(rows, (list, tuple)) and all(isinstance(row, Mapping) for row in rows)
+        if not isinstance(rows, Dataset) and not is_rows:
+            raise TypeError(
+                "data must be a DatasetDict, a dict of split name to Dataset or list of dicts, one Dataset "
+                f"or one list of dicts (nothing that streams), got {type(rows).__name__} for {name!r}"
+            )
+    return splits
+
+
+def read(rows: Any, where: str, parts: list[tuple[str, str | None]], label: str, keys: list[Any]) -> Columns:
+    """The rendered texts and the classes of one split."""
+    if not len(rows):
+        raise ValueError(f"{where} is empty; give it examples or choose another split with roles=")
+    names = column_names(rows)
+    for _, name in parts:
+        if name is not None and name not in names:
+            raise ValueError(
+                f"template field {name!r} is not in {where}, which has the columns {listed(names)}; "
+                f"{near(name, names)}"
+            )
+    if label not in names:
+        raise ValueError(
+            f"label column {label!r} is not in {where}, which has the columns {listed(names)}; "
+            f"{near(label, names)}"
+        )
+    return {"text": _render(rows, where, parts), "label": _classes(rows, where, label, keys)}
+
+
+def _render(rows: Any, where: str, parts: list[tuple[str, str | None]]) -> list[str]:
+    columns: dict[str | None, list[Any]] = {name: column(rows, name) for _, name in parts if name is not None}
+    for name, values in columns.items():
+        if None in values:
+            raise ValueError(
+                f"{where}, row {values.index(None)}: column {name!r} is empty (None); drop such examples"
+            )
+    columns[None] = [""] * len(rows)
+    literals = [literal for literal, _ in parts]
+    fields = zip(*(columns[name] for _, name in parts), strict=True)
+    texts = ["".join(f"{a}{b}" for a, b in zip(literals, values, strict=True)) for values in fields]
+    for row, text in enumerate(texts):
+        if not text.strip():
+            raise ValueError(f"{where}, row {row}: the text is empty; drop such examples")
+    return texts
+
+
+def _classes(rows: Any, where: str, label: str, keys: list[Any]) -> list[int]:
+    class_of = {value: i for i, value in enumerate(_values(rows, where, label, keys))}
+    values = column(rows, label)
+    for row, value in enumerate(values):
+        if value is None:
+            raise ValueError(
+                f"{where}, row {row} has no label (None in column {label!r}); drop such examples"
+            )
+        if not isinstance(value, (int, float, str)):
+            raise TypeError(
+                f"{where}, row {row}: a label must be an integer or a string, got {type(value).__name__}"
+            )
+        if value not in class_of:
+            hidden = " (the Hub's mark for a hidden label)" if value == HIDDEN else ""
+            raise ValueError(
+                f"{where}, row {row}: label {value!r}{hidden} is not in label_words, which has "
+                f"{listed(keys)}; add it there, or leave such examples out of the data"
+            )
+    return [class_of[value] for value in values]
+
+
+def _values(rows: Any, where: str, label: str, keys: list[Any]) -> list[Any]:
+    """What stands in the label column for each label of ``label_words``."""
+    feature = rows.features[label] if isinstance(rows, Dataset) else None
+    if not isinstance(feature, ClassLabel) or isinstance(keys[0], int):
+        return keys
+    for key in keys:
+        if key not in feature.names:
+            raise ValueError(
+                f"label {key!r} of label_words is not a label of {where}; {near(key, feature.names)}"
+            )
+    return [feature.str2int(key) for key in keys]

@@ -234,7 +234,10 @@ def _neuron_table(skill: dict[str, Any]) -> Table:
 
 
 def _ablation_table(ablation: dict[str, Any]) -> Table:
-    caption = f"{ablation['n_examples']} examples, mean over prompts; {ablation['how']} ablation at {ablation['positions']} positions."
+    caption = (
+        f"{ablation['n_examples']} examples, mean over prompts; {ablation['how']} ablation "
+        f"at {ablation['positions']} positions."
+    )
     table = _table(
         f"Ablation ({ablation['n_neurons']} neurons)", "", "accuracy on report", "range", caption=caption
     )

@@ -95,8 +95,13 @@ def assert_same_bits(one, other):
     ("family", "settings"),
     [("llama", {}), ("gpt2", {}), ("bert", {}), ("encoder", {"readout_learning_rate": 0.05})],
 )
-def test_tuning_learns_what_is_in_the_text_and_not_what_is_not(family, settings, request):
-    model = tiny.bridge(family) if family == "gpt2" else request.getfixturevalue(family)
+def test_tuning_learns_what_is_in_the_text_and_not_what_is_not(family, settings):
+    model = tiny.bridge("bert" if family == "encoder" else family)
+    if family == "encoder":
+        model.original_model.config.architectures = ["BertModel"]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + (parameter.ndim == 2))  # so that random weights carry more of the text along
     settings = {"n_steps": 40, "batch_size": 16, "learning_rate": 0.5, "evaluate_every": 10} | settings
     (learned,) = fit(model, TASK, **settings)
     assert (
@@ -105,11 +110,11 @@ def test_tuning_learns_what_is_in_the_text_and_not_what_is_not(family, settings,
     )
     first = learned.history[0]
     best = max(learned.history, key=lambda entry: entry["accuracy"])
-    assert first["step"] == 0 and best["loss"] < 0.9 * min(first["loss"], math.log(2))
+    assert first["step"] == 0 and best["loss"] < 0.75 * min(first["loss"], math.log(2))
     assert best["accuracy"] >= 0.8 > first["accuracy"]
     assert best["accuracy"] == learned.provenance["held_back_accuracy"]
     (shuffled,) = fit(model, learnable(shuffled=True), **settings)
-    assert min(entry["loss"] for entry in shuffled.history) > 0.95 * math.log(2)
+    assert min(entry["loss"] for entry in shuffled.history) > 0.9 * math.log(2)
 
 
 def test_the_prompt_kept_answers_as_its_history_says(llama):
@@ -367,7 +372,7 @@ def test_a_corrupt_or_foreign_checkpoint_is_refused(llama, tmp_path, monkeypatch
 
 def test_a_folder_that_cant_be_written_is_refused(llama, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="can't write .*choose a folder that can be written"):
+    with pytest.raises(OSError, match=r"can't write .*choose a folder that can be written"):
         fit(llama, folder=tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -474,23 +479,20 @@ def test_larger_gradients_are_scaled_down_to_the_clip(llama, monkeypatch):
 
 
 def test_the_best_prompt_is_kept_and_not_the_last(llama, monkeypatch):
-    embeddings = []
+    seen = {}
     real = tuning._evaluate
 
     def evaluate(prompted, virtual, data, settings, state, loss):
         real(prompted, virtual, data, settings, state, loss)
-        state.history[-1]["accuracy"] = [0.5, 0.6, 0.9, 0.9, 0.6][len(embeddings)]
-        state.history[-1]["loss"] = [0.6, 0.5, 0.4, 0.5, 0.1][len(embeddings)]
-        embeddings.append(state.prompt.embedding.detach().clone())
-        if state.best_entry() is state.history[-1]:
-            state.best = tuning._copy(state.prompt)
+        seen[state.step] = state.prompt.embedding.detach().clone()
 
     monkeypatch.setattr(tuning, "_evaluate", evaluate)
-    (prompt,) = fit(llama, evaluate_every=2)
-    assert len(embeddings) == 5 and prompt.provenance["best_step"] == 4
-    assert torch.equal(prompt.embedding, embeddings[2])  # highest accuracy, lower loss of two
-    assert not torch.equal(prompt.embedding, embeddings[4])
-    assert torch.equal(prompt.initial, embeddings[0])
+    (prompt,) = fit(llama, TASK, n_steps=20, evaluate_every=4, learning_rate=2.0, patience=9)
+    best = min(prompt.history, key=lambda e: (-e["accuracy"], e["loss"]))["step"]
+    assert list(seen) == [0, 4, 8, 12, 16, 20] and best not in (0, 20)
+    assert best == prompt.provenance["best_step"]
+    assert torch.equal(prompt.embedding, seen[best]) and not torch.equal(prompt.embedding, seen[20])
+    assert torch.equal(prompt.initial, seen[0])
 
 
 @pytest.mark.parametrize(("patience", "n_evaluations"), [(1, 3), (2, 4)])
@@ -512,39 +514,42 @@ def test_training_stops_after_evaluations_that_are_not_better(llama, monkeypatch
 # What goes wrong is said
 
 
-def test_a_diverging_prompt_is_reported_and_the_other_seeds_go_on(llama, monkeypatch):
-    real = tuning.batch_at
+@pytest.mark.parametrize(("training", "step"), [(True, 5), (False, 6)])
+def test_a_diverging_prompt_is_reported_and_the_other_seeds_go_on(
+    llama, tmp_path, monkeypatch, training, step
+):
+    """Whether a training step or an evaluation is the first to meet what is not finite."""
     unharmed = fit(llama, seeds=(1,))
+    real = tuning.batch_at
     poison = []
 
-    def batch_at(step, trained, batch_size, seed):
-        poison[:] = [True] * (seed == 0 and step == 5)
-        return real(step, trained, batch_size, seed)
+    def batch_at(now, trained, batch_size, seed):
+        poison[:] = [True] * (seed == 0 and now == 5)
+        return real(now, trained, batch_size, seed)
 
     def spoil(act, hook):
-        return act * math.nan if poison else act
+        return act * math.nan if poison and torch.is_grad_enabled() == training else act
 
+    def run():
+        named = pytest.warns(
+            UserWarning, match=f"the prompt of seed 0: diverged at step {step}; the best prompt"
+        )
+        with llama.hooks(fwd_hooks=[("blocks.1.hook_out", spoil)]), named as caught:
+            prompts = fit(llama, seeds=(0, 1), folder=tmp_path)
+        assert caught[0].filename.endswith(("test_tuning.py", "jaxtyping/_decorator.py"))
+        return prompts
+
+    start = tuning._start
     monkeypatch.setattr(tuning, "batch_at", batch_at)
-    with (
-        llama.hooks(fwd_hooks=[("blocks.1.hook_out", spoil)]),
-        pytest.warns(UserWarning, match="the prompt of seed 0: diverged at step 5"),
-    ):
-        diverged, other = fit(llama, seeds=(0, 1))
-    assert diverged.provenance["outcome"] == "diverged at step 5"
-    assert diverged.provenance["n_steps_run"] == 5
+    monkeypatch.setattr(tuning, "_start", lambda *args: poison.clear() or start(*args))
+    prompts = run()
+    monkeypatch.undo()
+    diverged, other = prompts
+    assert diverged.provenance["outcome"] == f"diverged at step {step}"
     assert [entry["step"] for entry in diverged.history] == [0, 3]
-    assert diverged.embedding.isfinite().all()
+    assert diverged.provenance["best_step"] in (0, 3) and diverged.embedding.isfinite().all()
     assert_same_bits([other], unharmed)
-
-
-@pytest.mark.parametrize("evaluate_every", [1, 4])
-def test_a_rate_that_is_far_too_high_diverges_by_name(llama, tmp_path, evaluate_every):
-    settings = {"learning_rate": 1e38, "warmup": 0.0, "evaluate_every": evaluate_every}
-    with pytest.warns(UserWarning, match="diverged at step 1;"):
-        (prompt,) = fit(llama, folder=tmp_path, **settings)
-    assert torch.equal(prompt.embedding, prompt.initial) and len(prompt.history) == 1
-    with pytest.warns(UserWarning, match="diverged at step 1;"):
-        assert_same_bits(fit(llama, folder=tmp_path, **settings), [prompt])
+    assert_same_bits(run(), prompts)  # from the finished files, and told again
 
 
 def test_a_gradient_that_is_not_finite_is_divergence_too(encoder, monkeypatch):

@@ -150,6 +150,8 @@ def _require_values(neurons: NeuronSet, how: str, values: Tensor | None) -> None
     axes = "[example, layer, neuron]" if n_dims == 3 else "[layer, neuron]"
     if values.ndim != n_dims:
         raise ValueError(f"values for how={how!r} must be {axes}, got shape {tuple(values.shape)}")
+    if not len(values):
+        raise ValueError(f"values for how={how!r} must not be empty, got shape {tuple(values.shape)}")
     if not values.isfinite().all():
         raise ValueError(f"values for how={how!r} must be finite")
     neurons.require_fits(*values.shape[-2:])

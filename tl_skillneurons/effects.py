@@ -1,7 +1,8 @@
 """What ablating neurons does to a task, beside the same done to random neurons.
 
-A drop in accuracy means something only beside the drop that equally many random neurons of the same layers cause. The
-same examples of one role are answered by the intact model, with the neurons ablated, and with each random control ablated.
+A drop in accuracy means something only beside the drop that equally many random neurons of the same layers
+cause. The same examples of one role are answered by the intact model, with the neurons ablated, and with each
+random control ablated.
 """
 
 import os
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons._files import fingerprint, read_json, write_json
+from tl_skillneurons._files import FORMAT, fingerprint, read_json, write_json
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.ablation import ablate
 from tl_skillneurons.neurons import NeuronSet
@@ -100,12 +101,14 @@ def ablation_effect(
         path: A JSON file that keeps what is measured; the same call goes on where it stopped.
 
     Raises:
-        ValueError: For neurons outside the model, values that don't go with the prompts, or a ``path`` of other settings.
+        ValueError: For neurons outside the model, values that don't go with the prompts, or a ``path`` of other
+            settings; nothing is written then.
     """
     chosen = [prompts] if isinstance(prompts, SoftPrompt) else list(prompts)
     if not chosen:
         raise ValueError("prompts must hold at least one soft prompt, got none")
     require_int(n_random, "n_random")
+    require_int(batch_size, "batch_size")
     neurons.require_fits(*neuron_shape(model))
     if values is not None and len(values) != len(chosen):
         raise ValueError(f"values must hold one tensor for each of {len(chosen)} prompts, got {len(values)}")
@@ -130,25 +133,26 @@ def ablation_effect(
         "values": None if values is None else [fingerprint(v) for v in values],
         "match": None if match is None else fingerprint(match),
     }
-    done = {} if path is None else _measured(Path(path), settings)
     split = task.split(role)
     texts, labels = list(split["text"]), torch.tensor(split["label"])
-    with progress_bar(f"ablating on {role}", len(chosen) * len(conditions), show=progress) as advance:
-        for number, prompt in enumerate(chosen):
-            prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length)
-            for condition, held in conditions.items():
-                key = f"prompt {number}, {condition}"
-                if key not in done:
-                    value = None if values is None else values[number]
-                    hooks: Hooks = (
-                        ()
-                        if held is None
-                        else ablate(held, how=how, values=value, positions=positions, sigma=sigma, seed=seed)
-                    )
-                    done[key] = accuracy(prompted, texts, labels, fwd_hooks=hooks, batch_size=batch_size)
-                    if path is not None:
-                        write_json(path, {"kind": KIND, "format": 1, "settings": settings, "accuracy": done})
-                advance(note=f"{condition}: {done[key]:.3f}")
+    runs: dict[
+        str, tuple[PromptedModel, Hooks]
+    ] = {}  # all of them first, so that what is wrong is refused first
+    for number, prompt in enumerate(chosen):
+        prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length)
+        value = None if values is None else values[number]
+        ablation = {"how": how, "values": value, "positions": positions, "sigma": sigma, "seed": seed}
+        for condition, held in conditions.items():
+            hooks = () if held is None else ablate(held, **ablation)
+            runs[f"prompt {number}, {condition}"] = (prompted, hooks)
+    done = {} if path is None else _measured(Path(path), settings)
+    with progress_bar(f"ablating on {role}", len(runs), show=progress) as advance:
+        for key, (prompted, hooks) in runs.items():
+            if key not in done:
+                done[key] = accuracy(prompted, texts, labels, fwd_hooks=hooks, batch_size=batch_size)
+                if path is not None:
+                    write_json(path, {"kind": KIND, "format": FORMAT, "settings": settings, "accuracy": done})
+            advance(note=f"{key}: {done[key]:.3f}")
     table = torch.tensor([[done[f"prompt {k}, {c}"] for c in conditions] for k in range(len(chosen))])
     return AblationEffect(
         intact=table[:, 0],

@@ -19,9 +19,10 @@ from tl_skillneurons._checks import require_int
 from tl_skillneurons._files import load_tensors, package_version, read_json, save_tensors, write_json
 from tl_skillneurons.effects import AblationEffect, ablation_effect
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.scores import NeuronScores
+from tl_skillneurons.prompted import label_token_ids
+from tl_skillneurons.scores import NeuronScores, selection_size
 from tl_skillneurons.scoring import describe_prompt, rule_accuracy, score_neurons
-from tl_skillneurons.sites import SITE
+from tl_skillneurons.sites import SITE, has_language_model_head, neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, describe_model
 from tl_skillneurons.task import Task
 from tl_skillneurons.tuning import fit_soft_prompts
@@ -69,7 +70,7 @@ def find_skill_neurons(
     n_prompts: int = 5,
     n_steps: int = 300,
     batch_size: int = 16,
-    top: float = 0.02,
+    top: float | int = 0.02,
     n_random: int = 5,
     seed: int = 0,
     progress: bool = True,
@@ -88,6 +89,11 @@ def find_skill_neurons(
     out = Path(out)
     require_int(n_prompts, "n_prompts")
     seeds = list(range(require_int(seed, "seed", minimum=0), seed + n_prompts))
+    selection_size(
+        top, neuron_shape(model)[1], per="layer"
+    )  # what is wrong with these shows before anything is done
+    if has_language_model_head(model):
+        label_token_ids(model, task.label_words)
     settings = {
         "model": describe_model(model),
         "site": SITE,

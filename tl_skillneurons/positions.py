@@ -88,8 +88,10 @@ def arrange(
         example: Each row's number in the caller's order; by default 0, 1, 2, ...
 
     Raises:
-        ValueError: When a text has no token, or the prompt leaves no room for text.
+        ValueError: When there is no text, a text has no token, or the prompt leaves no room for text.
     """
+    if not text_ids:
+        raise ValueError("texts must not be empty")
     before = [] if mask_id is None else [mask_id]
     virtual = list(virtual_ids)
     n_prompt = len(before) + len(virtual)

@@ -113,7 +113,7 @@ class PromptedModel:
             virtual_ids=range(base, base + (0 if self.prompt is None else self.prompt.n_virtual_tokens)),
             placement="suffix" if self.prompt is None else self.prompt.placement,
             mask_id=mask_id,
-            special_ids=frozenset(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}),
+            special_ids=special_token_ids(tokenizer),
             pad_id=tokenizer.pad_token_id or 0,
             padding_side=self.padding_side,
             max_length=self.max_length,
@@ -260,18 +260,32 @@ def text_token_ids(model: Any, texts: list[str], prepend_bos: bool | None) -> li
     return rows
 
 
+def special_token_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of BOS, [CLS] and the like. The unknown token stands for a word and is none, unless it is also one of them (GPT-2's).
+
+    Compared by name: TransformerLens names a BOS that BERT's vocabulary lacks, and its id is then the unknown token's.
+    """
+    named = {name: token for name, token in tokenizer.special_tokens_map.items() if name != "unk_token"}
+    special = set(tokenizer.all_special_ids)
+    if tokenizer.unk_token not in named.values():
+        special.discard(tokenizer.unk_token_id)
+    return frozenset(special)
+
+
 def label_token_ids(model: Any, label_words: Mapping[int, str | int]) -> Tensor:
     """The token id of each class's label word, in the order of the class ids.
 
     Raises:
-        ValueError: For a word of several tokens, an id outside the vocabulary, two classes with one token, or a model
-            whose language-model head was never trained.
+        ValueError: For a word of several tokens, an id outside the vocabulary, two classes with one token, fewer than two
+            classes, or a model whose language-model head was never trained.
     """
     if not has_language_model_head(model):
         raise ValueError(
             f"{model.cfg.model_name} has no language-model head, so label words can't be read; "
             "use a prompt with a linear read-out (fit_soft_prompts trains one)"
         )
+    if len(label_words) < 2:
+        raise ValueError(f"label_words must hold a word for each of at least two classes, got {dict(label_words)}")
     d_vocab = model.W_U.shape[1]
     ids = []
     for label in sorted(label_words):

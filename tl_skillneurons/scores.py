@@ -94,14 +94,15 @@ class NeuronScores:
     @property
     def predictivity(self) -> Float[Tensor, "layer neuron"]:
         """Predictivity in [0.5, 1]: the best position of each prompt, combined over prompts."""
-        best = best_positions(self.accuracy)[0]
-        return best.mean(0) if self.aggregate == "mean" else best.amin(0)
+        best = best_positions(self.correct, self.n_select)[0]  # counts, so that equals stay equal
+        if self.aggregate == "mean":
+            return best.sum(0).double() / (self.n_select * len(best))
+        return best.amin(0).double() / self.n_select
 
     @property
     def direction(self) -> Int[Tensor, "layer neuron"]:
         """+1 where a high activation speaks for label 1, -1 where it speaks for label 0 (best positions, prompts summed)."""
-        accuracy = self.accuracy
-        where = best_positions(accuracy)[1].unsqueeze(2)
+        where = best_positions(self.correct, self.n_select)[1].unsqueeze(2)
         lean = (2 * self.correct - self.n_select).gather(2, where)[:, :, 0].sum(0)
         return torch.where(lean >= 0, 1, -1)
 
@@ -123,7 +124,7 @@ class NeuronScores:
             raise ValueError(f"prompt must be in [0, {n_prompts}), got {prompt}")
         return values[prompt].mean(1)
 
-    def top(self, amount: float, *, per: str = "layer") -> NeuronSet:
+    def top(self, amount: float | int, *, per: str = "layer") -> NeuronSet:
         """The neurons of highest predictivity, best first, the lowest layer and index first among equals.
 
         Args:
@@ -135,28 +136,14 @@ class NeuronScores:
         """
         require_option(per, "per", ("layer", "model"))
         score = self.predictivity
-        available = self.d_mlp if per == "layer" else score.numel()
-        if isinstance(amount, float):
-            if not 0 < amount <= 1:
-                raise ValueError(
-                    f"amount as a share must be in (0, 1], got {amount}; give an integer for a count"
-                )
-            count = int(amount * available)
-        else:
-            count = require_int(amount, "amount")
-        if not 1 <= count <= available:
-            raise ValueError(
-                f"amount must give 1 to {available} neurons per {per}, got {amount} ({count} neurons)"
-            )
+        count = selection_size(amount, self.d_mlp if per == "layer" else score.numel(), per=per)
         if per == "layer":
             chosen = score.argsort(dim=1, descending=True, stable=True)[:, :count]
             flat = (chosen + torch.arange(self.n_layers)[:, None] * self.d_mlp).flatten().sort().values
         else:
             flat = torch.arange(score.numel())
-        order = score.flatten()[flat].argsort(descending=True, stable=True)[
-            : count if per == "model" else None
-        ]
-        flat = flat[order]
+        order = score.flatten()[flat].argsort(descending=True, stable=True)
+        flat = flat[order][: count * (self.n_layers if per == "layer" else 1)]
         return NeuronSet(
             flat // self.d_mlp,
             flat % self.d_mlp,
@@ -177,7 +164,7 @@ class NeuronScores:
 
     def rule_accuracy(
         self, neurons: NeuronSet, accuracy: Float[Tensor, "prompt layer position neuron"] | None = None
-    ) -> Float[Tensor, " neuron"]:
+    ) -> Float[Tensor, " chosen"]:
         """Accuracy of each neuron's rule, with the position and direction that ``select`` chose for each prompt.
 
         Args:
@@ -188,9 +175,8 @@ class NeuronScores:
             The mean over prompts, in the order of ``neurons``.
         """
         neurons.require_fits(self.n_layers, self.d_mlp)
-        selected = self.accuracy
-        _, where, sign = best_positions(selected)
-        other = selected if accuracy is None else accuracy
+        _, where, sign = best_positions(self.correct, self.n_select)
+        other = self.accuracy if accuracy is None else accuracy
         at_best = other.gather(2, where.unsqueeze(2))[:, :, 0]
         directed = torch.where(sign > 0, at_best, 1 - at_best)
         return directed[:, neurons.layer, neurons.index].mean(0)
@@ -204,7 +190,7 @@ class NeuronScores:
                 "index": torch.arange(self.d_mlp).repeat(self.n_layers).numpy(),
                 "predictivity": self.predictivity.flatten().numpy(),
                 "direction": self.direction.flatten().numpy(),
-                "best_position": best_positions(self.accuracy)[1][0].flatten().numpy(),
+                "best_position": best_positions(self.correct, self.n_select)[1][0].flatten().numpy(),
             }
         )
 
@@ -271,19 +257,40 @@ class NeuronScores:
         return replace(first, **joined, provenance={**first.provenance, "prompts": prompts})
 
 
+def selection_size(amount: float | int, available: int, *, per: str) -> int:
+    """How many of ``available`` neurons ``amount`` is: int(share * available) of a float, an integer as it is.
+
+    Raises:
+        ValueError: When that is no neuron, or more than there are.
+    """
+    if isinstance(amount, float):
+        if not 0 < amount <= 1:
+            raise ValueError(
+                f"amount as a share must be in (0, 1], got {amount}; give an integer for a count"
+            )
+        count = int(amount * available)
+    else:
+        count = require_int(amount, "amount")
+    if not 1 <= count <= available:
+        raise ValueError(
+            f"amount must give 1 to {available} neurons per {per}, got {amount} ({count} neurons)"
+        )
+    return count
+
+
 def best_positions(
-    accuracy: Float[Tensor, "prompt layer position neuron"],
+    correct: Int[Tensor, "prompt layer position neuron"], n: int
 ) -> tuple[
-    Float[Tensor, "prompt layer neuron"],
+    Int[Tensor, "prompt layer neuron"],
     Int[Tensor, "prompt layer neuron"],
     Int[Tensor, "prompt layer neuron"],
 ]:
-    """Per prompt and neuron: max(accuracy, 1 - accuracy) at its best position, that position, and its sign there.
+    """Per prompt and neuron: max(correct, n - correct) at its best position, that position, and its sign there.
 
-    The first position counts among equals; the sign is +1 where accuracy is at least one half.
+    The first position counts among equals; the sign is +1 where at least half of the ``n`` answers are right.
     """
-    either = torch.maximum(accuracy, 1 - accuracy)
+    either = torch.maximum(correct, n - correct)
     best = either.amax(2)
     where = (either == best.unsqueeze(2)).int().argmax(2)  # argmax gives the first of equals
-    sign = torch.where(accuracy.gather(2, where.unsqueeze(2))[:, :, 0] >= 0.5, 1, -1)
+    sign = torch.where(2 * correct.gather(2, where.unsqueeze(2))[:, :, 0] >= n, 1, -1)
     return best, where, sign

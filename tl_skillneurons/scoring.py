@@ -309,17 +309,21 @@ def _moments(
     """Mean, standard deviation and mean absolute activation over role ``baseline``, each [layer, position, neuron]."""
     n_layers, _ = neuron_shape(prompted.model)
     sums: list[Tensor | None] = [None] * n_layers
+    lowest: list[Tensor | None] = [None] * n_layers
 
     def add(layer: int, acts: Tensor, example: Tensor) -> None:
         wide = acts.double()
         batch = torch.stack([wide.sum(0), wide.square().sum(0), wide.abs().sum(0)])
         sums[layer] = batch if sums[layer] is None else sums[layer].add_(batch)
+        low = wide.amin(0)
+        lowest[layer] = low if lowest[layer] is None else torch.minimum(lowest[layer], low)
 
     texts = list(task.split("baseline")["text"])
     stream_activations(
         prompted, texts, add, positions=positions, batch_size=batch_size, fwd_hooks=fwd_hooks, advance=advance
     )
     mean, square, absolute = (torch.stack(sums) / len(texts)).cpu().unbind(1)
+    mean = mean.maximum(torch.stack(lowest).cpu())  # rounding must not put the mean of a constant below it
     return mean, (square - mean.square()).clamp(min=0).sqrt(), absolute
 
 

@@ -1,9 +1,10 @@
-"""Prompt tuning: gradient descent on a few virtual tokens, the model frozen (Lester et al., 2021; Wang et al., 2022, 3.1).
+"""Prompt tuning: gradient descent on a few virtual tokens, the model frozen.
 
-The loss is cross-entropy over the label words at the read-out position. Adam moves the virtual tokens (and the linear
-read-out, for encoders without a language-model head); the rate warms up linearly and decays linearly to zero. Part of
-role ``train`` is held back, stratified by label and the same for every seed: the prompt with the highest accuracy on it
-(the lowest loss among equals) is kept. Roles ``select`` and ``report`` are never read.
+The loss is cross-entropy over the label words at the read-out position. Adam moves the virtual tokens (and the
+linear read-out, for encoders without a language-model head); the rate warms up linearly and decays linearly to
+zero. Part of role ``train`` is held back, stratified by label and the same for every seed: the prompt with the
+highest accuracy on it (the lowest loss among equals) is kept. Roles ``select`` and ``report`` are never read.
+Lester et al. (2021); Wang et al. (2022), section 3.1.
 
 A prompt is not evidence of a skill: an untuned prompt, or one tuned on shuffled labels, is the control.
 """

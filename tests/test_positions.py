@@ -31,7 +31,9 @@ def drawn(tokens):
     kinds = []
     for row in range(len(tokens)):
         at = zip(tokens.is_padding[row], tokens.is_prompt[row], tokens.is_text[row], tokens.is_special[row])  # noqa: B905
-        kinds.append("".join(".p" [p] if not (t or s) else "ts"[s] if not (d or p) else "?" for d, p, t, s in at))
+        kinds.append(
+            "".join(".p"[p] if not (t or s) else "ts"[s] if not (d or p) else "?" for d, p, t, s in at)
+        )
     return kinds
 
 
@@ -107,7 +109,9 @@ def test_examples_keep_their_numbers_in_the_callers_order():
         ({"max_length": 5}, [7, 8, 9, 10, EOS, EOS], [7, EOS, EOS, V1, V2]),
     ],
 )
-def test_truncation_cuts_the_text_before_its_last_special_tokens_and_never_the_prompt(settings, text, expected):
+def test_truncation_cuts_the_text_before_its_last_special_tokens_and_never_the_prompt(
+    settings, text, expected
+):
     whole = text[: len(expected) - 4] + [7]  # shorter than the limit
     tokens = put([text, [7]], side="right", **settings)
     assert tokens.ids[0].tolist() == expected
@@ -129,7 +133,11 @@ def test_a_text_that_just_fits_is_not_truncated():
         ([[BOS, EOS]], {"placement": "prefix", "mask_id": MASK}, "text 0 has no token of its own"),
         ([[7, 8]], {"max_length": 2}, "2 prompt positions leave no room .* at most 2 tokens; use fewer"),
         ([[BOS, 7, 8]], {"max_length": 3}, "2 prompt positions leave no room"),
-        ([[BOS, 7, 8, EOS]], {"max_length": 5, "placement": "prefix", "mask_id": MASK}, "3 prompt positions leave"),
+        (
+            [[BOS, 7, 8, EOS]],
+            {"max_length": 5, "placement": "prefix", "mask_id": MASK},
+            "3 prompt positions leave",
+        ),
     ],
 )
 def test_what_cannot_be_arranged_is_refused(texts, settings, message):
@@ -159,7 +167,17 @@ def chosen(positions, tokens):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(
     "positions",
-    [slice(0, 1), slice(1, 3), slice(-2, None), slice(None, None, 2), slice(2, 100), [0], [-1], [1, -2], [-3, 0]],
+    [
+        slice(0, 1),
+        slice(1, 3),
+        slice(-2, None),
+        slice(None, None, 2),
+        slice(2, 100),
+        [0],
+        [-1],
+        [1, -2],
+        [-3, 0],
+    ],
     ids=str,
 )
 def test_slices_and_indices_count_from_the_examples_own_first_token(positions, side):
@@ -194,7 +212,11 @@ def test_where_nobody_knows_the_padding_indices_count_columns():
     [
         ("prompt", False, "positions='prompt' needs to know where the virtual tokens stand"),
         ("text", False, "run it through PromptedModel or inside"),
-        ([4], True, r"positions must be in \[-4, 4\) for a sequence of 4 tokens, got 4"),  # of the shorter row
+        (
+            [4],
+            True,
+            r"positions must be in \[-4, 4\) for a sequence of 4 tokens, got 4",
+        ),  # of the shorter row
         ([-5], True, r"positions must be in \[-4, 4\)"),
         ([6], False, r"positions must be in \[-6, 6\) for a sequence of 6 tokens, got 6"),
     ],

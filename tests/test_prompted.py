@@ -227,7 +227,10 @@ def test_texts_over_the_limit_lose_their_end_and_are_counted(gpt2, bert):
 LABELS = [
     ({0: "good bad", 1: "positive"}, r"'good bad' is 2 tokens \(\['good', 'bad'\]\).*try ' good'"),
     ({0: "Good", 1: "positive"}, "'Good' is not in the vocabulary.*try ' good'"),
-    ({0: "unheard", 1: "positive"}, "'unheard' is not in the vocabulary.*choose another word, or give a token id"),
+    (
+        {0: "unheard", 1: "positive"},
+        "'unheard' is not in the vocabulary.*choose another word, or give a token id",
+    ),
     ({0: "good", 1: " good"}, r"each label needs a token of its own, got .* with token ids \[(\d+), \1\]"),
     ({0: "good", 1: 40}, r"the token id of label 1 must be in \[0, 40\), got 40"),
     ({0: "good", 1: -1}, r"must be in \[0, 40\), got -1"),
@@ -248,7 +251,10 @@ def test_label_words_that_cannot_be_read_are_refused(gpt2, label_words, message)
         ({"prompt": prompt_for("gpt2", width=16)}, "the prompt's embeddings are 16 wide .* are 32"),
         ({"max_length": 49}, "max_length must be at most 48 for tiny, got 49"),
         ({"max_length": 0}, "max_length must be an integer of at least 1, got 0"),
-        ({"padding_side": "lift"}, "padding_side must be one of 'left', 'right', got 'lift'; did you mean 'left'"),
+        (
+            {"padding_side": "lift"},
+            "padding_side must be one of 'left', 'right', got 'lift'; did you mean 'left'",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(gpt2, settings, message):
@@ -264,8 +270,16 @@ def test_settings_that_do_not_go_together_are_refused(gpt2, settings, message):
         (lambda p: p.run_with_cache([]), ValueError, "texts must not be empty"),
         (lambda p: p.class_logits(["good", ""]), ValueError, "has no token of its own"),
         (lambda p: p.tokens(["good", " "]), ValueError, "text 1 has no token of its own"),
-        (lambda p: p.class_logits("good"), TypeError, "a list of strings, got one string 'good'; put it in a list"),
-        (lambda p: p.class_logits(["good"], batch_size=0), ValueError, "batch_size must be an integer of at least 1"),
+        (
+            lambda p: p.class_logits("good"),
+            TypeError,
+            "a list of strings, got one string 'good'; put it in a list",
+        ),
+        (
+            lambda p: p.class_logits(["good"], batch_size=0),
+            ValueError,
+            "batch_size must be an integer of at least 1",
+        ),
         (
             lambda p: p.class_logits(["good"], [("unembed.hook_out", lambda act, hook: act)]),
             ValueError,
@@ -298,7 +312,12 @@ def _no_mask():
         (_no_mask, prompt_for("bert"), LABEL_WORDS, "the tokenizer of tiny has no mask token to read out at"),
         (lambda: tiny.bridge("bert"), None, LABEL_WORDS, "is read out at the mask of its prompt; give"),
         (lambda: tiny.bridge("gpt2"), prompt_for("gpt2"), None, "class logits need label words"),
-        (lambda: tiny.bridge("bert"), prompt_for("gpt2"), LABEL_WORDS, "is bidirectional and takes its prompt as a prefix"),
+        (
+            lambda: tiny.bridge("bert"),
+            prompt_for("gpt2"),
+            LABEL_WORDS,
+            "is bidirectional and takes its prompt as a prefix",
+        ),
     ],
 )
 def test_models_that_cannot_answer_are_refused(make, prompt, label_words, message):
@@ -307,7 +326,9 @@ def test_models_that_cannot_answer_are_refused(make, prompt, label_words, messag
 
 
 def test_label_words_on_an_encoder_without_a_head_are_refused(bare_encoder):
-    with pytest.raises(ValueError, match=r"no language-model head, so label words can't be read; use a prompt with a linear"):
+    with pytest.raises(
+        ValueError, match=r"no language-model head, so label words can't be read; use a prompt with a linear"
+    ):
         skn.PromptedModel(bare_encoder, prompt_for("bert"), LABEL_WORDS)
 
 
@@ -347,7 +368,10 @@ def test_the_model_comes_back_as_it_was(family, fails):
         with pytest.raises(RuntimeError, match="on purpose") if fails else nullcontext():
             call()
         assert state(model) == before
-    with pytest.raises(RuntimeError, match="on purpose") if fails else nullcontext(), prompt.attached(model) as virtual:
+    with (
+        pytest.raises(RuntimeError, match="on purpose") if fails else nullcontext(),
+        prompt.attached(model) as virtual,
+    ):
         model.run_with_hooks(virtual.ids[None], fwd_hooks=hooks)
     assert state(model) == before
 
@@ -363,7 +387,12 @@ def test_inside_attached_the_real_models_tools_see_the_prompted_model(gpt2):
         tokens = torch.cat([text, virtual.ids.expand(len(text), -1)], dim=1)
         logits, cache = gpt2.run_with_cache(tokens)
         assert torch.equal(logits, expected_logits)
-        for name in ("embed.hook_out", "blocks.0.hook_resid_post", "blocks.1.mlp.hook_post", "blocks.1.attn.hook_pattern"):
+        for name in (
+            "embed.hook_out",
+            "blocks.0.hook_resid_post",
+            "blocks.1.mlp.hook_post",
+            "blocks.1.attn.hook_pattern",
+        ):
             assert torch.equal(cache[name], expected_cache[name])
         gpt2.reset_hooks()
         assert torch.equal(gpt2(tokens), expected_logits)
@@ -371,7 +400,9 @@ def test_inside_attached_the_real_models_tools_see_the_prompted_model(gpt2):
         def metric(logits):
             return logits[:, -1, LABEL_IDS[1]].sum() - logits[:, -1, LABEL_IDS[0]].sum()
 
-        patched = patching.get_act_patch_resid_pre(gpt2, tokens[1:], gpt2.run_with_cache(tokens[:1])[1], metric)
+        patched = patching.get_act_patch_resid_pre(
+            gpt2, tokens[1:], gpt2.run_with_cache(tokens[:1])[1], metric
+        )
     assert patched.shape == (2, tokens.shape[1])
     torch.testing.assert_close(patched[0, -3:], metric(logits[1:]).float().expand(3))  # the rows are the same
 
@@ -406,7 +437,9 @@ def test_a_prompt_attached_inside_another_gives_way_to_it_afterwards(gpt2):
 def test_ids_beyond_the_virtual_tokens_are_refused_and_virtual_ones_do_not_run_unattached(gpt2):
     prompt = prompt_for("gpt2")
     with prompt.attached(gpt2) as virtual:
-        with pytest.raises(ValueError, match=r"token ids must be below 43 \(40 of the vocabulary and 3 virtual"):
+        with pytest.raises(
+            ValueError, match=r"token ids must be below 43 \(40 of the vocabulary and 3 virtual"
+        ):
             gpt2(torch.tensor([[7, 43]]))
         assert gpt2(torch.tensor([[7, 42]])).isfinite().all()
         with pytest.raises(RuntimeError, match="soft prompts need token input"):

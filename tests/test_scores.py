@@ -25,7 +25,11 @@ def scores(n_prompts=2, n_layers=2, n_positions=3, d_mlp=7, seed=0, correct=None
         "n_baseline": 30,
         "n_select": N_SELECT,
         "class_counts": (5, 7),
-        "provenance": {"model": {"name": "tiny"}, "task": {"name": "toy"}, "prompts": [{"seed": seed}] * n_prompts},
+        "provenance": {
+            "model": {"name": "tiny"},
+            "task": {"name": "toy"},
+            "prompts": [{"seed": seed}] * n_prompts,
+        },
     }
     return skn.NeuronScores(correct=correct, **{**settings, **changes})
 
@@ -149,7 +153,11 @@ def test_the_chance_level_counts_every_score_that_the_best_is_chosen_from():
 
 def test_means_over_positions_are_those_of_one_prompt():
     made = scores()
-    for name, values in (("mean_baseline", made.baseline), ("mean_absolute", made.mean_abs), ("mean_std", made.std)):
+    for name, values in (
+        ("mean_baseline", made.baseline),
+        ("mean_absolute", made.mean_abs),
+        ("mean_std", made.std),
+    ):
         for prompt in range(2):
             assert torch.equal(getattr(made, name)(prompt), values[prompt].mean(1))
         assert torch.equal(getattr(made, name)(), values[0].mean(1))
@@ -160,7 +168,9 @@ def test_means_over_positions_are_those_of_one_prompt():
 
 def test_rule_accuracy_keeps_the_position_and_direction_that_select_chose():
     made = scores(seed=5)
-    elsewhere = torch.rand(made.correct.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    elsewhere = torch.rand(
+        made.correct.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64
+    )
     neurons = skn.NeuronSet([1, 0, 1], [6, 2, 0])
     got, on_select = made.rule_accuracy(neurons, elsewhere), made.rule_accuracy(neurons)
     for row, (layer, neuron) in enumerate(neurons):
@@ -184,7 +194,9 @@ def test_the_table_has_a_row_per_neuron():
     for row in frame.itertuples():
         assert row.predictivity == made.predictivity[row.layer, row.index]
         assert row.direction == made.direction[row.layer, row.index]
-    assert sorted(zip(frame["layer"], frame["index"], strict=True)) == [(a, b) for a in range(2) for b in range(7)]
+    assert sorted(zip(frame["layer"], frame["index"], strict=True)) == [
+        (a, b) for a in range(2) for b in range(7)
+    ]
     assert frame["best_position"].tolist() == best_positions(made.correct, N_SELECT)[1][0].flatten().tolist()
 
 
@@ -263,7 +275,10 @@ def test_scores_that_do_not_go_together_are_not_joined(changes, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"std": torch.ones(2, 2, 3, 6)}, r"std must have the shape of baseline, \(2, 2, 3, 7\), got \(2, 2, 3, 6\)"),
+        (
+            {"std": torch.ones(2, 2, 3, 6)},
+            r"std must have the shape of baseline, \(2, 2, 3, 7\), got \(2, 2, 3, 6\)",
+        ),
         ({"aggregate": "max"}, "aggregate must be one of 'mean', 'min', got 'max'"),
     ],
 )

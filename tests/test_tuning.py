@@ -266,6 +266,17 @@ def test_going_on_after_an_interruption_gives_the_same_bits(family, step, reques
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"prompt-seed{s}.safetensors" for s in (0, 1)]
 
 
+def test_going_on_keeps_a_best_prompt_that_is_older_than_the_checkpoint(llama, tmp_path, monkeypatch):
+    settings = {"n_steps": 20, "evaluate_every": 4, "learning_rate": 2.0, "patience": 9}
+    whole = fit(llama, TASK, **settings)
+    assert 0 < whole[0].provenance["best_step"] < 16
+    stop_at(monkeypatch, 18)
+    with pytest.raises(KeyboardInterrupt):
+        fit(llama, TASK, folder=tmp_path, **settings)
+    monkeypatch.undo()
+    assert_same_bits(fit(llama, TASK, folder=tmp_path, **settings), whole)
+
+
 def test_going_on_after_a_kill_gives_the_same_bits(llama, tmp_path):
     program = """
 import os, random, signal

@@ -21,7 +21,7 @@ from tl_skillneurons.effects import AblationEffect, ablation_effect
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompted import label_token_ids
 from tl_skillneurons.scores import NeuronScores, selection_size
-from tl_skillneurons.scoring import describe_prompt, rule_accuracy, score_neurons
+from tl_skillneurons.scoring import describe_prompt, require_two_classes, rule_accuracy, score_neurons
 from tl_skillneurons.sites import SITE, has_language_model_head, neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, describe_model
 from tl_skillneurons.task import Task
@@ -89,9 +89,9 @@ def find_skill_neurons(
     out = Path(out)
     require_int(n_prompts, "n_prompts")
     seeds = list(range(require_int(seed, "seed", minimum=0), seed + n_prompts))
-    selection_size(
-        top, neuron_shape(model)[1], per="layer"
-    )  # what is wrong with these shows before anything is done
+    # what would be refused later is refused before anything is done
+    require_two_classes(task)
+    selection_size(top, neuron_shape(model)[1], per="layer")
     if has_language_model_head(model):
         label_token_ids(model, task.label_words)
     settings = {

@@ -285,7 +285,9 @@ def label_token_ids(model: Any, label_words: Mapping[int, str | int]) -> Tensor:
             "use a prompt with a linear read-out (fit_soft_prompts trains one)"
         )
     if len(label_words) < 2:
-        raise ValueError(f"label_words must hold a word for each of at least two classes, got {dict(label_words)}")
+        raise ValueError(
+            f"label_words must hold a word for each of at least two classes, got {dict(label_words)}"
+        )
     d_vocab = model.W_U.shape[1]
     ids = []
     for label in sorted(label_words):

@@ -59,12 +59,13 @@ def score_neurons(
     """
     require_option(positions, "positions", READINGS)
     require_int(batch_size, "batch_size")
-    if task.n_classes != 2:
-        raise ValueError(
-            f"predictivity is defined for two classes, {task.name} has {task.n_classes}; "
-            "score each of task.binary_subtasks() with prompts of its own"
-        )
+    require_two_classes(task)
     chosen = _as_list(prompts)
+    lengths = sorted({prompt.n_virtual_tokens for prompt in chosen if prompt is not None})
+    if positions == "prompt" and len(lengths) > 1:
+        raise ValueError(
+            f"prompts of one set need equally many virtual tokens, got {lengths}; score them apart"
+        )
     scores = []
     for number, prompt in enumerate(chosen):
         phase = "scoring neurons" + (f", prompt {number + 1} of {len(chosen)}" if len(chosen) > 1 else "")
@@ -89,14 +90,15 @@ def rule_accuracy(
 ) -> Float[Tensor, "prompt layer position neuron"]:
     """Accuracy on ``role`` of every neuron's rule, with the thresholds that ``scores`` took from role ``baseline``.
 
-    Give it to :meth:`NeuronScores.rule_accuracy` for the accuracy of selected neurons on examples that did not select them.
+    Give it to :meth:`NeuronScores.rule_accuracy` for the accuracy of selected neurons on examples that did not
+    select them.
+
+    Raises:
+        ValueError: When the scores are of another model, or of other prompts.
     """
-    scored = []
     chosen = _as_list(prompts)
-    if len(chosen) != len(scores.baseline):
-        raise ValueError(
-            f"the scores are of {len(scores.baseline)} prompts, got {len(chosen)}; give the same prompts"
-        )
+    _require_measured_here(scores, model, chosen)
+    scored = []
     for number, (prompt, baseline) in enumerate(zip(chosen, scores.baseline, strict=True)):
         prompted = PromptedModel(model, prompt, max_length=max_length)
         labels = torch.tensor(task.split(role)["label"])
@@ -236,6 +238,36 @@ def _as_list(prompts: Any) -> list[SoftPrompt | None]:
     if not chosen:
         raise ValueError("prompts must hold at least one soft prompt; give None to score the bare text")
     return chosen
+
+
+def require_two_classes(task: Task) -> None:
+    """Refuse a task that predictivity is not defined for.
+
+    Raises:
+        ValueError: When the task has more than two classes.
+    """
+    if task.n_classes != 2:
+        raise ValueError(
+            f"predictivity is defined for two classes, {task.name} has {task.n_classes}; "
+            "score each of task.binary_subtasks() with prompts of its own"
+        )
+
+
+def _require_measured_here(scores: NeuronScores, model: Any, prompts: Sequence[SoftPrompt | None]) -> None:
+    here, there = neuron_shape(model), (scores.n_layers, scores.d_mlp)
+    if here != there:
+        name = scores.provenance.get("model", {}).get("name", "another model")
+        raise ValueError(
+            f"the scores are of {name} with [layer, neuron] = {list(there)}, {model.cfg.model_name} has "
+            f"{list(here)}; score this model"
+        )
+    measured = scores.provenance.get("prompts", [None] * len(scores.baseline))
+    given = [None if prompt is None else describe_prompt(prompt) for prompt in prompts]
+    if len(given) != len(scores.baseline) or any(m and g != m for m, g in zip(measured, given, strict=True)):
+        raise ValueError(
+            f"the scores are of {len(scores.baseline)} prompts that are not the {len(given)} given; "
+            "give the prompts that were scored, in the same order"
+        )
 
 
 def _require_sees_text(prompted: PromptedModel, positions: str) -> None:

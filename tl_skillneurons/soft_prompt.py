@@ -1,8 +1,8 @@
 """A soft prompt: a few trained embeddings that stand beside the text, everything else frozen (Lester et al., 2021).
 
-The embeddings are kept in the units of ``embed.hook_out``, the hook point at which they replace the rows of placeholder
-tokens; there they equal Hugging Face's ``inputs_embeds``. Gemma scales embeddings before that point and Granite after it,
-so a prompt is not in the units of ``W_E``.
+The embeddings are kept in the units of ``embed.hook_out``, the hook point at which they replace the rows of
+placeholder tokens; there they equal Hugging Face's ``inputs_embeds``. Gemma scales embeddings before that point and
+Granite after it, so a prompt is not in the units of ``W_E``.
 
 :meth:`SoftPrompt.attached` makes the virtual tokens tokens of the model: ids from ``d_vocab`` on. Every TransformerLens
 tool that takes token ids then works on the real model.
@@ -112,9 +112,9 @@ class SoftPrompt(nn.Module):
         """A context in which ids from ``d_vocab`` on stand for the virtual tokens of this prompt.
 
         Yields:
-            The :class:`VirtualTokens`: put its ``ids`` into your token tensors where the prompt belongs (after the text for
-            a suffix; ``[mask] [ids] [text]`` for a bidirectional model) and use ``model`` as ever. Gradients reach
-            ``embedding``. Hooks and everything else are as before afterwards.
+            The :class:`VirtualTokens`: put its ``ids`` into your token tensors where the prompt belongs (after the
+            text for a suffix; ``[mask] [ids] [text]`` for a bidirectional model) and use ``model`` as ever. Gradients
+            reach ``embedding``. Hooks and everything else are as before afterwards.
 
         Raises:
             ValueError: When the model can't take the prompt.
@@ -235,7 +235,7 @@ class VirtualTokens:
 
 @contextmanager
 def attach(model: Any, embedding: Float[Tensor, "virtual_token d_embed"]) -> Iterator[VirtualTokens]:
-    """Let ids from ``d_vocab`` on stand for the rows of ``embedding`` (none of them, perhaps) while the context lasts."""
+    """Let ids from ``d_vocab`` on stand for the rows of ``embedding`` (perhaps none) while the context lasts."""
     tokenizer = model.tokenizer
     pad_id = getattr(tokenizer, "pad_token_id", None)
     virtual = VirtualTokens(
@@ -253,7 +253,7 @@ def attach(model: Any, embedding: Float[Tensor, "virtual_token d_embed"]) -> Ite
     handles = []
     sites = [model.hook_dict[name] for name in neuron_hooks(model)]
     try:
-        # permanent, so that a reset_hooks() inside the context leaves them; first, so that every other hook sees the rows
+        # permanent, so that a reset_hooks() in the context leaves them; first, so that other hooks see the rows
         for point, function in hooked:
             handles.append((point, point.add_hook(function, is_permanent=True, prepend=True)))
         with published(sites, virtual.current):

@@ -67,29 +67,35 @@ def fit_soft_prompts(
     Args:
         model: A TransformerBridge in eval mode; it comes back as it was, ``requires_grad`` flags included.
         seeds: Each decides the initial prompt and the order of the examples of one prompt.
-        init: ``"vocabulary"`` (embeddings of random tokens), ``"normal"`` (mean 0, the embeddings' standard deviation), or
-            ``["a text"]`` whose tokens' embeddings are repeated or cut to ``n_virtual_tokens``.
-        learning_rate: Adam's rate for the virtual tokens, in standard deviations of the model's token embeddings.
+        init: ``"vocabulary"`` (embeddings of random tokens), ``"normal"`` (mean 0, the embeddings' standard
+            deviation), or ``["a text"]`` whose tokens' embeddings are repeated or cut to
+            ``n_virtual_tokens``.
+        learning_rate: Adam's rate for the virtual tokens, in standard deviations of the model's token
+            embeddings.
         readout_learning_rate: Adam's rate for a linear read-out.
         warmup: Share of the steps over which the rate rises from zero.
-        clip: Largest norm of the gradient of the virtual tokens (and of the read-out, separately); larger ones are scaled.
+        clip: Largest norm of the gradient of the virtual tokens (and of the read-out, separately); larger
+            ones are scaled.
         held_back: Share of ``train`` that is kept for early stopping (256 examples at most).
         evaluate_every: Steps between evaluations on the held-back part; checkpoints are written then.
         patience: Evaluations without a better prompt after which training stops.
-        readout: ``"label_words"`` reads the language-model head, ``"linear"`` trains ``[n_classes, d_model]``; ``"auto"`` takes
-            the head where the model has one.
-        prepend_bos: Whether texts get a BOS (causal models); ``None`` follows ``cfg.default_prepend_bos``. The prompt keeps it.
-        max_length: Longest sequence, virtual tokens included; longer texts are cut and counted in ``provenance``.
-        folder: Where finished prompts and checkpoints are kept. The same call goes on where it stopped, to the same bits.
+        readout: ``"label_words"`` reads the language-model head, ``"linear"`` trains ``[n_classes,
+            d_model]``; ``"auto"`` takes the head where the model has one.
+        prepend_bos: Whether texts get a BOS (causal models); ``None`` follows ``cfg.default_prepend_bos``.
+            The prompt keeps it.
+        max_length: Longest sequence, virtual tokens included; longer texts are cut and counted in
+            ``provenance``.
+        folder: Where finished prompts and checkpoints are kept. The same call goes on where it stopped, to
+            the same bits.
 
     Returns:
-        The prompts in the order of ``seeds``. ``provenance["outcome"]`` is "fitted", or says what went wrong (also given
-        as a warning): "not below chance" when the held-back loss never fell below that of guessing the class shares, or
-        "diverged at step ..." when the loss stopped being finite (the best prompt before that is kept).
+        The prompts in the order of ``seeds``. ``provenance["outcome"]`` is "fitted", or says what went wrong (also
+        given as a warning): "not below chance" when the held-back loss never fell below that of guessing the class
+        shares, or "diverged at step ..." when the loss stopped being finite (the best prompt before that is kept).
 
     Raises:
-        ValueError: For a model in train mode or of an unsupported kind, label words that are not one token, options outside
-            their range, or a ``folder`` that holds prompts of other settings.
+        ValueError: For a model in train mode or of an unsupported kind, label words that are not one token,
+            options outside their range, or a ``folder`` that holds prompts of other settings.
     """
     require_supported(model)
     seeds = [require_int(seed, "a seed", minimum=0) for seed in seeds]
@@ -248,7 +254,7 @@ def rate(step: int, n_steps: int, warmup: float) -> float:
 
 
 def batch_at(step: int, trained: list[int], batch_size: int, seed: int) -> list[int]:
-    """The examples of ``step``: each epoch runs through all of them in an order of its own, known without running the rest."""
+    """The examples of ``step``, known without the steps before: each epoch has all of them in an order of its own."""
     n_batches = math.ceil(len(trained) / batch_size)
     epoch, place = divmod(step, n_batches)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)

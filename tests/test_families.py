@@ -31,8 +31,8 @@ SEES_ONLY_THE_PROMPT = ("gpt_neox", "phi")
 
 @pytest.fixture(autouse=True)
 def softmax_in_float64(monkeypatch):
-    """Hugging Face computes attention's softmax in float32 whatever the model's dtype; the mask's lowest float64 becomes
-    -inf there, and rows of padding, which see nothing, NaN. Both models keep the dtype here."""
+    """Keep attention's softmax in float64 in both models: Hugging Face computes it in float32, where the mask's lowest
+    float64 is -inf and rows of padding, which see nothing, become NaN."""
     softmax = torch.nn.functional.softmax
 
     def keep_dtype(input, *args, **kwargs):

@@ -112,7 +112,7 @@ def test_examples_keep_their_numbers_in_the_callers_order():
 def test_truncation_cuts_the_text_before_its_last_special_tokens_and_never_the_prompt(
     settings, text, expected
 ):
-    whole = text[: len(expected) - 4] + [7]  # shorter than the limit
+    whole = [*text[: len(expected) - 4], 7]  # shorter than the limit
     tokens = put([text, [7]], side="right", **settings)
     assert tokens.ids[0].tolist() == expected
     assert tokens.n_truncated == 1

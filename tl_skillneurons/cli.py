@@ -105,8 +105,10 @@ def find(
         folder = out or Path(f"skill-neurons-{_slug(model)}-{_slug(data)}")
         words = _label_words(label_words)
         amount = _amount(top)
+        given = None if data == BUILT_IN else _read_task(data, template, label, words, seed)
         bridge = load_model(model, device=device, dtype=dtype)
-        task = _task(bridge, data, template, label, words, seed).limit(
+        task = given or _built_in(bridge, words, seed)
+        task = task.limit(
             train=train_examples or None,
             select=select_examples or None,
             report=report_examples or None,
@@ -131,16 +133,21 @@ def find(
         console.print(f"Everything is in [bold]{folder}[/bold]; all numbers above are in {RUN}.")
 
 
-def _task(model: Any, data: str, template: str, label: str, label_words: dict[Any, Any], seed: int) -> Task:
-    if data == BUILT_IN:
-        words = {k: label_words[k] for k in sorted(label_words)} if set(label_words) == {0, 1} else None
-        return minimal_pairs(
-            BUILT_IN, n_pairs=_BUILT_IN_PAIRS, tokenizer=model.tokenizer, seed=seed, label_words=words
-        )
+def _read_task(data: str, template: str, label: str, label_words: dict[Any, Any], seed: int) -> Task:
     splits = load_splits(data)
-    name = Path(data).stem or data
+    name = Path(data).stem if Path(data).exists() else data
     return Task.from_datasets(
         splits, template=template, label=label, label_words=label_words, name=name, seed=seed
+    )
+
+
+def _built_in(model: Any, label_words: dict[Any, Any], seed: int) -> Task:
+    if set(label_words) != {0, 1}:
+        raise ValueError(
+            f"{BUILT_IN} has the labels 0 and 1, got {sorted(map(str, label_words))} in --label-words"
+        )
+    return minimal_pairs(
+        BUILT_IN, n_pairs=_BUILT_IN_PAIRS, tokenizer=model.tokenizer, seed=seed, label_words=label_words
     )
 
 

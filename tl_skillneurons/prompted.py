@@ -261,7 +261,7 @@ def text_token_ids(model: Any, texts: list[str], prepend_bos: bool | None) -> li
 
 
 def special_token_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of BOS, [CLS] and the like. The unknown token stands for a word and is none, unless it is also one of them (GPT-2's).
+    """Ids of BOS, [CLS] and the like; the unknown token stands for a word, unless it is one of them too (as GPT-2's is).
 
     Compared by name: TransformerLens names a BOS that BERT's vocabulary lacks, and its id is then the unknown token's.
     """
@@ -276,8 +276,8 @@ def label_token_ids(model: Any, label_words: Mapping[int, str | int]) -> Tensor:
     """The token id of each class's label word, in the order of the class ids.
 
     Raises:
-        ValueError: For a word of several tokens, an id outside the vocabulary, two classes with one token, fewer than two
-            classes, or a model whose language-model head was never trained.
+        ValueError: For a word of several tokens, an id outside the vocabulary, two classes with one token, fewer than
+            two classes, or a model whose language-model head was never trained.
     """
     if not has_language_model_head(model):
         raise ValueError(

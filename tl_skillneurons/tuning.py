@@ -49,7 +49,7 @@ def fit_soft_prompts(
     init: str | Sequence[str] = "vocabulary",
     n_steps: int = 300,
     batch_size: int = 16,
-    learning_rate: float = 0.1,
+    learning_rate: float = 0.3,
     readout_learning_rate: float = 0.003,
     warmup: float = 0.06,
     clip: float = 1.0,

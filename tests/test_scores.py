@@ -63,6 +63,9 @@ def test_direction_follows_the_counts_at_each_prompts_best_position():
                 lean += 2 * best - N_SELECT
             assert int(made.direction[layer, neuron]) == (1 if lean >= 0 else -1)
     assert set(made.direction.flatten().tolist()) == {1, -1}
+    assert of_one_position([[6, 5, 7]]).direction.tolist() == [
+        [1, -1, 1]
+    ]  # half of 12 counts as speaking for label 1
 
 
 def test_the_first_of_equally_good_positions_counts():

@@ -192,6 +192,22 @@ def test_a_constant_neuron_is_never_above_its_mean(dtype, positions):
         assert held.std[..., : len(values)].max() <= 1e-6  # float64 sums of squares near 300
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_neuron_of_two_neighbouring_values_is_told_from_its_mean(dtype):
+    step = torch.finfo(dtype).eps
+
+    def alternate(act, hook):
+        upper = current_tokens(hook).example % 5 < 3  # 15 of 24: the mean lies nearer to the upper value
+        return torch.where(upper[:, None, None], 1 + step, 1.0).to(act) + 0 * act
+
+    scores = score(tiny.bridge("gpt2", dtype=dtype), prompt_for("gpt2"), fwd_hooks=[(HOOKS[0], alternate)])
+    assert (scores.baseline[:, 0] == 1 + step * 15 / 24).all()
+    labels = TASK.split("select")["label"]
+    right = sum((number % 5 < 3) == bool(label) for number, label in enumerate(labels))
+    assert right != labels.count(0)
+    assert (scores.correct[:, 0] == right).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_rounded_threshold_decides_as_the_exact_one(dtype):
     generator = torch.Generator().manual_seed(0)

@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,15 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
     return path
 
 
+def require_writable(folder: str | os.PathLike[str]) -> None:
+    """Make ``folder`` if it is missing, and see that a file can be written there, before any work is put into it.
+
+    Raises:
+        OSError: When it can't be.
+    """
+    write_whole(Path(folder) / ".writable", b"").unlink()
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -120,6 +131,20 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is corrupt or not a safetensors file ({error})") from error
+
+
+@contextmanager
+def sound(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """Turn what goes wrong while an artifact is made of a file's content into one error that names the file.
+
+    Raises:
+        ValueError: When something is missing in the file, or of the wrong type or shape.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path} is not a sound {kind} file: {reason}") from error
 
 
 def _require_kind(path: str | os.PathLike[str], header: Any, kind: str) -> None:

@@ -23,10 +23,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons._files import FORMAT, package_version, read_json, write_whole
+from tl_skillneurons._files import FORMAT, package_version, read_json, sound, write_whole
 
 SITE = "mlp.hook_post"
-"""The hook point, under ``blocks.{layer}.``, whose coordinates are the neurons."""
+"""The hook point, below ``blocks.{layer}.``, whose coordinates are the neurons: the input of the MLP's output projection.
+For a gated MLP it is ``act(gate) * up``. Every artifact records it, for other tools call other things neurons."""
 
 KIND = "NeuronSet"
 
@@ -241,15 +242,12 @@ class NeuronSet:
             raise ValueError(
                 f"{path} names neurons at {content.get('site')!r}; only those at {SITE!r} can be read"
             )
-        try:
+        with sound(path, KIND):
             shape = {name: content[name] for name in ("n_layers", "d_mlp", "model")}
             neurons = cls.from_pairs([tuple(pair) for pair in content["ranked"]], **shape)
             listed = {
                 (int(layer), index) for layer, indices in content["layers"].items() for index in indices
             }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{path} is not a sound {KIND} file: {reason}") from error
         if listed != set(neurons):
             raise ValueError(
                 f"{path} contradicts itself: 'layers' and 'ranked' must name the same neurons, and "

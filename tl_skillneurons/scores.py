@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_option
-from tl_skillneurons._files import load_tensors, save_tensors
+from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.statistics import ChanceLevel, best_of_chance
 
@@ -218,18 +218,19 @@ class NeuronScores:
             ValueError: When the file is corrupt, holds something else, or was measured at another site.
         """
         tensors, header = load_tensors(path, KIND)
-        if header["site"] != SITE:
-            raise ValueError(f"{path} was measured at {header['site']}, this package measures at {SITE}")
-        return cls(
-            **tensors,
-            n_baseline=header["roles"]["baseline"],
-            n_select=header["roles"]["select"],
-            class_counts=tuple(header["class_counts"]),
-            positions=header["positions"],
-            site=header["site"],
-            aggregate=header["aggregate"],
-            provenance=header["provenance"],
-        )
+        if header.get("site") != SITE:
+            raise ValueError(f"{path} was measured at {header.get('site')}, this package measures at {SITE}")
+        with sound(path, KIND):
+            return cls(
+                **tensors,
+                n_baseline=header["roles"]["baseline"],
+                n_select=header["roles"]["select"],
+                class_counts=tuple(header["class_counts"]),
+                positions=header["positions"],
+                site=header["site"],
+                aggregate=header["aggregate"],
+                provenance=header["provenance"],
+            )
 
     @classmethod
     def of_prompts(cls, scores: Sequence["NeuronScores"]) -> "NeuronScores":

@@ -8,7 +8,6 @@ Read at the prompt positions, or, as the paper's comparison, at the text's own t
 their mean or their maximum, with a prompt or without any.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._files import fingerprint
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.positions import PromptedTokens
 from tl_skillneurons.prompted import Hooks, PromptedModel, length_batches
@@ -324,14 +324,12 @@ def _score_one(
 
 def describe_prompt(prompt: SoftPrompt) -> dict[str, Any]:
     """What scores record of the prompt they were measured with."""
-    embedding = prompt.embedding.detach().cpu().contiguous()
-    digest = hashlib.sha256(embedding.view(torch.uint8).numpy().tobytes()).hexdigest()
     return {
         "seed": prompt.seed,
         "n_virtual_tokens": prompt.n_virtual_tokens,
         "placement": prompt.placement,
         "prepend_bos": prompt.prepend_bos,
-        "sha256": digest,
+        "sha256": fingerprint(*prompt.parameters()),
     }
 
 

@@ -12,10 +12,7 @@ from typing import Any
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
-SITE = "mlp.hook_post"
-"""The hook point, below ``blocks.{layer}.``, whose coordinates are the neurons: the input of the MLP's output
-projection. For a gated MLP it is ``act(gate) * up``. Every artifact records it, for other tools call other
-things neurons."""
+from tl_skillneurons.neurons import SITE
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _RECURRENT = ("mamba", "ssm", "mixer", "linear_attn")

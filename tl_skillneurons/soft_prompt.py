@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tl_skillneurons._checks import require_option
-from tl_skillneurons._files import load_tensors, save_tensors
+from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons.positions import PLACEMENTS, PromptedTokens, from_ids, published
-from tl_skillneurons.sites import embedding_width, is_causal, neuron_hooks, require_supported
+from tl_skillneurons.sites import SITE, embedding_width, is_causal, neuron_hooks, require_supported
 
 KIND = "SoftPrompt"
 
@@ -129,6 +129,7 @@ class SoftPrompt(nn.Module):
         header = {
             "placement": self.placement,
             "prepend_bos": self.prepend_bos,
+            "site": SITE,
             "units": "embed.hook_out",
             "seed": self.seed,
             "history": self.history,
@@ -146,7 +147,8 @@ class SoftPrompt(nn.Module):
         """
         tensors, header = load_tensors(path, KIND)
         fields = ("placement", "prepend_bos", "seed", "history", "provenance")
-        return cls(**tensors, **{name: header[name] for name in fields})
+        with sound(path, KIND):
+            return cls(**tensors, **{name: header[name] for name in fields})
 
     @classmethod
     def from_peft(cls, folder: str | os.PathLike[str]) -> "SoftPrompt":
@@ -190,9 +192,16 @@ class VirtualTokens:
     """
 
     def __init__(
-        self, embedding: Float[Tensor, "virtual_token d_embed"], base: int, safe_id: int, mask_id: int | None
-    ):
+        self,
+        embedding: Float[Tensor, "virtual_token d_embed"],
+        *,
+        base: int,
+        safe_id: int,
+        mask_id: int | None,
+        device: Any,
+    ) -> None:
         self._embedding, self._base, self._safe_id, self._mask_id = embedding, base, safe_id, mask_id
+        self._device = device
         self._row: Tensor | None = None
         self._current: PromptedTokens | None = None
         self.batch: PromptedTokens | None = None
@@ -200,7 +209,7 @@ class VirtualTokens:
     @property
     def ids(self) -> Int[Tensor, " virtual_token"]:
         """The token ids that stand for the virtual tokens, in order."""
-        return torch.arange(self._base, self._base + len(self._embedding), device=self._embedding.device)
+        return torch.arange(self._base, self._base + len(self._embedding), device=self._device)
 
     def current(self) -> PromptedTokens | None:
         """The positions of the batch that is running, or ``None`` before the first."""
@@ -241,10 +250,9 @@ def attach(model: Any, embedding: Float[Tensor, "virtual_token d_embed"]) -> Ite
     virtual = VirtualTokens(
         embedding,
         base=model.W_E.shape[0],
-        safe_id=next(
-            i for i in range(3) if i != pad_id
-        ),  # RoBERTa takes position ids from where the pad id stands
+        safe_id=1 if pad_id == 0 else 0,  # RoBERTa takes position ids from where the pad id stands
         mask_id=None if is_causal(model) else getattr(tokenizer, "mask_token_id", None),
+        device=model.cfg.device,
     )
     hooked = [
         (model.hook_dict["embed.hook_in"], virtual.on_ids),

@@ -13,18 +13,17 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional
-from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons._checks import require_int, require_option
-from tl_skillneurons._files import load_tensors, save_tensors
+from tl_skillneurons._files import require_writable
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.prompted import (
     PromptedModel,
@@ -34,10 +33,18 @@ from tl_skillneurons.prompted import (
 from tl_skillneurons.sites import frozen, has_language_model_head, is_causal, require_supported
 from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens, describe_model
 from tl_skillneurons.task import Task
+from tl_skillneurons.tuning_state import TuningState, parameters_of, require_same, resume_state, save_state
+from tl_skillneurons.tuning_steps import (
+    INITS,
+    batch_at,
+    embedding_rows,
+    hold_back,
+    initial_embedding,
+    rate,
+    start_ids,
+)
 
 READOUTS = ("auto", "label_words", "linear")
-INITS = ("vocabulary", "normal")
-_MOST_HELD_BACK = 256
 
 
 def fit_soft_prompts(
@@ -125,6 +132,8 @@ def fit_soft_prompts(
     bare = PromptedModel(
         model, None, None if linear else task.label_words, prepend_bos=prepend_bos, max_length=max_length
     )
+    if not isinstance(init, str):
+        start_ids(model, init)
     settings = {
         **counts,
         "init": require_option(init, "init", INITS) if isinstance(init, str) else list(init),
@@ -139,6 +148,8 @@ def fit_soft_prompts(
     }
     with frozen(model):
         data = _prepare(model, task, settings)
+        if folder is not None:
+            require_writable(folder)
         prompts = []
         for seed in seeds:
             prompt = _fit_one(model, task, data, settings, seed, folder, progress)
@@ -149,17 +160,6 @@ def fit_soft_prompts(
                 )
             prompts.append(prompt)
     return prompts
-
-
-def embedding_rows(model: Any, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_embed"]:
-    """What ``embed.hook_out`` gives for these token ids: the units that soft prompts are kept in."""
-
-    def stop(act: Tensor, hook: Any) -> Tensor:
-        raise StopAtLayerException(act)
-
-    with torch.no_grad():
-        rows = model.run_with_hooks(ids[:, None].to(model.cfg.device), fwd_hooks=[("embed.hook_out", stop)])
-    return rows[:, 0]
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,9 @@ def _prepare(model: Any, task: Task, settings: dict[str, Any]) -> _Data:
         raise ValueError(f"the token embeddings of {model.cfg.model_name} hold values that are not finite")
     share = torch.bincount(labels[held], minlength=task.n_classes).double() / len(held)
     weights = model.W_E[sample.to(model.W_E.device)].double()
-    same_width = (
-        rows.shape == weights.shape
-    )  # rounded below, because the last bits depend on the number of threads
+    same_width = rows.shape == weights.shape
+    # rounded, because the last bits depend on the number of threads
+    embedding_scale = round(float(rows.norm() / weights.norm()), 4) if same_width else None
     return _Data(
         ids=ids,
         labels=labels,
@@ -199,7 +199,8 @@ def _prepare(model: Any, task: Task, settings: dict[str, Any]) -> _Data:
         chance_loss=float(torch.special.entr(share).sum()),
         provenance={
             "model": describe_model(model),
-            "embedding_scale": round(float(rows.norm() / weights.norm()), 4) if same_width else None,
+            "units": "embed.hook_out",
+            "embedding_scale": embedding_scale,
             "task": {"name": task.name, "fingerprint": task.fingerprint, "role": "train"},
             "label_words": {str(k): v for k, v in task.label_words.items()},
             "n_trained": len(trained),
@@ -207,80 +208,6 @@ def _prepare(model: Any, task: Task, settings: dict[str, Any]) -> _Data:
             "settings": settings,
         },
     )
-
-
-def hold_back(labels: Int[Tensor, " example"], share: float) -> tuple[list[int], list[int]]:
-    """Split examples into (trained on, held back): of each class the given share, at least one, drawn by a fixed seed.
-
-    Raises:
-        ValueError: When a class has only one example.
-    """
-    generator = torch.Generator().manual_seed(0)
-    share = min(share, _MOST_HELD_BACK / len(labels))
-    held: list[int] = []
-    for label in labels.unique():
-        members = (labels == label).nonzero().flatten()
-        if len(members) < 2:
-            raise ValueError(
-                f"class {int(label)} has one example in role train; at least 2 are needed, one to hold back"
-            )
-        n = min(max(1, round(share * len(members))), len(members) - 1)
-        held += members[torch.randperm(len(members), generator=generator)[:n]].tolist()
-    kept = set(held)
-    return [i for i in range(len(labels)) if i not in kept], sorted(held)
-
-
-def initial_embedding(
-    model: Any, init: str | Sequence[str], n_virtual_tokens: int, scale: float, generator: torch.Generator
-) -> Float[Tensor, "virtual_token d_embed"]:
-    """The embedding that tuning starts from, in ``embed.hook_out`` units."""
-    if isinstance(init, str):
-        ids = torch.randint(model.W_E.shape[0], (n_virtual_tokens,), generator=generator)
-        rows = embedding_rows(model, ids)
-        if init == "normal":
-            return torch.randn(rows.shape, generator=generator).to(rows) * scale
-        return rows
-    text = " ".join(init)
-    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise ValueError(f"the text to start from must have at least one token, got {text!r}")
-    return embedding_rows(model, torch.tensor([ids[i % len(ids)] for i in range(n_virtual_tokens)]))
-
-
-def rate(step: int, n_steps: int, warmup: float) -> float:
-    """The learning rate of ``step`` as a share of the highest: up linearly during the warm-up, then down to zero."""
-    n_warmup = warmup * n_steps
-    return (step + 1) / n_warmup if step + 1 < n_warmup else (n_steps - step) / (n_steps - n_warmup + 1)
-
-
-def batch_at(step: int, trained: list[int], batch_size: int, seed: int) -> list[int]:
-    """The examples of ``step``, known without the steps before: each epoch has all of them in an order of its own."""
-    n_batches = math.ceil(len(trained) / batch_size)
-    epoch, place = divmod(step, n_batches)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(len(trained), generator=generator)[place * batch_size : (place + 1) * batch_size]
-    return [trained[i] for i in order.tolist()]
-
-
-@dataclass
-class _State:
-    """Everything that changes while one prompt is tuned: what a checkpoint holds."""
-
-    prompt: SoftPrompt
-    optimizer: torch.optim.Adam
-    initial: Tensor
-    best: dict[str, Tensor]
-    step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    diverged: int | None = None
-
-    def best_entry(self) -> dict[str, Any] | None:
-        return max(self.history, key=lambda e: (e["accuracy"], -e["loss"], -e["step"]), default=None)
-
-    def waited(self) -> int:
-        """Evaluations since the best one."""
-        best = self.best_entry()
-        return 0 if best is None else sum(entry["step"] > best["step"] for entry in self.history)
 
 
 def _fit_one(
@@ -291,11 +218,11 @@ def _fit_one(
     provenance = {**data.provenance, "seed": seed}
     if finished is not None and finished.exists():
         prompt = SoftPrompt.load(finished)
-        _require_same(finished, prompt.provenance, provenance)
+        require_same(finished, prompt.provenance, provenance)
         return prompt.to(model.cfg.device)
     state = _start(model, task, data, settings, seed)
     if checkpoint is not None and checkpoint.exists():
-        _resume(state, checkpoint, provenance)
+        resume_state(state, checkpoint, provenance)
     prompted = PromptedModel(model, state.prompt, task.label_words, max_length=settings["max_length"])
     with progress_bar(f"tuning the prompt of seed {seed}", settings["n_steps"], show=progress) as advance:
         advance(state.step)
@@ -307,12 +234,12 @@ def _fit_one(
     return prompt
 
 
-def _start(model: Any, task: Task, data: _Data, settings: dict[str, Any], seed: int) -> _State:
+def _start(model: Any, task: Task, data: _Data, settings: dict[str, Any], seed: int) -> TuningState:
     generator = torch.Generator().manual_seed(seed)
     initial = initial_embedding(model, settings["init"], settings["n_virtual_tokens"], data.scale, generator)
     initial = initial.to(
         torch.promote_types(initial.dtype, torch.float32)
-    )  # a master copy, also for a bfloat16 model
+    )  # a master copy of a bfloat16 model's
     readout = None
     if settings["readout"] == "linear":
         readout = torch.zeros(task.n_classes, model.cfg.d_model, dtype=initial.dtype, device=initial.device)
@@ -321,11 +248,7 @@ def _start(model: Any, task: Task, data: _Data, settings: dict[str, Any], seed: 
     groups = [{"params": [prompt.embedding], "lr": settings["learning_rate"] * data.scale}]
     if readout is not None:
         groups.append({"params": [prompt.readout], "lr": settings["readout_learning_rate"]})
-    return _State(prompt, torch.optim.Adam(groups, foreach=False), initial, best=_copy(prompt))
-
-
-def _copy(prompt: SoftPrompt) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in prompt.named_parameters()}
+    return TuningState(prompt, torch.optim.Adam(groups, foreach=False), initial, best=parameters_of(prompt))
 
 
 def _train(
@@ -333,7 +256,7 @@ def _train(
     data: _Data,
     settings: dict[str, Any],
     seed: int,
-    state: _State,
+    state: TuningState,
     checkpoint: Path | None,
     provenance: dict[str, Any],
     advance: Advance,
@@ -367,7 +290,7 @@ def _train(
             if state.step % settings["evaluate_every"] == 0 or state.step == settings["n_steps"]:
                 _evaluate(prompted, virtual, data, settings, state, float(loss.detach()))
                 if checkpoint is not None and state.diverged is None:
-                    _save(state, checkpoint, provenance)
+                    save_state(state, checkpoint, provenance)
                 entry = state.history[-1]
                 advance(note=f"held back: accuracy {entry['accuracy']:.3f}, loss {entry['loss']:.3f}")
             else:
@@ -379,7 +302,7 @@ def _evaluate(
     virtual: VirtualTokens,
     data: _Data,
     settings: dict[str, Any],
-    state: _State,
+    state: TuningState,
     train_loss: float | None,
 ) -> None:
     """Add accuracy and loss on the held-back part to the history, and keep the best prompt so far."""
@@ -409,11 +332,11 @@ def _evaluate(
     }
     state.history.append(entry)
     if state.best_entry() is entry:
-        state.best = _copy(state.prompt)
+        state.best = parameters_of(state.prompt)
 
 
 def _finish(
-    state: _State,
+    state: TuningState,
     prompted: PromptedModel,
     data: _Data,
     settings: dict[str, Any],
@@ -448,48 +371,3 @@ def _finish(
             "best_step": best["step"],
         },
     )
-
-
-def _save(state: _State, path: Path, provenance: dict[str, Any]) -> None:
-    tensors = {f"now.{name}": tensor for name, tensor in state.prompt.named_parameters()}
-    tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
-    for number, moments in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
-    header = {"step": state.step, "history": state.history, "provenance": provenance}
-    save_tensors(path, "SoftPrompt checkpoint", tensors, header)
-
-
-def _resume(state: _State, path: Path, provenance: dict[str, Any]) -> None:
-    tensors, header = load_tensors(path, "SoftPrompt checkpoint")
-    _require_same(path, header["provenance"], provenance)
-    with torch.no_grad():
-        for name, parameter in state.prompt.named_parameters():
-            parameter.copy_(tensors[f"now.{name}"])
-    state.best = {name: tensors[f"best.{name}"].to(tensor) for name, tensor in state.best.items()}
-    optimizer = state.optimizer.state_dict()
-    for name, tensor in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "adam":
-            number, _, moment = rest.partition(".")
-            optimizer["state"].setdefault(int(number), {})[moment] = tensor
-    state.optimizer.load_state_dict(optimizer)
-    state.step, state.history = header["step"], header["history"]
-
-
-def _require_same(path: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse a file of another run, naming every setting that differs."""
-    flat_was, flat_now = _flat(was), _flat(now)
-    differs = [
-        f"{k}: {flat_was.get(k)!r} there, {v!r} now" for k, v in flat_now.items() if flat_was.get(k) != v
-    ]
-    if differs:
-        raise ValueError(
-            f"{path} is from another run ({'; '.join(differs)}); choose another folder, or delete that file"
-        )
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -1,0 +1,87 @@
+"""What tuning needs to know before a step: where a prompt starts, which examples come when, and at what rate."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
+INITS = ("vocabulary", "normal")
+_MOST_HELD_BACK = 256
+
+
+def embedding_rows(model: Any, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_embed"]:
+    """What ``embed.hook_out`` gives for these token ids: the units that soft prompts are kept in."""
+
+    def stop(act: Tensor, hook: Any) -> Tensor:
+        raise StopAtLayerException(act)
+
+    with torch.no_grad():
+        rows = model.run_with_hooks(ids[:, None].to(model.cfg.device), fwd_hooks=[("embed.hook_out", stop)])
+    return rows[:, 0]
+
+
+def hold_back(labels: Int[Tensor, " example"], share: float) -> tuple[list[int], list[int]]:
+    """Split examples into (trained on, held back): of each class the given share, at least one, drawn by a fixed seed.
+
+    Raises:
+        ValueError: When a class has only one example.
+    """
+    generator = torch.Generator().manual_seed(0)
+    share = min(share, _MOST_HELD_BACK / len(labels))
+    held: list[int] = []
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        if len(members) < 2:
+            raise ValueError(
+                f"class {int(label)} has one example in role train; at least 2 are needed, one to hold back"
+            )
+        n = min(max(1, round(share * len(members))), len(members) - 1)
+        held += members[torch.randperm(len(members), generator=generator)[:n]].tolist()
+    kept = set(held)
+    return [i for i in range(len(labels)) if i not in kept], sorted(held)
+
+
+def initial_embedding(
+    model: Any, init: str | Sequence[str], n_virtual_tokens: int, scale: float, generator: torch.Generator
+) -> Float[Tensor, "virtual_token d_embed"]:
+    """The embedding that tuning starts from, in ``embed.hook_out`` units."""
+    if isinstance(init, str):
+        ids = torch.randint(model.W_E.shape[0], (n_virtual_tokens,), generator=generator)
+        rows = embedding_rows(model, ids)
+        if init == "normal":
+            return torch.randn(rows.shape, generator=generator).to(rows) * scale
+        return rows
+    ids = start_ids(model, init)
+    return embedding_rows(model, torch.tensor([ids[i % len(ids)] for i in range(n_virtual_tokens)]))
+
+
+def start_ids(model: Any, init: Sequence[str]) -> list[int]:
+    """The token ids of the text that a prompt starts from.
+
+    Raises:
+        ValueError: When it has none.
+    """
+    text = " ".join(init)
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ValueError(f"the text to start from must have at least one token, got {text!r}")
+    return ids
+
+
+def rate(step: int, n_steps: int, warmup: float) -> float:
+    """The learning rate of ``step`` as a share of the highest: up linearly during the warm-up, then down to zero."""
+    n_warmup = warmup * n_steps
+    return (step + 1) / n_warmup if step + 1 < n_warmup else (n_steps - step) / (n_steps - n_warmup + 1)
+
+
+def batch_at(step: int, trained: list[int], batch_size: int, seed: int) -> list[int]:
+    """The examples of ``step``, known without the steps before: each epoch has all of them in an order of its own."""
+    n_batches = math.ceil(len(trained) / batch_size)
+    epoch, place = divmod(step, n_batches)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(trained), generator=generator)[place * batch_size : (place + 1) * batch_size]
+    return [trained[i] for i in order.tolist()]

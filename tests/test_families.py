@@ -31,8 +31,8 @@ SEES_ONLY_THE_PROMPT = ("gpt_neox", "phi")
 
 @pytest.fixture(autouse=True)
 def softmax_in_float64(monkeypatch):
-    """Keep attention's softmax in float64 in both models: Hugging Face computes it in float32, where the mask's lowest
-    float64 is -inf and rows of padding, which see nothing, become NaN."""
+    """Keep attention's softmax in float64 in both models: Hugging Face computes it in float32, where the
+    mask's lowest float64 is -inf and rows of padding, which see nothing, become NaN."""
     softmax = torch.nn.functional.softmax
 
     def keep_dtype(input, *args, **kwargs):
@@ -60,10 +60,12 @@ def soft_prompt(family, seed=0, where=None):
 
 
 def alone(family, prompt, text, edits=()):
-    """Logits at the read-out, each layer's down projection's inputs, and the prompt's columns, of one unpadded example.
+    """Logits at the read-out, each layer's down projection's inputs, and the prompt's columns, of one
+    unpadded example.
 
     Args:
-        edits: For each layer a function that takes the down projection's input ``[pos, neuron]`` to what it shall be.
+        edits: For each layer a function that takes the down projection's input ``[pos, neuron]`` to what it
+            shall be.
     """
     model, untouched = models(family)
     ids = model.to_tokens(text)

@@ -9,7 +9,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 torch.set_num_threads(1)  # on tensors this small a second thread costs many times what it saves
 
-WORDS = "the a film plot cast music scene was is good bad dull bright slow quick and but very not negative positive other".split()
+WORDS = (
+    "the a film plot cast music scene was is good bad dull bright slow quick and but very not "
+    "negative positive other"
+).split()
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]
 VOCABULARY = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
 D_VOCAB = 40  # more rows than words, as in real models
@@ -115,7 +118,7 @@ def bridge(family, seed=0, dtype=torch.float32):
 
 
 def sentences(n, seed=0):
-    """Labelled word sequences of different lengths; label 1 where there are more of one kind of word than of the other."""
+    """Labelled word sequences of different lengths, each with one word that tells its label."""
     generator = torch.Generator().manual_seed(seed)
     rows, seen = [], set()
     plain = WORDS[:19]

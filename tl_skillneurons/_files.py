@@ -1,8 +1,8 @@
 """Files that are written whole or not at all, and that say what they are.
 
-Tensors go into safetensors with one JSON header (metadata key ``tl_skillneurons``) that names the kind of artifact, the
-format and the package version. Everything is written to a temporary file in the same folder and renamed, so a reader
-never meets half a file. Nothing is pickled.
+Tensors go into safetensors with one JSON header (metadata key ``tl_skillneurons``) that names the kind of
+artifact, the format and the package version. Everything is written to a temporary file in the same folder and
+renamed, so a reader never meets half a file. Nothing is pickled.
 """
 
 import hashlib
@@ -71,7 +71,8 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
 
 
 def require_writable(folder: str | os.PathLike[str]) -> None:
-    """Make ``folder`` if it is missing, and see that a file can be written there, before any work is put into it.
+    """Make ``folder`` if it is missing, and see that a file can be written there, before any work is put into
+    it.
 
     Raises:
         OSError: When it can't be.
@@ -119,7 +120,8 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
 
     Raises:
         FileNotFoundError: When there is no such file.
-        ValueError: When the file is corrupt, was not written by this package, or holds another kind of artifact.
+        ValueError: When the file is corrupt, was not written by this package, or holds another kind of
+            artifact.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")

@@ -1,11 +1,12 @@
 """Hold chosen MLP neurons at a value that carries no information while the model runs.
 
-Zero ablation holds them at 0, which may be far from any value they take; mean ablation at their mean over reference data;
-resample ablation at the value they have on another example; Gaussian noise is added to them, one vector per example and
-layer, the same at every position (Wang et al., 2022, section 4). The control is the same done to
-``neurons.random_like(seed)``: without it a drop says only that the model was disturbed.
+Zero ablation holds them at 0, which may be far from any value they take; mean ablation at their mean over
+reference data; resample ablation at the value they have on another example; Gaussian noise is added to them,
+one vector per example and layer, the same at every position (Wang et al., 2022, section 4). The control is
+the same done to ``neurons.random_like(seed)``: without it a drop says only that the model was disturbed.
 
-Hooks are pairs of hook-point name and function, for ``model.run_with_hooks(fwd_hooks=...)`` and ``model.hooks(fwd_hooks=...)``.
+Hooks are pairs of hook-point name and function, for ``model.run_with_hooks(fwd_hooks=...)`` and
+``model.hooks(fwd_hooks=...)``.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,22 +41,24 @@ def ablate(
 
     Args:
         how: ``"zero"``, ``"mean"``, ``"resample"`` or ``"noise"``.
-        values: For ``"mean"`` what each neuron is held at, ``[layer, neuron]`` (``scores.mean_baseline()``). For ``"resample"`` reference
-            activations ``[example, layer, neuron]`` (:func:`~tl_skillneurons.neuron_activations`), of which each example of the
-            run takes all its neurons from one, drawn by ``seed``. For ``"noise"`` the standard deviations that ``sigma`` counts
+        values: For ``"mean"`` what each neuron is held at, ``[layer, neuron]`` (``scores.mean_baseline()``).
+            For ``"resample"`` reference activations ``[example, layer, neuron]``
+            (:func:`~tl_skillneurons.neuron_activations`), of which each example of the run takes all its
+            neurons from one, drawn by ``seed``. For ``"noise"`` the standard deviations that ``sigma`` counts
             in (``scores.mean_std()``), or ``None`` for a ``sigma`` in the activation's own units.
-        positions: ``"all"``; ``"prompt"`` or ``"text"``, in :class:`~tl_skillneurons.PromptedModel` and inside ``attached``; or a slice or
-            indices into the sequence, virtual tokens included, from the example's first token where padding is known.
+        positions: ``"all"``; ``"prompt"`` or ``"text"``, in :class:`~tl_skillneurons.PromptedModel` and
+            inside ``attached``; or a slice or indices into the sequence, virtual tokens included, from the
+            example's first token where padding is known.
         sigma: Standard deviation of the noise; the paper's default is 0.1.
-        seed: For ``"resample"`` and ``"noise"``: with it, what an example gets depends on its place in the caller's order
-            alone, not on the batches it is run in.
+        seed: For ``"resample"`` and ``"noise"``: with it, what an example gets depends on its place in the
+            caller's order alone, not on the batches it is run in.
 
     Returns:
         Pairs of hook-point name and function. An ablation of no neuron is an empty list.
 
     Raises:
-        ValueError: For an unknown option, values that are missing or of the wrong shape; and, when the model runs, for
-            neurons outside the model or positions that nobody knows.
+        ValueError: For an unknown option, values that are missing or of the wrong shape; and, when the model
+            runs, for neurons outside the model or positions that nobody knows.
     """
     require_option(how, "how", METHODS)
     require_int(seed, "seed", minimum=0)

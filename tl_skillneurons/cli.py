@@ -97,8 +97,8 @@ def find(
 ) -> None:
     """Find skill neurons: tune soft prompts, score every neuron, ablate the best beside random controls.
 
-    Without options: SmolLM2-135M-Instruct and built-in movie reviews. Repeated with the same settings and --out,
-    it goes on where it stopped.
+    Without options: SmolLM2-135M-Instruct and built-in movie reviews. Repeated with the same settings and
+    --out, it goes on where it stopped.
     """
     console = Console()
     with _errors_in_one_line():

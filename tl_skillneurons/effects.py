@@ -91,7 +91,8 @@ def ablation_effect(
     path: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> AblationEffect:
-    """Ablate ``neurons``, and ``n_random`` random controls of the same layers without them, and measure accuracy.
+    """Ablate ``neurons``, and ``n_random`` random controls of the same layers without them, and measure
+    accuracy.
 
     Args:
         values: What each prompt's run is ablated with, one per prompt (see :func:`~tl_skillneurons.ablate`).
@@ -101,8 +102,8 @@ def ablation_effect(
         path: A JSON file that keeps what is measured; the same call goes on where it stopped.
 
     Raises:
-        ValueError: For neurons outside the model, values that don't go with the prompts, or a ``path`` of other
-            settings; nothing is written then.
+        ValueError: For neurons outside the model, values that don't go with the prompts, or a ``path`` of
+            other settings; nothing is written then.
     """
     chosen = [prompts] if isinstance(prompts, SoftPrompt) else list(prompts)
     if not chosen:

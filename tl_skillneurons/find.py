@@ -1,7 +1,8 @@
 """From labelled text to skill neurons with their evidence: tune, score, select, check on ``report``, ablate.
 
-A run lives in a folder. Each phase leaves a file there when it is finished and is not run again; an interrupted
-one goes on where it stopped. ``run.json`` holds the settings, the versions and every number the report prints.
+A run lives in a folder. Each phase leaves a file there when it is finished and is not run again; an
+interrupted one goes on where it stopped. ``run.json`` holds the settings, the versions and every number the
+report prints.
 """
 
 import os

@@ -26,8 +26,9 @@ from tl_skillneurons._checks import require_int
 from tl_skillneurons._files import FORMAT, package_version, read_json, sound, write_whole
 
 SITE = "mlp.hook_post"
-"""The hook point, below ``blocks.{layer}.``, whose coordinates are the neurons: the input of the MLP's output projection.
-For a gated MLP it is ``act(gate) * up``. Every artifact records it, for other tools call other things neurons."""
+"""The hook point, below ``blocks.{layer}.``, whose coordinates are the neurons: the input of the MLP's output
+projection. For a gated MLP it is ``act(gate) * up``. Every artifact records it, for other tools call other
+things neurons."""
 
 KIND = "NeuronSet"
 

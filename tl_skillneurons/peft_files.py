@@ -1,4 +1,5 @@
-"""PEFT's prompt-tuning folders: ``adapter_config.json`` and ``adapter_model.safetensors`` with ``prompt_embeddings``.
+"""PEFT's prompt-tuning folders: ``adapter_config.json`` and ``adapter_model.safetensors`` with
+``prompt_embeddings``.
 
 PEFT feeds its prompt as ``inputs_embeds``, which are ``embed.hook_out`` units: nothing is rescaled.
 """

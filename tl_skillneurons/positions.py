@@ -6,12 +6,13 @@ A prompted sequence is contiguous, and padding stands outside it, on one side::
     prefix (bidirectional)     [mask] [virtual tokens] [text]       read out at the mask
     prefix (causal, as PEFT)   [virtual tokens] [text]              read out at the last token of the text
 
-Causal models are padded on the left and bidirectional ones on the right, so that position ids, sliding windows and
-read-outs of an example are those it has alone. All indices here are in the frame *with* virtual tokens; those named
-``column`` count padding as well.
+Causal models are padded on the left and bidirectional ones on the right, so that position ids, sliding
+windows and read-outs of an example are those it has alone. All indices here are in the frame *with* virtual
+tokens; those named ``column`` count padding as well.
 
-While a prompted model runs, :func:`published` leaves the :class:`PromptedTokens` of the current batch in the context
-(``HookPoint.ctx``) of every neuron hook point, where a hook that acts at "prompt" or "text" finds them.
+While a prompted model runs, :func:`published` leaves the :class:`PromptedTokens` of the current batch in the
+context (``HookPoint.ctx``) of every neuron hook point, where a hook that acts at "prompt" or "text" finds
+them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -30,11 +31,13 @@ _KEY = "tl_skillneurons.tokens"
 
 @dataclass(frozen=True)
 class PromptedTokens:
-    """One batch, tokenized, with the virtual tokens in place; every axis ``pos`` counts padding and virtual tokens.
+    """One batch, tokenized, with the virtual tokens in place; every axis ``pos`` counts padding and virtual
+    tokens.
 
-    ``ids`` from ``d_vocab`` on stand for virtual tokens. ``is_text`` covers the text as the tokenizer makes it, special
-    tokens included; ``is_special`` are those special tokens (BOS, [CLS], [SEP]). ``readout`` is the column at which class
-    logits are read, ``example`` each row's number in the caller's order, ``n_truncated`` how many rows lost text.
+    ``ids`` from ``d_vocab`` on stand for virtual tokens. ``is_text`` covers the text as the tokenizer makes
+    it, special tokens included; ``is_special`` are those special tokens (BOS, [CLS], [SEP]). ``readout`` is
+    the column at which class logits are read, ``example`` each row's number in the caller's order,
+    ``n_truncated`` how many rows lost text.
     """
 
     ids: Int[Tensor, "batch pos"]
@@ -197,13 +200,14 @@ def columns(positions: Any, act: Tensor, hook: Any, *, what: str = "positions") 
     """Which columns of ``act`` a choice of positions means, given what is running through this hook point.
 
     Args:
-        positions: ``"all"``, ``"prompt"``, ``"text"``, or a slice or indices into the sequence. Those count from the
-            example's own first token, virtual tokens included, where the padding is known, else from the first column;
-            negative ones from the end.
+        positions: ``"all"``, ``"prompt"``, ``"text"``, or a slice or indices into the sequence. Those count
+            from the example's own first token, virtual tokens included, where the padding is known, else from
+            the first column; negative ones from the end.
         act: The activation ``[batch, pos, ...]`` at the hook point.
 
     Raises:
-        ValueError: When "prompt" or "text" is asked for where nobody knows them, or an index is outside the sequence.
+        ValueError: When "prompt" or "text" is asked for where nobody knows them, or an index is outside the
+            sequence.
     """
     batch, n_columns = act.shape[:2]
     if isinstance(positions, str) and positions == "all":

@@ -1,10 +1,11 @@
 """A TransformerLens model with a soft prompt in place: batches of text in, class logits and activations out.
 
-Only the read-out position is projected, and only onto the label words: the run stops at the last hook point before the
-vocabulary, and ``W_U``'s columns of the label words do the rest. An encoder without a language-model head is read out by
-the linear read-out that was trained with the prompt.
+Only the read-out position is projected, and only onto the label words: the run stops at the last hook point
+before the vocabulary, and ``W_U``'s columns of the label words do the rest. An encoder without a
+language-model head is read out by the linear read-out that was trained with the prompt.
 
-No result depends on what else is in a batch, on its size or on the padding side (see :mod:`~tl_skillneurons.positions`).
+No result depends on what else is in a batch, on its size or on the padding side (see
+:mod:`~tl_skillneurons.positions`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,11 +42,13 @@ class PromptedModel:
     Args:
         model: A TransformerBridge in eval mode, see :func:`tl_skillneurons.load_model`.
         prompt: ``None`` runs the text alone.
-        label_words: Class id to a word of one token, or to a token id. Not needed with a linear read-out, nor for activations.
+        label_words: Class id to a word of one token, or to a token id. Not needed with a linear read-out, nor
+            for activations.
         prepend_bos: Overrides what the prompt was trained with (else ``cfg.default_prepend_bos``).
-        max_length: Longest sequence in tokens, virtual tokens included; by default what the model can take. Longer texts
-            are cut at their end, the prompt never.
-        padding_side: ``None`` pads causal models on the left and bidirectional ones on the right. No result depends on it.
+        max_length: Longest sequence in tokens, virtual tokens included; by default what the model can take.
+            Longer texts are cut at their end, the prompt never.
+        padding_side: ``None`` pads causal models on the left and bidirectional ones on the right. No result
+            depends on it.
 
     Raises:
         ValueError: When the model, the prompt and the label words don't go together; the message says which.
@@ -133,14 +136,17 @@ class PromptedModel:
     def class_logits(
         self, texts: Sequence[str], fwd_hooks: Hooks = (), *, batch_size: int = 32
     ) -> Float[Tensor, "batch n_classes"]:
-        """Logits of the classes at the read-out position, columns in the order of the class ids, float32 or wider.
+        """Logits of the classes at the read-out position, columns in the order of the class ids, float32 or
+        wider.
 
         Args:
-            texts: Any number; they run in batches of similar length, and the rows come back in the order given.
+            texts: Any number; they run in batches of similar length, and the rows come back in the order
+                given.
             fwd_hooks: Run in every batch, for example ``ablate(...)``.
 
         Raises:
-            ValueError: Without label words or a read-out, or for hooks beyond the read-out, which would never fire.
+            ValueError: Without label words or a read-out, for hooks beyond the read-out, which would never fire,
+                or when logits are not finite.
         """
         require_int(batch_size, "batch_size")
         ids = self.encode(texts)
@@ -152,7 +158,14 @@ class PromptedModel:
                 tokens = self.assemble([ids[i] for i in batch], batch)
                 logits = self.read_out(tokens, virtual, fwd_hooks)
                 rows.update(zip(batch, logits, strict=True))
-        return torch.stack([rows[i] for i in range(len(ids))])
+        logits = torch.stack([rows[i] for i in range(len(ids))])
+        if not logits.isfinite().all():
+            row = int((~logits.isfinite()).any(1).nonzero()[0])
+            raise ValueError(
+                f"class logits are not finite for text {row} ({texts[row]!r}); load the model in float32 "
+                "(in float64, Hugging Face's attention masks overflow beside padding: use batch_size=1)"
+            )
+        return logits
 
     def read_out(
         self, tokens: PromptedTokens, virtual: VirtualTokens, fwd_hooks: Hooks = ()
@@ -165,14 +178,11 @@ class PromptedModel:
             raise ValueError(
                 f"{model.cfg.model_name} is read out at the mask of its prompt; give PromptedModel a prompt"
             )
-        late = [
-            name
-            for name, _ in fwd_hooks
-            if isinstance(name, str) and name in ("unembed.hook_out", "hook_logits")
-        ]
+        never = ("mlm_head.hook_out", "unembed.hook_in", "unembed.hook_out")
+        late = [name for name, _ in fwd_hooks if name in (never if self.linear else never[-1:])]
         if late:
             raise ValueError(
-                f"a hook at {late[0]!r} would never fire: class logits stop before the unembedding"
+                f"a hook at {late[0]!r} would never fire: class logits are read before it; use run_with_hooks"
             )
         readout = (torch.arange(len(tokens)), tokens.readout.cpu())
 
@@ -238,9 +248,11 @@ def resolve_prepend_bos(model: Any, prepend_bos: bool | None) -> bool | None:
 
 
 def text_token_ids(model: Any, texts: list[str], prepend_bos: bool | None) -> list[list[int]]:
-    """Token ids of each text, as ``model.to_tokens(text, prepend_bos=...)`` gives them, but neither padded nor cut.
+    """Token ids of each text, as ``model.to_tokens(text, prepend_bos=...)`` gives them, but neither padded
+    nor cut.
 
-    A bidirectional model's text keeps all the special tokens its tokenizer gives it (``prepend_bos`` is ``None``).
+    A bidirectional model's text keeps all the special tokens its tokenizer gives it (``prepend_bos`` is
+    ``None``).
     """
     tokenizer, cfg = model.tokenizer, model.cfg
     adds_bos = bool(getattr(cfg, "tokenizer_prepends_bos", True))
@@ -261,9 +273,11 @@ def text_token_ids(model: Any, texts: list[str], prepend_bos: bool | None) -> li
 
 
 def special_token_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of BOS, [CLS] and the like; the unknown token stands for a word, unless it is one of them too (as GPT-2's is).
+    """Ids of BOS, [CLS] and the like; the unknown token stands for a word, unless it is one of them too (as
+    GPT-2's is).
 
-    Compared by name: TransformerLens names a BOS that BERT's vocabulary lacks, and its id is then the unknown token's.
+    Compared by name: TransformerLens names a BOS that BERT's vocabulary lacks, and its id is then the unknown
+    token's.
     """
     named = {name: token for name, token in tokenizer.special_tokens_map.items() if name != "unk_token"}
     special = set(tokenizer.all_special_ids)
@@ -276,8 +290,8 @@ def label_token_ids(model: Any, label_words: Mapping[int, str | int]) -> Tensor:
     """The token id of each class's label word, in the order of the class ids.
 
     Raises:
-        ValueError: For a word of several tokens, an id outside the vocabulary, two classes with one token, fewer than
-            two classes, or a model whose language-model head was never trained.
+        ValueError: For a word of several tokens, an id outside the vocabulary, two classes with one token,
+            fewer than two classes, or a model whose language-model head was never trained.
     """
     if not has_language_model_head(model):
         raise ValueError(

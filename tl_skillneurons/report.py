@@ -1,4 +1,5 @@
-"""What a run found, as numbers and as tables: :func:`numbers` decides what is said, :func:`show` prints just that.
+"""What a run found, as numbers and as tables: :func:`numbers` decides what is said, :func:`show` prints just
+that.
 
 Every accuracy says which role it was measured on, and every effect stands beside its control.
 """

@@ -3,11 +3,12 @@
 With a(N, p, x) the activation of neuron N at prompt position p on input x::
 
     a_bsl(N, p)      = mean of a(N, p, x) over role baseline
-    accuracy(N, p)   = share of role select on which [a(N, p, x) > a_bsl(N, p)] = label      (strictly greater)
-    predictivity(N)  = mean over prompts of  max over p of  max(accuracy, 1 - accuracy)
+    accuracy(N, p)   = share of role select on which [a(N, p, x) > a_bsl(N, p)] = label      (strictly
+    greater) predictivity(N)  = mean over prompts of  max over p of  max(accuracy, 1 - accuracy)
 
-The best of hundreds of thousands of such scores is far above one half by luck: :meth:`NeuronScores.chance_level` says how
-far. A predictive neuron need not be one that the model uses; ablation beside random controls tells.
+The best of hundreds of thousands of such scores is far above one half by luck:
+:meth:`NeuronScores.chance_level` says how far. A predictive neuron need not be one that the model uses;
+ablation beside random controls tells.
 """
 
 import os
@@ -41,8 +42,8 @@ class NeuronScores:
         correct: On how many examples of role ``select`` the rule was right.
         n_baseline, n_select: Examples per role.
         class_counts: Examples of each class in ``select``.
-        positions: What the position axis holds: ``"prompt"`` (the mask first, where there is one, then the virtual tokens), or
-            one reading of the text's own tokens: ``"last"``, ``"mean"``, ``"max"``.
+        positions: What the position axis holds: ``"prompt"`` (the mask first, where there is one, then the
+            virtual tokens), or one reading of the text's own tokens: ``"last"``, ``"mean"``, ``"max"``.
         site: The hook point, below ``blocks.{layer}.``, whose coordinates are the neurons.
         aggregate: How prompts are combined, ``"mean"`` (the paper) or ``"min"``.
         provenance: Plain JSON values: model, task, prompts, settings.
@@ -88,7 +89,7 @@ class NeuronScores:
 
     @property
     def accuracy(self) -> Float[Tensor, "prompt layer position neuron"]:
-        """Accuracy of "above the baseline means label 1" on ``select``; below one half the neuron speaks for label 0."""
+        """Accuracy on ``select`` of "above the baseline means label 1"; below one half it speaks for label 0."""
         return self.correct.double() / self.n_select
 
     @property
@@ -101,7 +102,7 @@ class NeuronScores:
 
     @property
     def direction(self) -> Int[Tensor, "layer neuron"]:
-        """+1 where a high activation speaks for label 1, -1 where it speaks for label 0 (best positions, prompts summed)."""
+        """+1 where a high activation speaks for label 1, else -1 (at the best positions, summed over prompts)."""
         where = best_positions(self.correct, self.n_select)[1].unsqueeze(2)
         lean = (2 * self.correct - self.n_select).gather(2, where)[:, :, 0].sum(0)
         return torch.where(lean >= 0, 1, -1)
@@ -128,7 +129,8 @@ class NeuronScores:
         """The neurons of highest predictivity, best first, the lowest layer and index first among equals.
 
         Args:
-            amount: A share such as 0.02, of which int(share * neurons) are taken as in the paper, or an integer count.
+            amount: A share such as 0.02, of which int(share * neurons) are taken as in the paper, or an
+                integer count.
             per: ``"layer"`` takes so many in each layer (the paper), ``"model"`` in the whole model.
 
         Raises:
@@ -139,7 +141,7 @@ class NeuronScores:
         count = selection_size(amount, self.d_mlp if per == "layer" else score.numel(), per=per)
         if per == "layer":
             chosen = score.argsort(dim=1, descending=True, stable=True)[:, :count]
-            flat = (chosen + torch.arange(self.n_layers)[:, None] * self.d_mlp).flatten().sort().values
+            flat = (chosen + torch.arange(self.n_layers)[:, None] * self.d_mlp).flatten()
         else:
             flat = torch.arange(score.numel())
         order = score.flatten()[flat].argsort(descending=True, stable=True)
@@ -155,7 +157,8 @@ class NeuronScores:
     def chance_level(self, alpha: float = 0.05, *, per: str = "model") -> ChanceLevel:
         """What the best score reaches by luck, for all scores of the model or of one layer.
 
-        An upper bound: it treats all positions, prompts and neurons as independent, and neurons are correlated.
+        An upper bound: it treats all positions, prompts and neurons as independent, and neurons are
+        correlated.
         """
         require_option(per, "per", ("layer", "model"))
         n_scores = self.baseline.numel() // (self.n_layers if per == "layer" else 1)
@@ -165,11 +168,13 @@ class NeuronScores:
     def rule_accuracy(
         self, neurons: NeuronSet, accuracy: Float[Tensor, "prompt layer position neuron"] | None = None
     ) -> Float[Tensor, " chosen"]:
-        """Accuracy of each neuron's rule, with the position and direction that ``select`` chose for each prompt.
+        """Accuracy of each neuron's rule, with the position and direction that ``select`` chose for each
+        prompt.
 
         Args:
-            accuracy: Accuracies on another role (:func:`~tl_skillneurons.rule_accuracy`); ``None`` takes those on ``select``, where they
-                were chosen and are too good. On another role they may fall below one half.
+            accuracy: Accuracies on another role (:func:`~tl_skillneurons.rule_accuracy`); ``None`` takes
+                those on ``select``, where they were chosen and are too good. On another role they may fall
+                below one half.
 
         Returns:
             The mean over prompts, in the order of ``neurons``.
@@ -259,7 +264,8 @@ class NeuronScores:
 
 
 def selection_size(amount: float | int, available: int, *, per: str) -> int:
-    """How many of ``available`` neurons ``amount`` is: int(share * available) of a float, an integer as it is.
+    """How many of ``available`` neurons ``amount`` is: int(share * available) of a float, an integer as it
+    is.
 
     Raises:
         ValueError: When that is no neuron, or more than there are.
@@ -286,7 +292,8 @@ def best_positions(
     Int[Tensor, "prompt layer neuron"],
     Int[Tensor, "prompt layer neuron"],
 ]:
-    """Per prompt and neuron: max(correct, n - correct) at its best position, that position, and its sign there.
+    """Per prompt and neuron: max(correct, n - correct) at its best position, that position, and its sign
+    there.
 
     The first position counts among equals; the sign is +1 where at least half of the ``n`` answers are right.
     """

@@ -1,11 +1,12 @@
 """Score every MLP neuron in two streaming passes: one over role ``baseline``, one over ``select``.
 
-The equations are in :mod:`~tl_skillneurons.scores`. The model stops after the last layer's neurons, so the vocabulary is
-never projected; an activation is read at the scored positions and gone with its batch; what is kept has
-[layer, position, neuron] entries however many examples there are. Sums are float64, counts are integers.
+The equations are in :mod:`~tl_skillneurons.scores`. The model stops after the last layer's neurons, so the
+vocabulary is never projected; an activation is read at the scored positions and gone with its batch; what is
+kept has [layer, position, neuron] entries however many examples there are. Sums are float64, counts are
+integers.
 
-Read at the prompt positions, or, as the paper's comparison, at the text's own tokens (special tokens left out): the last one,
-their mean or their maximum, with a prompt or without any.
+Read at the prompt positions, or, as the paper's comparison, at the text's own tokens (special tokens left
+out): the last one, their mean or their maximum, with a prompt or without any.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,18 +45,20 @@ def score_neurons(
     fwd_hooks: Hooks = (),
     progress: bool = True,
 ) -> NeuronScores:
-    """Baselines from role ``baseline``, accuracies from role ``select``, for every neuron, position and prompt.
+    """Baselines from role ``baseline``, accuracies from role ``select``, for every neuron, position and
+    prompt.
 
     Args:
-        prompts: One, several (equally long), or ``None`` for the bare text, which has no prompt positions to score.
+        prompts: One, several (equally long), or ``None`` for the bare text, which has no prompt positions to
+            score.
         positions: ``"prompt"``, or ``"last"``, ``"mean"``, ``"max"`` over the text's own tokens.
         aggregate: How prompts are combined: ``"mean"``, or ``"min"``.
         fwd_hooks: Run in every batch before the neurons are read, for example an ablation upstream of them.
 
     Raises:
-        ValueError: For a task of more than two classes, a prefix prompt of a causal model scored at its own positions (they
-            never see the text), activations that are not finite (which layer, which example), or a model that does not
-            fit the prompts.
+        ValueError: For a task of more than two classes, a prefix prompt of a causal model scored at its own
+            positions (they never see the text), activations that are not finite (which layer, which example),
+            or a model that does not fit the prompts.
     """
     require_option(positions, "positions", READINGS)
     require_int(batch_size, "batch_size")
@@ -88,10 +91,11 @@ def rule_accuracy(
     max_length: int | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "prompt layer position neuron"]:
-    """Accuracy on ``role`` of every neuron's rule, with the thresholds that ``scores`` took from role ``baseline``.
+    """Accuracy on ``role`` of every neuron's rule, with the thresholds that ``scores`` took from role
+    ``baseline``.
 
-    Give it to :meth:`NeuronScores.rule_accuracy` for the accuracy of selected neurons on examples that did not
-    select them.
+    Give it to :meth:`NeuronScores.rule_accuracy` for the accuracy of selected neurons on examples that did
+    not select them.
 
     Raises:
         ValueError: When the scores are of another model, or of other prompts.
@@ -119,16 +123,14 @@ def neuron_activations(
     positions: str = "prompt",
     batch_size: int = 32,
 ) -> Float[Tensor, "example layer neuron"]:
-    """Each text's neuron activations, averaged over the scored positions: reference values for resample ablation.
+    """Each text's neuron activations, averaged over the scored positions: reference values for resample
+    ablation.
 
     Unlike scoring it keeps every activation, ``len(texts) * n_layers * d_mlp`` numbers in the model's dtype.
     """
     require_option(positions, "positions", READINGS)
     prompted = PromptedModel(model, prompt)
-    if positions == "prompt" and prompt is None:
-        raise ValueError(
-            "without a prompt there are no prompt positions; use positions='last', 'mean' or 'max'"
-        )
+    _require_sees_text(prompted, positions)
     n_layers, d_mlp = neuron_shape(model)
     kept = torch.empty(len(texts), n_layers, d_mlp, dtype=model.W_E.dtype)
 
@@ -149,7 +151,8 @@ def stream_activations(
     fwd_hooks: Hooks = (),
     advance: Advance | None = None,
 ) -> None:
-    """Run ``texts`` in batches of similar length and hand each layer's activations at the scored positions to ``visit``.
+    """Run ``texts`` in batches of similar length and hand each layer's activations at the scored positions to
+    ``visit``.
 
     Raises:
         ValueError: When an activation is not finite; names the layer and the example.
@@ -226,8 +229,8 @@ def _masked_mean(act: Tensor, own: Bool[Tensor, "batch pos"]) -> Tensor:
 
 
 def threshold(baseline: Float[Tensor, "*axes"], dtype: torch.dtype) -> Float[Tensor, "*axes"]:
-    """The largest value of ``dtype`` that is at most ``baseline``: an activation of that dtype is above it exactly when it is above
-    ``baseline`` itself, so the comparison needs no wider copy of the activations."""
+    """The largest value of ``dtype`` that is at most ``baseline``: an activation of that dtype is above it
+    exactly when it is above ``baseline`` itself, so the comparison needs no wider copy of the activations."""
     rounded = baseline.to(dtype)
     below = torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
     return torch.where(rounded.to(baseline.dtype) > baseline, below, rounded)
@@ -279,9 +282,9 @@ def _require_sees_text(prompted: PromptedModel, positions: str) -> None:
         )
     if prompted.causal and prompted.prompt.placement == "prefix":
         raise ValueError(
-            "this prompt is a prefix and the model is causal: its positions come before the text and never see it, so their "
-            "activations are the same for every input and predict nothing; use positions='last', 'mean' or 'max', or tune "
-            "a suffix prompt with fit_soft_prompts"
+            "this prompt is a prefix and the model is causal: its positions come before the text and never see it, "
+            "so their activations are the same for every input and predict nothing; use positions='last', 'mean' or "
+            "'max', or tune a suffix prompt with fit_soft_prompts"
         )
 
 

@@ -1,11 +1,12 @@
-"""A soft prompt: a few trained embeddings that stand beside the text, everything else frozen (Lester et al., 2021).
+"""A soft prompt: a few trained embeddings that stand beside the text, everything else frozen (Lester et al.,
+2021).
 
 The embeddings are kept in the units of ``embed.hook_out``, the hook point at which they replace the rows of
-placeholder tokens; there they equal Hugging Face's ``inputs_embeds``. Gemma scales embeddings before that point and
-Granite after it, so a prompt is not in the units of ``W_E``.
+placeholder tokens; there they equal Hugging Face's ``inputs_embeds``. Gemma scales embeddings before that
+point and Granite after it, so a prompt is not in the units of ``W_E``.
 
-:meth:`SoftPrompt.attached` makes the virtual tokens tokens of the model: ids from ``d_vocab`` on. Every TransformerLens
-tool that takes token ids then works on the real model.
+:meth:`SoftPrompt.attached` makes the virtual tokens tokens of the model: ids from ``d_vocab`` on. Every
+TransformerLens tool that takes token ids then works on the real model.
 """
 
 import os
@@ -112,9 +113,9 @@ class SoftPrompt(nn.Module):
         """A context in which ids from ``d_vocab`` on stand for the virtual tokens of this prompt.
 
         Yields:
-            The :class:`VirtualTokens`: put its ``ids`` into your token tensors where the prompt belongs (after the
-            text for a suffix; ``[mask] [ids] [text]`` for a bidirectional model) and use ``model`` as ever. Gradients
-            reach ``embedding``. Hooks and everything else are as before afterwards.
+            The :class:`VirtualTokens`: put its ``ids`` into your token tensors where the prompt belongs
+            (after the text for a suffix; ``[mask] [ids] [text]`` for a bidirectional model) and use ``model``
+            as ever. Gradients reach ``embedding``. Hooks and everything else are as before afterwards.
 
         Raises:
             ValueError: When the model can't take the prompt.
@@ -154,11 +155,13 @@ class SoftPrompt(nn.Module):
     def from_peft(cls, folder: str | os.PathLike[str]) -> "SoftPrompt":
         """The prompt in a PEFT prompt-tuning folder; a prefix, since PEFT knows no other place.
 
-        Under a causal mask a prefix never sees the text: it loads and runs, but its own positions can't be scored.
+        Under a causal mask a prefix never sees the text: it loads and runs, but its own positions can't be
+        scored.
 
         Raises:
             FileNotFoundError: When the folder lacks one of PEFT's two files.
-            ValueError: When the folder holds another kind of adapter, or tensors of another shape than it says.
+            ValueError: When the folder holds another kind of adapter, or tensors of another shape than it
+                says.
         """
         from tl_skillneurons.peft_files import read_peft
 
@@ -187,8 +190,8 @@ class VirtualTokens:
     """The virtual tokens of an attached prompt.
 
     Attributes:
-        batch: The tokens of the batch that is about to run, where somebody (PromptedModel) knows its padding; ``None``
-            takes the positions from the ids themselves.
+        batch: The tokens of the batch that is about to run, where somebody (PromptedModel) knows its padding;
+            ``None`` takes the positions from the ids themselves.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
 """Prompt tuning: gradient descent on a few virtual tokens, the model frozen.
 
-The loss is cross-entropy over the label words at the read-out position. Adam moves the virtual tokens (and the
-linear read-out, for encoders without a language-model head); the rate warms up linearly and decays linearly to
-zero. Part of role ``train`` is held back, stratified by label and the same for every seed: the prompt with the
-highest accuracy on it (the lowest loss among equals) is kept. Roles ``select`` and ``report`` are never read.
-Lester et al. (2021); Wang et al. (2022), section 3.1.
+The loss is cross-entropy over the label words at the read-out position. Adam moves the virtual tokens (and
+the linear read-out, for encoders without a language-model head); the rate warms up linearly and decays
+linearly to zero. Part of role ``train`` is held back, stratified by label and the same for every seed: the
+prompt with the highest accuracy on it (the lowest loss among equals) is kept. Roles ``select`` and ``report``
+are never read. Lester et al. (2021); Wang et al. (2022), section 3.1.
 
 A prompt is not evidence of a skill: an untuned prompt, or one tuned on shuffled labels, is the control.
 """
@@ -96,9 +96,10 @@ def fit_soft_prompts(
             the same bits.
 
     Returns:
-        The prompts in the order of ``seeds``. ``provenance["outcome"]`` is "fitted", or says what went wrong (also
-        given as a warning): "not below chance" when the held-back loss never fell below that of guessing the class
-        shares, or "diverged at step ..." when the loss stopped being finite (the best prompt before that is kept).
+        The prompts in the order of ``seeds``. ``provenance["outcome"]`` is "fitted", or says what went wrong
+        (also given as a warning): "not below chance" when the held-back loss never fell below that of
+        guessing the class shares, or "diverged at step ..." when the loss stopped being finite (the best
+        prompt before that is kept).
 
     Raises:
         ValueError: For a model in train mode or of an unsupported kind, label words that are not one token,
@@ -148,8 +149,6 @@ def fit_soft_prompts(
     }
     with frozen(model):
         data = _prepare(model, task, settings)
-        if folder is not None:
-            require_writable(folder)
         prompts = []
         for seed in seeds:
             prompt = _fit_one(model, task, data, settings, seed, folder, progress)
@@ -224,6 +223,9 @@ def _fit_one(
     if checkpoint is not None and checkpoint.exists():
         resume_state(state, checkpoint, provenance)
     prompted = PromptedModel(model, state.prompt, task.label_words, max_length=settings["max_length"])
+    prompted.assemble([max(data.ids, key=len)])  # refuses a prompt that leaves no room for text
+    if folder is not None:
+        require_writable(folder)
     with progress_bar(f"tuning the prompt of seed {seed}", settings["n_steps"], show=progress) as advance:
         advance(state.step)
         _train(prompted, data, settings, seed, state, checkpoint, provenance, advance)

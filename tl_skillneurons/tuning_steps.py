@@ -25,7 +25,8 @@ def embedding_rows(model: Any, ids: Int[Tensor, " token"]) -> Float[Tensor, "tok
 
 
 def hold_back(labels: Int[Tensor, " example"], share: float) -> tuple[list[int], list[int]]:
-    """Split examples into (trained on, held back): of each class the given share, at least one, drawn by a fixed seed.
+    """Split examples into (trained on, held back): of each class the given share, at least one, drawn by a
+    fixed seed.
 
     Raises:
         ValueError: When a class has only one example.

@@ -325,6 +325,21 @@ def test_models_that_cannot_answer_are_refused(make, prompt, label_words, messag
         skn.PromptedModel(make(), prompt, label_words).class_logits(["good film"])
 
 
+@pytest.mark.parametrize("name", ["mlm_head.hook_out", "unembed.hook_in", "unembed.hook_out"])
+def test_hooks_beyond_a_linear_readout_are_refused(bare_encoder, name):
+    prompted = skn.PromptedModel(bare_encoder, prompt_for("bert", readout=torch.zeros(2, 32).double()))
+    with pytest.raises(ValueError, match=f"a hook at '{name}' would never fire"):
+        prompted.class_logits(["good"], [(name, lambda act, hook: act)])
+
+
+def test_class_logits_that_are_not_finite_name_the_text(gpt2):
+    prompted = skn.PromptedModel(gpt2, prompt_for("gpt2"), LABEL_WORDS)
+    length = len(prompted.tokens(["good"]).ids[0])
+    spoil = [("ln_final.hook_out", lambda act, hook: act if act.shape[1] > length else act / 0)]
+    with pytest.raises(ValueError, match=r"not finite for text 1 \('good'\).* float32"):
+        prompted.class_logits(["the plot was", "good", "a film"], spoil, batch_size=1)
+
+
 def test_label_words_on_an_encoder_without_a_head_are_refused(bare_encoder):
     with pytest.raises(
         ValueError, match=r"no language-model head, so label words can't be read; use a prompt with a linear"

@@ -308,6 +308,11 @@ def test_what_cannot_be_scored_is_refused(models, prompts, settings, message):
         score(models["gpt2"], prompts, **settings)
 
 
+def test_reference_activations_of_a_prompt_that_never_sees_the_text_are_refused(models):
+    with pytest.raises(ValueError, match="never see it"):
+        skn.neuron_activations(models["gpt2"], prompt_for("gpt2", placement="prefix"), ["good"])
+
+
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_nothing_after_the_last_neurons_runs_and_no_activation_is_kept(family):
     model = tiny.bridge(family)

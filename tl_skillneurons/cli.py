@@ -64,7 +64,7 @@ def find(
     steps: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Training steps of each prompt, at most.  [default: 100; 40 for movie_reviews]"
+            min=1, help="Training steps of each prompt, at most (default: 100, and 40 for movie_reviews)."
         ),
     ] = None,
     batch_size: Annotated[
@@ -88,11 +88,11 @@ def find(
     ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 0,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, mps; by default cuda where there is one.")
+        str | None, typer.Option(help="cpu, cuda or mps (default: cuda where there is one, else cpu).")
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     out: Annotated[
-        Path | None, typer.Option(help="The run's folder; by default skill-neurons-MODEL-DATA here.")
+        Path | None, typer.Option(help="The run's folder (default: skill-neurons-MODEL-DATA, here).")
     ] = None,
 ) -> None:
     """Find skill neurons: tune soft prompts, score every neuron, ablate the best beside random controls.

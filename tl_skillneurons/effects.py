@@ -91,8 +91,7 @@ def ablation_effect(
     path: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> AblationEffect:
-    """Ablate ``neurons``, and ``n_random`` random controls of the same layers without them, and measure
-    accuracy.
+    """Accuracy with ``neurons`` ablated, and with ``n_random`` random controls of the same layers without them.
 
     Args:
         values: What each prompt's run is ablated with, one per prompt (see :func:`~tl_skillneurons.ablate`).
@@ -136,9 +135,8 @@ def ablation_effect(
     }
     split = task.split(role)
     texts, labels = list(split["text"]), torch.tensor(split["label"])
-    runs: dict[
-        str, tuple[PromptedModel, Hooks]
-    ] = {}  # all of them first, so that what is wrong is refused first
+    # all of them before the first is run, so that what is wrong is refused before anything is measured
+    runs: dict[str, tuple[PromptedModel, Hooks]] = {}
     for number, prompt in enumerate(chosen):
         prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length)
         value = None if values is None else values[number]

@@ -1,5 +1,4 @@
-"""Boot a language model for this package: frozen, in eval mode, from a packaged name, a local folder or the
-hub."""
+"""Boot a language model for this package, frozen and in eval mode: packaged, from a local folder or the hub."""
 
 import contextlib
 import os
@@ -43,8 +42,7 @@ def load_model(
     dtype: torch.dtype | str = torch.float32,
     verbose: bool = True,
 ) -> TransformerBridge:
-    """A booted ``TransformerBridge``: every parameter frozen, in eval mode, fit for every function of this
-    package.
+    """A booted ``TransformerBridge``, every parameter frozen, in eval mode, fit for every function here.
 
     Causal language models and masked-LM BERT and RoBERTa go through ``TransformerBridge.boot_transformers``
     as they are. A BERT or RoBERTa checkpoint without a language-model head is booted as a masked language
@@ -185,9 +183,8 @@ def _boot_encoder(source: str, device: torch.device, dtype: torch.dtype) -> Tran
         )
     bare = any(key in missing for key in ("cls.predictions.transform.dense.weight", "lm_head.dense.weight"))
     stem = _ENCODERS[model.config.model_type]
-    model.config.architectures = [
-        f"{stem}ForMaskedLM"
-    ]  # TransformerLens knows XLM-RoBERTa by RoBERTa's name only
+    # TransformerLens knows XLM-RoBERTa by RoBERTa's name only
+    model.config.architectures = [f"{stem}ForMaskedLM"]
     bridge = TransformerBridge.boot_transformers(
         source, hf_model=model.to(device).eval(), device=str(device), dtype=dtype
     )

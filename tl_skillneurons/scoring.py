@@ -9,6 +9,7 @@ Read at the prompt positions, or, as the paper's comparison, at the text's own t
 out): the last one, their mean or their maximum, with a prompt or without any.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from tl_skillneurons.positions import PromptedTokens
 from tl_skillneurons.prompted import Hooks, PromptedModel, length_batches
 from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.sites import neuron_hooks, neuron_shape
-from tl_skillneurons.soft_prompt import SoftPrompt, describe_model
+from tl_skillneurons.soft_prompt import SoftPrompt, describe_model, model_differences
 from tl_skillneurons.task import Task
 
 READINGS = ("prompt", "last", "mean", "max")
@@ -264,6 +265,9 @@ def _require_measured_here(scores: NeuronScores, model: Any, prompts: Sequence[S
             f"the scores are of {name} with [layer, neuron] = {list(there)}, {model.cfg.model_name} has "
             f"{list(here)}; score this model"
         )
+    differs = model_differences(scores.provenance.get("model", {}), model)
+    if differs:
+        warnings.warn(f"these scores are of another model ({differs})", stacklevel=3)
     measured = scores.provenance.get("prompts", [None] * len(scores.baseline))
     given = [None if prompt is None else describe_prompt(prompt) for prompt in prompts]
     if len(given) != len(scores.baseline) or any(m and g != m for m, g in zip(measured, given, strict=True)):

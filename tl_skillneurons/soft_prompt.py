@@ -99,14 +99,9 @@ class SoftPrompt(nn.Module):
                 f"{model.cfg.model_name} is bidirectional and takes its prompt as a prefix, this one is a suffix; "
                 "train a prompt on this model"
             )
-        trained_on = self.provenance.get("model", {})
-        here = describe_model(model)
-        differs = {
-            k: (v, here[k]) for k, v in trained_on.items() if k in here and k != "dtype" and here[k] != v
-        }
+        differs = model_differences(self.provenance.get("model", {}), model)
         if differs:
-            told = "; ".join(f"{k}: {was!r} then, {now!r} here" for k, (was, now) in differs.items())
-            warnings.warn(f"this soft prompt was trained on another model ({told})", stacklevel=3)
+            warnings.warn(f"this soft prompt was trained on another model ({differs})", stacklevel=3)
 
     @contextmanager
     def attached(self, model: Any) -> Iterator["VirtualTokens"]:
@@ -288,3 +283,10 @@ def describe_model(model: Any) -> dict[str, Any]:
         "d_vocab": int(model.W_E.shape[0]),
         "dtype": str(cfg.dtype).removeprefix("torch."),
     }
+
+
+def model_differences(recorded: dict[str, Any], model: Any) -> str:
+    """How the model that an artifact records differs from this one, or nothing; their dtypes may differ."""
+    here = describe_model(model)
+    differs = {k: v for k, v in recorded.items() if k in here and k != "dtype" and here[k] != v}
+    return "; ".join(f"{k}: {was!r} then, {here[k]!r} here" for k, was in differs.items())

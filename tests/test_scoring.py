@@ -1,7 +1,6 @@
-import dataclasses
-
 """Streaming scores against slow loops, planted truth, and what scoring must not do."""
 
+import dataclasses
 import weakref
 
 import pytest

@@ -6,6 +6,7 @@ has splits, a ``Dataset`` where it is one file. Local files are read as they are
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,13 +152,17 @@ def _load_from_hub(source: str) -> DatasetDict | Dataset:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars in here; afterwards the caller's settings again."""
+    """No progress bars and no log of each retry in here; afterwards the caller's settings again."""
     bars, hub_bars = not datasets.are_progress_bars_disabled(), not are_progress_bars_disabled()
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
     datasets.disable_progress_bars()
     disable_progress_bars()
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        logger.setLevel(level)
         if bars:
             datasets.enable_progress_bars()
         if hub_bars:

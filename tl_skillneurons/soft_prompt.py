@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from tl_skillneurons._checks import require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons.peft_files import read_peft, write_peft
 from tl_skillneurons.positions import PLACEMENTS, PromptedTokens, from_ids, published
 from tl_skillneurons.sites import SITE, embedding_width, is_causal, neuron_hooks, require_supported
 
@@ -158,8 +159,6 @@ class SoftPrompt(nn.Module):
             ValueError: When the folder holds another kind of adapter, or tensors of another shape than it
                 says.
         """
-        from tl_skillneurons.peft_files import read_peft
-
         embedding, provenance = read_peft(folder)
         return cls(embedding, placement="prefix", provenance=provenance)
 
@@ -169,8 +168,6 @@ class SoftPrompt(nn.Module):
         Raises:
             ValueError: For what PEFT has no place for: a suffix, or a prompt with a read-out of its own.
         """
-        from tl_skillneurons.peft_files import write_peft
-
         if self.placement != "prefix" or self.readout is not None:
             what = (
                 "a linear read-out"

@@ -183,3 +183,26 @@ def test_help_names_every_option_with_its_default(cli):
     for option in options.split():
         assert f"--{option}" in result.output
     assert result.output.count("default:") >= len(options.split())
+
+
+@pytest.mark.parametrize(
+    ("ablated", "said"),
+    [
+        (0.60, "more harm than each of 5"),
+        (0.79, "more harm than most, but not than each"),
+        (0.85, "no more harm"),
+    ],
+)
+def test_the_verdict_says_plainly_what_the_control_allows(ablated, said):
+    from tl_skillneurons.report import verdict
+
+    row = {
+        "intact": 0.87,
+        "skill_neurons_ablated": ablated,
+        "random_median": 0.84,
+        "random_lowest": 0.78,
+        "n_random": 5,
+    }
+    sentence = verdict(row)
+    assert said in sentence
+    assert f"accuracy lost: {0.87 - ablated:.3f}, random controls 0.030 at their median" in sentence

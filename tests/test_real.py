@@ -1,6 +1,5 @@
 """The two packaged models: real weights against the untouched Hugging Face model, and one real task end to end."""
 
-import json
 import os
 from pathlib import Path
 
@@ -102,10 +101,10 @@ def test_scores_of_a_real_model_do_not_depend_on_the_batch_size(skn, models):
 
 @pytest.mark.skipif(not SST2.exists(), reason="the SST-2 files that stand beside the checkout are not here")
 def test_minilm_learns_sst2_and_its_best_neurons_beat_chance_on_report(skn, models):
+    from tl_skillneurons.task_data import load_splits
+
     model, _ = models["minilm"]
-    splits = ("train", "validation", "test")
-    data = {k: [json.loads(row) for row in (SST2 / f"{k}.jsonl").open()] for k in splits}
-    task = skn.Task.from_datasets(data, template="{text}", label_words=WORDS, name="sst2")
+    task = skn.Task.from_datasets(load_splits(SST2), template="{text}", label_words=WORDS, name="sst2")
     task = task.limit(train=600, select=400, report=300)
     prompts = skn.fit_soft_prompts(model, task, n_virtual_tokens=4, n_steps=150, progress=False)
     scores = skn.score_neurons(model, prompts, task, progress=False)

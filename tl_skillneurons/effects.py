@@ -152,7 +152,8 @@ def ablation_effect(
                 if path is not None:
                     write_json(path, {"kind": KIND, "format": FORMAT, "settings": settings, "accuracy": done})
             advance(note=f"{key}: {done[key]:.3f}")
-    table = torch.tensor([[done[f"prompt {k}, {c}"] for c in conditions] for k in range(len(chosen))])
+    rows = [[done[f"prompt {k}, {condition}"] for condition in conditions] for k in range(len(chosen))]
+    table = torch.tensor(rows, dtype=torch.float64)
     return AblationEffect(
         intact=table[:, 0],
         ablated=table[:, 1],

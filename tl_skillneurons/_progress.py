@@ -23,7 +23,12 @@ def progress_bar(phase: str, total: int, *, show: bool = True) -> Iterator[Advan
     if not show:
         yield lambda steps=1, note="": None
         return
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    ]
     columns += [TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}")]
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(phase, total=total, note="")

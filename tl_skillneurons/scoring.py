@@ -72,7 +72,7 @@ def score_neurons(
         )
     scores = []
     for number, prompt in enumerate(chosen):
-        phase = "scoring neurons" + (f", prompt {number + 1} of {len(chosen)}" if len(chosen) > 1 else "")
+        phase = "scoring" + (f", prompt {number + 1} of {len(chosen)}" if len(chosen) > 1 else "")
         prompted = PromptedModel(model, prompt, max_length=max_length)
         _require_sees_text(prompted, positions)
         scores.append(
@@ -107,7 +107,7 @@ def rule_accuracy(
     for number, (prompt, baseline) in enumerate(zip(chosen, scores.baseline, strict=True)):
         prompted = PromptedModel(model, prompt, max_length=max_length)
         labels = torch.tensor(task.split(role)["label"])
-        phase = f"checking the rules on {role}, prompt {number + 1} of {len(chosen)}"
+        phase = f"rules on {role}, prompt {number + 1} of {len(chosen)}"
         with progress_bar(phase, len(labels), show=progress) as advance:
             correct = _count_correct(
                 prompted, task, role, baseline, scores.positions, batch_size, (), advance

@@ -226,7 +226,7 @@ def _fit_one(
     prompted.assemble([max(data.ids, key=len)])  # refuses a prompt that leaves no room for text
     if folder is not None:
         require_writable(folder)
-    with progress_bar(f"tuning the prompt of seed {seed}", settings["n_steps"], show=progress) as advance:
+    with progress_bar(f"tuning, seed {seed}", settings["n_steps"], show=progress) as advance:
         advance(state.step)
         _train(prompted, data, settings, seed, state, checkpoint, provenance, advance)
     prompt = _finish(state, prompted, data, settings, seed, provenance)
@@ -294,7 +294,7 @@ def _train(
                 if checkpoint is not None and state.diverged is None:
                     save_state(state, checkpoint, provenance)
                 entry = state.history[-1]
-                advance(note=f"held back: accuracy {entry['accuracy']:.3f}, loss {entry['loss']:.3f}")
+                advance(note=f"held back {entry['accuracy']:.3f}")
             else:
                 advance()
 

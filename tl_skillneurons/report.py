@@ -140,7 +140,7 @@ def verdict(ablation: dict[str, Any]) -> str:
     if ablation["skill_neurons_ablated"] >= ablation["random_median"]:
         return (
             f"Ablating the skill neurons does no more harm than ablating random ones ({lost}): "
-            "the label can be read off them, but nothing here shows that the model uses them."
+            "however well the label can be read off them, nothing here shows that the model uses them."
         )
     return (
         f"Ablating the skill neurons does more harm than most, but not than each, of {n} random controls ({lost}): "

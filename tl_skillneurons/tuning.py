@@ -6,6 +6,17 @@ linearly to zero. Part of role ``train`` is held back, stratified by label and t
 prompt with the highest accuracy on it (the lowest loss among equals) is kept. Roles ``select`` and ``report``
 are never read. Lester et al. (2021); Wang et al. (2022), section 3.1.
 
+Defaults, measured on SST-2 (1,500 examples of role train, 255 of them held back, 8 virtual tokens, batches of 16,
+seed 0; held-back loss and accuracy at the end, the standard error of an accuracy being 0.024)::
+
+    rate, start              SmolLM2-135M-Instruct, 100 steps     MiniLM-L6, 300 steps
+    0.1, vocabulary          0.350  0.839                         0.451  0.784
+    0.3, vocabulary          0.360  0.824                         0.402  0.824
+    1.0, vocabulary          0.339  0.847                         0.431  0.784
+    0.3, normal              -                                    0.431  0.800
+
+SmolLM2 does not tell the rates apart, MiniLM prefers 0.3. Untuned prompts start at losses of 0.682 and 0.693.
+
 A prompt is not evidence of a skill: an untuned prompt, or one tuned on shuffled labels, is the control.
 """
 

@@ -327,3 +327,22 @@ def test_too_few_neurons_for_controls_are_refused(planted):
     most = NeuronSet.from_mask(torch.ones(SHAPE, dtype=torch.bool))
     with pytest.raises(ValueError, match="layer 0"):
         run(planted, most)
+
+
+@pytest.mark.parametrize("other", [401, 460, 523, 599])
+def test_equal_numbers_of_right_answers_are_a_tie_however_they_are_spread_over_prompts(other):
+    from tl_skillneurons import AblationEffect
+
+    effect = AblationEffect(
+        intact=torch.tensor([522, 518], dtype=torch.float64) / 600,
+        ablated=torch.tensor([503, 451], dtype=torch.float64) / 600,
+        random=torch.tensor([[other, 520], [954 - other, 510]], dtype=torch.float64) / 600,
+        how="mean",
+        positions="all",
+        role="report",
+        n_examples=600,
+        n_neurons=1,
+    )
+    _, ablated, random = effect.mean_over_prompts()
+    assert ablated == random[0] < random[1]
+    assert effect.p_value == pytest.approx(2 / 3)

@@ -52,12 +52,21 @@ class AblationEffect:
     n_examples: int
     n_neurons: int
 
+    def mean_over_prompts(self) -> tuple[float, float, Float[Tensor, " draw"]]:
+        """Mean accuracy intact, with the neurons ablated, and with each control ablated.
+
+        Taken from whole numbers of right answers, so that equal means are equal and no rounding breaks a tie.
+        """
+        accuracies = torch.cat([self.intact[:, None], self.ablated[:, None], self.random], dim=1)
+        correct = (accuracies.double() * self.n_examples).round().sum(0)
+        mean = correct / (self.n_examples * len(self.intact))
+        return float(mean[0]), float(mean[1]), mean[2:]
+
     @property
     def p_value(self) -> float:
         """Rank p-value of the prompts' mean accuracy among the controls': (1 + controls as low) / (1 + controls)."""
-        accuracies = torch.cat([self.ablated[:, None], self.random], dim=1)
-        correct = (accuracies * self.n_examples).round().sum(0)  # whole numbers, so that ties are ties
-        return rank_p_value(float(correct[0]), correct[1:])
+        _, ablated, random = self.mean_over_prompts()
+        return rank_p_value(ablated, random)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per prompt and condition: prompt, condition, draw, role, accuracy, n_examples."""

@@ -103,23 +103,23 @@ def _skill(findings: Findings, n_shown: int) -> dict[str, Any]:
 
 def _ablation(findings: Findings) -> dict[str, Any]:
     effect = findings.effect
-    random = effect.random.mean(0)
+    intact, ablated, random = effect.mean_over_prompts()
     row = {
         "role": effect.role,
         "n_examples": effect.n_examples,
         "n_neurons": effect.n_neurons,
         "how": effect.how,
         "positions": effect.positions,
-        "intact": float(effect.intact.mean()),
-        "skill_neurons_ablated": float(effect.ablated.mean()),
-        "random_median": float(torch.quantile(random.double(), 0.5)),
+        "intact": intact,
+        "skill_neurons_ablated": ablated,
+        "random_median": float(torch.quantile(random, 0.5)),
         "random_lowest": float(random.min()),
         "random_highest": float(random.max()),
         "n_random": len(random),
         "rank_p_value": effect.p_value,
         "each_prompt": [
-            {"intact": intact, "skill_neurons_ablated": ablated, "random": draws}
-            for intact, ablated, draws in zip(
+            {"intact": own, "skill_neurons_ablated": held, "random": draws}
+            for own, held, draws in zip(
                 effect.intact.tolist(), effect.ablated.tolist(), effect.random.tolist(), strict=True
             )
         ],

@@ -180,11 +180,115 @@ def test_dtypes_are_given_as_such_or_by_name(loading, tmp_path, dtype):
         ({"dtype": torch.int64}, "dtype must be one of .*got 'int64'"),
         ({"device": "gpu"}, "device must be 'cpu', 'cuda'.*got 'gpu'"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not there: . CUDA devices"),
+        ({"device": "meta"}, "device 'meta' holds no weights; use 'cpu'"),
+        ({"device": "cpu", "device_map": "auto"}, "device or device_map, not both, got device='cpu'.*'auto'"),
+        ({"device_map": "atuo"}, "device_map must be one of 'auto'.*did you mean 'auto'"),
+        ({"device_map": {"": "disk"}}, "device must be 'cpu', 'cuda'.*got 'disk'"),
+        ({"device_map": {"model": "cpu", "lm_head": 99}}, "device 99 is not there: . CUDA devices"),
+        ({"device_map": {}}, "device_map must name devices of one kind, got none"),
     ],
 )
 def test_unknown_devices_and_dtypes_are_refused_before_anything_is_loaded(loading, options, message):
     with pytest.raises(ValueError, match=message):
         loading.load_model("/nowhere", **options)
+
+
+def test_a_device_map_that_mixes_gpus_and_the_cpu_is_refused_before_anything_is_loaded(loading, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="devices of one kind, got 'cpu', 'cuda'; use GPUs alone"):
+        loading.load_model("/nowhere", device_map={"model": 1, "lm_head": "cpu"})
+
+
+@pytest.mark.parametrize(
+    ("n_devices", "rank", "device"),
+    [(0, None, "cpu"), (0, "1", "cpu"), (2, None, "cuda"), (2, "0", "cuda:0"), (2, "1", "cuda:1")],
+)
+def test_the_default_device_is_the_gpu_of_this_process(loading, monkeypatch, n_devices, rank, device):
+    see_gpus(monkeypatch, n_devices, rank)
+    assert loading._as_placement(None, None) == {"device": device}
+    assert loading._as_placement("cpu", None) == {"device": "cpu"}
+    assert loading._as_placement(None, "auto") == {"device_map": "auto"}
+
+
+@pytest.mark.parametrize("rank", ["2", "-1", "", "first"])
+def test_a_process_without_a_gpu_of_its_own_is_told_so(loading, monkeypatch, rank):
+    see_gpus(monkeypatch, 2, rank)
+    with pytest.raises(
+        ValueError, match=rf"LOCAL_RANK must be in \[0, 2\), .*got '{rank}'; start one process per GPU"
+    ):
+        loading.load_model("/nowhere")
+    assert loading._as_placement("cuda:1", None) == {"device": "cuda:1"}
+
+
+def see_gpus(monkeypatch, n_devices, rank):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_devices > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_devices)
+    if rank is None:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "bare"])
+def test_a_soft_prompt_gives_the_same_logits_with_a_device_map(loading, sites, tmp_path, name):
+    from tl_skillneurons import PromptedModel, SoftPrompt
+
+    save(tmp_path, *KINDS.get(name, (hf.BertModel, BERT)))
+    generator = torch.Generator().manual_seed(0)
+    prompt = SoftPrompt(
+        torch.randn(3, 32, generator=generator),
+        placement="suffix" if name in ("gpt2", "llama") else "prefix",
+        readout=torch.randn(2, 32, generator=generator) if name == "bare" else None,
+    )
+    kinds, logits = set(), []
+    maps = ({"": "cpu"}, {"": torch.device("cpu")}, "auto")
+    for where in ({"device": "cpu"}, *({"device_map": each} for each in maps)):
+        model = loading.load_model(tmp_path, **where, verbose=False)
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        sites.require_eval(model)
+        kinds.add((str(model.cfg.device), sites.has_language_model_head(model)))
+        prompted = PromptedModel(model, prompt, {0: "good", 1: "bad"})
+        logits.append(prompted.class_logits(["a great film", "the film was terrible"]).detach().cpu())
+    assert ("cpu", name != "bare") in kinds
+    for other in logits[1:]:
+        torch.testing.assert_close(
+            other, logits[0], atol=1e-4, rtol=1e-4
+        )  # "auto" takes a GPU if there is one
+
+
+def test_the_random_head_of_a_bare_encoder_is_the_same_with_a_device_map(loading, tmp_path):
+    save(tmp_path, hf.BertModel, BERT)
+    before = torch.get_rng_state()
+    placements = ({"device": "cpu"}, {"device_map": {"": "cpu"}})
+    heads = [loading.load_model(tmp_path, **where, verbose=False).state_dict() for where in placements]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert heads[0].keys() == heads[1].keys()
+    assert all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0])
+
+
+def test_a_device_map_that_can_not_be_followed_is_no_corrupt_file(loading, tmp_path, monkeypatch):
+    save(tmp_path, *KINDS["llama"])
+
+    def boot(*args, **options):
+        raise ValueError("device_map entries were not honored: lm_head")
+
+    monkeypatch.setattr(loading.TransformerBridge, "boot_transformers", staticmethod(boot))
+    with pytest.raises(
+        ValueError, match=r"can't spread .* over several devices: device_map entries were not"
+    ):
+        loading.load_model(tmp_path, device_map="auto")
+
+
+def test_a_model_of_which_a_part_was_put_on_disk_is_refused(loading, tmp_path, monkeypatch):
+    save(tmp_path, *KINDS["llama"])
+    boot = loading.TransformerBridge.boot_transformers
+
+    def boot_on_disk(source, device_map, **options):  # what "auto" does when memory is short
+        return boot(source, device_map={"": "disk"}, **options)
+
+    monkeypatch.setattr(loading.TransformerBridge, "boot_transformers", staticmethod(boot_on_disk))
+    with pytest.raises(ValueError, match=r"does not fit: device_map puts part of it on disk.*more devices"):
+        loading.load_model(tmp_path, device_map="auto")
 
 
 REFUSED = {

@@ -1,23 +1,18 @@
-"""Find skill neurons of language models with TransformerLens, beside their chance level and controls."""
+"""Find skill neurons of language models with TransformerLens, beside their chance level and controls.
 
-from tl_skillneurons.ablation import ablate
-from tl_skillneurons.effects import AblationEffect, ablation_effect, accuracy
-from tl_skillneurons.loading import load_model
-from tl_skillneurons.minimal_pairs import minimal_pairs
-from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.packaged import packaged_model
-from tl_skillneurons.positions import PromptedTokens
-from tl_skillneurons.prompted import PromptedModel
-from tl_skillneurons.scores import NeuronScores
-from tl_skillneurons.scoring import neuron_activations, rule_accuracy, score_neurons
-from tl_skillneurons.soft_prompt import SoftPrompt
-from tl_skillneurons.statistics import ChanceLevel, best_of_chance
-from tl_skillneurons.task import Task
-from tl_skillneurons.tuning import fit_soft_prompts
+Importing the package loads nothing else: a name comes from its module when it is first asked for (PEP 562).
+"""
+
+import sys
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "AblationEffect",
     "ChanceLevel",
+    "InputCache",
     "NeuronScores",
     "NeuronSet",
     "PromptedModel",
@@ -36,3 +31,73 @@ __all__ = [
     "rule_accuracy",
     "score_neurons",
 ]
+
+_MODULES = {
+    "AblationEffect": "effects",
+    "ChanceLevel": "statistics",
+    "InputCache": "input_cache",
+    "NeuronScores": "scores",
+    "NeuronSet": "neurons",
+    "PromptedModel": "prompted",
+    "PromptedTokens": "positions",
+    "SoftPrompt": "soft_prompt",
+    "Task": "task",
+    "ablate": "ablation",
+    "ablation_effect": "effects",
+    "accuracy": "effects",
+    "best_of_chance": "statistics",
+    "fit_soft_prompts": "tuning",
+    "load_model": "loading",
+    "minimal_pairs": "minimal_pairs",
+    "neuron_activations": "scoring",
+    "packaged_model": "packaged",
+    "rule_accuracy": "scoring",
+    "score_neurons": "scoring",
+}
+"""The module that each exported name comes from."""
+
+if TYPE_CHECKING:  # the same for type checkers and editors, which would take any name from a __getattr__
+    from tl_skillneurons.ablation import ablate
+    from tl_skillneurons.effects import AblationEffect, ablation_effect, accuracy
+    from tl_skillneurons.input_cache import InputCache
+    from tl_skillneurons.loading import load_model
+    from tl_skillneurons.minimal_pairs import minimal_pairs
+    from tl_skillneurons.neurons import NeuronSet
+    from tl_skillneurons.packaged import packaged_model
+    from tl_skillneurons.positions import PromptedTokens
+    from tl_skillneurons.prompted import PromptedModel
+    from tl_skillneurons.scores import NeuronScores
+    from tl_skillneurons.scoring import neuron_activations, rule_accuracy, score_neurons
+    from tl_skillneurons.soft_prompt import SoftPrompt
+    from tl_skillneurons.statistics import ChanceLevel, best_of_chance
+    from tl_skillneurons.task import Task
+    from tl_skillneurons.tuning import fit_soft_prompts
+else:
+
+    def __getattr__(name: str) -> Any:
+        submodules = [module.name for module in iter_modules(__path__)]
+        if name in _MODULES:
+            value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        elif name in submodules:
+            value = import_module(f"{__name__}.{name}")
+        else:
+            from tl_skillneurons._checks import near
+
+            hint = near(name, [*__all__, *(module for module in submodules if module[0] != "_")])
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}; {hint}")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Importing the submodule ``minimal_pairs`` must not hide the function of that name."""
+        if name not in _MODULES or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -93,6 +93,8 @@ def _hook_function(
         edited[..., here] = torch.where(where, edit(old, hook=hook), old)
         return edited
 
+    # a run of the virtual tokens alone does it justice (PromptedModel asks)
+    hook_function.only_at_prompt = isinstance(positions, str) and positions == "prompt"
     return hook_function
 
 

@@ -67,9 +67,7 @@ def find(
             min=1, help="Training steps of each prompt, at most (default: 100, and 40 for movie_reviews)."
         ),
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Examples per training step; twice as many elsewhere.")
-    ] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples per training step.")] = 16,
     top: Annotated[
         str, typer.Option(help="Skill neurons per layer: a share such as 0.02, or a count such as 30.")
     ] = "0.02",

@@ -20,6 +20,7 @@ from tl_skillneurons._checks import require_int
 from tl_skillneurons._files import FORMAT, fingerprint, read_json, write_json
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.ablation import ablate
+from tl_skillneurons.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompted import Hooks, PromptedModel
 from tl_skillneurons.sites import neuron_shape
@@ -95,8 +96,10 @@ def ablation_effect(
     match: Float[Tensor, "layer neuron"] | None = None,
     role: str = "report",
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
     max_length: int | None = None,
+    cache: InputCache | None = None,
     path: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> AblationEffect:
@@ -107,6 +110,9 @@ def ablation_effect(
         n_random: Controls; 5 show a range, at least 20 a p-value below 0.05.
         match: Draw controls matched on this, for example ``scores.mean_absolute()``.
         role: Which examples answer; ``"report"`` has selected nothing.
+        batch_size, batch_tokens: Most texts and most tokens of a batch (see :meth:`PromptedModel.batches`).
+        cache: Keys and values of the texts, used by the intact runs and, where ``positions`` is "prompt", by
+            the ablated ones; by default one of its own where that saves work.
         path: A JSON file that keeps what is measured; the same call goes on where it stopped.
 
     Raises:
@@ -117,7 +123,6 @@ def ablation_effect(
     if not chosen:
         raise ValueError("prompts must hold at least one soft prompt, got none")
     require_int(n_random, "n_random")
-    require_int(batch_size, "batch_size")
     neurons.require_fits(*neuron_shape(model))
     if values is not None and len(values) != len(chosen):
         raise ValueError(f"values must hold one tensor for each of {len(chosen)} prompts, got {len(values)}")
@@ -145,9 +150,11 @@ def ablation_effect(
     split = task.split(role)
     texts, labels = list(split["text"]), torch.tensor(split["label"])
     # all of them before the first is run, so that what is wrong is refused before anything is measured
+    if cache is None and positions == "prompt" and runs_text_apart(model):
+        cache = InputCache(model)
     runs: dict[str, tuple[PromptedModel, Hooks]] = {}
     for number, prompt in enumerate(chosen):
-        prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length)
+        prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, cache=cache)
         value = None if values is None else values[number]
         ablation = {"how": how, "values": value, "positions": positions, "sigma": sigma, "seed": seed}
         for condition, held in conditions.items():
@@ -157,7 +164,8 @@ def ablation_effect(
     with progress_bar(f"ablating on {role}", len(runs), show=progress) as advance:
         for key, (prompted, hooks) in runs.items():
             if key not in done:
-                done[key] = accuracy(prompted, texts, labels, fwd_hooks=hooks, batch_size=batch_size)
+                batches = {"batch_size": batch_size, "batch_tokens": batch_tokens}
+                done[key] = accuracy(prompted, texts, labels, fwd_hooks=hooks, **batches)
                 if path is not None:
                     write_json(path, {"kind": KIND, "format": FORMAT, "settings": settings, "accuracy": done})
             advance(note=f"{key}: {done[key]:.3f}")
@@ -181,11 +189,12 @@ def accuracy(
     labels: Tensor | Sequence[int],
     *,
     fwd_hooks: Hooks = (),
-    batch_size: int = 32,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
 ) -> float:
     """Share of ``texts`` whose highest class logit is that of their label."""
     with torch.no_grad():
-        logits = prompted.class_logits(texts, fwd_hooks, batch_size=batch_size)
+        logits = prompted.class_logits(texts, fwd_hooks, batch_size=batch_size, batch_tokens=batch_tokens)
     return float((logits.argmax(1).cpu() == torch.as_tensor(labels)).double().mean())
 
 

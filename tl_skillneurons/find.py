@@ -19,6 +19,7 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._files import load_tensors, package_version, read_json, save_tensors, write_json
 from tl_skillneurons.effects import AblationEffect, ablation_effect
+from tl_skillneurons.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompted import label_token_ids
 from tl_skillneurons.scores import NeuronScores, selection_size
@@ -113,6 +114,7 @@ def find_skill_neurons(
         },
     }
     _begin(out / RUN, settings)
+    cache = InputCache(model) if runs_text_apart(model) else None
     prompts = fit_soft_prompts(
         model,
         task,
@@ -121,12 +123,13 @@ def find_skill_neurons(
         n_steps=n_steps,
         batch_size=batch_size,
         folder=out / PROMPTS,
+        cache=cache,
         progress=progress,
     )
-    scores = _scores(model, prompts, task, out, 2 * batch_size, progress)
+    scores = _scores(model, prompts, task, out, cache, progress)
     skill = scores.top(top)
     skill.to_json(out / NEURONS)
-    rules = _rules(model, prompts, task, scores, out, 2 * batch_size, progress)
+    rules = _rules(model, prompts, task, scores, out, cache, progress)
     effect = ablation_effect(
         model,
         prompts,
@@ -135,7 +138,7 @@ def find_skill_neurons(
         values=[scores.mean_baseline(k) for k in range(len(prompts))],
         n_random=n_random,
         seed=seed,
-        batch_size=2 * batch_size,
+        cache=cache,
         path=out / EFFECTS,
         progress=progress,
     )
@@ -194,7 +197,12 @@ def _versions() -> dict[str, str]:
 
 
 def _scores(
-    model: Any, prompts: Sequence[SoftPrompt], task: Task, out: Path, batch_size: int, progress: bool
+    model: Any,
+    prompts: Sequence[SoftPrompt],
+    task: Task,
+    out: Path,
+    cache: InputCache | None,
+    progress: bool,
 ) -> NeuronScores:
     """The scores of all prompts; each prompt's are kept until all are there."""
     whole = out / SCORES
@@ -209,7 +217,7 @@ def _scores(
         if part.exists():
             _require_of(part, NeuronScores.load(part), [description], task)
         else:
-            score_neurons(model, prompt, task, batch_size=batch_size, progress=progress).save(part)
+            score_neurons(model, prompt, task, cache=cache, progress=progress).save(part)
         parts.append(part)
     scores = NeuronScores.of_prompts([NeuronScores.load(part) for part in parts])
     scores.save(whole)
@@ -232,13 +240,11 @@ def _rules(
     task: Task,
     scores: NeuronScores,
     out: Path,
-    batch_size: int,
+    cache: InputCache | None,
     progress: bool,
 ) -> Float[Tensor, "prompt layer position neuron"]:
     def compute() -> Tensor:
-        return rule_accuracy(
-            model, prompts, task, scores, role="report", batch_size=batch_size, progress=progress
-        )
+        return rule_accuracy(model, prompts, task, scores, role="report", cache=cache, progress=progress)
 
     return _kept(
         out / RULES,

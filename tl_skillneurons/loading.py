@@ -12,7 +12,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import near, require_option
+from tl_skillneurons._checks import listed, near, require_option
 from tl_skillneurons.packaged import PACKAGED, packaged_model, quiet
 from tl_skillneurons.sites import (
     config_refusal,
@@ -21,6 +21,7 @@ from tl_skillneurons.sites import (
     require_supported,
 )
 
+_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _ENCODERS = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "Roberta"}
 """Model types that TransformerLens boots as masked language models only, and the class names' stem that it
@@ -39,6 +40,7 @@ def load_model(
     name_or_path: str | os.PathLike[str],
     *,
     device: str | torch.device | None = None,
+    device_map: str | dict[str, Any] | None = None,
     dtype: torch.dtype | str = torch.float32,
     verbose: bool = True,
 ) -> TransformerBridge:
@@ -52,26 +54,31 @@ def load_model(
     Args:
         name_or_path: ``"smollm2"`` or ``"minilm"`` (packaged, taken before any folder or hub model of that
             name), a local folder, or a name on the hub.
-        device: Where to put the model; by default the GPU if CUDA is there, else the CPU.
+        device: Where to put the model; by default the GPU if CUDA is there, else the CPU. Where a launcher
+            (``torchrun``, ``accelerate launch``) sets ``LOCAL_RANK``, each process gets the GPU of that number.
+        device_map: In place of ``device``, for a model over several GPUs: ``"auto"``, ``"balanced"`` and the
+            like, or module names to devices, as ``from_pretrained`` takes it. Weights stay in memory: nothing
+            goes to disk.
         dtype: ``torch.float32``, ``"bfloat16"`` and the like.
         verbose: Say on stderr, in one line, what was loaded.
 
     Raises:
         ValueError: When the model is of a kind that can't be used, with the reason; when it is not on the
-            hub, or its files are corrupt; for an unknown device or dtype.
+            hub, or its files are corrupt; for an unknown device or dtype; for ``device`` and ``device_map``
+            together, or a ``device_map`` that can't be followed.
         FileNotFoundError: When a local folder, or something in it, is missing.
         PermissionError: When the hub does not give the model to this user.
         ConnectionError: When the hub can't be reached, or a packaged model's registry.
     """
-    dtype, device = _as_dtype(dtype), _as_device(device)
+    dtype, placement = _as_dtype(dtype), _as_placement(device, device_map)
     name, source, local = _find(name_or_path, verbose=verbose)
-    devices = [device] if device.type == "cuda" else []
     console = Console(file=sys.stderr, quiet=not verbose)
-    with _load_errors(name, source, local), quiet(hub_bars=verbose), torch.random.fork_rng(devices=devices):
+    with _load_errors(name, source, local), quiet(hub_bars=verbose), _seeded(placement):
         with contextlib.nullcontext() if local else console.status(f"asking the hub for {name}"):
             config = _read_config(name, source)  # takes half a minute when there is no network
         boot = _boot_encoder if config.model_type in _ENCODERS else _boot
-        model = boot(source, device, dtype)
+        model = boot(source, placement, dtype)
+        _require_in_memory(name, model)
     model.cfg.model_name = name
     model.requires_grad_(False)
     model.eval()
@@ -85,15 +92,52 @@ def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     return getattr(torch, require_option(text, "dtype", _DTYPES))
 
 
-def _as_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _as_placement(
+    device: str | torch.device | None, device_map: str | dict[str, Any] | None
+) -> dict[str, Any]:
+    """The keyword argument that says where the weights go: ``device`` or ``device_map``."""
+    if device_map is None:
+        return {"device": str(_default_device() if device is None else _as_device(device))}
+    if device is not None:
+        raise ValueError(
+            f"give device or device_map, not both, got device={str(device)!r} and device_map={device_map!r}"
+        )
+    if isinstance(device_map, str):
+        return {"device_map": require_option(device_map, "device_map", _DEVICE_MAPS)}
+    kinds = {_as_device(target).type for target in device_map.values()}
+    if len(kinds) != 1:
+        raise ValueError(
+            f"device_map must name devices of one kind, got {listed(sorted(kinds))}; "
+            "use GPUs alone, or the CPU alone"
+        )
+    return {"device_map": device_map}
+
+
+def _default_device() -> torch.device:
+    """The GPU if CUDA is there, that of this process where a launcher started several; else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None:
+        return torch.device("cuda")
+    n_devices = torch.cuda.device_count()
+    if not rank.isdecimal() or int(rank) >= n_devices:
+        raise ValueError(
+            f"LOCAL_RANK must be in [0, {n_devices}), the CUDA devices this process sees, got {rank!r}; start "
+            "one process per GPU, or choose with device=..."
+        )
+    return torch.device("cuda", int(rank))
+
+
+def _as_device(device: str | int | torch.device) -> torch.device:
     try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
+        chosen = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"device must be 'cpu', 'cuda', 'cuda:1', 'mps' or the like, got {device!r}"
         ) from error
+    if chosen.type == "meta":
+        raise ValueError(f"device {device!r} holds no weights; use 'cpu'")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device {device!r} is not there: {torch.cuda.device_count()} CUDA devices; use 'cpu'"
@@ -101,6 +145,25 @@ def _as_device(device: str | torch.device | None) -> torch.device:
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device {device!r} is not there: PyTorch finds no MPS here; use 'cpu'")
     return chosen
+
+
+@contextlib.contextmanager
+def _seeded(placement: dict[str, Any]) -> Iterator[None]:
+    """Random numbers start from seed 0 in here, so that a head that is missing comes out the same every time.
+
+    Those of the CPU and of the GPUs that the weights go to; all are as before afterwards.
+    """
+    targets = placement.get("device_map") or {"": placement["device"]}
+    if isinstance(targets, str):
+        gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    else:
+        gpus = [target for target in map(_as_device, targets.values()) if target.type == "cuda"]
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(0)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(0)
+        yield
 
 
 def _find(name_or_path: str | os.PathLike[str], *, verbose: bool) -> tuple[str, str, bool]:
@@ -166,15 +229,16 @@ def _class_name(config: Any) -> str:
     return (config.architectures or [type(config).__name__])[0]
 
 
-def _boot(source: str, device: torch.device, dtype: torch.dtype) -> TransformerBridge:
-    return TransformerBridge.boot_transformers(source, device=str(device), dtype=dtype)
+def _boot(source: str, placement: dict[str, Any], dtype: torch.dtype) -> TransformerBridge:
+    return TransformerBridge.boot_transformers(source, dtype=dtype, **placement)
 
 
-def _boot_encoder(source: str, device: torch.device, dtype: torch.dtype) -> TransformerBridge:
+def _boot_encoder(source: str, placement: dict[str, Any], dtype: torch.dtype) -> TransformerBridge:
     from transformers import AutoModelForMaskedLM
 
-    torch.manual_seed(0)  # inside fork_rng: a head that is missing comes out the same every time
-    model, info = AutoModelForMaskedLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    model, info = AutoModelForMaskedLM.from_pretrained(
+        source, dtype=dtype, device_map=placement.get("device_map"), output_loading_info=True
+    )
     missing = sorted(info["missing_keys"])
     lost = [key for key in missing if not key.startswith(("cls.", "lm_head."))]
     if lost:
@@ -185,12 +249,22 @@ def _boot_encoder(source: str, device: torch.device, dtype: torch.dtype) -> Tran
     stem = _ENCODERS[model.config.model_type]
     # TransformerLens knows XLM-RoBERTa by RoBERTa's name only
     model.config.architectures = [f"{stem}ForMaskedLM"]
+    if "device" in placement:
+        model.to(placement["device"])
     bridge = TransformerBridge.boot_transformers(
-        source, hf_model=model.to(device).eval(), device=str(device), dtype=dtype
+        source, hf_model=model.eval(), device=str(model.device), dtype=dtype
     )
     if bare:
         bridge.original_model.config.architectures = [f"{stem}Model"]
     return bridge
+
+
+def _require_in_memory(name: str, model: TransformerBridge) -> None:
+    if any(parameter.is_meta for parameter in model.original_model.parameters()):
+        raise _Refused(
+            f"{name} does not fit: device_map puts part of it on disk, where its weights can't be read; use "
+            "more devices, a smaller dtype such as 'bfloat16', or device='cpu'"
+        )
 
 
 class _Refused(ValueError):
@@ -210,6 +284,8 @@ def _load_errors(name: str, source: str, local: bool) -> Iterator[None]:
 
 def _explain(error: Exception, name: str, source: str, local: bool) -> Exception:
     first = str(error).strip().partition("\n")[0] or type(error).__name__
+    if "device_map" in first:
+        return ValueError(f"can't spread {name} over several devices: {first}")
     if local:
         return ValueError(f"can't load the model in {source}, a file is corrupt or of another kind: {first}")
     causes = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
@@ -238,9 +314,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _describe(name: str, model: TransformerBridge, dtype: torch.dtype) -> str:
     widths = neuron_widths(model)
     width = str(widths[0]) if len(set(widths)) == 1 else f"{min(widths)} to {max(widths)}"
-    shape = (
-        f"{len(widths)} layers x {width} neurons, {str(dtype).removeprefix('torch.')} on {model.cfg.device}"
-    )
+    n_devices = getattr(model.cfg, "n_devices", 1)
+    where = model.cfg.device if n_devices == 1 else f"{n_devices} devices"
+    shape = f"{len(widths)} layers x {width} neurons, {str(dtype).removeprefix('torch.')} on {where}"
     if has_language_model_head(model):
         return f"{name}: {type(model.original_model).__name__}, {shape}, language-model head"
     bare = model.original_model.config.architectures[0]

@@ -62,6 +62,12 @@ class PromptedTokens:
         moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
         return replace(self, **moved)
 
+    def last(self, n: int) -> "PromptedTokens":
+        """The last ``n`` columns alone: what runs on top of the text's keys and values."""
+        names = ("ids", "attention_mask", "is_prompt", "is_text", "is_special")
+        cut = {name: getattr(self, name)[:, -n:] for name in names}
+        return replace(self, **cut, readout=self.readout - (self.ids.shape[1] - n))
+
     def prompt_columns(self) -> Int[Tensor, "batch prompt_pos"]:
         """The columns of the prompt positions (the mask first, where there is one), row by row."""
         n_positions = int(self.is_prompt[0].sum())
@@ -98,14 +104,9 @@ def arrange(
     before = [] if mask_id is None else [mask_id]
     virtual = list(virtual_ids)
     n_prompt = len(before) + len(virtual)
-    room = None if max_length is None else max_length - n_prompt
     rows, kinds, readouts, n_truncated = [], [], [], 0
     for number, ids in enumerate(text_ids):
-        cut = (
-            ids
-            if room is None or len(ids) <= room
-            else _truncate(ids, room, special_ids, n_prompt, max_length)
-        )
+        cut = truncate(ids, n_prompt, special_ids, max_length)
         if not any(i not in special_ids for i in cut):
             raise ValueError(f"text {number} has no token of its own; give texts that are not empty")
         n_truncated += len(cut) < len(ids)
@@ -138,9 +139,14 @@ def arrange(
     )
 
 
-def _truncate(
-    ids: list[int], room: int, special: frozenset[int], n_prompt: int, max_length: int | None
-) -> list[int]:
+def truncate(ids: list[int], n_prompt: int, special: frozenset[int], max_length: int | None) -> list[int]:
+    """A text's token ids without what is too many beside ``n_prompt`` positions; special tokens at its end stay.
+
+    Raises:
+        ValueError: When there is no room for a token of the text's own.
+    """
+    if max_length is None or len(ids) <= (room := max_length - n_prompt):
+        return ids
     n_tail = next((k for k, i in enumerate(reversed(ids)) if i not in special), 0)
     if room <= n_tail or all(i in special for i in ids[: room - n_tail]):
         raise ValueError(

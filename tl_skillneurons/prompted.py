@@ -10,6 +10,7 @@ No result depends on what else is in a batch, on its size or on the padding side
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,12 +20,16 @@ from transformer_lens import utilities as tl_utilities
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons._checks import require_int, require_option
-from tl_skillneurons.positions import PADDING_SIDES, PromptedTokens, arrange
+from tl_skillneurons.batches import batch_tokens_on, length_batches, run_batches
+from tl_skillneurons.input_cache import InputCache, fork, prefill, runs_text_apart
+from tl_skillneurons.positions import PADDING_SIDES, PromptedTokens, arrange, truncate
 from tl_skillneurons.sites import (
     embedding_width,
     has_language_model_head,
     is_causal,
+    last_mlp_input,
     max_length,
+    remove_hook,
     require_eval,
     require_supported,
 )
@@ -49,6 +54,7 @@ class PromptedModel:
             Longer texts are cut at their end, the prompt never.
         padding_side: ``None`` pads causal models on the left and bidirectional ones on the right. No result
             depends on it.
+        cache: Keys and values of texts, taken from there wherever a run touches only prompt positions.
 
     Raises:
         ValueError: When the model, the prompt and the label words don't go together; the message says which.
@@ -63,6 +69,7 @@ class PromptedModel:
         prepend_bos: bool | None = None,
         max_length: int | None = None,
         padding_side: str | None = None,
+        cache: InputCache | None = None,
     ) -> None:
         require_supported(model)
         require_eval(model)
@@ -72,7 +79,9 @@ class PromptedModel:
             )
         if prompt is not None:
             prompt.require_fits(model)
-        self.model, self.prompt = model, prompt
+        if cache is not None and cache.model is not model:
+            raise ValueError("the input cache is of another model; make one of this model: InputCache(model)")
+        self.model, self.prompt, self.cache = model, prompt, cache
         self.causal = is_causal(model)
         if prepend_bos is None and prompt is not None:
             prepend_bos = prompt.prepend_bos
@@ -134,7 +143,12 @@ class PromptedModel:
             yield virtual
 
     def class_logits(
-        self, texts: Sequence[str], fwd_hooks: Hooks = (), *, batch_size: int = 32
+        self,
+        texts: Sequence[str],
+        fwd_hooks: Hooks = (),
+        *,
+        batch_size: int | None = None,
+        batch_tokens: int | None = None,
     ) -> Float[Tensor, "batch n_classes"]:
         """Logits of the classes at the read-out position, columns in the order of the class ids, float32 or
         wider.
@@ -143,21 +157,25 @@ class PromptedModel:
             texts: Any number; they run in batches of similar length, and the rows come back in the order
                 given.
             fwd_hooks: Run in every batch, for example ``ablate(...)``.
+            batch_size, batch_tokens: Most texts and most tokens of a batch (see :meth:`batches`).
 
         Raises:
             ValueError: Without label words or a read-out, for hooks beyond the read-out, which would never fire,
                 or when logits are not finite.
         """
-        require_int(batch_size, "batch_size")
         ids = self.encode(texts)
         if not ids:
             raise ValueError("texts must not be empty")
         rows: dict[int, Tensor] = {}
         with self.attached() as virtual:
-            for batch in length_batches([len(i) for i in ids], batch_size):
+            apart = self.cache is not None and self.runs_apart(virtual, fwd_hooks)
+
+            def run(batch: list[int]) -> None:
                 tokens = self.assemble([ids[i] for i in batch], batch)
-                logits = self.read_out(tokens, virtual, fwd_hooks)
-                rows.update(zip(batch, logits, strict=True))
+                past = self.past(tokens) if apart else None
+                rows.update(zip(batch, self.read_out(tokens, virtual, fwd_hooks, past), strict=True))
+
+            run_batches(self.batches(ids, batch_tokens, batch_size), run)
         logits = torch.stack([rows[i] for i in range(len(ids))])
         if not logits.isfinite().all():
             row = int((~logits.isfinite()).any(1).nonzero()[0])
@@ -167,10 +185,82 @@ class PromptedModel:
             )
         return logits
 
+    def batches(
+        self, text_ids: list[list[int]], batch_tokens: int | None = None, batch_size: int | None = None
+    ) -> list[list[int]]:
+        """Which texts (as :meth:`encode` gives them) run together: those of similar length, the longest first.
+
+        Args:
+            batch_tokens: Most tokens of a batch, padding and virtual tokens included; by default 2,048 on a
+                CPU, 16,384 elsewhere.
+            batch_size: Most texts of a batch; by default as many as the tokens allow.
+        """
+        if batch_tokens is None:
+            batch_tokens = batch_tokens_on(self.model.cfg.device)
+        return length_batches(self.lengths(text_ids), batch_tokens, batch_size)
+
+    def cut(self, text_ids: list[list[int]]) -> list[list[int]]:
+        """The texts as they stand beside the prompt: without what is more than the model takes."""
+        n_prompt = 0 if self.prompt is None else self.prompt.n_virtual_tokens + (not self.causal)
+        special = special_token_ids(self.model.tokenizer)
+        return [truncate(ids, n_prompt, special, self.max_length) for ids in text_ids]
+
+    def lengths(self, text_ids: list[list[int]]) -> list[int]:
+        """How many tokens each text has with the prompt in place, and cut to what the model takes."""
+        n_prompt = 0 if self.prompt is None else self.prompt.n_virtual_tokens + (not self.causal)
+        limit = self.max_length or float("inf")
+        return [min(len(ids) + n_prompt, limit) for ids in text_ids]
+
+    @cached_property
+    def text_runs_apart(self) -> bool:
+        """Whether the text can be run before the prompt: a suffix prompt, and a causal model that allows it."""
+        is_suffix = self.prompt is not None and self.prompt.placement == "suffix"
+        return is_suffix and self.padding_side == "left" and runs_text_apart(self.model)
+
+    @cached_property
+    def last_mlp(self) -> str | None:
+        """The hook point at which the last MLP's input can be cut to one position that is read, with the same
+        result there; ``None`` where the model's layer does not allow it (OPT's reshapes what comes out)."""
+        name = last_mlp_input(self.model)
+        ids = torch.full((2, 3), 3, device=self.model.cfg.device)
+        last = [("unembed.hook_in" if self.causal else "mlm_head.hook_in", _stop_at_last)]
+        points = self.model.hook_dict
+        with torch.no_grad():
+            whole = _run(self.model, points, ids, last, {})
+            try:
+                cut = _run(self.model, points, ids, [(name, _keep_last), *last], {})
+            except (RuntimeError, IndexError, ValueError):  # ValueError: the hook point is switched off
+                return None
+        same = torch.allclose(cut.float(), whole.float(), rtol=1e-2, atol=1e-2 * float(whole.abs().max()))
+        return name if same else None
+
+    def runs_apart(self, virtual: VirtualTokens, fwd_hooks: Hooks = ()) -> bool:
+        """Whether a run with these hooks may take the text's keys and values as they are without them.
+
+        Not where anything acts on text positions: hooks are only known to leave the text alone when
+        ``ablate(positions="prompt")`` made them, and other hooks on the model are not known at all.
+        """
+        spared = all(getattr(function, "only_at_prompt", False) for _, function in fwd_hooks)
+        return spared and virtual.alone and self.text_runs_apart
+
+    def past(self, tokens: PromptedTokens) -> Any:
+        """The keys and values of the batch's texts, from the input cache where there is one."""
+        n = self.prompt.n_virtual_tokens
+        ids, mask = tokens.ids[:, :-n], tokens.attention_mask[:, :-n]
+        return prefill(self.model, ids, mask) if self.cache is None else self.cache.past(ids, mask)
+
     def read_out(
-        self, tokens: PromptedTokens, virtual: VirtualTokens, fwd_hooks: Hooks = ()
+        self,
+        tokens: PromptedTokens,
+        virtual: VirtualTokens,
+        fwd_hooks: Hooks = (),
+        past: Any = None,
     ) -> Float[Tensor, "batch n_classes"]:
-        """Class logits of one batch inside :meth:`attached`; gradients reach the prompt and its read-out."""
+        """Class logits of one batch inside :meth:`attached`; gradients reach the prompt and its read-out.
+
+        Args:
+            past: What :meth:`past` gave, where :meth:`runs_apart`; ``None`` runs the text too.
+        """
         model = self.model
         if self.n_classes is None:
             raise ValueError("class logits need label words; give PromptedModel label_words={0: ..., 1: ...}")
@@ -184,7 +274,8 @@ class PromptedModel:
             raise ValueError(
                 f"a hook at {late[0]!r} would never fire: class logits are read before it; use run_with_hooks"
             )
-        readout = (torch.arange(len(tokens)), tokens.readout.cpu())
+        columns = tokens.readout if past is None else tokens.last(self.prompt.n_virtual_tokens).readout
+        readout = (torch.arange(len(tokens), device=columns.device), columns)
 
         def stop_at_readout(act: Tensor, hook: Any) -> Tensor:
             raise StopAtLayerException(act[readout])
@@ -195,13 +286,15 @@ class PromptedModel:
         def stop(act: Tensor, hook: Any) -> Tensor:
             raise StopAtLayerException(act[:, 0])
 
+        if not fwd_hooks and virtual.alone and self.last_mlp is not None:
+            fwd_hooks = [(self.last_mlp, keep_readout)]  # the last MLP runs at the read-out alone
         if self.causal:
             ours = [("unembed.hook_in", stop_at_readout)]
         elif self.linear:
             ours = [("mlm_head.hook_in", stop_at_readout)]
         else:  # the head's own transform runs at the read-out alone
             ours = [("mlm_head.hook_in", keep_readout), ("unembed.hook_in", stop)]
-        hidden = self.forward(tokens, virtual, [*fwd_hooks, *ours])
+        hidden = self.forward(tokens, virtual, [*fwd_hooks, *ours], past)
         if self.linear:
             return hidden.to(self.prompt.readout.dtype) @ self.prompt.readout.T.to(hidden.device)
         ids = self.label_ids.to(hidden.device)
@@ -211,14 +304,24 @@ class PromptedModel:
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def forward(
-        self, tokens: PromptedTokens, virtual: VirtualTokens, fwd_hooks: Hooks = (), **kwargs: Any
+        self,
+        tokens: PromptedTokens,
+        virtual: VirtualTokens,
+        fwd_hooks: Hooks = (),
+        past: Any = None,
+        **kwargs: Any,
     ) -> Any:
-        """Run one batch inside :meth:`attached`; keyword arguments go to ``model.run_with_hooks``."""
+        """Run one batch inside :meth:`attached`; keyword arguments go to ``model.run_with_hooks``.
+
+        With ``past`` only the virtual tokens run, on top of it: hooks see their positions alone.
+        """
+        kwargs["attention_mask"] = tokens.attention_mask
+        if past is not None:
+            tokens = tokens.last(self.prompt.n_virtual_tokens)
+            kwargs["past_key_values"] = fork(past)
         virtual.batch = tokens
         try:
-            return self.model.run_with_hooks(
-                tokens.ids, fwd_hooks=list(fwd_hooks), attention_mask=tokens.attention_mask, **kwargs
-            )
+            return _run(self.model, virtual.points, tokens.ids, fwd_hooks, kwargs)
         finally:
             virtual.batch = None
 
@@ -234,10 +337,36 @@ class PromptedModel:
             return self.model.run_with_cache(tokens.ids, attention_mask=tokens.attention_mask, **kwargs)
 
 
-def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices in batches of similar length, the longest first (so that memory that won't do shows at once)."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+def _stop_at_last(act: Tensor, hook: Any) -> Tensor:
+    raise StopAtLayerException(act[:, -1])
+
+
+def _keep_last(act: Tensor, hook: Any) -> Tensor:
+    return act[:, -1:]
+
+
+def _run(
+    model: Any, points: Mapping[str, Any], ids: Tensor, fwd_hooks: Hooks, kwargs: Mapping[str, Any]
+) -> Any:
+    """``model.run_with_hooks``, which looks all names up anew each time, only where that is needed."""
+
+    def is_plain(name: Any) -> bool:
+        known = isinstance(name, str) and name in points
+        return known and (not model.compatibility_mode or points[name].name == name)
+
+    if kwargs.keys() - {"attention_mask", "past_key_values"} or not all(is_plain(n) for n, _ in fwd_hooks):
+        return model.run_with_hooks(ids, fwd_hooks=list(fwd_hooks), **kwargs)
+    placed = []
+    try:
+        for name, function in fwd_hooks:
+            model.check_hooks_to_add(points[name], name, function)
+            placed.append((points[name], points[name].add_hook(function)))
+        return model(ids, **kwargs)
+    except StopAtLayerException as stopped:
+        return stopped.layer_output
+    finally:
+        for point, handle in placed:
+            remove_hook(point, handle)
 
 
 def resolve_prepend_bos(model: Any, prepend_bos: bool | None) -> bool | None:

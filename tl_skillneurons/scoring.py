@@ -1,37 +1,36 @@
 """Score every MLP neuron in two streaming passes: one over role ``baseline``, one over ``select``.
 
-The equations are in :mod:`~tl_skillneurons.scores`. The model stops after the last layer's neurons, so the
-vocabulary is never projected; an activation is read at the scored positions and gone with its batch; what is
-kept has [layer, position, neuron] entries however many examples there are. Sums are float64, counts are
-integers.
+The equations are in :mod:`~tl_skillneurons.scores`, the passes in :mod:`~tl_skillneurons.streaming`: an
+activation is gone with its batch, and what is kept (:mod:`~tl_skillneurons.tallies`) has [layer, position,
+neuron] entries however many examples there are.
 
 Read at the prompt positions, or, as the paper's comparison, at the text's own tokens (special tokens left
 out): the last one, their mean or their maximum, with a prompt or without any.
+
+Under ``torchrun`` or ``accelerate launch`` each process runs its share of the batches, and all return the
+scores of one process alone.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
-from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._checks import require_option
 from tl_skillneurons._files import fingerprint
-from tl_skillneurons._progress import Advance, progress_bar
-from tl_skillneurons.positions import PromptedTokens
-from tl_skillneurons.prompted import Hooks, PromptedModel, length_batches
+from tl_skillneurons._processes import gather, rank_and_count
+from tl_skillneurons._progress import progress_bar
+from tl_skillneurons.input_cache import InputCache
+from tl_skillneurons.prompted import Hooks, PromptedModel
 from tl_skillneurons.scores import NeuronScores
-from tl_skillneurons.sites import neuron_hooks, neuron_shape
+from tl_skillneurons.sites import neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, describe_model, model_differences
+from tl_skillneurons.streaming import READINGS, stand_alike, stream_activations
+from tl_skillneurons.tallies import Summary, add_moments, count_above, moments, summarize, threshold
 from tl_skillneurons.task import Task
-
-READINGS = ("prompt", "last", "mean", "max")
-
-Visit = Callable[[int, Float[Tensor, "batch position neuron"], Int[Tensor, " batch"]], None]
-"""Takes a layer, its neurons' activations at the scored positions, and which example each row is."""
 
 
 def score_neurons(
@@ -39,11 +38,13 @@ def score_neurons(
     prompts: SoftPrompt | Sequence[SoftPrompt] | None,
     task: Task,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
     positions: str = "prompt",
     aggregate: str = "mean",
     max_length: int | None = None,
     fwd_hooks: Hooks = (),
+    cache: InputCache | None = None,
     progress: bool = True,
 ) -> NeuronScores:
     """Baselines from role ``baseline``, accuracies from role ``select``, for every neuron, position and
@@ -54,7 +55,10 @@ def score_neurons(
             score.
         positions: ``"prompt"``, or ``"last"``, ``"mean"``, ``"max"`` over the text's own tokens.
         aggregate: How prompts are combined: ``"mean"``, or ``"min"``.
+        batch_size, batch_tokens: Most texts and most tokens of a batch (see :meth:`PromptedModel.batches`).
         fwd_hooks: Run in every batch before the neurons are read, for example an ablation upstream of them.
+        cache: Keys and values of the texts (causal models, suffix prompts), kept from tuning or for later
+            passes; without one, a text's are shared by all prompts and freed with their batch.
 
     Raises:
         ValueError: For a task of more than two classes, a prefix prompt of a causal model scored at its own
@@ -62,7 +66,6 @@ def score_neurons(
             or a model that does not fit the prompts.
     """
     require_option(positions, "positions", READINGS)
-    require_int(batch_size, "batch_size")
     require_two_classes(task)
     chosen = _as_list(prompts)
     lengths = sorted({prompt.n_virtual_tokens for prompt in chosen if prompt is not None})
@@ -70,14 +73,34 @@ def score_neurons(
         raise ValueError(
             f"prompts of one set need equally many virtual tokens, got {lengths}; score them apart"
         )
-    scores = []
-    for number, prompt in enumerate(chosen):
-        phase = "scoring" + (f", prompt {number + 1} of {len(chosen)}" if len(chosen) > 1 else "")
-        prompted = PromptedModel(model, prompt, max_length=max_length)
-        _require_sees_text(prompted, positions)
-        scores.append(
-            _score_one(prompted, task, positions, aggregate, batch_size, fwd_hooks, phase, progress)
-        )
+    prompted = [PromptedModel(model, prompt, max_length=max_length, cache=cache) for prompt in chosen]
+    for one in prompted:
+        _require_sees_text(one, positions)
+    options = {"positions": positions, "batch_size": batch_size, "batch_tokens": batch_tokens}
+    scores: list[NeuronScores | None] = [None] * len(chosen)
+    for group in stand_alike(prompted):
+        alike = [prompted[number] for number in group]
+        phase = "scoring" + (f", {len(group)} of {len(chosen)} prompts" if len(chosen) > 1 else "")
+        summaries, correct, batches = _measure(alike, task, options, fwd_hooks, phase, progress)
+        for number, summary, right in zip(group, summaries, correct, strict=True):
+            scores[number] = NeuronScores(
+                baseline=summary.mean[None],
+                std=summary.std[None].float(),
+                mean_abs=summary.mean_abs[None].float(),
+                correct=right[None],
+                n_baseline=task.n_examples["baseline"],
+                n_select=task.n_examples["select"],
+                class_counts=tuple(task.class_counts("select")),
+                positions=positions,
+                aggregate=aggregate,
+                provenance={
+                    "model": describe_model(model),
+                    "task": {"name": task.name, "fingerprint": task.fingerprint},
+                    "prompts": [None if chosen[number] is None else describe_prompt(chosen[number])],
+                    "max_length": prompted[number].max_length,
+                    "batches": batches,
+                },
+            )
     return NeuronScores.of_prompts(scores)
 
 
@@ -88,8 +111,10 @@ def rule_accuracy(
     scores: NeuronScores,
     *,
     role: str = "report",
-    batch_size: int = 32,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
     max_length: int | None = None,
+    cache: InputCache | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "prompt layer position neuron"]:
     """Accuracy on ``role`` of every neuron's rule, with the thresholds that ``scores`` took from role
@@ -103,16 +128,24 @@ def rule_accuracy(
     """
     chosen = _as_list(prompts)
     _require_measured_here(scores, model, chosen)
-    scored = []
-    for number, (prompt, baseline) in enumerate(zip(chosen, scores.baseline, strict=True)):
-        prompted = PromptedModel(model, prompt, max_length=max_length)
-        labels = torch.tensor(task.split(role)["label"])
-        phase = f"rules on {role}, prompt {number + 1} of {len(chosen)}"
-        with progress_bar(phase, len(labels), show=progress) as advance:
-            correct = _count_correct(
-                prompted, task, role, baseline, scores.positions, batch_size, (), advance
+    prompted = [PromptedModel(model, prompt, max_length=max_length, cache=cache) for prompt in chosen]
+    place = rank, count = rank_and_count()
+    scored: list[Tensor | None] = [None] * len(chosen)
+    n_examples = task.n_examples[role]
+    with progress_bar(f"rules on {role}", n_examples * len(chosen), show=progress and rank == 0) as advance:
+        for group in stand_alike(prompted):
+
+            def step(n_done: int, n_prompts: int = len(group)) -> None:
+                advance(n_done * n_prompts * count)
+
+            options = {"positions": scores.positions, "batch_size": batch_size, "batch_tokens": batch_tokens}
+            options |= {"rank_and_count": place, "advance": step}
+            baselines = [scores.baseline[number] for number in group]
+            correct, _ = _count_correct(
+                [prompted[number] for number in group], task, role, baselines, options
             )
-        scored.append(correct.double() / len(labels))
+            for number, right in zip(group, correct, strict=True):
+                scored[number] = right.double() / n_examples
     return torch.stack(scored)
 
 
@@ -122,7 +155,9 @@ def neuron_activations(
     texts: Sequence[str],
     *,
     positions: str = "prompt",
-    batch_size: int = 32,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
+    cache: InputCache | None = None,
 ) -> Float[Tensor, "example layer neuron"]:
     """Each text's neuron activations, averaged over the scored positions: reference values for resample
     ablation.
@@ -130,111 +165,20 @@ def neuron_activations(
     Unlike scoring it keeps every activation, ``len(texts) * n_layers * d_mlp`` numbers in the model's dtype.
     """
     require_option(positions, "positions", READINGS)
-    prompted = PromptedModel(model, prompt)
+    prompted = PromptedModel(model, prompt, cache=cache)
     _require_sees_text(prompted, positions)
     n_layers, d_mlp = neuron_shape(model)
     kept = torch.empty(len(texts), n_layers, d_mlp, dtype=model.W_E.dtype)
 
-    def keep(layer: int, acts: Tensor, example: Tensor) -> None:
-        kept[example.cpu(), layer] = acts.mean(1).cpu()
+    def reduce(number: int, layer: int, acts: Tensor, example: Tensor) -> Tensor:
+        return acts.mean(1).cpu()
 
-    stream_activations(prompted, texts, keep, positions=positions, batch_size=batch_size)
+    def add(number: int, layer: int, means: Tensor, example: Tensor) -> None:
+        kept[example.cpu(), layer] = means
+
+    options = {"positions": positions, "batch_size": batch_size, "batch_tokens": batch_tokens}
+    stream_activations([prompted], texts, reduce, add, **options)
     return kept
-
-
-def stream_activations(
-    prompted: PromptedModel,
-    texts: Sequence[str],
-    visit: Visit,
-    *,
-    positions: str = "prompt",
-    batch_size: int = 32,
-    fwd_hooks: Hooks = (),
-    advance: Advance | None = None,
-) -> None:
-    """Run ``texts`` in batches of similar length and hand each layer's activations at the scored positions to
-    ``visit``.
-
-    Raises:
-        ValueError: When an activation is not finite; names the layer and the example.
-        RuntimeError: When a layer did not show its neurons once per batch, which would look like "no effect".
-    """
-    model = prompted.model
-    names = neuron_hooks(model)
-    ids = prompted.encode(texts)
-    with prompted.attached() as virtual, torch.no_grad():
-        for batch in length_batches([len(i) for i in ids], batch_size):
-            tokens = prompted.assemble([ids[i] for i in batch], batch)
-            read, seen = reading(tokens, positions), []
-
-            def read_layer(
-                act: Tensor, hook: Any, layer: int, read: Any, seen: list[int], example: Tensor
-            ) -> None:
-                acts = read(act)
-                if not acts.isfinite().all():
-                    row = int((~acts.isfinite()).flatten(1).any(1).nonzero()[0])
-                    number = int(example[row])
-                    raise ValueError(
-                        f"activations are not finite in layer {layer} on example {number} ({texts[number]!r}); "
-                        "load the model in float32, or leave that example out"
-                    )
-                visit(layer, acts, example)
-                seen.append(layer)
-                if layer == len(names) - 1:
-                    raise StopAtLayerException(acts)
-
-            hooks = [
-                (name, _at_layer(read_layer, k, read, seen, tokens.example)) for k, name in enumerate(names)
-            ]
-            prompted.forward(tokens, virtual, [*fwd_hooks, *hooks])
-            if seen != list(range(len(names))):
-                raise RuntimeError(
-                    f"expected each of {len(names)} layers to show its neurons once, saw layers {seen}"
-                )
-            if advance is not None:
-                advance(len(batch))
-
-
-def _at_layer(read_layer: Callable[..., None], layer: int, *bound: Any) -> Callable[..., None]:
-    def hook_function(act: Tensor, hook: Any) -> None:
-        read_layer(act, hook, layer, *bound)
-
-    return hook_function
-
-
-def reading(
-    tokens: PromptedTokens, positions: str
-) -> Callable[[Tensor], Float[Tensor, "batch position neuron"]]:
-    """A function that takes ``[batch, pos, neuron]`` to the scored positions of this batch."""
-    if positions == "prompt":
-        columns = tokens.prompt_columns()
-        if (columns == columns[0]).all():  # always, unless padding was asked for on the other side
-            first, last = int(columns[0, 0]), int(columns[0, -1])
-            return lambda act: act[:, first : last + 1]
-        rows = torch.arange(len(tokens), device=columns.device)[:, None]
-        return lambda act: act[rows, columns]
-    own = tokens.is_text & ~tokens.is_special
-    if positions == "last":
-        last_column = own.shape[1] - 1 - own.int().flip(1).argmax(1)
-        rows = torch.arange(len(tokens), device=own.device)
-        return lambda act: act[rows, last_column][:, None]
-    if positions == "max":
-        return lambda act: act.masked_fill(~own.to(act.device)[..., None], -torch.inf).amax(1, keepdim=True)
-    return lambda act: _masked_mean(act, own)
-
-
-def _masked_mean(act: Tensor, own: Bool[Tensor, "batch pos"]) -> Tensor:
-    own = own.to(act.device)
-    wide = act.masked_fill(~own[..., None], 0).sum(1, keepdim=True, dtype=torch.float64)
-    return (wide / own.sum(1)[:, None, None]).to(act.dtype)
-
-
-def threshold(baseline: Float[Tensor, "*axes"], dtype: torch.dtype) -> Float[Tensor, "*axes"]:
-    """The largest value of ``dtype`` that is at most ``baseline``: an activation of that dtype is above it
-    exactly when it is above ``baseline`` itself, so the comparison needs no wider copy of the activations."""
-    rounded = baseline.to(dtype)
-    below = torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
-    return torch.where(rounded.to(baseline.dtype) > baseline, below, rounded)
 
 
 def _as_list(prompts: Any) -> list[SoftPrompt | None]:
@@ -292,43 +236,6 @@ def _require_sees_text(prompted: PromptedModel, positions: str) -> None:
         )
 
 
-def _score_one(
-    prompted: PromptedModel,
-    task: Task,
-    positions: str,
-    aggregate: str,
-    batch_size: int,
-    fwd_hooks: Hooks,
-    phase: str,
-    progress: bool,
-) -> NeuronScores:
-    n_baseline, n_select = task.n_examples["baseline"], task.n_examples["select"]
-    with progress_bar(phase, n_baseline + n_select, show=progress) as advance:
-        baseline, std, mean_abs = _moments(prompted, task, positions, batch_size, fwd_hooks, advance)
-        correct = _count_correct(
-            prompted, task, "select", baseline, positions, batch_size, fwd_hooks, advance
-        )
-    prompt = prompted.prompt
-    described = None if prompt is None else describe_prompt(prompt)
-    return NeuronScores(
-        baseline=baseline[None],
-        std=std[None].float(),
-        mean_abs=mean_abs[None].float(),
-        correct=correct[None],
-        n_baseline=n_baseline,
-        n_select=n_select,
-        class_counts=tuple(task.class_counts("select")),
-        positions=positions,
-        aggregate=aggregate,
-        provenance={
-            "model": describe_model(prompted.model),
-            "task": {"name": task.name, "fingerprint": task.fingerprint},
-            "prompts": [described],
-            "max_length": prompted.max_length,
-        },
-    )
-
-
 def describe_prompt(prompt: SoftPrompt) -> dict[str, Any]:
     """What scores record of the prompt they were measured with."""
     return {
@@ -340,58 +247,76 @@ def describe_prompt(prompt: SoftPrompt) -> dict[str, Any]:
     }
 
 
-def _moments(
-    prompted: PromptedModel, task: Task, positions: str, batch_size: int, fwd_hooks: Hooks, advance: Advance
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, standard deviation and mean absolute activation over role ``baseline``, each [layer, position, neuron]."""
-    n_layers, _ = neuron_shape(prompted.model)
-    sums: list[Tensor | None] = [None] * n_layers
-    lowest: list[Tensor | None] = [None] * n_layers
+def _measure(
+    prompted: Sequence[PromptedModel],
+    task: Task,
+    options: dict[str, Any],
+    fwd_hooks: Hooks,
+    phase: str,
+    progress: bool,
+) -> tuple[list[Summary], list[Tensor], dict[str, Any]]:
+    """Each prompt's summary of role ``baseline`` and its right answers on ``select``."""
+    rank, count = rank_and_count()
+    roles = ("baseline", "select")
+    n = sum(task.n_examples[role] for role in roles)
+    with progress_bar(phase, n, show=progress and rank == 0) as advance:
 
-    def add(layer: int, acts: Tensor, example: Tensor) -> None:
-        wide = acts.double()
-        batch = torch.stack([wide.sum(0), wide.square().sum(0), wide.abs().sum(0)])
-        sums[layer] = batch if sums[layer] is None else sums[layer].add_(batch)
-        low = wide.amin(0)
-        lowest[layer] = low if lowest[layer] is None else torch.minimum(lowest[layer], low)
+        def step(n_done: int) -> None:
+            advance(n_done * count)
+
+        options = {**options, "fwd_hooks": fwd_hooks, "rank_and_count": (rank, count), "advance": step}
+        summaries, padded = _summaries(prompted, task, options)
+        limits = [summary.mean for summary in summaries]
+        correct, padded_too = _count_correct(prompted, task, "select", limits, options)
+    return summaries, correct, dict(zip(roles, (padded, padded_too), strict=True))
+
+
+def _summaries(
+    prompted: Sequence[PromptedModel], task: Task, options: dict[str, Any]
+) -> tuple[list[Summary], dict[str, int]]:
+    n_layers, _ = neuron_shape(prompted[0].model)
+    found: list[list[Tensor | None]] = [[None] * n_layers for _ in prompted]
+
+    def reduce(prompt: int, layer: int, acts: Tensor, example: Tensor) -> Tensor:
+        return moments(acts)
+
+    def add(prompt: int, layer: int, kept: Tensor, example: Tensor) -> None:
+        found[prompt][layer] = add_moments(found[prompt][layer], kept)
 
     texts = list(task.split("baseline")["text"])
-    stream_activations(
-        prompted, texts, add, positions=positions, batch_size=batch_size, fwd_hooks=fwd_hooks, advance=advance
-    )
-    mean, square, absolute = (torch.stack(sums) / len(texts)).cpu().unbind(1)
-    mean = mean.maximum(torch.stack(lowest).cpu())  # rounding must not put the mean of a constant below it
-    return mean, (square - mean.square()).clamp(min=0).sqrt(), absolute
+    padded = stream_activations(prompted, texts, reduce, add, **options)
+    everyone = gather([[None if m is None else m.cpu() for m in layers] for layers in found])
+    summaries = []
+    for prompt in range(len(prompted)):
+        layers: list[Tensor | None] = [None] * n_layers
+        for process in everyone:
+            layers = [
+                a if b is None else add_moments(a, b) for a, b in zip(layers, process[prompt], strict=True)
+            ]
+        summaries.append(summarize(layers, len(texts)))
+    return summaries, padded
 
 
 def _count_correct(
-    prompted: PromptedModel,
+    prompted: Sequence[PromptedModel],
     task: Task,
     role: str,
-    baseline: Float[Tensor, "layer position neuron"],
-    positions: str,
-    batch_size: int,
-    fwd_hooks: Hooks,
-    advance: Advance,
-) -> Int[Tensor, "layer position neuron"]:
+    baselines: Sequence[Float[Tensor, "layer position neuron"]],
+    options: dict[str, Any],
+) -> tuple[list[Int[Tensor, "layer position neuron"]], dict[str, int]]:
     """On how many examples of ``role`` "above the baseline means label 1" is right."""
     split = task.split(role)
-    device, dtype = prompted.model.cfg.device, prompted.model.W_E.dtype
-    labels = torch.tensor(split["label"], dtype=torch.bool, device=device)
-    limits = threshold(baseline, dtype).to(device)
-    correct = torch.zeros(baseline.shape, dtype=torch.int64, device=device)
+    model = prompted[0].model
+    labels = torch.tensor(split["label"], device=model.cfg.device)
+    limits = [threshold(baseline, model.W_E.dtype).to(model.cfg.device) for baseline in baselines]
+    correct = [torch.zeros(b.shape, dtype=torch.int64, device=model.cfg.device) for b in baselines]
 
-    def count(layer: int, acts: Tensor, example: Tensor) -> None:
-        fires = acts > limits[layer].to(acts)
-        correct[layer] += (fires == labels[example, None, None].to(fires.device)).sum(0).to(correct.device)
+    def reduce(prompt: int, layer: int, acts: Tensor, example: Tensor) -> Tensor:
+        return count_above(acts, limits[prompt][layer].to(acts), labels[example].to(acts.device))
 
-    stream_activations(
-        prompted,
-        list(split["text"]),
-        count,
-        positions=positions,
-        batch_size=batch_size,
-        fwd_hooks=fwd_hooks,
-        advance=advance,
-    )
-    return correct.cpu()
+    def add(prompt: int, layer: int, kept: Tensor, example: Tensor) -> None:
+        correct[prompt][layer] += kept.to(correct[prompt].device)
+
+    padded = stream_activations(prompted, list(split["text"]), reduce, add, **options)
+    everyone = gather([c.cpu() for c in correct])
+    return [torch.stack(of_prompt).sum(0) for of_prompt in zip(*everyone, strict=True)], padded

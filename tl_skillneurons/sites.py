@@ -5,7 +5,7 @@ a gated MLP that is ``act(gate) * up``. Hook points go by their canonical names 
 after ``enable_compatibility_mode()``: a hook under its canonical name fires once per forward in both.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -129,6 +129,17 @@ def neuron_shape(model: TransformerBridge) -> tuple[int, int]:
     return len(widths), widths[0]
 
 
+def last_mlp_input(model: TransformerBridge) -> str:
+    """The hook point through which all that enters the last layer's MLP goes.
+
+    What leaves that MLP is added to the residual stream and read at a few positions only, so it need be
+    computed at those alone.
+    """
+    last = len(model.blocks) - 1
+    whole = model.blocks[last].mlp.name is not None  # BERT's and OPT's MLP is two projections of their layer
+    return f"blocks.{last}.mlp.hook_in" if whole else f"blocks.{last}.mlp.in.hook_in"
+
+
 def embedding_width(model: TransformerBridge) -> int:
     """The width of ``embed.hook_out``, where virtual tokens enter; not always ``cfg.d_model`` (OPT may
     project it)."""
@@ -197,6 +208,26 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+def remove_hook(point: Any, handle: Any) -> None:
+    """Take one hook that ``point.add_hook`` gave ``handle`` for away again, and no other."""
+    handle.hook.remove()
+    point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
+
+
+def has_foreign_hooks(points: Mapping[str, Any]) -> bool:
+    """Whether anybody but TransformerLens itself has put a hook on these points (``model.hook_dict``)."""
+    handles = [
+        h for point in points.values() if point.has_hooks() for h in (*point.fwd_hooks, *point.bwd_hooks)
+    ]
+    hooks = [handle.user_hook for handle in handles]
+    return any(not _module_of(hook).startswith("transformer_lens.") for hook in hooks)
+
+
+def _module_of(hook: Any) -> str:
+    hook = getattr(hook, "func", hook)  # of a partial
+    return str(getattr(hook, "__module__", ""))
 
 
 def model_label(model: TransformerBridge) -> str:

@@ -11,7 +11,7 @@ TransformerLens tool that takes token ids then works on the real model.
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,15 @@ from tl_skillneurons._checks import require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons.peft_files import read_peft, write_peft
 from tl_skillneurons.positions import PLACEMENTS, PromptedTokens, from_ids, published
-from tl_skillneurons.sites import SITE, embedding_width, is_causal, neuron_hooks, require_supported
+from tl_skillneurons.sites import (
+    SITE,
+    embedding_width,
+    has_foreign_hooks,
+    is_causal,
+    neuron_hooks,
+    remove_hook,
+    require_supported,
+)
 
 KIND = "SoftPrompt"
 
@@ -184,6 +192,9 @@ class VirtualTokens:
     Attributes:
         batch: The tokens of the batch that is about to run, where somebody (PromptedModel) knows its padding;
             ``None`` takes the positions from the ids themselves.
+        embedding: The rows; may be exchanged for as many others between two runs.
+        points: The model's hook points by name.
+        alone: Whether no other hooks were on the model when the prompt was attached.
     """
 
     def __init__(
@@ -194,8 +205,10 @@ class VirtualTokens:
         safe_id: int,
         mask_id: int | None,
         device: Any,
+        points: Mapping[str, Any],
     ) -> None:
-        self._embedding, self._base, self._safe_id, self._mask_id = embedding, base, safe_id, mask_id
+        self.points, self.alone = points, not has_foreign_hooks(points)
+        self.embedding, self._base, self._safe_id, self._mask_id = embedding, base, safe_id, mask_id
         self._device = device
         self._row: Tensor | None = None
         self._current: PromptedTokens | None = None
@@ -204,7 +217,7 @@ class VirtualTokens:
     @property
     def ids(self) -> Int[Tensor, " virtual_token"]:
         """The token ids that stand for the virtual tokens, in order."""
-        return torch.arange(self._base, self._base + len(self._embedding), device=self._device)
+        return torch.arange(self._base, self._base + len(self.embedding), device=self._device)
 
     def current(self) -> PromptedTokens | None:
         """The positions of the batch that is running, or ``None`` before the first."""
@@ -212,10 +225,10 @@ class VirtualTokens:
 
     def on_ids(self, ids: Tensor, hook: Any) -> Tensor:
         """Hook for ``embed.hook_in``: put a real token's id where a virtual one stands."""
-        highest = self._base + len(self._embedding)
+        highest = self._base + len(self.embedding)
         if ids.max() >= highest:
             raise ValueError(
-                f"token ids must be below {highest} ({self._base} of the vocabulary and {len(self._embedding)} virtual "
+                f"token ids must be below {highest} ({self._base} of the vocabulary and {len(self.embedding)} virtual "
                 f"tokens), got {int(ids.max())}"
             )
         self._row = ids - self._base
@@ -229,11 +242,9 @@ class VirtualTokens:
             raise RuntimeError(
                 "the model's embedding ran without token ids; soft prompts need token input, not embeddings"
             )
-        if not len(self._embedding):
+        if not len(self.embedding):
             return act
-        rows = functional.embedding(
-            row.clamp(min=0), self._embedding.to(act)
-        )  # its backward is deterministic
+        rows = functional.embedding(row.clamp(min=0), self.embedding.to(act))  # its backward is deterministic
         return torch.where((row >= 0).unsqueeze(-1), rows, act)
 
 
@@ -248,13 +259,12 @@ def attach(model: Any, embedding: Float[Tensor, "virtual_token d_embed"]) -> Ite
         safe_id=1 if pad_id == 0 else 0,  # RoBERTa takes position ids from where the pad id stands
         mask_id=None if is_causal(model) else getattr(tokenizer, "mask_token_id", None),
         device=model.cfg.device,
+        points=model.hook_dict,
     )
-    hooked = [
-        (model.hook_dict["embed.hook_in"], virtual.on_ids),
-        (model.hook_dict["embed.hook_out"], virtual.on_embed),
-    ]
+    points = virtual.points
+    hooked = [(points["embed.hook_in"], virtual.on_ids), (points["embed.hook_out"], virtual.on_embed)]
     handles = []
-    sites = [model.hook_dict[name] for name in neuron_hooks(model)]
+    sites = [points[name] for name in neuron_hooks(model)]
     try:
         # permanent, so that a reset_hooks() in the context leaves them; first, so that other hooks see the rows
         for point, function in hooked:
@@ -263,8 +273,7 @@ def attach(model: Any, embedding: Float[Tensor, "virtual_token d_embed"]) -> Ite
             yield virtual
     finally:
         for point, handle in handles:
-            handle.hook.remove()
-            point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
+            remove_hook(point, handle)
 
 
 def describe_model(model: Any) -> dict[str, Any]:

@@ -36,11 +36,8 @@ from torch.nn import functional
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import require_writable
 from tl_skillneurons._progress import Advance, progress_bar
-from tl_skillneurons.prompted import (
-    PromptedModel,
-    length_batches,
-    text_token_ids,
-)
+from tl_skillneurons.input_cache import InputCache, runs_text_apart
+from tl_skillneurons.prompted import PromptedModel, text_token_ids
 from tl_skillneurons.sites import frozen, has_language_model_head, is_causal, require_supported
 from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens, describe_model
 from tl_skillneurons.task import Task
@@ -78,6 +75,8 @@ def fit_soft_prompts(
     prepend_bos: bool | None = None,
     max_length: int | None = None,
     folder: str | os.PathLike[str] | None = None,
+    cache: InputCache | None = None,
+    cache_budget: float | int = 0.25,
     progress: bool = True,
 ) -> list[SoftPrompt]:
     """One soft prompt per seed, tuned on role ``train`` of ``task``.
@@ -105,6 +104,9 @@ def fit_soft_prompts(
             ``provenance``.
         folder: Where finished prompts and checkpoints are kept. The same call goes on where it stopped, to
             the same bits.
+        cache: The texts' keys and values (causal models), to share with scoring; by default one of its own.
+        cache_budget: Memory of that one: bytes as an integer, or a share of what is free; see
+            :class:`~tl_skillneurons.InputCache`. What does not fit is computed again in every step.
 
     Returns:
         The prompts in the order of ``seeds``. ``provenance["outcome"]`` is "fitted", or says what went wrong
@@ -158,11 +160,13 @@ def fit_soft_prompts(
         "prepend_bos": bare.prepend_bos,
         "max_length": max_length,
     }
+    if cache is None and runs_text_apart(model):
+        cache = InputCache(model, cache_budget)
     with frozen(model):
         data = _prepare(model, task, settings)
         prompts = []
         for seed in seeds:
-            prompt = _fit_one(model, task, data, settings, seed, folder, progress)
+            prompt = _fit_one(model, task, data, settings, seed, folder, cache, progress)
             outcome = prompt.provenance["outcome"]
             if outcome != "fitted":
                 warnings.warn(
@@ -221,7 +225,14 @@ def _prepare(model: Any, task: Task, settings: dict[str, Any]) -> _Data:
 
 
 def _fit_one(
-    model: Any, task: Task, data: _Data, settings: dict[str, Any], seed: int, folder: Any, progress: bool
+    model: Any,
+    task: Task,
+    data: _Data,
+    settings: dict[str, Any],
+    seed: int,
+    folder: Any,
+    cache: InputCache | None,
+    progress: bool,
 ) -> SoftPrompt:
     finished = None if folder is None else Path(folder) / f"prompt-seed{seed}.safetensors"
     checkpoint = None if folder is None else Path(folder) / f"prompt-seed{seed}.checkpoint"
@@ -233,8 +244,12 @@ def _fit_one(
     state = _start(model, task, data, settings, seed)
     if checkpoint is not None and checkpoint.exists():
         resume_state(state, checkpoint, provenance)
-    prompted = PromptedModel(model, state.prompt, task.label_words, max_length=settings["max_length"])
-    prompted.assemble([max(data.ids, key=len)])  # refuses a prompt that leaves no room for text
+    prompted = PromptedModel(
+        model, state.prompt, task.label_words, max_length=settings["max_length"], cache=cache
+    )
+    cut = prompted.cut(data.ids)  # refuses a prompt that leaves no room for text
+    if cache is not None:
+        cache.plan(cut)
     if folder is not None:
         require_writable(folder)
     with progress_bar(f"tuning, seed {seed}", settings["n_steps"], show=progress) as advance:
@@ -286,8 +301,7 @@ def _train(
             for group, most in zip(state.optimizer.param_groups, highest, strict=True):
                 group["lr"] = most * rate(state.step, settings["n_steps"], settings["warmup"])
             batch = batch_at(state.step, data.trained, settings["batch_size"], seed)
-            tokens = prompted.assemble([data.ids[i] for i in batch])
-            logits = prompted.read_out(tokens, virtual)
+            logits = _logits(prompted, virtual, [data.ids[i] for i in batch])
             loss = functional.cross_entropy(logits, data.labels[batch].to(logits.device))
             state.optimizer.zero_grad()
             loss.backward()
@@ -310,6 +324,12 @@ def _train(
                 advance()
 
 
+def _logits(prompted: PromptedModel, virtual: VirtualTokens, ids: list[list[int]]) -> Tensor:
+    tokens = prompted.assemble(ids)
+    apart = prompted.cache is not None and prompted.runs_apart(virtual)
+    return prompted.read_out(tokens, virtual, past=prompted.past(tokens) if apart else None)
+
+
 def _evaluate(
     prompted: PromptedModel,
     virtual: VirtualTokens,
@@ -319,12 +339,11 @@ def _evaluate(
     train_loss: float | None,
 ) -> None:
     """Add accuracy and loss on the held-back part to the history, and keep the best prompt so far."""
-    lengths = [len(data.ids[i]) for i in data.held]
     total, correct = 0.0, 0
     with torch.no_grad():
-        for batch in length_batches(lengths, 2 * settings["batch_size"]):
+        for batch in prompted.batches([data.ids[i] for i in data.held]):
             examples = [data.held[i] for i in batch]
-            logits = prompted.read_out(prompted.assemble([data.ids[i] for i in examples]), virtual)
+            logits = _logits(prompted, virtual, [data.ids[i] for i in examples])
             labels = data.labels[examples].to(logits.device)
             total += float(functional.cross_entropy(logits.double(), labels, reduction="sum"))
             correct += int((logits.argmax(1) == labels).sum())

@@ -1,0 +1,87 @@
+"""Which examples run together: batches of similar length, as many tokens each as a budget allows.
+
+Padding is computed and thrown away, so texts of similar length stand together; a batch is limited by its
+tokens, padding included, since they (and not the examples) are what takes time and memory. A batch that runs
+out of memory is cut in two and run again, and so is every later one that is as large.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from tl_skillneurons._checks import require_int
+
+_TOKENS = {"cpu": 2048}
+_TOKENS_ELSEWHERE = 16384
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def batch_tokens_on(device: Any) -> int:
+    """How many tokens a batch holds by default: on a CPU more gain nothing, an accelerator needs more to be
+    busy."""
+    return _TOKENS.get(torch.device(device).type, _TOKENS_ELSEWHERE)
+
+
+def length_batches(
+    lengths: Sequence[int], batch_tokens: int | None = None, batch_size: int | None = None
+) -> list[list[int]]:
+    """Indices in batches of similar length, the longest first (so that memory that won't do shows at once).
+
+    Args:
+        lengths: Tokens of each example, virtual tokens included.
+        batch_tokens: Most tokens of a batch, padding included; a single longer example still runs.
+        batch_size: Most examples of a batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batches: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        n = len(order)
+        if batch_tokens is not None:
+            n = max(1, require_int(batch_tokens, "batch_tokens") // max(1, lengths[order[start]]))
+        if batch_size is not None:
+            n = min(n, require_int(batch_size, "batch_size"))
+        batches.append(order[start : start + n])
+        start += n
+    return batches
+
+
+def padding(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> dict[str, int]:
+    """What the batches cost: how many there are, their tokens, and how many of these are padding."""
+    n_tokens = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+    n_real = sum(lengths[i] for batch in batches for i in batch)
+    return {"n_batches": len(batches), "n_tokens": n_tokens, "n_padding": n_tokens - n_real}
+
+
+def run_batches(batches: Sequence[list[int]], run: Callable[[list[int]], None]) -> None:
+    """Call ``run`` with each batch; one that runs out of memory is halved, and later ones are cut to the size
+    that worked.
+
+    ``run`` must leave nothing behind when it fails.
+
+    Raises:
+        RuntimeError: When one example alone runs out of memory.
+    """
+    waiting = deque(batches)
+    most: int | None = None
+    while waiting:
+        batch = waiting.popleft()
+        if most is not None and len(batch) > most:
+            waiting.extendleft([batch[most:], batch[:most]])
+            continue
+        try:
+            run(batch)
+            continue
+        except RuntimeError as error:
+            if len(batch) == 1 or not _is_out_of_memory(error):
+                raise
+        most = len(batch) // 2  # out of the handler, so that the failed run's tensors are free
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        waiting.appendleft(batch)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(said in str(error) for said in _NO_MEMORY)

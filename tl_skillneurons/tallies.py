@@ -1,0 +1,89 @@
+"""Sums and counts over examples, kept per [position, neuron], which batches and processes add to.
+
+Sums are float64, and the sum that thresholds come from carries its rounding error along (Knuth's two-sum): it
+does not depend on how examples were put into batches or in which order these came. Counts are integers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_NO_FLOAT64 = ("mps",)
+
+
+def moments(acts: Float[Tensor, "batch position neuron"]) -> Float[Tensor, "5 position neuron"]:
+    """Of one batch: the sum, a zero for its rounding error, the sum of squares, of magnitudes, and the lowest
+    value; float64."""
+    if acts.device.type in _NO_FLOAT64:
+        acts = acts.cpu()
+    # on a CPU an example at a time: what is written in between then stays in the processor's cache
+    n_rows = 1 if acts.device.type == "cpu" else len(acts)
+    found = torch.zeros(5, *acts.shape[1:], dtype=torch.float64, device=acts.device)
+    for rows in acts.split(n_rows):
+        wide = rows.double()
+        found[0] += wide.sum(0)
+        found[2] += wide.square().sum(0)
+        found[3] += wide.abs().sum(0)
+    found[4] = acts.amin(0)
+    return found
+
+
+def add_moments(
+    one: Float[Tensor, "5 position neuron"] | None, other: Float[Tensor, "5 position neuron"]
+) -> Float[Tensor, "5 position neuron"]:
+    """The moments of both."""
+    if one is None:
+        return other
+    total = one[0] + other[0]
+    part = total - one[0]
+    lost = (one[0] - (total - part)) + (other[0] - part)
+    return torch.stack(
+        [
+            total,
+            one[1] + other[1] + lost,
+            one[2] + other[2],
+            one[3] + other[3],
+            torch.minimum(one[4], other[4]),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What thresholds and noise levels come from, each [layer, position, neuron], float64 on the CPU."""
+
+    mean: Float[Tensor, "layer position neuron"]
+    std: Float[Tensor, "layer position neuron"]
+    mean_abs: Float[Tensor, "layer position neuron"]
+
+
+def summarize(layers: list[Float[Tensor, "5 position neuron"]], n_examples: int) -> Summary:
+    """Mean, standard deviation and mean magnitude over ``n_examples``."""
+    total, lost, square, absolute, lowest = torch.stack([m.cpu() for m in layers]).unbind(1)
+    mean = ((total + lost) / n_examples).maximum(
+        lowest
+    )  # rounding must not put the mean of a constant below it
+    variance = (square / n_examples - mean.square()).clamp(min=0)
+    return Summary(mean, variance.sqrt(), absolute / n_examples)
+
+
+def count_above(
+    acts: Float[Tensor, "batch position neuron"],
+    limits: Float[Tensor, "position neuron"],
+    labels: Int[Tensor, " batch"],
+) -> Int[Tensor, "position neuron"]:
+    """On how many examples of one batch "above its limit means label 1" is right."""
+    above = (acts > limits).float().flatten(1)
+    sign = torch.where(labels == 1, 1.0, -1.0)  # above is right on label 1 and wrong on label 0
+    right = (sign @ above).view(limits.shape)  # whole numbers, exact in float32
+    return right.to(torch.int64) + (labels == 0).sum()
+
+
+def threshold(baseline: Float[Tensor, "*axes"], dtype: torch.dtype) -> Float[Tensor, "*axes"]:
+    """The largest value of ``dtype`` that is at most ``baseline``: an activation of that dtype is above it
+    exactly when it is above ``baseline`` itself, so the comparison needs no wider copy of the activations."""
+    rounded = baseline.to(dtype)
+    below = torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
+    return torch.where(rounded.to(baseline.dtype) > baseline, below, rounded)

@@ -528,7 +528,9 @@ def test_a_diverging_prompt_is_reported_and_the_other_seeds_go_on(
     llama, tmp_path, monkeypatch, training, step
 ):
     """Whether a training step or an evaluation is the first to meet what is not finite."""
-    with llama.hooks(fwd_hooks=[("blocks.1.hook_out", lambda act, hook: act)]):  # with a hook, text runs again
+    with llama.hooks(
+        fwd_hooks=[("blocks.1.hook_out", lambda act, hook: act)]
+    ):  # with a hook, text runs again
         unharmed = fit(llama, seeds=(1,))
     real = tuning.batch_at
     poison = []

@@ -35,6 +35,7 @@ from torch.nn import functional
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import require_writable
+from tl_skillneurons._processes import gather, rank_and_count
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.prompted import PromptedModel, text_token_ids
@@ -80,6 +81,9 @@ def fit_soft_prompts(
     progress: bool = True,
 ) -> list[SoftPrompt]:
     """One soft prompt per seed, tuned on role ``train`` of ``task``.
+
+    Under ``torchrun`` or ``accelerate launch`` the seeds are dealt out to the processes, and each returns all
+    prompts.
 
     Args:
         model: A TransformerBridge in eval mode; it comes back as it was, ``requires_grad`` flags included.
@@ -164,16 +168,18 @@ def fit_soft_prompts(
         cache = InputCache(model, cache_budget)
     with frozen(model):
         data = _prepare(model, task, settings)
-        prompts = []
-        for seed in seeds:
+        rank, count = rank_and_count()
+        mine: dict[int, SoftPrompt] = {}
+        for seed in seeds[rank::count]:
             prompt = _fit_one(model, task, data, settings, seed, folder, cache, progress)
             outcome = prompt.provenance["outcome"]
             if outcome != "fitted":
                 warnings.warn(
                     f"the prompt of seed {seed}: {outcome}; the best prompt seen is kept", stacklevel=2
                 )
-            prompts.append(prompt)
-    return prompts
+            mine[seed] = prompt.cpu()
+    everyone = {seed: prompt for part in gather(mine) for seed, prompt in part.items()}
+    return [everyone[seed].to(model.cfg.device) for seed in seeds]
 
 
 @dataclass(frozen=True)

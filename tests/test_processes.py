@@ -1,0 +1,87 @@
+"""Two gloo processes on a CPU: the same prompts and scores as one process alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+JOB = """
+import sys
+import warnings
+warnings.simplefilter("ignore")
+import tiny
+import torch
+import tl_skillneurons as skn
+
+out, family = sys.argv[1:]
+model, task = tiny.bridge(family), tiny.task()
+prompts = skn.fit_soft_prompts(
+    model, task, n_virtual_tokens=2, n_steps=4, batch_size=4, seeds=(0, 1, 2), progress=False
+)
+scores = skn.score_neurons(model, prompts, task, batch_size=4, progress=False)
+rules = skn.rule_accuracy(model, prompts, task, scores, batch_size=4, progress=False)
+few = skn.score_neurons(model, prompts[0], task, batch_size=64, progress=False)  # one batch: a process has none
+from tl_skillneurons._processes import rank_and_count
+rank, count = rank_and_count()
+torch.save(
+    {
+        "count": count,
+        "prompts": [p.embedding.detach() for p in prompts],
+        "seeds": [p.seed for p in prompts],
+        "baseline": scores.baseline, "correct": scores.correct, "std": scores.std, "rules": rules,
+        "few": few.correct, "few_baseline": few.baseline, "batches": scores.provenance["batches"],
+    },
+    f"{out}/{rank}.pt",
+)
+"""
+HERE = Path(__file__).parent
+
+
+def run(folder, family, *launcher):
+    folder.mkdir()
+    job = folder / "job.py"
+    job.write_text(JOB)
+    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *launcher, str(job), str(folder), family]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(file) for file in sorted(folder.glob("*.pt"))]
+
+
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    # starts processes as on a machine with GPUs, and these then find none and use the CPU
+    "accelerate launch": [
+        *["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"],
+        *["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"],
+    ],
+}
+
+
+@pytest.mark.parametrize("family, launcher", [("llama", "torchrun"), ("bert", "accelerate launch")])
+def test_two_processes_return_what_one_returns(tmp_path, family, launcher):
+    (alone,) = run(tmp_path / "one", family)
+    both = run(tmp_path / "two", family, *LAUNCHERS[launcher])
+    assert [one["count"] for one in both] == [2, 2] and alone["count"] == 1
+    for one in both:
+        for key, expected in alone.items():
+            if key == "std":  # sums of squares do not carry their rounding along
+                torch.testing.assert_close(one[key], expected, atol=1e-6, rtol=1e-6)
+            elif isinstance(expected, torch.Tensor):
+                assert torch.equal(one[key], expected), key
+            elif key == "prompts":
+                assert all(torch.equal(a, b) for a, b in zip(one[key], expected, strict=True))
+            elif key != "count":
+                assert one[key] == expected, key
+
+
+def test_one_process_joins_nobody(monkeypatch):
+    from tl_skillneurons import _processes
+
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert _processes.rank_and_count() == (0, 1) and _processes.gather("mine") == ["mine"]
+    assert not torch.distributed.is_initialized()

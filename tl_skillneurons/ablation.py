@@ -87,11 +87,11 @@ def _hook_function(
                 f"{width or 'at least ' + str(int(index.max()) + 1)}; use neurons and values of this model"
             )
         here = index.to(act.device)
-        where = columns(positions, act, hook)[..., None]
         old = act[..., here]
-        edited = act.clone()  # other hooks may keep the original
-        edited[..., here] = torch.where(where, edit(old, hook=hook), old)
-        return edited
+        new = edit(old, hook=hook)
+        if not (isinstance(positions, str) and positions == "all"):
+            new = torch.where(columns(positions, act, hook)[..., None], new, old)
+        return act.index_copy(-1, here, new)  # a new tensor: other hooks may keep the original
 
     # a run of the virtual tokens alone does it justice (PromptedModel asks)
     hook_function.only_at_prompt = isinstance(positions, str) and positions == "prompt"

@@ -13,7 +13,7 @@ import torch
 
 from tl_skillneurons._checks import require_int
 
-_TOKENS = {"cpu": 2048}
+_TOKENS = {"cpu": 1024}
 _TOKENS_ELSEWHERE = 16384
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 

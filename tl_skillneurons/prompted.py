@@ -191,7 +191,7 @@ class PromptedModel:
         """Which texts (as :meth:`encode` gives them) run together: those of similar length, the longest first.
 
         Args:
-            batch_tokens: Most tokens of a batch, padding and virtual tokens included; by default 2,048 on a
+            batch_tokens: Most tokens of a batch, padding and virtual tokens included; by default 1,024 on a
                 CPU, 16,384 elsewhere.
             batch_size: Most texts of a batch; by default as many as the tokens allow.
         """

@@ -174,7 +174,7 @@ def neuron_activations(
         return acts.mean(1).cpu()
 
     def add(number: int, layer: int, means: Tensor, example: Tensor) -> None:
-        kept[example.cpu(), layer] = means
+        kept[example, layer] = means
 
     options = {"positions": positions, "batch_size": batch_size, "batch_tokens": batch_tokens}
     stream_activations([prompted], texts, reduce, add, **options)
@@ -285,7 +285,7 @@ def _summaries(
 
     texts = list(task.split("baseline")["text"])
     padded = stream_activations(prompted, texts, reduce, add, **options)
-    everyone = gather([[None if m is None else m.cpu() for m in layers] for layers in found])
+    everyone = gather([_on_cpu(layers) for layers in found])
     summaries = []
     for prompt in range(len(prompted)):
         layers: list[Tensor | None] = [None] * n_layers
@@ -295,6 +295,14 @@ def _summaries(
             ]
         summaries.append(summarize(layers, len(texts)))
     return summaries, padded
+
+
+def _on_cpu(layers: list[Tensor | None]) -> list[Tensor | None]:
+    """The same on the CPU, in one transfer where they are on one device; a process without a batch has none."""
+    if any(m is None for m in layers):
+        return layers
+    one_device = len({m.device for m in layers}) == 1
+    return list(torch.stack(layers).cpu()) if one_device else [m.cpu() for m in layers]
 
 
 def _count_correct(

@@ -67,29 +67,40 @@ def stream_activations(
         alone = positions == "prompt" and not apart and not fwd_hooks and virtual.alone
         narrow_at = first.last_mlp if alone else None
 
-        def run(batch: list[int]) -> None:
+        def look(batch: list[int], exactly: bool = False) -> list[tuple[int, int, Tensor]]:
             tokens = first.assemble([ids[i] for i in batch], batch)
             past = first.past(tokens) if apart else None
             read = reading(tokens.last(first.prompt.n_virtual_tokens) if apart else tokens, positions)
             found: list[tuple[int, int, Tensor]] = []
+            sums: list[Tensor] = []
             for number, model in enumerate(prompted):
                 if model.prompt is not None:
                     virtual.embedding = model.prompt.embedding
 
                 def keep(layer: int, acts: Tensor, number: int = number) -> None:
-                    _require_finite(acts, layer, tokens.example, texts)
+                    if exactly:
+                        _require_finite(acts, layer, tokens.example, texts)
+                    sums.append(acts.sum(dtype=torch.promote_types(acts.dtype, torch.float32)))
                     found.append((number, layer, reduce(number, layer, acts, tokens.example)))
 
                 hooks = _hooks(names, read, keep, narrow_at)
                 model.forward(tokens, virtual, [*fwd_hooks, *hooks], past)
+            # one sum shows whatever is not finite, and one transfer a batch tells it
+            if not exactly and not torch.stack([s.to(sums[0].device) for s in sums]).isfinite().all():
+                return look(batch, exactly=True)
+            return found
+
+        def run(batch: list[int]) -> None:
+            found = look(batch)
             seen = [(number, layer) for number, layer, _ in found]
             if seen != [(number, layer) for number in range(len(prompted)) for layer in range(len(names))]:
                 raise RuntimeError(
                     f"expected each of {len(names)} layers to show its neurons once for each of {len(prompted)} "
                     f"prompts, saw (prompt, layer) {seen}"
                 )
+            example = torch.tensor(batch)
             for number, layer, kept in found:
-                add(number, layer, kept, tokens.example)
+                add(number, layer, kept, example)
             if advance is not None:
                 advance(len(batch))
 
@@ -133,7 +144,7 @@ def _hooks(
 
 
 def _require_finite(acts: Tensor, layer: int, example: Tensor, texts: Sequence[str]) -> None:
-    if acts.sum().isfinite() or acts.isfinite().all():  # one sum shows anything that is not finite
+    if acts.isfinite().all():
         return
     row = int((~acts.isfinite()).flatten(1).any(1).nonzero()[0])
     number = int(example[row])

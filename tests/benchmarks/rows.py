@@ -166,25 +166,23 @@ def _against_peft(
     bare = skn.PromptedModel(model, None, task.label_words)
     texts, labels = _texts(model, task, bare.prepend_bos, n_tokens)
     batches = _batches(labels, n_steps, range(n_seeds))
-    with quiet():
-        hf = untouched("smollm2", transformers.AutoModelForCausalLM)
-        pad_id = model.tokenizer.pad_token_id or 0
-        theirs = peers.PeftTuning(hf, n_virtual_tokens=n_virtual, label_ids=bare.label_ids, pad_id=pad_id)
+    hf = untouched("smollm2", transformers.AutoModelForCausalLM)
+    pad_id = model.tokenizer.pad_token_id or 0
+    theirs = peers.PeftTuning(hf, n_virtual_tokens=n_virtual, label_ids=bare.label_ids, pad_id=pad_id)
 
     def ours() -> None:
-        with quiet():
-            skn.fit_soft_prompts(
-                model,
-                task,
-                n_virtual_tokens=n_virtual,
-                seeds=range(n_seeds),
-                n_steps=n_steps,
-                batch_size=BATCH_SIZE,
-                held_back=HELD_BACK,
-                evaluate_every=n_steps,
-                max_length=None if n_tokens is None else n_tokens + n_virtual,
-                progress=False,
-            )
+        skn.fit_soft_prompts(
+            model,
+            task,
+            n_virtual_tokens=n_virtual,
+            seeds=range(n_seeds),
+            n_steps=n_steps,
+            batch_size=BATCH_SIZE,
+            held_back=HELD_BACK,
+            evaluate_every=n_steps,
+            max_length=None if n_tokens is None else n_tokens + n_virtual,
+            progress=False,
+        )
 
     def steps_of_peft(chosen: Sequence[list[int]]) -> Callable[[], None]:
         def run() -> None:
@@ -229,24 +227,23 @@ def tuning_minilm(setting: Setting) -> Measured:
     batches = _batches(labels, n_steps, [0])
     tokenizer = model.tokenizer
     label_ids = torch.tensor(tokenizer.convert_tokens_to_ids(["negative", "positive"]))
-    with quiet(), torch.random.fork_rng():
+    with torch.random.fork_rng():
         torch.manual_seed(0)  # the head is random
         hf = untouched("minilm", transformers.AutoModelForMaskedLM)
     theirs = peers.MaskedTuning(hf, n_virtual_tokens=n_virtual, label_ids=label_ids, tokenizer=tokenizer)
 
     def ours() -> None:
-        with quiet():
-            skn.fit_soft_prompts(
-                model,
-                task,
-                n_virtual_tokens=n_virtual,
-                n_steps=n_steps,
-                batch_size=BATCH_SIZE,
-                held_back=HELD_BACK,
-                evaluate_every=n_steps,
-                readout="linear",
-                progress=False,
-            )
+        skn.fit_soft_prompts(
+            model,
+            task,
+            n_virtual_tokens=n_virtual,
+            n_steps=n_steps,
+            batch_size=BATCH_SIZE,
+            held_back=HELD_BACK,
+            evaluate_every=n_steps,
+            readout="linear",
+            progress=False,
+        )
 
     def peer() -> None:
         for batch in batches:
@@ -315,28 +312,31 @@ def ablation(name: str) -> Callable[[Setting], Measured]:
     return run
 
 
-_IMPORT = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
+_IMPORT = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
 
 
-def importing(setting: Setting) -> Measured:
-    """Seconds of one import statement, each in a Python of its own; the first of each fills the disk's cache."""
+def importing(statement: str) -> Callable[[Setting], Measured]:
+    """Seconds of one import, each in a Python of its own, after one of each that fills the disk's cache."""
 
-    def seconds(package: str) -> float:
+    def seconds(code: str) -> float:
         done = subprocess.run(
-            [sys.executable, "-c", _IMPORT.format(package)], check=True, capture_output=True, text=True
+            [sys.executable, "-c", _IMPORT.format(code)], check=True, stdout=subprocess.PIPE, text=True
         )
         return float(done.stdout)
 
-    measured = Measured()
-    sides = [(measured.ours, "tl_skillneurons"), (measured.peer, "transformer_lens")]
-    for _, package in sides:
-        seconds(package)
-    n_pairs = setting.n_pairs * setting.sizes.n_imports
-    for number in range(n_pairs):
-        for side, package in sides if number % 2 == 0 else sides[::-1]:
-            side.values.append(seconds(package))
-        measure.say_pair(measured, n_pairs)
-    return measured
+    def run(setting: Setting) -> Measured:
+        measured = Measured()
+        sides = [(measured.ours, statement), (measured.peer, "import transformer_lens")]
+        for _, code in sides:
+            seconds(code)
+        n_pairs = setting.n_pairs * setting.sizes.n_imports
+        for number in range(n_pairs):
+            for side, code in sides if number % 2 == 0 else sides[::-1]:
+                side.values.append(seconds(code))
+            measure.say_pair(measured, n_pairs)
+        return measured
+
+    return run
 
 
 def memory(name: str) -> Callable[[Setting], Measured]:
@@ -422,7 +422,20 @@ ROWS = {
     "ablation-smollm2": Row(
         "2% of neurons ablated, SmolLM2, 32 texts", "no hooks", 1.05, False, ablation("smollm2")
     ),
-    "import": Row("import tl_skillneurons", "import transformer_lens", 1.05, False, importing),
+    "import": Row(
+        "import tl_skillneurons",
+        "import transformer_lens",
+        1.05,
+        False,
+        importing("import tl_skillneurons"),
+    ),
+    "import-names": Row(  # the package loads its modules when a name is first asked for
+        "from tl_skillneurons import *",
+        "import transformer_lens",
+        1.05,
+        False,
+        importing("from tl_skillneurons import *"),
+    ),
     "memory-minilm": Row("peak memory, scoring 5,000, MiniLM", "scoring 500", 1.05, False, memory("minilm")),
     "memory-smollm2": Row(
         "peak memory, scoring 5,000, SmolLM2", "scoring 500", 1.05, False, memory("smollm2")
@@ -451,13 +464,14 @@ def main(task: str, given: str, answer: str) -> None:
     values = json.loads(Path(given).read_text())
     setting = Setting(**{**values, "sizes": Sizes(**values["sizes"])})
     torch.set_num_threads(setting.n_threads)
-    if task.startswith("score-"):
-        _, name, n_examples = task.split("-")
-        result = peak_of_scoring(name, int(n_examples), setting)
-    else:
-        row = ROWS[task]
-        measured = row.measure(setting)
-        result = {**asdict(measured), "ratios": measure.ratios(measured, faster=row.faster)}
+    with quiet():
+        if task.startswith("score-"):
+            _, name, n_examples = task.split("-")
+            result = peak_of_scoring(name, int(n_examples), setting)
+        else:
+            row = ROWS[task]
+            measured = row.measure(setting)
+            result = {**asdict(measured), "ratios": measure.ratios(measured, faster=row.faster)}
     Path(answer).write_text(json.dumps(result))
 
 

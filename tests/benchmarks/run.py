@@ -35,7 +35,7 @@ from rich.table import Table
 from rows import ROWS, Row, in_own_process
 from setups import QUICK, Setting, Sizes, default_data
 
-PACKAGES = ("torch", "transformers", "transformer-lens", "peft", "datasets", "tl_skillneurons")
+PACKAGES = ("torch", "transformers", "transformer-lens", "peft", "datasets")
 CAPTION = (
     "ratio: >= rows, peer / ours (how many times faster); <= rows, ours / peer (what is left to pay). Median of the "
     "pairs, lowest to highest. Peak memory: above what stood before, except in the rows about memory."
@@ -68,11 +68,13 @@ def main(
         sizes=QUICK if quick else Sizes(),
     )
     report = {"machine": machine(setting.n_threads), "setting": describe(setting, quick), "rows": {}}
+    if os.getloadavg()[0] > 0.5:
+        say(f"other processes are running (load average {os.getloadavg()[0]:.1f}): the ratios will scatter")
     for number, name in enumerate(names, start=1):
         say(f"{name} ({number} of {len(names)}): {ROWS[name].what} / {ROWS[name].peer}")
         report["rows"][name] = measured(ROWS[name], name, setting, quick)
         json_path.write_text(json.dumps(report, indent=1) + "\n")  # a long run that is stopped keeps its rows
-    Console().print(table(report["rows"], quick))
+    Console(width=None if sys.stdout.isatty() else 150).print(table(report["rows"], quick))
     say(f"everything measured is in {json_path}")
     if any("error" in row for row in report["rows"].values()):
         raise typer.Exit(1)
@@ -151,7 +153,7 @@ def table(rows: dict[str, dict[str, Any]], quick: bool) -> Table:
         if row["unit"] == "bytes":
             peaks = sides
         met = "-" if row["met"] is None else ("yes" if row["met"] else "no")
-        ratio = f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"
+        ratio = f"{row['ratio']:.3g} ({low:.3g} to {high:.3g})"
         shown.add_row(what, *sides, ratio, " / ".join(peaks), row["aim"], met)
     if any(row.get("extrapolated") for row in rows.values()):
         shown.caption = f"{CAPTION} *: extrapolated from some steps."

@@ -12,7 +12,6 @@ import transformers
 
 import tl_skillneurons as skn
 from tl_skillneurons.positions import PromptedTokens
-from tl_skillneurons.prompted import length_batches
 from tl_skillneurons.task_data import load_splits
 
 _DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -117,9 +116,7 @@ def random_prompts(
 def batches_as_scored(prompted: skn.PromptedModel, texts: Sequence[str]) -> list[PromptedTokens]:
     """The batches that ``score_neurons`` runs by default, in its order."""
     ids = prompted.encode(list(texts))
-    return [
-        prompted.assemble([ids[i] for i in batch], batch) for batch in length_batches(list(map(len, ids)), 32)
-    ]
+    return [prompted.assemble([ids[i] for i in batch], batch) for batch in prompted.batches(ids)]
 
 
 @contextmanager

@@ -7,6 +7,11 @@ neuron] entries however many examples there are.
 Read at the prompt positions, or, as the paper's comparison, at the text's own tokens (special tokens left
 out): the last one, their mean or their maximum, with a prompt or without any.
 
+A bfloat16 model scores in its own dtype (sums and thresholds don't). SST-2, one prompt of 8 virtual tokens,
+bfloat16 against float32 weights: Spearman correlation of the predictivities 0.980, mean and largest
+difference 0.006 and 0.043, 83 % of the top 2 % shared (SmolLM2-135M, 300 baseline and 300 select examples);
+0.948, 0.005 and 0.043, 77 % (MiniLM-L6, 600 and 400, a weak prompt). So single ranks should come from float32.
+
 Under ``torchrun`` or ``accelerate launch`` each process runs its share of the batches, and all return the
 scores of one process alone.
 """

@@ -177,5 +177,4 @@ def amount(value: float | None, unit: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     typer.run(main)

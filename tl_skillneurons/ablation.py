@@ -93,8 +93,8 @@ def _hook_function(
             new = torch.where(columns(positions, act, hook)[..., None], new, old)
         return act.index_copy(-1, here, new)  # a new tensor: other hooks may keep the original
 
-    # a run of the virtual tokens alone does it justice (PromptedModel asks)
-    hook_function.only_at_prompt = isinstance(positions, str) and positions == "prompt"
+    # PromptedModel asks what a run of some positions alone would do to it
+    hook_function.acts_at = positions if isinstance(positions, str) else "chosen"
     return hook_function
 
 

@@ -191,11 +191,11 @@ class PromptedModel:
         """Which texts (as :meth:`encode` gives them) run together: those of similar length, the longest first.
 
         Args:
-            batch_tokens: Most tokens of a batch, padding and virtual tokens included; by default 1,024 on a
-                CPU, 16,384 elsewhere.
-            batch_size: Most texts of a batch; by default as many as the tokens allow.
+            batch_tokens: Most tokens of a batch, padding and virtual tokens included; without either limit
+                1,024 on a CPU and 16,384 elsewhere.
+            batch_size: Most texts of a batch.
         """
-        if batch_tokens is None:
+        if batch_tokens is None and batch_size is None:
             batch_tokens = batch_tokens_on(self.model.cfg.device)
         return length_batches(self.lengths(text_ids), batch_tokens, batch_size)
 
@@ -240,8 +240,7 @@ class PromptedModel:
         Not where anything acts on text positions: hooks are only known to leave the text alone when
         ``ablate(positions="prompt")`` made them, and other hooks on the model are not known at all.
         """
-        spared = all(getattr(function, "only_at_prompt", False) for _, function in fwd_hooks)
-        return spared and virtual.alone and self.text_runs_apart
+        return _all_act_at("prompt", fwd_hooks) and virtual.alone and self.text_runs_apart
 
     def past(self, tokens: PromptedTokens) -> Any:
         """The keys and values of the batch's texts, from the input cache where there is one."""
@@ -286,8 +285,8 @@ class PromptedModel:
         def stop(act: Tensor, hook: Any) -> Tensor:
             raise StopAtLayerException(act[:, 0])
 
-        if not fwd_hooks and virtual.alone and self.last_mlp is not None:
-            fwd_hooks = [(self.last_mlp, keep_readout)]  # the last MLP runs at the read-out alone
+        if _all_act_at("all", fwd_hooks) and virtual.alone and self.last_mlp is not None:
+            fwd_hooks = [*fwd_hooks, (self.last_mlp, keep_readout)]  # the last MLP runs at the read-out alone
         if self.causal:
             ours = [("unembed.hook_in", stop_at_readout)]
         elif self.linear:
@@ -335,6 +334,11 @@ class PromptedModel:
         with self.attached() as virtual:
             tokens = virtual.batch = self.tokens(texts)
             return self.model.run_with_cache(tokens.ids, attention_mask=tokens.attention_mask, **kwargs)
+
+
+def _all_act_at(positions: str, fwd_hooks: Hooks) -> bool:
+    """Whether all hooks are of ``ablate(positions=...)``, and with these positions."""
+    return all(getattr(function, "acts_at", None) == positions for _, function in fwd_hooks)
 
 
 def _stop_at_last(act: Tensor, hook: Any) -> Tensor:

@@ -18,15 +18,20 @@ def moments(acts: Float[Tensor, "batch position neuron"]) -> Float[Tensor, "5 po
     value; float64."""
     if acts.device.type in _NO_FLOAT64:
         acts = acts.cpu()
-    # on a CPU an example at a time: what is written in between then stays in the processor's cache
-    n_rows = 1 if acts.device.type == "cpu" else len(acts)
     found = torch.zeros(5, *acts.shape[1:], dtype=torch.float64, device=acts.device)
-    for rows in acts.split(n_rows):
+    total, _, square, absolute, lowest = found.unbind(0)
+    lowest.copy_(acts.amin(0))
+    # on a CPU an example at a time: what is written in between stays in the processor's cache
+    for rows in acts if acts.device.type == "cpu" else [acts]:
         wide = rows.double()
-        found[0] += wide.sum(0)
-        found[2] += wide.square().sum(0)
-        found[3] += wide.abs().sum(0)
-    found[4] = acts.amin(0)
+        if wide.ndim == 3:
+            total += wide.sum(0)
+            square += wide.square().sum(0)
+            absolute += wide.abs().sum(0)
+        else:
+            total += wide
+            square.addcmul_(wide, wide)
+            absolute += wide.abs()
     return found
 
 

@@ -23,18 +23,18 @@ LABEL_WORDS = {0: " negative", 1: " positive"}
 class Sizes:
     """How much each row runs; ``n_peft_steps`` is per pair, half before ours and half after."""
 
-    n_baseline: int = 1500
-    n_select: int = 872
-    n_baseline_causal: int = 300
-    n_select_causal: int = 200
+    n_baseline: int = 600
+    n_select: int = 400
+    n_baseline_causal: int = 160
+    n_select_causal: int = 96
     n_trained: int = 1500
-    n_trained_imdb: int = 500
+    n_trained_imdb: int = 300
     n_steps: int = 300
     n_peft_steps: int = 12
     n_peft_steps_imdb: int = 4
     n_peft_steps_seeds: int = 20
     n_tokens_imdb: int = 256
-    n_ablations: int = 20
+    n_ablations: int = 10
     n_imports: int = 3
     n_many: int = 5000
     n_few: int = 500

@@ -100,7 +100,7 @@ def _against_peft(
     measured.details |= {
         "padded tokens of a step, mean of all": _mean_size(batches, texts),
         "padded tokens of a step, mean of those run": _mean_size(sample, texts),
-        "not taken off ours": f"{round(HELD_BACK * len(labels))} held-back examples, evaluated at start and end",
+        "not taken off ours": f"{len(hold_back(labels, HELD_BACK)[1])} held-back examples, evaluated at start and end",
     }
     return measured
 

@@ -27,7 +27,7 @@ def small(skn, monkeypatch):
 
 
 def test_the_readme_has_the_main_example_and_the_one_with_transformer_lens():
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3 and "InputCache" in BLOCKS[2]
     assert "fit_soft_prompts" in BLOCKS[0] and "ablation_effect" in BLOCKS[0]
 
 

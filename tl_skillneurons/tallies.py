@@ -38,21 +38,17 @@ def moments(acts: Float[Tensor, "batch position neuron"]) -> Float[Tensor, "5 po
 def add_moments(
     one: Float[Tensor, "5 position neuron"] | None, other: Float[Tensor, "5 position neuron"]
 ) -> Float[Tensor, "5 position neuron"]:
-    """The moments of both."""
+    """The moments of both, in the memory of ``one``: what is kept for long is not moved about the heap."""
     if one is None:
         return other
     total = one[0] + other[0]
     part = total - one[0]
     lost = (one[0] - (total - part)) + (other[0] - part)
-    return torch.stack(
-        [
-            total,
-            one[1] + other[1] + lost,
-            one[2] + other[2],
-            one[3] + other[3],
-            torch.minimum(one[4], other[4]),
-        ]
-    )
+    one[0] = total
+    one[1] += other[1] + lost
+    one[2:4] += other[2:4]
+    one[4] = torch.minimum(one[4], other[4])
+    return one
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,14 @@ import functools
 import pytest
 import tiny
 import torch
-from test_families import EXACT, soft_prompt, softmax_in_float64  # noqa: F401 (a fixture)
+from test_families import EXACT, LABEL_WORDS, soft_prompt, softmax_in_float64  # noqa: F401 (a fixture)
+from test_families import TEXTS as SOME_TEXTS
 
 import tl_skillneurons as skn
 from tl_skillneurons import input_cache
 from tl_skillneurons.sites import neuron_hooks
 
-LABEL_WORDS = {0: "negative", 1: "positive"}
-TEXTS = [
-    "good film",
-    "the plot was very slow and the music dull but not bad",
-    "quick",
-    "a bright scene is good",
-    "the cast is bad",
-    "good film",
-]
+TEXTS = [*SOME_TEXTS, "good film"]  # one stands there twice
 TASK = tiny.task()
 UNTRAINED = pytest.mark.filterwarnings("ignore:the prompt of seed .* not below chance")
 
@@ -38,15 +31,6 @@ def prompt(seed=0, n=3):
     return skn.SoftPrompt(
         torch.randn(n, 32, generator=torch.Generator().manual_seed(seed)), placement="suffix"
     )
-
-
-def texts_run(model, monkeypatch):
-    """A list that grows by the size of each batch of bare texts that runs."""
-    sizes, real = [], input_cache.prefill
-    monkeypatch.setattr(
-        input_cache, "prefill", lambda model, ids, mask: sizes.append(len(ids)) or real(model, ids, mask)
-    )
-    return sizes
 
 
 @pytest.mark.parametrize("family", tiny.CAUSAL)
@@ -145,11 +129,10 @@ def test_an_ablation_takes_effect_with_the_cache_as_without_and_bypasses_it_at_t
     whole = skn.PromptedModel(llama, prompt(), LABEL_WORDS).class_logits(TEXTS, hooks)
     torch.testing.assert_close(cached, whole, atol=1e-5, rtol=0)
     assert (cached - intact).abs().max() > 1e-3  # a run on kept texts would have missed it, or there was none
-    runs = []
-    monkeypatch.setattr(cache, "past", lambda *args: runs.append(args) or pytest.fail("read the cache"))
-    if positions != "prompt":
-        skn.PromptedModel(llama, prompt(), LABEL_WORDS, cache=cache).class_logits(TEXTS, hooks)
-    assert cache.n_runs == kept and not runs
+    reads, real = [], cache.past
+    monkeypatch.setattr(cache, "past", lambda *args: reads.append(args) or real(*args))
+    skn.PromptedModel(llama, prompt(), LABEL_WORDS, cache=cache).class_logits(TEXTS, hooks)
+    assert cache.n_runs == kept and bool(reads) == (positions == "prompt")
 
 
 def test_other_hooks_on_the_model_or_given_by_hand_bypass_it(llama, monkeypatch):

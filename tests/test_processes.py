@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
 JOB = """
@@ -85,3 +86,12 @@ def test_one_process_joins_nobody(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert _processes.rank_and_count() == (0, 1) and _processes.gather("mine") == ["mine"]
     assert not torch.distributed.is_initialized()
+
+
+def test_a_run_that_is_kept_in_a_folder_is_refused_to_several_processes(monkeypatch, tmp_path):
+    from tl_skillneurons import find
+
+    monkeypatch.setattr(find, "rank_and_count", lambda: (1, 2))
+    with pytest.raises(ValueError, match="kept by one process, and a launcher started several"):
+        find.find_skill_neurons(None, tiny.task(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._files import load_tensors, package_version, read_json, save_tensors, write_json
+from tl_skillneurons._processes import rank_and_count
 from tl_skillneurons.effects import AblationEffect, ablation_effect
 from tl_skillneurons.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.neurons import NeuronSet
@@ -86,8 +87,13 @@ def find_skill_neurons(
         n_random: Random controls of the ablation.
 
     Raises:
-        ValueError: When ``out`` holds a run of other settings, or for what the phases refuse.
+        ValueError: When ``out`` holds a run of other settings, under several processes, or for what the phases refuse.
     """
+    if rank_and_count()[1] > 1:
+        raise ValueError(
+            "a run's folder is kept by one process, and a launcher started several; start one, or share the work "
+            "in a script of your own with fit_soft_prompts and score_neurons"
+        )
     out = Path(out)
     require_int(n_prompts, "n_prompts")
     seeds = list(range(require_int(seed, "seed", minimum=0), seed + n_prompts))

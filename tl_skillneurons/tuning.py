@@ -37,6 +37,7 @@ from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import require_writable
 from tl_skillneurons._processes import gather, rank_and_count
 from tl_skillneurons._progress import Advance, progress_bar
+from tl_skillneurons.batches import run_batches
 from tl_skillneurons.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.prompted import PromptedModel, text_token_ids
 from tl_skillneurons.sites import frozen, has_language_model_head, is_causal, require_supported
@@ -346,13 +347,18 @@ def _evaluate(
 ) -> None:
     """Add accuracy and loss on the held-back part to the history, and keep the best prompt so far."""
     total, correct = 0.0, 0
+
+    def run(batch: list[int]) -> None:
+        nonlocal total, correct
+        examples = [data.held[i] for i in batch]
+        logits = _logits(prompted, virtual, [data.ids[i] for i in examples])
+        labels = data.labels[examples].to(logits.device)
+        loss = float(functional.cross_entropy(logits.double(), labels, reduction="sum"))
+        correct += int((logits.argmax(1) == labels).sum())
+        total += loss
+
     with torch.no_grad():
-        for batch in prompted.batches([data.ids[i] for i in data.held]):
-            examples = [data.held[i] for i in batch]
-            logits = _logits(prompted, virtual, [data.ids[i] for i in examples])
-            labels = data.labels[examples].to(logits.device)
-            total += float(functional.cross_entropy(logits.double(), labels, reduction="sum"))
-            correct += int((logits.argmax(1) == labels).sum())
+        run_batches(prompted.batches([data.ids[i] for i in data.held]), run)
     held_loss = total / len(data.held)
     if not math.isfinite(held_loss):
         if not state.history:

@@ -110,10 +110,6 @@ def test_no_module_hides_an_exported_name_even_when_it_is_imported_first():
         "        assert isinstance(getattr(skn, module.name), types.ModuleType)\n"
         "for name in skn.__all__:\n"
         "    assert getattr(skn, name).__name__ == name\n"
-        "from tl_skillneurons import minimal_pairs\n"
-        "assert skn.minimal_pairs is minimal_pairs\n"
-        "import tl_skillneurons.minimal_pairs\n"
-        "assert skn.minimal_pairs is minimal_pairs\n"
     )
     assert run(code) == ""
 

@@ -753,3 +753,18 @@ def test_a_class_with_one_example_is_refused(llama):
     task = Task.from_datasets(data, template="{text}", label_words=words, name="lone")
     with pytest.raises(ValueError, match="class 0 has one example in role train; at least 2 are needed"):
         fit(llama, task)
+
+
+@pytest.mark.filterwarnings("ignore:the prompt of seed .* not below chance")
+def test_an_evaluation_that_runs_out_of_memory_is_halved_and_counts_each_example_once(encoder):
+    expected = fit(encoder)
+
+    def scarce(act, hook):
+        if not torch.is_grad_enabled() and len(act) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+
+    with encoder.hooks(fwd_hooks=[("blocks.0.hook_in", scarce)]):
+        found = fit(encoder)
+    for before, after in zip(expected[0].history, found[0].history, strict=True):
+        assert before["accuracy"] == after["accuracy"]
+        assert math.isclose(before["loss"], after["loss"], rel_tol=1e-4)

@@ -3,10 +3,8 @@
 Importing the package loads nothing else: a name comes from its module when it is first asked for (PEP 562).
 """
 
-import sys
 from importlib import import_module
 from pkgutil import iter_modules
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __all__ = [
@@ -48,7 +46,7 @@ _MODULES = {
     "best_of_chance": "statistics",
     "fit_soft_prompts": "tuning",
     "load_model": "loading",
-    "minimal_pairs": "minimal_pairs",
+    "minimal_pairs": "pairs",
     "neuron_activations": "scoring",
     "packaged_model": "packaged",
     "rule_accuracy": "scoring",
@@ -61,9 +59,9 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.effects import AblationEffect, ablation_effect, accuracy
     from tl_skillneurons.input_cache import InputCache
     from tl_skillneurons.loading import load_model
-    from tl_skillneurons.minimal_pairs import minimal_pairs
     from tl_skillneurons.neurons import NeuronSet
     from tl_skillneurons.packaged import packaged_model
+    from tl_skillneurons.pairs import minimal_pairs
     from tl_skillneurons.positions import PromptedTokens
     from tl_skillneurons.prompted import PromptedModel
     from tl_skillneurons.scores import NeuronScores
@@ -91,13 +89,3 @@ else:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Importing the submodule ``minimal_pairs`` must not hide the function of that name."""
-        if name not in _MODULES or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -15,7 +15,7 @@ from rich.markup import escape
 from tl_skillneurons._files import package_version
 from tl_skillneurons.find import RUN, find_skill_neurons, record
 from tl_skillneurons.loading import load_model
-from tl_skillneurons.minimal_pairs import minimal_pairs
+from tl_skillneurons.pairs import minimal_pairs
 from tl_skillneurons.report import numbers, show
 from tl_skillneurons.task import Task
 from tl_skillneurons.task_data import load_splits

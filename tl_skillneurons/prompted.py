@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import utilities as tl_utilities
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons._checks import require_int, require_option
@@ -25,7 +24,6 @@ from tl_skillneurons.input_cache import InputCache, fork, prefill, runs_text_apa
 from tl_skillneurons.positions import PADDING_SIDES, PromptedTokens, arrange, truncate
 from tl_skillneurons.sites import (
     embedding_width,
-    has_language_model_head,
     is_causal,
     last_mlp_input,
     max_length,
@@ -34,6 +32,12 @@ from tl_skillneurons.sites import (
     require_supported,
 )
 from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens, attach
+from tl_skillneurons.tokenizing import (
+    label_token_ids,
+    resolve_prepend_bos,
+    special_token_ids,
+    text_token_ids,
+)
 
 Hooks = Sequence[tuple[Any, Any]]
 """Pairs of hook-point name and function, as ``model.run_with_hooks(fwd_hooks=...)`` takes them."""
@@ -99,6 +103,11 @@ class PromptedModel:
         if self.linear:
             return len(self.prompt.readout)
         return None if self.label_ids is None else len(self.label_ids)
+
+    @property
+    def n_prompt_positions(self) -> int:
+        """How many positions the prompt takes, the mask before a bidirectional model's included."""
+        return 0 if self.prompt is None else self.prompt.n_virtual_tokens + (not self.causal)
 
     def tokens(self, texts: Sequence[str]) -> PromptedTokens:
         """The batch of ``texts`` as token ids with the virtual tokens in place, with mask and positions."""
@@ -201,15 +210,13 @@ class PromptedModel:
 
     def cut(self, text_ids: list[list[int]]) -> list[list[int]]:
         """The texts as they stand beside the prompt: without what is more than the model takes."""
-        n_prompt = 0 if self.prompt is None else self.prompt.n_virtual_tokens + (not self.causal)
         special = special_token_ids(self.model.tokenizer)
-        return [truncate(ids, n_prompt, special, self.max_length) for ids in text_ids]
+        return [truncate(ids, self.n_prompt_positions, special, self.max_length) for ids in text_ids]
 
     def lengths(self, text_ids: list[list[int]]) -> list[int]:
         """How many tokens each text has with the prompt in place, and cut to what the model takes."""
-        n_prompt = 0 if self.prompt is None else self.prompt.n_virtual_tokens + (not self.causal)
         limit = self.max_length or float("inf")
-        return [min(len(ids) + n_prompt, limit) for ids in text_ids]
+        return [min(len(ids) + self.n_prompt_positions, limit) for ids in text_ids]
 
     @cached_property
     def text_runs_apart(self) -> bool:
@@ -371,111 +378,6 @@ def _run(
     finally:
         for point, handle in placed:
             remove_hook(point, handle)
-
-
-def resolve_prepend_bos(model: Any, prepend_bos: bool | None) -> bool | None:
-    """Whether texts get a BOS: as asked, else as TransformerLens has it; ``None`` for bidirectional models."""
-    if not is_causal(model):
-        return None
-    return bool(getattr(model.cfg, "default_prepend_bos", True)) if prepend_bos is None else prepend_bos
-
-
-def text_token_ids(model: Any, texts: list[str], prepend_bos: bool | None) -> list[list[int]]:
-    """Token ids of each text, as ``model.to_tokens(text, prepend_bos=...)`` gives them, but neither padded
-    nor cut.
-
-    A bidirectional model's text keeps all the special tokens its tokenizer gives it (``prepend_bos`` is
-    ``None``).
-    """
-    tokenizer, cfg = model.tokenizer, model.cfg
-    adds_bos = bool(getattr(cfg, "tokenizer_prepends_bos", True))
-    if prepend_bos and not adds_bos:
-        bos = tokenizer.bos_token
-        if bos is not None and len(tokenizer(bos, add_special_tokens=False)["input_ids"]) == 1:
-            texts = tl_utilities.get_input_with_manually_prepended_bos(bos, texts)
-    if not texts:
-        return []
-    rows = tokenizer(texts, verbose=False)["input_ids"]
-    if prepend_bos is None:
-        return rows
-    if getattr(cfg, "tokenizer_appends_eos", False):
-        rows = [row[:-1] if len(row) > 1 and row[-1] == tokenizer.eos_token_id else row for row in rows]
-    if not prepend_bos and adds_bos:
-        rows = [row[1:] if row and row[0] == tokenizer.bos_token_id else row for row in rows]
-    return rows
-
-
-def special_token_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of BOS, [CLS] and the like; the unknown token stands for a word, unless it is one of them too (as
-    GPT-2's is).
-
-    Compared by name: TransformerLens names a BOS that BERT's vocabulary lacks, and its id is then the unknown
-    token's.
-    """
-    named = {name: token for name, token in tokenizer.special_tokens_map.items() if name != "unk_token"}
-    special = set(tokenizer.all_special_ids)
-    if tokenizer.unk_token not in named.values():
-        special.discard(tokenizer.unk_token_id)
-    return frozenset(special)
-
-
-def label_token_ids(model: Any, label_words: Mapping[int, str | int]) -> Tensor:
-    """The token id of each class's label word, in the order of the class ids.
-
-    Raises:
-        ValueError: For a word of several tokens, an id outside the vocabulary, two classes with one token,
-            fewer than two classes, or a model whose language-model head was never trained.
-    """
-    if not has_language_model_head(model):
-        raise ValueError(
-            f"{model.cfg.model_name} has no language-model head, so label words can't be read; "
-            "use a prompt with a linear read-out (fit_soft_prompts trains one)"
-        )
-    if len(label_words) < 2:
-        raise ValueError(
-            f"label_words must hold a word for each of at least two classes, got {dict(label_words)}"
-        )
-    d_vocab = model.W_U.shape[1]
-    ids = []
-    for label in sorted(label_words):
-        word = label_words[label]
-        if isinstance(word, str):
-            word = _single_token(model.tokenizer, word)
-        elif not 0 <= word < d_vocab:
-            raise ValueError(f"the token id of label {label} must be in [0, {d_vocab}), got {word}")
-        ids.append(word)
-    if len(set(ids)) < len(ids):
-        raise ValueError(f"each label needs a token of its own, got {dict(label_words)} with token ids {ids}")
-    return torch.tensor(ids)
-
-
-def _single_token(tokenizer: Any, word: str) -> int:
-    def pieces(candidate: str) -> list[int]:
-        return tokenizer(candidate, add_special_tokens=False)["input_ids"]
-
-    ids = pieces(word)
-    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-        return ids[0]
-    stem = word.strip()
-    candidates = [
-        f" {stem}",
-        stem,
-        f" {stem.lower()}",
-        stem.lower(),
-        f" {stem.partition('-')[0].partition(' ')[0]}",
-    ]
-    works = [
-        c
-        for c in candidates
-        if c.strip() and c != word and len(pieces(c)) == 1 and pieces(c)[0] != tokenizer.unk_token_id
-    ]
-    told = (
-        f"is {len(ids)} tokens ({tokenizer.convert_ids_to_tokens(ids)})"
-        if len(ids) != 1
-        else "is not in the vocabulary"
-    )
-    advice = f"try {works[0]!r}" if works else "choose another word, or give a token id"
-    raise ValueError(f"label word {word!r} {told}; each label word must be one token ({advice})")
 
 
 def _max_length(model: Any, wanted: int | None) -> int | None:

@@ -65,6 +65,10 @@ def score_neurons(
         cache: Keys and values of the texts (causal models, suffix prompts), kept from tuning or for later
             passes; without one, a text's are shared by all prompts and freed with their batch.
 
+    Returns:
+        The scores; ``provenance["batches"]`` tells for each role how many batches and tokens ran, and how many
+        of these were padding.
+
     Raises:
         ValueError: For a task of more than two classes, a prefix prompt of a causal model scored at its own
             positions (they never see the text), activations that are not finite (which layer, which example),

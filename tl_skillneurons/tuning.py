@@ -39,10 +39,11 @@ from tl_skillneurons._processes import gather, rank_and_count
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.batches import run_batches
 from tl_skillneurons.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.prompted import PromptedModel, text_token_ids
+from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.sites import frozen, has_language_model_head, is_causal, require_supported
 from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens, describe_model
 from tl_skillneurons.task import Task
+from tl_skillneurons.tokenizing import text_token_ids
 from tl_skillneurons.tuning_state import TuningState, parameters_of, require_same, resume_state, save_state
 from tl_skillneurons.tuning_steps import (
     INITS,
@@ -395,7 +396,7 @@ def _finish(
         outcome = f"not below chance (held-back loss {lowest:.3f}, guessing the class shares {data.chance_loss:.3f})"
     n_truncated = 0
     if prompted.max_length is not None:
-        room = prompted.max_length - settings["n_virtual_tokens"] - (not prompted.causal)
+        room = prompted.max_length - prompted.n_prompt_positions
         n_truncated = sum(len(ids) > room for ids in data.ids)
     best = state.best_entry()
     return SoftPrompt(

@@ -25,24 +25,18 @@ def scoring_floor(setting: Setting) -> Measured:
     task = task_of(setting.sst2, baseline=sizes.n_baseline, select=sizes.n_select)
     [prompt] = random_prompts(model, 1, 16)
     batches = _batches_of_both_roles(model, prompt, task)
-    encoders = {
-        name: untouched("minilm", transformers.AutoModel, add_pooling_layer=False, **options)
-        for name, options in ATTENTION.items()
-    }
     soft = prompt.embedding.detach()
-    some = batches[:: max(1, len(batches) // 8)]
-    attention, trial = measure.fastest(
-        {name: lambda e=e: peers.run_encoder(e, some, soft) for name, e in encoders.items()}
+    encoder, details = _fastest_attention(
+        lambda options: untouched("minilm", transformers.AutoModel, add_pooling_layer=False, **options),
+        lambda encoder: peers.run_encoder(encoder, batches[:: max(1, len(batches) // 8)], soft),
     )
-    encoder = encoders.pop(attention)
-    encoders.clear()
     skn.score_neurons(model, prompt, task.limit(train=8, select=8), progress=False)
     measured = measure.paired(
         lambda: skn.score_neurons(model, prompt, task, progress=False),
         lambda: peers.run_encoder(encoder, batches, soft),
         setting.n_pairs,
     )
-    measured.details = {"attention of the peer": attention, "seconds to choose it": trial}
+    measured.details = details
     return measured
 
 
@@ -71,25 +65,29 @@ def scoring_five_prompts(setting: Setting) -> Measured:
     task = task_of(setting.sst2, baseline=sizes.n_baseline_causal, select=sizes.n_select_causal)
     prompts = random_prompts(model, 5, 8)
     batches = _batches_of_both_roles(model, prompts[0], task)
-    decoders = {
-        name: untouched("smollm2", transformers.AutoModelForCausalLM, **options).model
-        for name, options in ATTENTION.items()
-    }
     softs = [prompt.embedding.detach() for prompt in prompts]
-    some = batches[:: max(1, len(batches) // 2)]
-    attention, trial = measure.fastest(
-        {name: lambda d=d: peers.run_decoder(d, some, softs) for name, d in decoders.items()}, n_rounds=1
+    decoder, details = _fastest_attention(
+        lambda options: untouched("smollm2", transformers.AutoModelForCausalLM, **options).model,
+        lambda decoder: peers.run_decoder(decoder, batches[:: max(1, len(batches) // 2)], softs),
+        n_rounds=1,
     )
-    decoder = decoders.pop(attention)
-    decoders.clear()
     skn.score_neurons(model, prompts, task.limit(train=8, select=8), progress=False)
     measured = measure.paired(
         lambda: skn.score_neurons(model, prompts, task, progress=False),
         lambda: peers.run_decoder(decoder, batches, softs),
         setting.n_pairs,
     )
-    measured.details = {"attention of the peer": attention, "seconds to choose it": trial}
+    measured.details = details
     return measured
+
+
+def _fastest_attention(
+    load: Callable[[dict[str, Any]], Any], run: Callable[[Any], None], **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The peer with the attention that runs fastest on some batches, and how that was found."""
+    loaded = {name: load(how) for name, how in ATTENTION.items()}
+    attention, trial = measure.fastest({name: lambda m=m: run(m) for name, m in loaded.items()}, **options)
+    return loaded[attention], {"attention of the peer": attention, "seconds to choose it": trial}
 
 
 def _batches_of_both_roles(model: Any, prompt: skn.SoftPrompt, task: skn.Task) -> list[PromptedTokens]:

@@ -1,0 +1,115 @@
+"""Texts and label words as token ids, by the conventions of TransformerLens and of the model's tokenizer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens import utilities as tl_utilities
+
+from tl_skillneurons.sites import has_language_model_head, is_causal
+
+
+def resolve_prepend_bos(model: Any, prepend_bos: bool | None) -> bool | None:
+    """Whether texts get a BOS: as asked, else as TransformerLens has it; ``None`` for bidirectional models."""
+    if not is_causal(model):
+        return None
+    return bool(getattr(model.cfg, "default_prepend_bos", True)) if prepend_bos is None else prepend_bos
+
+
+def text_token_ids(model: Any, texts: list[str], prepend_bos: bool | None) -> list[list[int]]:
+    """Token ids of each text, as ``model.to_tokens(text, prepend_bos=...)`` gives them, but neither padded
+    nor cut.
+
+    A bidirectional model's text keeps all the special tokens its tokenizer gives it (``prepend_bos`` is
+    ``None``).
+    """
+    tokenizer, cfg = model.tokenizer, model.cfg
+    adds_bos = bool(getattr(cfg, "tokenizer_prepends_bos", True))
+    if prepend_bos and not adds_bos:
+        bos = tokenizer.bos_token
+        if bos is not None and len(tokenizer(bos, add_special_tokens=False)["input_ids"]) == 1:
+            texts = tl_utilities.get_input_with_manually_prepended_bos(bos, texts)
+    if not texts:
+        return []
+    rows = tokenizer(texts, verbose=False)["input_ids"]
+    if prepend_bos is None:
+        return rows
+    if getattr(cfg, "tokenizer_appends_eos", False):
+        rows = [row[:-1] if len(row) > 1 and row[-1] == tokenizer.eos_token_id else row for row in rows]
+    if not prepend_bos and adds_bos:
+        rows = [row[1:] if row and row[0] == tokenizer.bos_token_id else row for row in rows]
+    return rows
+
+
+def special_token_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of BOS, [CLS] and the like; the unknown token stands for a word, unless it is one of them too (as
+    GPT-2's is).
+
+    Compared by name: TransformerLens names a BOS that BERT's vocabulary lacks, and its id is then the unknown
+    token's.
+    """
+    named = {name: token for name, token in tokenizer.special_tokens_map.items() if name != "unk_token"}
+    special = set(tokenizer.all_special_ids)
+    if tokenizer.unk_token not in named.values():
+        special.discard(tokenizer.unk_token_id)
+    return frozenset(special)
+
+
+def label_token_ids(model: Any, label_words: Mapping[int, str | int]) -> Tensor:
+    """The token id of each class's label word, in the order of the class ids.
+
+    Raises:
+        ValueError: For a word of several tokens, an id outside the vocabulary, two classes with one token,
+            fewer than two classes, or a model whose language-model head was never trained.
+    """
+    if not has_language_model_head(model):
+        raise ValueError(
+            f"{model.cfg.model_name} has no language-model head, so label words can't be read; "
+            "use a prompt with a linear read-out (fit_soft_prompts trains one)"
+        )
+    if len(label_words) < 2:
+        raise ValueError(
+            f"label_words must hold a word for each of at least two classes, got {dict(label_words)}"
+        )
+    d_vocab = model.W_U.shape[1]
+    ids = []
+    for label in sorted(label_words):
+        word = label_words[label]
+        if isinstance(word, str):
+            word = _single_token(model.tokenizer, word)
+        elif not 0 <= word < d_vocab:
+            raise ValueError(f"the token id of label {label} must be in [0, {d_vocab}), got {word}")
+        ids.append(word)
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"each label needs a token of its own, got {dict(label_words)} with token ids {ids}")
+    return torch.tensor(ids)
+
+
+def _single_token(tokenizer: Any, word: str) -> int:
+    def pieces(candidate: str) -> list[int]:
+        return tokenizer(candidate, add_special_tokens=False)["input_ids"]
+
+    ids = pieces(word)
+    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+        return ids[0]
+    stem = word.strip()
+    candidates = [
+        f" {stem}",
+        stem,
+        f" {stem.lower()}",
+        stem.lower(),
+        f" {stem.partition('-')[0].partition(' ')[0]}",
+    ]
+    works = [
+        c
+        for c in candidates
+        if c.strip() and c != word and len(pieces(c)) == 1 and pieces(c)[0] != tokenizer.unk_token_id
+    ]
+    told = (
+        f"is {len(ids)} tokens ({tokenizer.convert_ids_to_tokens(ids)})"
+        if len(ids) != 1
+        else "is not in the vocabulary"
+    )
+    advice = f"try {works[0]!r}" if works else "choose another word, or give a token id"
+    raise ValueError(f"label word {word!r} {told}; each label word must be one token ({advice})")

@@ -258,7 +258,11 @@ ONE = skn.NeuronSet([1], [47])
 @pytest.mark.parametrize(
     "neurons, settings, message",
     [
-        (ONE, {"how": "knockout"}, "how must be one of 'zero', 'mean', 'resample', 'noise', got 'knockout'"),
+        (
+            ONE,
+            {"how": "knockout"},
+            "how must be one of 'zero', 'mean', 'class_mean', 'resample', 'noise', 'scale', got 'knockout'",
+        ),
         (ONE, {"how": "men", "values": VALUES}, "got 'men'; did you mean 'mean'"),
         (
             ONE,
@@ -286,6 +290,13 @@ ONE = skn.NeuronSet([1], [47])
         (ONE, {"how": "noise", "sigma": 0.0}, "sigma must be positive and finite, got 0.0"),
         (ONE, {"how": "noise", "sigma": float("nan")}, "sigma must be positive and finite, got nan"),
         (ONE, {"how": "noise", "seed": -1}, "seed must be an integer of at least 0, got -1"),
+        (ONE, {"how": "scale", "factor": -0.5}, "factor must be at least 0 and finite, got -0.5"),
+        (ONE, {"how": "scale", "values": VALUES}, "how='scale' takes no values"),
+        (ONE, {"how": "class_mean", "classes": [0]}, "needs values to hold the neurons at"),
+        (ONE, {"how": "class_mean", "values": REFERENCE}, "needs classes"),
+        (ONE, {"how": "class_mean", "values": VALUES, "classes": [0]}, r"must be \[class, layer, neuron\]"),
+        (ONE, {"how": "class_mean", "values": REFERENCE[:2], "classes": [0, 2]}, r"must be in \[0, 2\)"),
+        (ONE, {"how": "mean", "values": VALUES, "classes": [0]}, "classes are for how='class_mean'"),
     ],
 )
 def test_ablations_that_make_no_sense_are_refused(neurons, settings, message):
@@ -336,3 +347,27 @@ def test_neurons_and_positions_outside_the_model_are_refused_when_it_runs(
 ):
     with pytest.raises(kind, match=message):
         prompted_of(models, "gpt2").class_logits(["good film"], skn.ablate(neurons, **settings))
+
+
+def test_scaling_multiplies_and_class_means_go_by_the_callers_order(models):
+    prompted, texts = prompted_of(models, "gpt2"), ["good film", "the bad plot was slow", "dull"]
+    values = torch.arange(2.0 * 2 * 48).view(2, 2, 48)
+    kept = {}
+
+    def keep(act, hook):
+        kept[len(kept)] = act
+
+    with torch.no_grad():
+        for hooks in (
+            [],
+            skn.ablate(ONE, how="scale", factor=1.5),
+            skn.ablate(ONE, how="class_mean", values=values, classes=[1, 0, 1]),
+        ):
+            prompted.run_with_hooks(texts, [*hooks, ("blocks.1.mlp.hook_post", keep)])
+    layer, index = next(iter(ONE))
+    assert layer == 1
+    torch.testing.assert_close(kept[1][..., index], 1.5 * kept[0][..., index])
+    for row, label in enumerate([1, 0, 1]):
+        assert (kept[2][row, :, index] == values[label, 1, index]).all()
+    with pytest.raises(ValueError, match="classes names the class of 2 examples, and example 2 runs"):
+        prompted.class_logits(texts, skn.ablate(ONE, how="class_mean", values=values, classes=[1, 0]))

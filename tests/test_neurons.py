@@ -385,3 +385,42 @@ def test_what_is_no_pair_is_refused(pairs):
 def test_a_mask_of_wrong_shape_or_type_is_refused(mask):
     with pytest.raises(TypeError, match="mask"):  # the shape checker's own TypeError under pytest
         NeuronSet.from_mask(mask)
+
+
+def test_the_complement_is_every_other_neuron():
+    some = NeuronSet([0, 1], [2, 0], n_layers=2, d_mlp=3)
+    assert set(some.complement()) == {(0, 0), (0, 1), (1, 1), (1, 2)}
+    assert NeuronSet([0], [2]).complement(1, 3) == NeuronSet([0, 0], [0, 1], n_layers=1, d_mlp=3)
+    with pytest.raises(ValueError, match="doesn't know its model's n_layers"):
+        NeuronSet([0], [2]).complement()
+
+
+def test_the_first_of_each_layer_are_taken_in_the_sets_order():
+    some = NeuronSet([1, 0, 1, 0, 1], [5, 9, 2, 1, 7], n_layers=2, d_mlp=10)
+    assert list(some.first_per_layer(2)) == [(1, 5), (0, 9), (1, 2), (0, 1)]
+    with pytest.raises(ValueError, match="2 neurons in layer 0, can't take the first 3"):
+        some.first_per_layer(3)
+
+
+def test_a_control_matched_on_two_quantities_is_near_in_both():
+    generator = torch.Generator().manual_seed(3)
+    match = torch.stack(
+        [torch.rand(2, 500, generator=generator), 1000 * torch.rand(2, 500, generator=generator)]
+    )
+    skill = NeuronSet.from_mask((match[0] > 0.9) & (match[1] < 300))
+    control = skill.random_like(0, match=match)
+    assert len(control & skill) == 0 and control.counts_per_layer() == skill.counts_per_layer()
+    assert list(control) == list(skill.random_like(0, match=match)) != list(skill.random_like(1, match=match))
+    unmatched = skill.random_like(0)
+    for quantity in match / match.amax((1, 2), keepdim=True):
+        far = (quantity[unmatched.layer, unmatched.index] - quantity[skill.layer, skill.index]).abs().mean()
+        near = (quantity[control.layer, control.index] - quantity[skill.layer, skill.index]).abs().mean()
+        assert near < 0.4 * far
+
+
+def test_with_one_nearest_of_two_quantities_the_draw_is_the_nearest_in_ranks():
+    match = torch.tensor([[[0.0, 1.0, 2.0, 3.0, 40.0]], [[0.0, 9.0, 1.0, 2.0, 3.0]]])
+    control = NeuronSet([0], [2], n_layers=1, d_mlp=5).random_like(0, match=match, n_nearest=1)
+    assert list(control) == [
+        (0, 3)
+    ]  # ranks (2, 1): neuron 3 at (3, 2) is nearer than 0 at (0, 0) or 4 at (4, 3)

@@ -66,5 +66,5 @@ def test_plain_text_is_refused_where_nothing_predicts_it():
     prompt = SoftPrompt(torch.ones(2, 32), placement="suffix")
     with pytest.raises(ValueError, match="runs without a prompt"):
         cross_entropy(PromptedModel(model, prompt), TEXTS)
-    with pytest.raises(ValueError, match="text 1 .* single token"):
+    with pytest.raises(ValueError, match=r"text 1 .* single token"):
         cross_entropy(PromptedModel(model, None, prepend_bos=False), ["the film", "good"])

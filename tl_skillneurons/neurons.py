@@ -9,7 +9,6 @@ damage when they are ablated, whatever they encode.
 
 import json
 import os
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._files import FORMAT, package_version, read_json, sound, write_whole
+from tl_skillneurons.controls import draw_nearest, finite_match
 
 SITE = "mlp.hook_post"
 """The hook point, below ``blocks.{layer}.``, whose coordinates are the neurons: the input of the MLP's output
@@ -143,6 +143,30 @@ class NeuronSet:
         """Layer -> how many of the set's neurons it has; lowest layer first, empty ones left out."""
         return {layer: len(index) for layer, index in self.by_layer().items()}
 
+    def complement(self, n_layers: int | None = None, d_mlp: int | None = None) -> "NeuronSet":
+        """All other neurons of the model, ordered by layer and index; see :meth:`mask` for its shape."""
+        return NeuronSet.from_mask(~self.mask(n_layers, d_mlp), model=self.model)
+
+    def first_per_layer(self, n: int) -> "NeuronSet":
+        """The first ``n`` neurons of each layer that has any, in the set's order.
+
+        Raises:
+            ValueError: When one of these layers has fewer.
+        """
+        require_int(n, "n")
+        kept: list[tuple[int, int]] = []
+        counts: dict[int, int] = {}
+        for layer, index in self:
+            counts[layer] = counts.get(layer, 0) + 1
+            if counts[layer] <= n:
+                kept.append((layer, index))
+        few = min(counts, key=counts.__getitem__, default=None)
+        if few is not None and counts[few] < n:
+            raise ValueError(
+                f"the set has {counts[few]} neurons in layer {few}, can't take the first {n} of each layer"
+            )
+        return NeuronSet.from_pairs(kept, n_layers=self.n_layers, d_mlp=self.d_mlp, model=self.model)
+
     def random_like(
         self,
         seed: int,
@@ -150,7 +174,7 @@ class NeuronSet:
         d_mlp: int | None = None,
         n_layers: int | None = None,
         exclude: bool = True,
-        match: Float[Tensor, "layer neuron"] | None = None,
+        match: Float[Tensor, "layer neuron"] | Float[Tensor, "quantity layer neuron"] | None = None,
         n_nearest: int = 20,
     ) -> "NeuronSet":
         """Equally many random neurons of each layer: the control for whatever is done to this set.
@@ -163,9 +187,9 @@ class NeuronSet:
             d_mlp: Neurons per layer, for a set that doesn't know.
             n_layers: Layers, likewise; needed only for the result to know its shape.
             exclude: Whether this set's neurons may not be drawn.
-            match: A number for every neuron, e.g. the mean absolute activation. Each neuron's stand-in is
-                then drawn uniformly among the ``n_nearest`` that come nearest to it in this number and are
-                still free.
+            match: A number for every neuron, e.g. the mean absolute activation, or several. Each neuron's
+                stand-in is then drawn uniformly among the ``n_nearest`` that come nearest to it in this number
+                (of several: in their ranks within the layer) and are still free.
             n_nearest: Fewer match better and vary less from seed to seed.
 
         Raises:
@@ -175,12 +199,12 @@ class NeuronSet:
         seed = require_int(seed, "seed", minimum=0)
         n_nearest = require_int(n_nearest, "n_nearest")
         if match is not None:
-            match = _finite_match(match)
+            match = finite_match(match)
             known = self._shape(n_layers, d_mlp)
-            if any(size not in (None, got) for size, got in zip(known, match.shape, strict=True)):
+            if any(size not in (None, got) for size, got in zip(known, match.shape[-2:], strict=True)):
                 wanted = f"n_layers={known[0]}, d_mlp={known[1]}"
                 raise ValueError(f"match must be [layer, neuron] of {wanted}, got shape {tuple(match.shape)}")
-            n_layers, d_mlp = match.shape
+            n_layers, d_mlp = match.shape[-2:]
         n_layers, d_mlp = self._shape(n_layers, d_mlp)
         if d_mlp is None:
             raise ValueError("the set doesn't know its model's d_mlp; give random_like(seed, d_mlp=...)")
@@ -201,7 +225,7 @@ class NeuronSet:
             if match is None:
                 drawn[own] = pool[torch.randperm(len(pool), generator=generator)[: len(own)]]
             else:
-                drawn[own] = _nearest(match[layer], self.index[own], pool, n_nearest, generator)
+                drawn[own] = draw_nearest(match[..., layer, :], self.index[own], pool, n_nearest, generator)
         return NeuronSet(self.layer, drawn, n_layers=n_layers, d_mlp=d_mlp, model=self.model)
 
     def to_json(self, path: str | os.PathLike[str]) -> Path:
@@ -360,37 +384,3 @@ def _require_distinct(neurons: NeuronSet) -> None:
         if pair in seen:
             raise ValueError(f"neurons must be distinct, got {pair} twice; name each (layer, index) once")
         seen.add(pair)
-
-
-def _finite_match(match: Float[Tensor, "layer neuron"]) -> Float[Tensor, "layer neuron"]:
-    if not isinstance(match, Tensor) or match.ndim != 2:
-        raise ValueError(f"match must be a tensor [layer, neuron], got {_form(match)}")
-    match = match.detach().to(device="cpu", dtype=torch.float64)
-    if not match.isfinite().all():
-        layer, index = (~match.isfinite()).nonzero()[0].tolist()
-        raise ValueError(f"match must be finite, got {match[layer, index]} at layer {layer}, index {index}")
-    return match
-
-
-def _nearest(
-    match: Float[Tensor, " d_mlp"],
-    index: Int[Tensor, " neuron"],
-    pool: Int[Tensor, " free"],
-    n_nearest: int,
-    generator: torch.Generator,
-) -> Int[Tensor, " neuron"]:
-    """For each neuron of ``index`` one of its ``n_nearest`` in ``pool`` by ``match``, none twice.
-
-    The pool is sorted once; a neuron's nearest are then next to its place, and a drawn one is taken out.
-    """
-    values, order = match[pool].sort(stable=True)
-    values, free = values.tolist(), pool[order].tolist()
-    drawn = []
-    for own in match[index].tolist():
-        place = bisect_left(values, own)
-        window = range(max(0, place - n_nearest), min(len(values), place + n_nearest))
-        nearest = sorted(window, key=lambda j, own=own: abs(values[j] - own))[:n_nearest]
-        choice = nearest[torch.randint(len(nearest), (), generator=generator).item()]
-        drawn.append(free.pop(choice))
-        values.pop(choice)
-    return torch.tensor(drawn, dtype=torch.int64)

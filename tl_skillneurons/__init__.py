@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __all__ = [
     "AblationEffect",
     "ChanceLevel",
+    "EffectPanel",
     "InputCache",
     "NeuronScores",
     "NeuronSet",
@@ -23,6 +24,7 @@ __all__ = [
     "best_of_chance",
     "fit_soft_prompts",
     "load_model",
+    "measure_effects",
     "minimal_pairs",
     "neuron_activations",
     "packaged_model",
@@ -33,6 +35,7 @@ __all__ = [
 _MODULES = {
     "AblationEffect": "effects",
     "ChanceLevel": "statistics",
+    "EffectPanel": "panel",
     "InputCache": "input_cache",
     "NeuronScores": "scores",
     "NeuronSet": "neurons",
@@ -46,6 +49,7 @@ _MODULES = {
     "best_of_chance": "statistics",
     "fit_soft_prompts": "tuning",
     "load_model": "loading",
+    "measure_effects": "measuring",
     "minimal_pairs": "pairs",
     "neuron_activations": "scoring",
     "packaged_model": "packaged",
@@ -59,9 +63,11 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.effects import AblationEffect, ablation_effect, accuracy
     from tl_skillneurons.input_cache import InputCache
     from tl_skillneurons.loading import load_model
+    from tl_skillneurons.measuring import measure_effects
     from tl_skillneurons.neurons import NeuronSet
     from tl_skillneurons.packaged import packaged_model
     from tl_skillneurons.pairs import minimal_pairs
+    from tl_skillneurons.panel import EffectPanel
     from tl_skillneurons.positions import PromptedTokens
     from tl_skillneurons.prompted import PromptedModel
     from tl_skillneurons.scores import NeuronScores

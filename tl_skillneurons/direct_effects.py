@@ -1,0 +1,134 @@
+"""The direct effect of changing neurons on the class logits: through the residual stream alone.
+
+Everything later answers as in the intact run: attention and MLP outputs stay what they were, and so do the
+norms' scales. What is left is linear in the change of the activations ``a`` at the read-out position::
+
+    logits' = logits + sum over layers l of (a'_l - a_l) @ W_out_l @ N_l @ W_U[:, label words]
+
+with ``N_l`` the linear part, at the intact run's scales, of the norms between layer ``l``'s MLP and the
+read-out. A linear read-out's rows take the place of ``W_U``'s columns; a softcap counts with its slope, and so
+does the transform of a masked-LM head. The total effect also has what later layers make of the change; where
+it is smaller than the direct effect, they repair the damage (McGrath et al., 2023; Rushing and Nanda, 2024,
+who find the last norm's scale alone to undo about a third).
+
+One intact run gives the direct effects of any number of interventions: with attention outputs, activations and
+scales cut out of the graph, the gradient of a class logit is the bracket above, for all neurons at once.
+Positions other than the read-out have no direct effect on it.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from tl_skillneurons.ablation import Hook
+from tl_skillneurons.batches import run_batches
+from tl_skillneurons.positions import PromptedTokens, published
+from tl_skillneurons.prompted import PromptedModel
+from tl_skillneurons.sites import neuron_hooks
+from tl_skillneurons.soft_prompt import VirtualTokens
+
+
+def direct_logits(
+    prompted: PromptedModel,
+    texts: Sequence[str],
+    intact: Float[Tensor, "example n_classes"],
+    interventions: Sequence[Sequence[Hook]],
+    *,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
+) -> list[Float[Tensor, "example n_classes"]]:
+    """For each intervention the class logits with its direct effect alone.
+
+    Args:
+        intact: Class logits without any, one row per text.
+        interventions: Each the hooks that :func:`~tl_skillneurons.ablate` makes for "prompt" positions.
+
+    Raises:
+        ValueError: Under ``torch.inference_mode()``, where there can be no gradient.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("direct effects need gradients; call this outside torch.inference_mode()")
+    changed = [intact.clone().double() for _ in interventions]
+    ids = prompted.encode(texts)
+    names = neuron_hooks(prompted.model)
+    layer_of = {f"blocks.{layer}.mlp.hook_post": layer for layer in range(len(names))}
+    with prompted.attached() as virtual, torch.enable_grad():
+
+        def run(batch: list[int]) -> None:
+            tokens = prompted.assemble([ids[i] for i in batch], batch)
+            acts, gain = readout_gain(prompted, tokens, virtual)
+            alone = _readout_alone(tokens.example)
+            with _point(alone) as point, torch.no_grad():
+                for logits, hooks in zip(changed, interventions, strict=True):
+                    for name, function in hooks:
+                        old = acts[layer_of[name]]
+                        delta = function(old[:, None], hook=point)[:, 0] - old
+                        moved = torch.einsum("bn,bcn->bc", delta.double(), gain[layer_of[name]].double())
+                        logits[batch] += moved.to(logits.device)
+
+        run_batches(prompted.batches(ids, batch_tokens, batch_size), run)
+    return [logits.to(intact.dtype) for logits in changed]
+
+
+def readout_gain(
+    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens
+) -> tuple[list[Float[Tensor, "batch neuron"]], list[Float[Tensor, "batch n_classes neuron"]]]:
+    """Every layer's activations at the read-out position, and what one more unit of each adds to each logit.
+
+    Call it inside ``prompted.attached()``, with gradients enabled.
+    """
+    leaves: list[Tensor] = []
+
+    def begin(act: Tensor, hook: HookPoint) -> Tensor:
+        leaves.append(act.detach().requires_grad_(True))
+        return leaves[-1]
+
+    def cut(act: Tensor, hook: HookPoint) -> Tensor:
+        return act.detach()
+
+    model = prompted.model
+    neurons = [(name, begin) for name in neuron_hooks(model)]
+    attention = [(f"blocks.{layer}.attn.o.hook_out", cut) for layer in range(len(model.blocks))]
+    scales = [(name, cut) for name in model.hook_dict if name.endswith(".hook_scale")]
+    with (
+        warnings.catch_warnings()
+    ):  # a scale that is handed back is computed by TransformerLens, not natively
+        warnings.filterwarnings("ignore", message="A forward hook edited hook_scale")
+        logits = prompted.read_out(tokens, virtual, [("embed.hook_out", cut), *attention, *scales, *neurons])
+    rows = torch.arange(len(tokens), device=tokens.readout.device)
+    gains: list[list[Tensor]] = [[] for _ in leaves]
+    for number in range(logits.shape[1]):
+        gradients = torch.autograd.grad(logits[:, number].sum(), leaves, retain_graph=True)
+        for gain, gradient in zip(gains, gradients, strict=True):
+            gain.append(gradient[rows, tokens.readout])
+    at_readout = [leaf.detach()[rows, tokens.readout] for leaf in leaves]
+    return at_readout, [torch.stack(gain, dim=1) for gain in gains]
+
+
+@contextmanager
+def _point(tokens: PromptedTokens) -> Iterator[HookPoint]:
+    """A hook point of no model, through which these tokens run."""
+    point = HookPoint()
+    point.name = "the read-out position"
+    with published([point], lambda: tokens):
+        yield point
+
+
+def _readout_alone(example: Tensor) -> PromptedTokens:
+    """A batch in which every row is its read-out position alone, which belongs to the prompt."""
+    one = torch.ones(len(example), 1, dtype=torch.long, device=example.device)
+    yes, no = one.bool(), ~one.bool()
+    return PromptedTokens(
+        ids=one,
+        attention_mask=one,
+        is_prompt=yes,
+        is_text=no,
+        is_special=no,
+        readout=torch.zeros_like(example),
+        example=example,
+    )

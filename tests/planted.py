@@ -104,7 +104,7 @@ def _weights(state, seed):
                 if number < len(_OUTPUT):
                     down[index, _ANSWER] = _OUTPUT[number]
                 else:
-                    down[index, _SINK] = 0.04
+                    down[index, _SINK] = 0.02
         for name, weight in (("gate", gate), ("up", up), ("down", down.T)):
             state[f"model.layers.{layer}.mlp.{name}_proj.weight"] = weight
 

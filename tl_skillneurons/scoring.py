@@ -84,7 +84,7 @@ def score_neurons(
         )
     prompted = [PromptedModel(model, prompt, max_length=max_length, cache=cache) for prompt in chosen]
     for one in prompted:
-        _require_sees_text(one, positions)
+        require_sees_text(one, positions)
     options = {"positions": positions, "batch_size": batch_size, "batch_tokens": batch_tokens}
     scores: list[NeuronScores | None] = [None] * len(chosen)
     for group in stand_alike(prompted):
@@ -175,7 +175,7 @@ def neuron_activations(
     """
     require_option(positions, "positions", READINGS)
     prompted = PromptedModel(model, prompt, cache=cache)
-    _require_sees_text(prompted, positions)
+    require_sees_text(prompted, positions)
     n_layers, d_mlp = neuron_shape(model)
     kept = torch.empty(len(texts), n_layers, d_mlp, dtype=model.W_E.dtype)
 
@@ -230,7 +230,12 @@ def _require_measured_here(scores: NeuronScores, model: Any, prompts: Sequence[S
         )
 
 
-def _require_sees_text(prompted: PromptedModel, positions: str) -> None:
+def require_sees_text(prompted: PromptedModel, positions: str) -> None:
+    """Refuse positions at which nothing of the text is seen.
+
+    Raises:
+        ValueError: For prompt positions without a prompt, or of a causal model's prefix.
+    """
     if positions != "prompt":
         return
     if prompted.prompt is None:

@@ -1,0 +1,178 @@
+"""What TransformerLens' own tools ask for, from neuron sets and soft prompts: one line each.
+
+The tools run on the real model inside ``with prompt.attached(model)``, unmodified, and take token ids: rows of
+one length (:func:`token_rows`), because none of them passes a mask. Positions are those of the whole sequence,
+virtual tokens included; those of a suffix prompt are the last ones, so ``-1`` is the last virtual token::
+
+    generic_activation_patch(model, rows, clean_cache, metric, patch_neuron, "post",
+                             index_df=patching_index(neurons, [-1]))
+    neuron_basis(d_mlp, neuron_index(neurons, layer))
+    fit_sparse_probe(set_activations(model, prompt, texts, neurons), labels, k=1)
+    with with_gradients(model):
+        attribution_patch(model, clean_rows, corrupted_rows, metric)
+
+``attribution_patch`` runs row by row, so its metric must not index labels by row: give it rows of one label.
+
+Whatever such a tool shows for a neuron set, the control is the same for ``neurons.random_like(seed)``.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons.input_cache import InputCache
+from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.prompted import PromptedModel
+from tl_skillneurons.scoring import require_sees_text
+from tl_skillneurons.sites import neuron_shape, remove_hook, require_supported
+from tl_skillneurons.soft_prompt import SoftPrompt
+from tl_skillneurons.streaming import READINGS, stream_activations
+
+
+def neuron_index(neurons: NeuronSet, layer: int) -> Int[Tensor, " neuron"]:
+    """The indices of the set's neurons in one layer, as ``interchange.neuron_basis(d_mlp, ...)`` takes them.
+
+    Raises:
+        ValueError: When the set has no neuron in that layer.
+    """
+    require_int(layer, "layer", minimum=0)
+    of_layer = neurons.by_layer()
+    if layer not in of_layer:
+        raise ValueError(f"the set has no neuron in layer {layer}; its layers are {sorted(of_layer)}")
+    return of_layer[layer]
+
+
+def patching_index(neurons: NeuronSet, positions: Sequence[int]) -> pd.DataFrame:
+    """One row per neuron and position, columns layer, pos and neuron: ``generic_activation_patch``'s ``index_df``.
+
+    Each row costs that function one forward pass of the whole batch.
+
+    Args:
+        positions: Columns of the token rows, virtual tokens included; negative ones count from the end.
+
+    Raises:
+        ValueError: When there is no neuron or no position.
+    """
+    positions = [int(position) for position in positions]
+    if not len(neurons) or not positions:
+        raise ValueError(
+            f"patching needs at least one neuron and one position, got {len(neurons)} neurons and "
+            f"{len(positions)} positions"
+        )
+    rows = [(layer, position, index) for layer, index in neurons for position in positions]
+    return pd.DataFrame(rows, columns=["layer", "pos", "neuron"])
+
+
+def patch_neuron(
+    corrupted: Float[Tensor, "batch pos neuron"],
+    index: Sequence[int],
+    clean: Float[Tensor, "batch pos neuron"],
+) -> Float[Tensor, "batch pos neuron"]:
+    """The corrupted run's activations with one neuron at one position from the clean run: a ``patch_setter``.
+
+    Args:
+        index: Layer, position and neuron, a row of :func:`patching_index`.
+    """
+    _, position, neuron = (int(number) for number in index)
+    patched = corrupted.clone()  # other hooks may keep the original
+    patched[:, position, neuron] = clean[:, position, neuron]
+    return patched
+
+
+def set_activations(
+    model: Any,
+    prompt: SoftPrompt | None,
+    texts: Sequence[str],
+    neurons: NeuronSet,
+    *,
+    positions: str = "prompt",
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
+    cache: InputCache | None = None,
+) -> Float[Tensor, "example feature"]:
+    """Activations of the set alone, averaged over the scored positions; feature ``i`` is neuron ``i`` of the set.
+
+    For ``fit_sparse_probe`` and any other probe. All that is kept is ``len(texts) * len(neurons)`` numbers, in
+    the model's dtype.
+
+    Args:
+        positions: ``"prompt"``, or ``"last"``, ``"mean"`` or ``"max"`` over the text's own tokens.
+        batch_size, batch_tokens: Most texts and most tokens of a batch (see :meth:`PromptedModel.batches`).
+
+    Raises:
+        ValueError: For an empty set, neurons outside the model, or positions that never see the text.
+    """
+    require_option(positions, "positions", READINGS)
+    prompted = PromptedModel(model, prompt, cache=cache)
+    require_sees_text(prompted, positions)
+    neurons.require_fits(*neuron_shape(model))
+    if not len(neurons):
+        raise ValueError("there is nothing to read of an empty set; give at least one neuron")
+    feature = {layer: (neurons.layer == layer).nonzero()[:, 0] for layer in neurons.by_layer()}
+    kept = torch.empty(len(texts), len(neurons), dtype=model.W_E.dtype)
+
+    def reduce(number: int, layer: int, acts: Tensor, example: Tensor) -> Tensor:
+        index = neurons.index[feature[layer]] if layer in feature else torch.empty(0, dtype=torch.long)
+        return acts[..., index.to(acts.device)].mean(1).cpu()
+
+    def add(number: int, layer: int, means: Tensor, example: Tensor) -> None:
+        if layer in feature:
+            kept[example[:, None], feature[layer]] = means
+
+    options = {"positions": positions, "batch_size": batch_size, "batch_tokens": batch_tokens}
+    stream_activations([prompted], texts, reduce, add, **options)
+    return kept
+
+
+def token_rows(prompted: PromptedModel, texts: Sequence[str]) -> Int[Tensor, "batch pos"]:
+    """The texts' token ids with the virtual tokens in place, all of one length, for tools that pass no mask.
+
+    Raises:
+        ValueError: When the texts differ in their number of tokens, so that some would be padded.
+    """
+    tokens = prompted.tokens(texts)
+    if tokens.is_padding.any():
+        lengths = tokens.attention_mask.sum(1)
+        row = int(lengths.argmin())
+        raise ValueError(
+            f"TransformerLens' tools pass no attention mask, so all texts must have equally many tokens; text {row} "
+            f"has {int(lengths[row])} and the longest {int(lengths.max())}, prompt included; group texts by length"
+        )
+    return tokens.ids
+
+
+@contextmanager
+def with_gradients(model: Any) -> Iterator[None]:
+    """A context in which a frozen model's runs have a graph, for tools that take gradients of activations.
+
+    The graph starts at ``embed.hook_out``, behind the virtual tokens: parameters, the soft prompt's too, get
+    no gradient and stay frozen. Runs under ``torch.no_grad()`` stay without a graph.
+
+    Raises:
+        ValueError: When gradients are switched off all around (``torch.no_grad``, ``torch.inference_mode``).
+        TypeError: When it is not a ``TransformerBridge``.
+    """
+    require_supported(model)
+    if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
+        how = "torch.inference_mode()" if torch.is_inference_mode_enabled() else "torch.no_grad()"
+        raise ValueError(f"there can be no graph inside {how}; call gradient tools outside of it")
+
+    def start_graph(act: Tensor, hook: Any) -> Tensor | None:
+        return act.detach().requires_grad_(True) if torch.is_grad_enabled() else None
+
+    point = model.hook_dict["embed.hook_out"]
+    handle = point.add_hook(start_graph, is_permanent=True)  # a tool's reset_hooks() leaves it
+    try:
+        with warnings.catch_warnings():
+            # the graph starts inside a hook point, which torch points out to backward hooks on it
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            yield
+    finally:
+        remove_hook(point, handle)

@@ -1,0 +1,44 @@
+"""Which attention heads bring the label to the skill neurons, and from which words?
+
+MiniLM on built-in movie reviews: about a minute on two CPU cores.
+"""
+
+# %% A model, labelled text, a prompt, and the neurons that tell its labels apart best
+import os
+
+from rich.console import Console
+
+import tl_skillneurons as skn
+
+SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
+model = skn.load_model("minilm")
+task = skn.minimal_pairs("movie_reviews", n_pairs=60 if SMALL else 400, tokenizer=model.tokenizer)
+[prompt] = skn.fit_soft_prompts(model, task, n_virtual_tokens=4, seeds=[0], n_steps=10 if SMALL else 60)
+scores = skn.score_neurons(model, prompt, task)
+skill = scores.top(4 if SMALL else 16, per="model")
+random = skill.random_like(0)
+
+# %% The parts of one text's pre-activations sum to the whole
+texts = list(task.split("report")["text"])
+parts = skn.attention.decompose(model, prompt, texts[:1], skill)
+print(f"\nleft unexplained: {parts.remainder.abs().max():.1e} of {parts.total.abs().max():.1f}")
+
+# %% Which heads separate the labels at these neurons; the same for as many random neurons of their layers
+found = skn.attention.head_writers(model, prompt, task, skill)
+control = skn.attention.head_writers(model, prompt, task, random)
+shown = ["layer", "head", "difference", "share", "n_significant", "at_most", "low", "high", "p_family"]
+print(f"\nheads that separate the labels at {len(skill)} skill neurons, on role {found.role}")
+print(found.to_dataframe()[shown].head(10).round(3).to_string(index=False))
+print("\nthe same at random neurons of the same layers")
+print(control.to_dataframe()[shown].head(5).round(3).to_string(index=False))
+
+# %% From which words they move it
+heads = found.top_heads(3)
+words = skn.attention.source_words(model, prompt, task, skill, heads)
+print(f"\ntokens that heads {heads} move most from, of those that stand in at least 5 texts")
+print(words[words.n >= 5].head(10).round(3).to_string(index=False))
+for text in texts[:2]:
+    Console().print(skn.attention.coloured_sources(model, prompt, text, skill, heads))
+
+# %% What this does not show: that the model needs these heads, for it may have others that do the same; nor where a head
+# got the label from at later layers, where a position holds more than its own word.

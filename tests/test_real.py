@@ -116,3 +116,17 @@ def test_minilm_learns_sst2_and_its_best_neurons_beat_chance_on_report(skn, mode
     assert prompts[0].provenance["held_back_accuracy"] > 0.65
     assert scores.predictivity.max() > scores.chance_level().threshold
     assert scores.rule_accuracy(skill, rules).min() > level.threshold
+
+
+@pytest.mark.parametrize(("name", "placement"), [("smollm2", "suffix"), ("minilm", "prefix")])
+def test_the_parts_of_a_pre_activation_sum_to_it_on_real_weights(skn, models, name, placement):
+    model, _ = models[name]
+    last = len(model.blocks) - 1
+    neurons = skn.NeuronSet([last, last // 2, 0, last], [3, 100, 7, 200])
+    options = {"readout": torch.eye(model.cfg.d_model)[:2]} if name == "minilm" else {}
+    prompt = soft_prompt(skn, model, placement, **options)
+    for projection in ("pre", "up") if name == "smollm2" else ("pre",):
+        parts = skn.attention.decompose(model, prompt, TEXTS, neurons, projection=projection)
+        assert parts.remainder.abs().max() < 1e-3 * parts.total.abs().max()
+        padding = parts.tokens.is_padding
+        assert (parts.sources.movedim(-1, 1)[padding] == 0).all()

@@ -1,21 +1,36 @@
-"""Attention and skill neurons: who writes into a neuron, which heads bring the label there, and from which words.
+"""Attention and skill neurons: who writes into a neuron, which heads bring the label there, from which words, and
+whether the heads matter.
 
 ====================== ==================================================================================
 decompose              one batch: a pre-activation as a sum over embedding, heads by source, MLPs, biases
 head_writers           over a task: which heads separate the labels at the neurons, with a permutation null
 source_words           over a task: the tokens that heads move something from
 coloured_sources       one text, shaded by what heads move from each token
+ablate_heads           hooks that hold heads' outputs at 0 or at their mean (``mean_head_outputs``)
+head_effects           what ablating heads does to neurons and answers, beside random heads of the same layers
 ====================== ==================================================================================
 """
 
+from tl_skillneurons.heads import (
+    HeadEffects,
+    ablate_heads,
+    head_effects,
+    mean_head_outputs,
+    random_heads_like,
+)
 from tl_skillneurons.pre_activations import PreActivationParts, decompose
 from tl_skillneurons.writers import HeadWriters, coloured_sources, head_writers, source_words
 
 __all__ = [
+    "HeadEffects",
     "HeadWriters",
     "PreActivationParts",
+    "ablate_heads",
     "coloured_sources",
     "decompose",
+    "head_effects",
     "head_writers",
+    "mean_head_outputs",
+    "random_heads_like",
     "source_words",
 ]

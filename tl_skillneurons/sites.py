@@ -106,6 +106,11 @@ def neuron_hooks(model: TransformerBridge) -> list[str]:
     return [points[name].name or name for name in names]
 
 
+def head_hooks(model: TransformerBridge) -> list[str]:
+    """The hook point of each layer at which its heads' outputs stand, before the output projection mixes them."""
+    return [f"blocks.{layer}.attn.o.hook_in" for layer in range(len(model.blocks))]
+
+
 def neuron_widths(model: TransformerBridge) -> list[int]:
     """How many neurons each layer has; a pruned model may have another number in each."""
     return [

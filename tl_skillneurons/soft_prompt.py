@@ -29,6 +29,7 @@ from tl_skillneurons.sites import (
     SITE,
     embedding_width,
     has_foreign_hooks,
+    head_hooks,
     is_causal,
     neuron_hooks,
     remove_hook,
@@ -264,7 +265,7 @@ def attach(model: Any, embedding: Float[Tensor, "virtual_token d_embed"]) -> Ite
     points = virtual.points
     hooked = [(points["embed.hook_in"], virtual.on_ids), (points["embed.hook_out"], virtual.on_embed)]
     handles = []
-    sites = [points[name] for name in neuron_hooks(model)]
+    sites = [points[name] for name in (*neuron_hooks(model), *head_hooks(model)) if name in points]
     try:
         # permanent, so that a reset_hooks() in the context leaves them; first, so that other hooks see the rows
         for point, function in hooked:

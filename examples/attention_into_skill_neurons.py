@@ -40,11 +40,11 @@ print(words[words.n >= 5].head(10).round(3).to_string(index=False))
 for text in texts[:2]:
     Console().print(skn.attention.coloured_sources(model, prompt, text, skill, heads))
 
-# %% Do they matter? Hold the ten heads' outputs to the prompt at their mean; 20 times as many random heads of their layers
+# %% Do they matter? Hold the outputs of ten heads at their mean, at the prompt; 20 draws of random heads
 ten = found.top_heads(3 if SMALL else 10)
 effects = skn.attention.head_effects(model, prompt, task, ten, skill, n_random=20)
 print(f"\nheads {ten} held at their mean")
 print(effects.to_dataframe().round(3).to_string(index=False))
 
-# %% What this does not show: that nothing else does the same; nor where a head got the label from at later layers, where
+# %% What this does not show: that nothing else does the same; nor where a head got the label from: at later layers
 # a position holds more than its own word.

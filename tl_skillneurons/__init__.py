@@ -12,6 +12,7 @@ __all__ = [
     "ChanceLevel",
     "EffectPanel",
     "InputCache",
+    "NeuronPatching",
     "NeuronScores",
     "NeuronSet",
     "PromptedModel",
@@ -28,6 +29,7 @@ __all__ = [
     "minimal_pairs",
     "neuron_activations",
     "packaged_model",
+    "patch_neurons",
     "rule_accuracy",
     "score_neurons",
 ]
@@ -37,6 +39,7 @@ _MODULES = {
     "ChanceLevel": "statistics",
     "EffectPanel": "panel",
     "InputCache": "input_cache",
+    "NeuronPatching": "patching",
     "NeuronScores": "scores",
     "NeuronSet": "neurons",
     "PromptedModel": "prompted",
@@ -53,6 +56,7 @@ _MODULES = {
     "minimal_pairs": "pairs",
     "neuron_activations": "scoring",
     "packaged_model": "packaged",
+    "patch_neurons": "patching",
     "rule_accuracy": "scoring",
     "score_neurons": "scoring",
 }
@@ -68,6 +72,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.packaged import packaged_model
     from tl_skillneurons.pairs import minimal_pairs
     from tl_skillneurons.panel import EffectPanel
+    from tl_skillneurons.patching import NeuronPatching, patch_neurons
     from tl_skillneurons.positions import PromptedTokens
     from tl_skillneurons.prompted import PromptedModel
     from tl_skillneurons.scores import NeuronScores

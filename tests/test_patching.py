@@ -1,0 +1,129 @@
+"""Exchanging neurons between twins: the planted ones carry the whole answer, a decoy and controls none of it."""
+
+import planted
+import pytest
+import tiny
+import torch
+
+from tl_skillneurons import NeuronSet, PromptedModel, SoftPrompt, minimal_pairs
+from tl_skillneurons.patching import patch_neurons
+
+QUICK = {"n_random": 19, "progress": False}
+TWINS = planted.twins()
+LABELS = [planted.label_of(clean) for clean, _ in TWINS]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return planted.model()
+
+
+def run(model, neurons=planted.NEURONS, **changes):
+    options = {"twins": TWINS, "clean_labels": LABELS, **QUICK, **changes}
+    return patch_neurons(model, planted.prompt(), planted.task(), neurons, **options)
+
+
+def rows(found, **wanted):
+    frame = found.to_dataframe()
+    for name, value in wanted.items():
+        frame = frame[frame[name] == value]
+    return frame
+
+
+@pytest.mark.parametrize("positions", ["prompt", "all"])
+def test_the_planted_neurons_recover_all_and_random_neurons_and_the_placebo_nothing(model, positions):
+    found = run(model, positions=positions, curves=("layer", "cumulative", "neuron"))
+    for direction in ("denoise", "noise"):
+        [whole] = rows(found, direction=direction, curve="whole").to_dict("records")
+        assert whole["recovered"] == pytest.approx(1, abs=0.02)
+        assert abs(whole["random_max"]) < 0.05 and whole["placebo_max"] < 0.3
+        assert whole["p_random"] == whole["p_placebo"] == 1 / 20 and whole["p_zero"] < 0.05
+        assert whole["low"] <= whole["recovered"] <= whole["high"]
+        single = rows(found, direction=direction, curve="neuron")
+        assert single.recovered.is_monotonic_decreasing and (single.recovered > 0.1).all()  # as planted
+        assert single.recovered.sum() == pytest.approx(1, abs=0.1)
+        grows = rows(found, direction=direction, curve="cumulative")
+        assert grows.n_neurons.tolist() == [1, 2, 3] and grows.recovered.is_monotonic_increasing
+        layers = rows(found, direction=direction, curve="layer")
+        assert layers.layer.tolist() == [1, 2] and layers.n_neurons.tolist() == [1, 2]
+
+
+def test_a_decoy_carries_nothing(model):
+    frame = run(model, planted.DECOY, curves=()).to_dataframe()
+    assert (frame.recovered.abs() < 0.02).all()
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])
+@pytest.mark.parametrize("positions", ["prompt", "all", "text"])
+def test_a_patched_run_is_the_one_a_loop_over_neurons_would_do(family, positions):
+    model, task = tiny.bridge(family), tiny.task()
+    data = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    prompt = SoftPrompt(data, placement="prefix" if family == "bert" else "suffix")
+    twins = [("the film was good", "the film was bad"), ("good plot", "bad plot")]
+    neurons = NeuronSet([0, 1, 1], [3, 7, 9])
+    found = patch_neurons(
+        model, prompt, task, neurons, twins=twins, clean_labels=[1, 1], positions=positions, **QUICK
+    )
+    prompted = PromptedModel(model, prompt, task.label_words)
+    for number, (clean, corrupted) in enumerate(twins):
+        kept = {}
+
+        def keep(layer, kept=kept):
+            return f"blocks.{layer}.mlp.hook_post", lambda act, hook: kept.update({layer: act})
+
+        look = [keep(layer) for layer in (0, 1)]
+        with torch.no_grad():
+            prompted.run_with_hooks([clean], look)
+        tokens = prompted.tokens([clean])
+        where = {"prompt": tokens.is_prompt, "text": tokens.is_text}.get(positions, tokens.attention_mask > 0)
+
+        def put(act, hook, layer, where=where, kept=kept):
+            new = act.clone()
+            for at, index in neurons:
+                for column in where[0].nonzero().flatten().tolist():
+                    if at == layer:
+                        new[0, column, index] = kept[layer][0, column, index]
+            return new
+
+        hooks = [
+            (f"blocks.{layer}.mlp.hook_post", lambda act, hook, at=layer, put=put: put(act, hook, at))
+            for layer in (0, 1)
+        ]
+        with torch.no_grad():
+            logits = prompted.class_logits([corrupted], hooks)[0]
+        value = found.results["denoise"].values[0, number]
+        assert float(value) == pytest.approx(float(logits[1] - logits[0]), abs=1e-5)
+
+
+def test_it_takes_the_twins_of_a_task_and_any_batch_gives_the_same():
+    model = tiny.bridge("llama")
+    words = {0: "negative", 1: "positive"}
+    task = minimal_pairs("movie_reviews", n_pairs=24, tokenizer=model.tokenizer, label_words=words)
+    data = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    args = (model, SoftPrompt(data, placement="suffix"), task, NeuronSet([0, 1], [3, 7]))
+    one, many = (
+        patch_neurons(*args, curves=(), batch_size=n, directions=("denoise",), **QUICK) for n in (1, 4)
+    )
+    torch.testing.assert_close(
+        one.results["denoise"].values, many.results["denoise"].values, rtol=1e-4, atol=1e-5
+    )
+    assert one.settings["role"] == "report" and len(one.source["denoise"]) == len(task.pairs("report"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"twins": [("the good film", "bad film")], "clean_labels": [1]}, "pair 0 has 4 and 3"),
+        ({"clean_labels": None}, "clean_labels"),
+        ({"clean_labels": [2] * 8}, "clean_labels"),
+        ({"twins": None}, "have no twins"),
+        ({"n_random": 3}, "n_random must be at least 19"),
+        ({"neurons": NeuronSet([0], [0], n_layers=9, d_mlp=48)}, "must belong to one model"),
+        ({"neurons": NeuronSet([], [])}, "at least one neuron"),
+        ({"directions": ["denoising"]}, "directions must be one of"),
+        ({"curves": ["layers"]}, "did you mean 'layer'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(model, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(model, **changes)

@@ -13,7 +13,7 @@ import tl_skillneurons as skn
 SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
 model = skn.load_model("minilm")
 task = skn.minimal_pairs("movie_reviews", n_pairs=60 if SMALL else 400, tokenizer=model.tokenizer)
-[prompt] = skn.fit_soft_prompts(model, task, n_virtual_tokens=4, seeds=[0], n_steps=10 if SMALL else 60)
+[prompt] = skn.fit_soft_prompts(model, task, n_virtual_tokens=4, seeds=[0], n_steps=40 if SMALL else 60)
 scores = skn.score_neurons(model, prompt, task)
 skill = scores.top(4 if SMALL else 16, per="model")
 random = skill.random_like(0)

@@ -114,6 +114,10 @@ def test_random_heads_are_others_of_the_same_layers():
     assert len(set(drawn)) == 3 and drawn == random_heads_like(heads[::-1], 0, n_heads=8)
     with pytest.raises(ValueError, match="layer 0 has 1 heads to draw 2 random ones from"):
         random_heads_like(heads, 0, n_heads=3)
+    spread = random_heads_like([(0, 0), (0, 1), (0, 2)], 1, n_heads=4, n_layers=3)
+    assert (0, 3) in spread and len(set(spread)) == 3 and not {(0, 0), (0, 1), (0, 2)} & set(spread)
+    with pytest.raises(ValueError, match="too few to draw 3 others"):
+        random_heads_like([(0, 0), (0, 1), (0, 2)], 1, n_heads=4, n_layers=1)
 
 
 REFUSED = [

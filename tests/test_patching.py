@@ -32,7 +32,7 @@ def rows(found, **wanted):
 
 @pytest.mark.parametrize("positions", ["prompt", "all"])
 def test_the_planted_neurons_recover_all_and_random_neurons_and_the_placebo_nothing(model, positions):
-    found = run(model, positions=positions, curves=("layer", "cumulative", "neuron"))
+    found = run(model, positions=positions, curves=("layer", "cumulative", "neuron"), batch_size=8)
     for direction in ("denoise", "noise"):
         [whole] = rows(found, direction=direction, curve="whole").to_dict("records")
         assert whole["recovered"] == pytest.approx(1, abs=0.02)
@@ -127,3 +127,10 @@ def test_it_takes_the_twins_of_a_task_and_any_batch_gives_the_same():
 def test_what_makes_no_sense_is_refused(model, changes, message):
     with pytest.raises(ValueError, match=message):
         run(model, **changes)
+
+
+def test_twins_that_answer_alike_leave_nothing_to_recover(model):
+    same = [(clean, clean) for clean, _ in TWINS[:2]]
+    found = run(model, twins=same, clean_labels=LABELS[:2], curves=())
+    with pytest.raises(ValueError, match="nothing to recover"):
+        found.to_dataframe()

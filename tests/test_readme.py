@@ -1,10 +1,13 @@
 """The README's code runs, so its names can't drift."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import planted
 import pytest
 import torch
+from datasets import Dataset
 from tiny import bridge
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -13,13 +16,20 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 @pytest.fixture
 def small(skn, monkeypatch):
-    """A tiny model behind ``load_model`` that knows the README's label words, and few examples."""
+    """A tiny model behind ``load_model`` that knows the README's label words, and few twins that it can read."""
     model = bridge("llama")
     real = skn.minimal_pairs
 
     def fewer(kind, *, n_pairs, tokenizer):
-        assert tokenizer is model.tokenizer
-        return real(kind, n_pairs=24)
+        assert kind == "movie_reviews" and tokenizer is model.tokenizer
+        rows = [
+            {"text": text, "label": planted.label_of(text), "pair": number}
+            for number, pair in enumerate(planted.twins(24))
+            for text in pair
+        ]
+        train, select, report = (Dataset.from_list(part) for part in (rows[:24], rows[24:36], rows[36:]))
+        splits = {"train": train, "baseline": train, "select": select, "report": report}
+        return replace(real(kind, n_pairs=3, label_words={0: "negative", 1: "positive"}), splits=splits)
 
     monkeypatch.setattr(skn, "load_model", lambda name: model)
     monkeypatch.setattr(skn, "minimal_pairs", fewer)
@@ -27,7 +37,7 @@ def small(skn, monkeypatch):
 
 
 def test_the_readme_has_the_main_example_and_the_one_with_transformer_lens():
-    assert len(BLOCKS) == 3 and "InputCache" in BLOCKS[2]
+    assert len(BLOCKS) == 4 and "InputCache" in BLOCKS[3] and "measure_effects" in BLOCKS[1]
     assert "fit_soft_prompts" in BLOCKS[0] and "ablation_effect" in BLOCKS[0]
 
 
@@ -36,7 +46,12 @@ def test_the_readme_has_the_main_example_and_the_one_with_transformer_lens():
 def test_the_readmes_code_runs_and_prints_the_effect_beside_its_control(capsys):
     names = {"torch": torch}
     for block in BLOCKS:
-        exec(block.replace("n_steps=40", "n_steps=2").replace("0.02", "0.1"), names)  # 0.02 of 48 is none
+        exec(
+            block.replace("n_steps=40", "n_steps=2")
+            .replace("0.02", "0.1")
+            .replace("top_heads(10)", "top_heads(3)"),
+            names,
+        )  # 0.02 of 48 is none
     printed = capsys.readouterr().out
     assert re.search(
         r"intact \d\.\d+, skill neurons ablated \d\.\d+, random neurons ablated \d\.\d+", printed

@@ -5,7 +5,7 @@ The neurons are then scored anew by how far apart they hold the labels, in stand
 run: ``(mean of label 1 - mean of label 0) / std``, averaged over prompt positions within each example. The
 answers are the class logits of the same runs.
 
-The control is as many random heads of the same layers. What it does not show: by which path a head matters, for
+The control is as many random heads of the same layers (of other layers where one has too few others). What it does not show: by which path a head matters, for
 an ablated head is missing everywhere; and a head whose ablation changes nothing may have others that stand in.
 """
 
@@ -91,11 +91,17 @@ def _hold(layer: int, own: list[int], values: Tensor | None, positions: Any) -> 
     return hook_function
 
 
-def random_heads_like(heads: Sequence[Head], seed: int, *, n_heads: int, exclude: bool = True) -> list[Head]:
+def random_heads_like(
+    heads: Sequence[Head], seed: int, *, n_heads: int, exclude: bool = True, n_layers: int | None = None
+) -> list[Head]:
     """As many random heads of each layer; ``exclude`` leaves these heads themselves out.
 
+    Args:
+        n_layers: Where a layer has too few others, lets the rest be drawn from the other heads of this many
+            layers.
+
     Raises:
-        ValueError: When a layer has too few heads to draw from.
+        ValueError: When there are too few heads to draw from.
     """
     generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
     drawn: list[Head] = []
@@ -103,14 +109,24 @@ def random_heads_like(heads: Sequence[Head], seed: int, *, n_heads: int, exclude
     for layer in sorted({layer for layer, _ in pairs}):
         own = {head for at, head in pairs if at == layer}
         pool = [head for head in range(n_heads) if not (exclude and head in own)]
-        if len(pool) < len(own):
+        if len(pool) < len(own) and n_layers is None:
             raise ValueError(
                 f"layer {layer} has {len(pool)} heads to draw {len(own)} random ones from ({n_heads} without these); "
                 "give fewer heads, or draw with exclude=False"
             )
         order = torch.randperm(len(pool), generator=generator)[: len(own)]
         drawn += [(layer, pool[i]) for i in order.tolist()]
-    return drawn
+    if len(drawn) == len(pairs):
+        return drawn
+    taken = {*pairs, *drawn}
+    others = [(layer, h) for layer in range(n_layers) for h in range(n_heads) if (layer, h) not in taken]
+    if len(others) < len(pairs) - len(drawn):
+        raise ValueError(
+            f"the model has {n_layers * n_heads} heads, too few to draw {len(pairs)} others at random; "
+            "give fewer heads"
+        )
+    order = torch.randperm(len(others), generator=generator)[: len(pairs) - len(drawn)]
+    return drawn + [others[i] for i in order.tolist()]
 
 
 def mean_head_outputs(
@@ -238,7 +254,10 @@ def head_effects(
         raise ValueError(
             f"heads must have layer in [0, {len(model.blocks)}) and head in [0, {n_heads}), got {outside[0]}"
         )
-    controls = [random_heads_like(pairs, seed + draw, n_heads=n_heads) for draw in range(n_random)]
+    n_layers = len(model.blocks)
+    controls = [
+        random_heads_like(pairs, seed + draw, n_heads=n_heads, n_layers=n_layers) for draw in range(n_random)
+    ]
     values = None
     options = {"batch_size": batch_size, "batch_tokens": batch_tokens}
     if how == "mean":

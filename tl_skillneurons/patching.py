@@ -61,10 +61,22 @@ class NeuronPatching:
     settings: dict[str, Any]
 
     def recovered(self, direction: str = "denoise") -> Float[Tensor, " condition"]:
-        """The fraction of the logit diff that each condition recovers, in the order of ``index_df``."""
+        """The fraction of the logit diff that each condition recovers, in the order of ``index_df``.
+
+        Raises:
+            ValueError: When clean and corrupted runs have the same mean logit diff: there is nothing to recover.
+        """
         result = self.results[direction]
-        gap = (self.source[direction] - result.baseline).mean()
-        return result.effect().mean(-1) / gap
+        return result.effect().mean(-1) / self._gap(direction)
+
+    def _gap(self, direction: str) -> float:
+        gap = float((self.source[direction] - self.results[direction].baseline).mean())
+        if not gap:
+            raise ValueError(
+                "clean and corrupted runs have the same mean logit diff, so there is nothing to recover; does the "
+                "prompt tell the classes apart? (the runs themselves are in results and source)"
+            )
+        return gap
 
     def to_dataframe(self, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
         """One row per direction and set: the whole one, and the points of the curves.
@@ -79,7 +91,7 @@ class NeuronPatching:
         for direction, result in self.results.items():
             frame = result.index_df
             share = self.recovered(direction)
-            gap = float((self.source[direction] - result.baseline).mean())
+            gap = self._gap(direction)
             ends = result.bootstrap_ci(confidence=confidence, seed=seed, of_effect=True)
             low, high = (end / gap for end in (ends if gap > 0 else ends[::-1]))
             p_zero = result.permutation_pvalue(seed=seed)

@@ -5,8 +5,9 @@ The neurons are then scored anew by how far apart they hold the labels, in stand
 run: ``(mean of label 1 - mean of label 0) / std``, averaged over prompt positions within each example. The
 answers are the class logits of the same runs.
 
-The control is as many random heads of the same layers (of other layers where one has too few others). What it does not show: by which path a head matters, for
-an ablated head is missing everywhere; and a head whose ablation changes nothing may have others that stand in.
+The control is as many random heads of the same layers (of other layers where one has too few others). What it
+does not show: by which path a head matters, for an ablated head is missing everywhere; and a head whose
+ablation changes nothing may have others that stand in.
 """
 
 from collections.abc import Sequence

@@ -12,6 +12,7 @@ __all__ = [
     "ChanceLevel",
     "EffectPanel",
     "InputCache",
+    "NeuronAttribution",
     "NeuronPatching",
     "NeuronScores",
     "NeuronSet",
@@ -22,7 +23,9 @@ __all__ = [
     "ablate",
     "ablation_effect",
     "accuracy",
+    "attribute_neurons",
     "best_of_chance",
+    "compare_with_exact",
     "fit_soft_prompts",
     "load_model",
     "measure_effects",
@@ -39,6 +42,7 @@ _MODULES = {
     "ChanceLevel": "statistics",
     "EffectPanel": "panel",
     "InputCache": "input_cache",
+    "NeuronAttribution": "attribution",
     "NeuronPatching": "patching",
     "NeuronScores": "scores",
     "NeuronSet": "neurons",
@@ -49,7 +53,9 @@ _MODULES = {
     "ablate": "ablation",
     "ablation_effect": "effects",
     "accuracy": "effects",
+    "attribute_neurons": "attribution",
     "best_of_chance": "statistics",
+    "compare_with_exact": "attribution",
     "fit_soft_prompts": "tuning",
     "load_model": "loading",
     "measure_effects": "measuring",
@@ -64,6 +70,7 @@ _MODULES = {
 
 if TYPE_CHECKING:  # the same for type checkers and editors, which would take any name from a __getattr__
     from tl_skillneurons.ablation import ablate
+    from tl_skillneurons.attribution import NeuronAttribution, attribute_neurons, compare_with_exact
     from tl_skillneurons.effects import AblationEffect, ablation_effect, accuracy
     from tl_skillneurons.input_cache import InputCache
     from tl_skillneurons.loading import load_model

@@ -6,11 +6,14 @@ decompose              one batch: a pre-activation as a sum over embedding, head
 head_writers           over a task: which heads separate the labels at the neurons, with a permutation null
 source_words           over a task: the tokens that heads move something from
 coloured_sources       one text, shaded by what heads move from each token
+attention_over_task    what the prompt positions attend to and who attends to them, per layer and head
+example_pattern        one text's tokens and patterns, as CircuitsVis takes them
 ablate_heads           hooks that hold heads' outputs at 0 or at their mean (``mean_head_outputs``)
 head_effects           what ablating heads does to neurons and answers, beside random heads of the same layers
 ====================== ==================================================================================
 """
 
+from tl_skillneurons.attending import PromptAttention, attention_over_task, example_pattern
 from tl_skillneurons.heads import (
     HeadEffects,
     ablate_heads,
@@ -25,9 +28,12 @@ __all__ = [
     "HeadEffects",
     "HeadWriters",
     "PreActivationParts",
+    "PromptAttention",
     "ablate_heads",
+    "attention_over_task",
     "coloured_sources",
     "decompose",
+    "example_pattern",
     "head_effects",
     "head_writers",
     "mean_head_outputs",

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._progress import progress_bar
+from tl_skillneurons.attending import token_names
 from tl_skillneurons.batches import length_batches
 from tl_skillneurons.intervals import LabelDifference, bootstrap_mean, permutation_difference
 from tl_skillneurons.neurons import SITE, NeuronSet
@@ -265,9 +266,8 @@ def _moved(sources: Tensor, heads: Sequence[Head]) -> Float[Tensor, "batch sourc
 def _named(model: Any, tokens: PromptedTokens, row: int, moved: Tensor) -> list[tuple[str, float]]:
     """Each real token of a row by name, with what was moved from it."""
     real = tokens.attention_mask[row].bool().nonzero().flatten().tolist()
-    ids, base = tokens.ids[row].tolist(), model.W_E.shape[0]
-    known = iter(model.tokenizer.convert_ids_to_tokens([ids[k] for k in real if ids[k] < base]))
-    names = [f"<v{ids[k] - base}>" if ids[k] >= base else next(known) for k in real]
+    ids = tokens.ids[row].tolist()
+    names = token_names(model, [ids[k] for k in real])
     return [(name, float(moved[k])) for name, k in zip(names, real, strict=True)]
 
 

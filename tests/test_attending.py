@@ -1,0 +1,62 @@
+"""Attention from and to the prompt, over a task: shares that sum to one, a slow loop, planted heads."""
+
+import planted
+import pytest
+import tiny
+import torch
+
+from tl_skillneurons import PromptedModel, SoftPrompt
+from tl_skillneurons.attending import attention_over_task, example_pattern
+
+TASK = tiny.task()
+
+
+def prompt(family):
+    rows = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    return SoftPrompt(rows, placement="prefix" if family in tiny.BIDIRECTIONAL else "suffix")
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_shares_sum_to_one_and_do_not_depend_on_the_batch(family):
+    model, own = tiny.bridge(family), prompt(family)
+    one, many = (attention_over_task(model, own, TASK, batch_size=n, progress=False) for n in (1, 5))
+    torch.testing.assert_close(one.given, many.given, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one.received, many.received, rtol=1e-4, atol=1e-5)
+    n_positions = 4 if family in tiny.BIDIRECTIONAL else 3
+    assert one.given.shape == (2, 2, 4, n_positions, 3) and one.n_examples == (8, 8)
+    torch.testing.assert_close(one.given.sum(-1), torch.ones(2, 2, 4, n_positions).double())
+    assert (one.received > 0).all() if family in tiny.BIDIRECTIONAL else (one.received == 0).all()
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_it_is_the_mean_of_what_each_text_shows_alone(family):
+    model, own = tiny.bridge(family), prompt(family)
+    found = attention_over_task(model, own, TASK, progress=False)
+    prompted = PromptedModel(model, own)
+    split = TASK.split("report")
+    texts = [text for text, label in zip(split["text"], split["label"], strict=True) if label == 1]
+    to_text = torch.zeros(4)
+    for text in texts:
+        names, pattern = example_pattern(model, own, text)
+        tokens = prompted.tokens([text])
+        words = (tokens.is_text & ~tokens.is_special)[0]
+        query = names.index("<v1>")
+        assert pattern.shape == (2, 4, len(names), len(names)) and len(names) == tokens.ids.shape[1]
+        to_text += pattern[1, :, query, words].sum(-1) / len(texts)
+    place = 2 if family == "bert" else 1  # after the mask
+    torch.testing.assert_close(found.given[1, 1, :, place, 0].float(), to_text, rtol=1e-4, atol=1e-5)
+
+
+def test_planted_heads_look_at_the_text_from_the_prompt():
+    found = attention_over_task(planted.model(), planted.prompt(), planted.task(), progress=False)
+    frame = found.to_dataframe()
+    assert list(frame.columns[-4:]) == ["to_text", "to_special", "to_prompt", "from_text"]
+    by_head = frame.groupby(["layer", "head"]).to_text.mean()
+    assert set(by_head.nlargest(2).index) == set(planted.HEADS)
+
+
+def test_attention_that_does_not_show_is_refused():
+    model = tiny.bridge("bert")
+    model.original_model.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match=r"fired in 0 of 2 layers.*eager"):
+        attention_over_task(model, prompt("bert"), TASK, progress=False)

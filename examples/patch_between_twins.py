@@ -10,8 +10,8 @@ import tl_skillneurons as skn
 
 SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
 model = skn.load_model("minilm")
-task = skn.minimal_pairs("movie_reviews", n_pairs=60 if SMALL else 240, tokenizer=model.tokenizer)
-[prompt] = skn.fit_soft_prompts(model, task, n_virtual_tokens=4, seeds=[0], n_steps=40 if SMALL else 60)
+task = skn.minimal_pairs("movie_reviews", n_pairs=120 if SMALL else 240, tokenizer=model.tokenizer)
+[prompt] = skn.fit_soft_prompts(model, task, n_virtual_tokens=4, seeds=[0], n_steps=60)
 skill = skn.score_neurons(model, prompt, task).top(4 if SMALL else 30)
 
 # %% Both directions, at the prompt: clean into corrupted (enough?), corrupted into clean (needed?)

@@ -9,6 +9,7 @@ coloured_sources       one text, shaded by what heads move from each token
 attention_over_task    what the prompt positions attend to and who attends to them, per layer and head
 example_pattern        one text's tokens and patterns, as CircuitsVis takes them
 ablate_heads           hooks that hold heads' outputs at 0 or at their mean (``mean_head_outputs``)
+patch_heads_to_neurons what heads carry from a twin straight into neurons, and what the answer makes of it
 head_effects           what ablating heads does to neurons and answers, beside random heads of the same layers
 ====================== ==================================================================================
 """
@@ -21,12 +22,14 @@ from tl_skillneurons.heads import (
     mean_head_outputs,
     random_heads_like,
 )
+from tl_skillneurons.path_patching import PathPatching, patch_heads_to_neurons
 from tl_skillneurons.pre_activations import PreActivationParts, decompose
 from tl_skillneurons.writers import HeadWriters, coloured_sources, head_writers, source_words
 
 __all__ = [
     "HeadEffects",
     "HeadWriters",
+    "PathPatching",
     "PreActivationParts",
     "PromptAttention",
     "ablate_heads",
@@ -37,6 +40,7 @@ __all__ = [
     "head_effects",
     "head_writers",
     "mean_head_outputs",
+    "patch_heads_to_neurons",
     "random_heads_like",
     "source_words",
 ]

@@ -20,7 +20,7 @@ if len(sys.argv) > 1:
     data = load_dataset(sys.argv[1])
     words = {0: " negative", 1: " positive"}
     task = skn.Task.from_datasets(data, template="{text}", label_words=words, name=sys.argv[1])
-    task = task.limit(train=1500, select=400, report=300)
+    task = task.limit(train=1000, select=400, report=300)
     tuning = {"n_virtual_tokens": 8, "n_steps": 100}
     sizes = (0.005, 0.01, 0.02, 0.05)
 else:

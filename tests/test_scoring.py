@@ -9,7 +9,7 @@ import torch
 
 import tl_skillneurons as skn
 from tl_skillneurons.positions import current_tokens
-from tl_skillneurons.scoring import threshold
+from tl_skillneurons.tallies import threshold
 
 LABEL_WORDS = {0: "negative", 1: "positive"}
 EXACT = 1e-12  # a few roundings of 1e-16 on numbers of order 1, in models that compute in float64 throughout

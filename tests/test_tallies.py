@@ -63,7 +63,7 @@ def test_right_answers_are_counted_one_by_one(dtype):
     expected = torch.zeros(2, 5, dtype=torch.int64)
     for act, label in zip(acts, labels.tolist(), strict=True):
         expected += (act > limits) == bool(label)
-    assert torch.equal(tallies.count_above(acts, limits, labels), expected)
+    assert torch.equal(tallies.count_above(acts, limits, labels[None])[0], expected)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "bloom", "bert", "roberta"])

@@ -16,8 +16,10 @@ __all__ = [
     "NeuronPatching",
     "NeuronScores",
     "NeuronSet",
+    "PermutationNull",
     "PromptedModel",
     "PromptedTokens",
+    "RuleOutcomes",
     "SoftPrompt",
     "Task",
     "ablate",
@@ -34,7 +36,9 @@ __all__ = [
     "packaged_model",
     "patch_neurons",
     "rule_accuracy",
+    "score_classes",
     "score_neurons",
+    "top_union",
 ]
 
 _MODULES = {
@@ -46,8 +50,10 @@ _MODULES = {
     "NeuronPatching": "patching",
     "NeuronScores": "scores",
     "NeuronSet": "neurons",
+    "PermutationNull": "permutation",
     "PromptedModel": "prompted",
     "PromptedTokens": "positions",
+    "RuleOutcomes": "outcomes",
     "SoftPrompt": "soft_prompt",
     "Task": "task",
     "ablate": "ablation",
@@ -64,7 +70,9 @@ _MODULES = {
     "packaged_model": "packaged",
     "patch_neurons": "patching",
     "rule_accuracy": "scoring",
+    "score_classes": "scoring",
     "score_neurons": "scoring",
+    "top_union": "scores",
 }
 """The module that each exported name comes from."""
 
@@ -76,14 +84,16 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.loading import load_model
     from tl_skillneurons.measuring import measure_effects
     from tl_skillneurons.neurons import NeuronSet
+    from tl_skillneurons.outcomes import RuleOutcomes
     from tl_skillneurons.packaged import packaged_model
     from tl_skillneurons.pairs import minimal_pairs
     from tl_skillneurons.panel import EffectPanel
     from tl_skillneurons.patching import NeuronPatching, patch_neurons
+    from tl_skillneurons.permutation import PermutationNull
     from tl_skillneurons.positions import PromptedTokens
     from tl_skillneurons.prompted import PromptedModel
-    from tl_skillneurons.scores import NeuronScores
-    from tl_skillneurons.scoring import neuron_activations, rule_accuracy, score_neurons
+    from tl_skillneurons.scores import NeuronScores, top_union
+    from tl_skillneurons.scoring import neuron_activations, rule_accuracy, score_classes, score_neurons
     from tl_skillneurons.soft_prompt import SoftPrompt
     from tl_skillneurons.statistics import ChanceLevel, best_of_chance
     from tl_skillneurons.task import Task

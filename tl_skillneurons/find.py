@@ -22,8 +22,9 @@ from tl_skillneurons._processes import rank_and_count
 from tl_skillneurons.effects import AblationEffect, ablation_effect
 from tl_skillneurons.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.scores import NeuronScores, selection_size
+from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.scoring import describe_prompt, require_two_classes, rule_accuracy, score_neurons
+from tl_skillneurons.selection import selection_size
 from tl_skillneurons.sites import SITE, has_language_model_head, neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, describe_model
 from tl_skillneurons.task import Task

@@ -174,17 +174,17 @@ def permutation_difference(
     )
 
 
-def require_draws(n_draws: int, alpha: float = 0.05) -> int:
+def require_draws(n_draws: int, alpha: float = 0.05, *, name: str = "n_random") -> int:
     """Return ``n_draws`` if a rank p-value over so many controls can be as small as ``alpha``.
 
     Raises:
         ValueError: Otherwise, with how many it takes.
     """
-    require_int(n_draws, "n_random")
+    require_int(n_draws, name)
     least = math.ceil(1 / alpha - 1e-9) - 1
     if n_draws < least:
         raise ValueError(
-            f"n_random must be at least {least} for a p-value of {alpha:g}, got {n_draws}: "
-            f"that many controls can't give one below 1/{n_draws + 1}"
+            f"{name} must be at least {least} for a p-value of {alpha:g}, got {n_draws}: "
+            f"that many can't give one below 1/{n_draws + 1}"
         )
     return n_draws

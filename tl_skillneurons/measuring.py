@@ -35,7 +35,7 @@ from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.panel import CONTROLS, Condition, EffectPanel, Measured
 from tl_skillneurons.plain_text import cross_entropy, require_head
 from tl_skillneurons.prompted import PromptedModel
-from tl_skillneurons.scores import selection_size
+from tl_skillneurons.selection import selection_size
 from tl_skillneurons.sites import neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, describe_model
 from tl_skillneurons.task import Task

@@ -6,9 +6,12 @@ With a(N, p, x) the activation of neuron N at prompt position p on input x::
     accuracy(N, p)   = share of role select on which [a(N, p, x) > a_bsl(N, p)] = label      (strictly
     greater) predictivity(N)  = mean over prompts of  max over p of  max(accuracy, 1 - accuracy)
 
-The best of hundreds of thousands of such scores is far above one half by luck:
-:meth:`NeuronScores.chance_level` says how far. A predictive neuron need not be one that the model uses;
-ablation beside random controls tells.
+Of a task with more classes, each class has scores of its own: "label 1" is that class, all others are label 0.
+
+The best of hundreds of thousands of such scores is far above one half by luck. How far, permuted labels say
+(``null``, :mod:`~tl_skillneurons.permutation`), and an upper bound without them is
+:meth:`NeuronScores.chance_level`. A predictive neuron need not be one that the model uses; ablation beside
+random controls tells.
 """
 
 import os
@@ -25,6 +28,9 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.outcomes import RuleOutcomes
+from tl_skillneurons.permutation import PermutationNull, combine, permutation_null
+from tl_skillneurons.selection import called_significant, top_neurons
 from tl_skillneurons.statistics import ChanceLevel, best_of_chance
 
 KIND = "NeuronScores"
@@ -41,11 +47,14 @@ class NeuronScores:
         mean_abs: Mean absolute activation over role ``baseline``.
         correct: On how many examples of role ``select`` the rule was right.
         n_baseline, n_select: Examples per role.
-        class_counts: Examples of each class in ``select``.
+        class_counts: Examples of label 0 and of label 1 in ``select``.
         positions: What the position axis holds: ``"prompt"`` (the mask first, where there is one, then the
             virtual tokens), or one reading of the text's own tokens: ``"last"``, ``"mean"``, ``"max"``.
         site: The hook point, below ``blocks.{layer}.``, whose coordinates are the neurons.
         aggregate: How prompts are combined, ``"mean"`` (the paper) or ``"min"``.
+        class_id: The class that counts as label 1.
+        null: What permuted labels reach, where it was asked for.
+        outcomes: Every rule's answer on every example of ``select``, where they were kept.
         provenance: Plain JSON values: model, task, prompts, settings.
     """
 
@@ -59,6 +68,9 @@ class NeuronScores:
     positions: str = "prompt"
     site: str = SITE
     aggregate: str = "mean"
+    class_id: int = 1
+    null: PermutationNull | None = None
+    outcomes: RuleOutcomes | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -96,9 +108,13 @@ class NeuronScores:
     def predictivity(self) -> Float[Tensor, "layer neuron"]:
         """Predictivity in [0.5, 1]: the best position of each prompt, combined over prompts."""
         best = best_positions(self.correct, self.n_select)[0]  # counts, so that equals stay equal
-        if self.aggregate == "mean":
-            return best.sum(0).double() / (self.n_select * len(best))
-        return best.amin(0).double() / self.n_select
+        n = self.n_select * (len(best) if self.aggregate == "mean" else 1)
+        return combine(best, self.aggregate).double() / n
+
+    @property
+    def predictivity_by_prompt(self) -> Float[Tensor, "prompt layer neuron"]:
+        """The predictivity that each prompt alone gives."""
+        return best_positions(self.correct, self.n_select)[0].double() / self.n_select
 
     @property
     def direction(self) -> Int[Tensor, "layer neuron"]:
@@ -136,23 +152,51 @@ class NeuronScores:
         Raises:
             ValueError: When that is no neuron, or more than there are.
         """
-        require_option(per, "per", ("layer", "model"))
-        score = self.predictivity
-        count = selection_size(amount, self.d_mlp if per == "layer" else score.numel(), per=per)
-        if per == "layer":
-            chosen = score.argsort(dim=1, descending=True, stable=True)[:, :count]
-            flat = (chosen + torch.arange(self.n_layers)[:, None] * self.d_mlp).flatten()
-        else:
-            flat = torch.arange(score.numel())
-        order = score.flatten()[flat].argsort(descending=True, stable=True)
-        flat = flat[order][: count * (self.n_layers if per == "layer" else 1)]
-        return NeuronSet(
-            flat // self.d_mlp,
-            flat % self.d_mlp,
-            n_layers=self.n_layers,
-            d_mlp=self.d_mlp,
-            model=self.provenance.get("model", {}).get("name"),
+        name = self.provenance.get("model", {}).get("name")
+        return top_neurons(self.predictivity, amount, per=per, model=name)
+
+    def significant(self, alpha: float = 0.05, *, correction: str = "family") -> NeuronSet:
+        """The neurons whose score luck does not explain, best first; the set may be empty.
+
+        Args:
+            alpha: With ``correction="family"`` the probability that any of them is there by luck (largest score
+                under permuted labels; Westfall and Young); with ``"fdr"`` the expected share of them that is
+                (Benjamini and Hochberg). Of the latter, 1,000 permutations can call neurons only when more than
+                about ``neurons / (1001 * alpha)`` have the lowest possible p-value.
+
+        Raises:
+            ValueError: Without a permutation null, or with too few permutations for ``alpha``.
+        """
+        name = self.provenance.get("model", {}).get("name")
+        return called_significant(self.predictivity, self._null(), alpha, correction, model=name)
+
+    def with_null(self, n_permutations: int = 1000, *, seed: int = 0) -> "NeuronScores":
+        """These scores with the permutation null that their kept outcomes give.
+
+        Raises:
+            ValueError: When no outcomes were kept, or the labels have too few orders.
+        """
+        if self.outcomes is None:
+            raise ValueError(
+                "these scores kept no outcomes to permute labels against; score with n_permutations=1000, or with "
+                "keep_outcomes=True"
+            )
+        null = permutation_null(
+            self.outcomes,
+            n_permutations=n_permutations,
+            seed=seed,
+            aggregate=self.aggregate,
+            class_id=self.class_id,
         )
+        return replace(self, null=null)
+
+    def _null(self) -> PermutationNull:
+        if self.null is None:
+            raise ValueError(
+                "these scores have no permutation null; score with n_permutations=1000 "
+                "(chance_level() is an upper bound without one)"
+            )
+        return self.null
 
     def chance_level(self, alpha: float = 0.05, *, per: str = "model") -> ChanceLevel:
         """What the best score reaches by luck, for all scores of the model or of one layer.
@@ -187,9 +231,12 @@ class NeuronScores:
         return directed[:, neurons.layer, neurons.index].mean(0)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per neuron: layer, index, predictivity, direction, and the best position of the first prompt."""
+        """One row per neuron: layer, index, predictivity, direction, and the best position of the first prompt.
+
+        With a permutation null also ``p_family``, ``p_value`` (its own) and ``q_value``.
+        """
         layer = torch.arange(self.n_layers).repeat_interleave(self.d_mlp)
-        return pd.DataFrame(
+        frame = pd.DataFrame(
             {
                 "layer": layer.numpy(),
                 "index": torch.arange(self.d_mlp).repeat(self.n_layers).numpy(),
@@ -198,10 +245,15 @@ class NeuronScores:
                 "best_position": best_positions(self.correct, self.n_select)[1][0].flatten().numpy(),
             }
         )
+        return frame if self.null is None else frame.assign(**self.null.columns())
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the scores to one safetensors file, whole or not at all."""
         tensors = {name: getattr(self, name) for name in ("baseline", "std", "mean_abs", "correct")}
+        if self.null is not None:
+            tensors |= self.null.tensors()
+        if self.outcomes is not None:
+            tensors |= self.outcomes.tensors()
         header = {
             "site": self.site,
             "frame": "with virtual tokens" if self.positions == "prompt" else "the text's own tokens",
@@ -210,6 +262,8 @@ class NeuronScores:
             "class_counts": list(self.class_counts),
             "positions": self.positions,
             "aggregate": self.aggregate,
+            "class_id": self.class_id,
+            "null": None if self.null is None else {"seed": self.null.seed},
             "provenance": self.provenance,
         }
         return save_tensors(path, KIND, tensors, header)
@@ -226,8 +280,12 @@ class NeuronScores:
         if header.get("site") != SITE:
             raise ValueError(f"{path} was measured at {header.get('site')}, this package measures at {SITE}")
         with sound(path, KIND):
+            null = header.get("null")
             return cls(
-                **tensors,
+                **{name: tensors[name] for name in ("baseline", "std", "mean_abs", "correct")},
+                class_id=header.get("class_id", 1),
+                null=None if null is None else PermutationNull.of_tensors(tensors, **null),
+                outcomes=RuleOutcomes.of_tensors(tensors, tensors["baseline"].shape[-1]),
                 n_baseline=header["roles"]["baseline"],
                 n_select=header["roles"]["select"],
                 class_counts=tuple(header["class_counts"]),
@@ -241,12 +299,22 @@ class NeuronScores:
     def of_prompts(cls, scores: Sequence["NeuronScores"]) -> "NeuronScores":
         """The scores of several prompts as one, from scores of each; the prompts stand in the order given.
 
+        A null is of one set of prompts: of several it has to be drawn anew (:meth:`with_null`).
+
         Raises:
             ValueError: When they don't go together: other shapes, other examples, another reading.
         """
         first = scores[0]
         for other in scores[1:]:
-            for name in ("n_baseline", "n_select", "class_counts", "positions", "site", "aggregate"):
+            for name in (
+                "n_baseline",
+                "n_select",
+                "class_counts",
+                "positions",
+                "site",
+                "aggregate",
+                "class_id",
+            ):
                 if getattr(other, name) != getattr(first, name):
                     raise ValueError(
                         f"scores differ in {name}: {getattr(first, name)} and {getattr(other, name)}"
@@ -260,29 +328,33 @@ class NeuronScores:
             n: torch.cat([getattr(s, n) for s in scores]) for n in ("baseline", "std", "mean_abs", "correct")
         }
         prompts = [prompt for s in scores for prompt in s.provenance.get("prompts", [])]
-        return replace(first, **joined, provenance={**first.provenance, "prompts": prompts})
+        kept = [s.outcomes for s in scores]
+        return replace(
+            first,
+            **joined,
+            null=first.null if len(scores) == 1 else None,
+            outcomes=None if any(k is None for k in kept) else RuleOutcomes.of_prompts(kept),
+            provenance={**first.provenance, "prompts": prompts},
+        )
 
 
-def selection_size(amount: float | int, available: int, *, per: str) -> int:
-    """How many of ``available`` neurons ``amount`` is: int(share * available) of a float, an integer as it
-    is.
+def top_union(scores: Sequence[NeuronScores], amount: float | int, *, per: str = "layer") -> NeuronSet:
+    """The skill neurons of a task of several classes: the union of the best of each subtask or class, equally
+    many of each (Wang et al., 2022).
+
+    Args:
+        scores: Of each of ``task.binary_subtasks()``, or what :func:`~tl_skillneurons.score_classes` gives.
+        amount: For each subtask: 0.005 of four gives 2 % of a layer at most, less what they share.
 
     Raises:
-        ValueError: When that is no neuron, or more than there are.
+        ValueError: Without a subtask, or for subtasks of different models.
     """
-    if isinstance(amount, float):
-        if not 0 < amount <= 1:
-            raise ValueError(
-                f"amount as a share must be in (0, 1], got {amount}; give an integer for a count"
-            )
-        count = int(amount * available)
-    else:
-        count = require_int(amount, "amount")
-    if not 1 <= count <= available:
-        raise ValueError(
-            f"amount must give 1 to {available} neurons per {per}, got {amount} ({count} neurons)"
-        )
-    return count
+    if not len(scores):
+        raise ValueError("give the scores of at least one subtask, got none")
+    union = scores[0].top(amount, per=per)
+    for other in scores[1:]:
+        union = union | other.top(amount, per=per)
+    return union
 
 
 def best_positions(

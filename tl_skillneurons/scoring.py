@@ -18,23 +18,27 @@ scores of one process alone.
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_skillneurons._checks import require_option
+from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import fingerprint
-from tl_skillneurons._processes import gather, rank_and_count
+from tl_skillneurons._processes import rank_and_count
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.input_cache import InputCache
+from tl_skillneurons.outcomes import RuleOutcomes
+from tl_skillneurons.passes import correct_of, count_correct, rule_outcomes, summaries
+from tl_skillneurons.permutation import permuted_labels
 from tl_skillneurons.prompted import Hooks, PromptedModel
 from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.sites import neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, describe_model, model_differences
 from tl_skillneurons.streaming import READINGS, stand_alike, stream_activations
-from tl_skillneurons.tallies import Summary, add_moments, count_above, moments, summarize, threshold
+from tl_skillneurons.tallies import Summary
 from tl_skillneurons.task import Task
 
 
@@ -47,6 +51,9 @@ def score_neurons(
     batch_tokens: int | None = None,
     positions: str = "prompt",
     aggregate: str = "mean",
+    n_permutations: int = 0,
+    seed: int = 0,
+    keep_outcomes: bool = False,
     max_length: int | None = None,
     fwd_hooks: Hooks = (),
     cache: InputCache | None = None,
@@ -60,6 +67,9 @@ def score_neurons(
             score.
         positions: ``"prompt"``, or ``"last"``, ``"mean"``, ``"max"`` over the text's own tokens.
         aggregate: How prompts are combined: ``"mean"``, or ``"min"``.
+        n_permutations: Label permutations, drawn by ``seed``, for ``scores.significant()``; 0 for none. They take
+            one bit of memory per prompt, example of ``select``, layer, position and neuron.
+        keep_outcomes: Keep these bits with the scores, for :func:`~tl_skillneurons.diagnose`.
         batch_size, batch_tokens: Most texts and most tokens of a batch (see :meth:`PromptedModel.batches`).
         fwd_hooks: Run in every batch before the neurons are read, for example an ablation upstream of them.
         cache: Keys and values of the texts (causal models, suffix prompts), kept from tuning or for later
@@ -74,43 +84,72 @@ def score_neurons(
             positions (they never see the text), activations that are not finite (which layer, which example),
             or a model that does not fit the prompts.
     """
-    require_option(positions, "positions", READINGS)
     require_two_classes(task)
-    chosen = _as_list(prompts)
-    lengths = sorted({prompt.n_virtual_tokens for prompt in chosen if prompt is not None})
-    if positions == "prompt" and len(lengths) > 1:
-        raise ValueError(
-            f"prompts of one set need equally many virtual tokens, got {lengths}; score them apart"
-        )
-    prompted = [PromptedModel(model, prompt, max_length=max_length, cache=cache) for prompt in chosen]
-    for one in prompted:
-        require_sees_text(one, positions)
-    options = {"positions": positions, "batch_size": batch_size, "batch_tokens": batch_tokens}
-    scores: list[NeuronScores | None] = [None] * len(chosen)
-    for group in stand_alike(prompted):
-        alike = [prompted[number] for number in group]
-        phase = "scoring" + (f", {len(group)} of {len(chosen)} prompts" if len(chosen) > 1 else "")
-        summaries, correct, batches = _measure(alike, task, options, fwd_hooks, phase, progress)
-        for number, summary, right in zip(group, summaries, correct, strict=True):
-            scores[number] = NeuronScores(
-                baseline=summary.mean[None],
-                std=summary.std[None].float(),
-                mean_abs=summary.mean_abs[None].float(),
-                correct=right[None],
-                n_baseline=task.n_examples["baseline"],
-                n_select=task.n_examples["select"],
-                class_counts=tuple(task.class_counts("select")),
-                positions=positions,
-                aggregate=aggregate,
-                provenance={
-                    "model": describe_model(model),
-                    "task": {"name": task.name, "fingerprint": task.fingerprint},
-                    "prompts": [None if chosen[number] is None else describe_prompt(chosen[number])],
-                    "max_length": prompted[number].max_length,
-                    "batches": batches,
-                },
-            )
-    return NeuronScores.of_prompts(scores)
+    [scores] = _score(
+        model,
+        prompts,
+        task,
+        [1],
+        {
+            "positions": positions,
+            "batch_size": batch_size,
+            "batch_tokens": batch_tokens,
+            "fwd_hooks": fwd_hooks,
+        },
+        aggregate=aggregate,
+        n_permutations=n_permutations,
+        seed=seed,
+        keep_outcomes=keep_outcomes,
+        max_length=max_length,
+        cache=cache,
+        progress=progress,
+    )
+    return scores
+
+
+def score_classes(
+    model: Any,
+    prompts: SoftPrompt | Sequence[SoftPrompt] | None,
+    task: Task,
+    *,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
+    positions: str = "prompt",
+    aggregate: str = "mean",
+    n_permutations: int = 0,
+    seed: int = 0,
+    keep_outcomes: bool = False,
+    max_length: int | None = None,
+    fwd_hooks: Hooks = (),
+    cache: InputCache | None = None,
+    progress: bool = True,
+) -> list[NeuronScores]:
+    """The scores of "this class against all others" for each class, from one prompt that tells all of them apart.
+
+    One pass over each role serves all classes: the cheaper way beside a prompt for each of
+    ``task.binary_subtasks()``. The skill neurons of the task are the union of equally many of each class
+    (:func:`~tl_skillneurons.top_union`). Arguments as for :func:`score_neurons`; each class has a null of its own,
+    by the same permutations.
+    """
+    return _score(
+        model,
+        prompts,
+        task,
+        list(range(task.n_classes)),
+        {
+            "positions": positions,
+            "batch_size": batch_size,
+            "batch_tokens": batch_tokens,
+            "fwd_hooks": fwd_hooks,
+        },
+        aggregate=aggregate,
+        n_permutations=n_permutations,
+        seed=seed,
+        keep_outcomes=keep_outcomes,
+        max_length=max_length,
+        cache=cache,
+        progress=progress,
+    )
 
 
 def rule_accuracy(
@@ -150,11 +189,10 @@ def rule_accuracy(
             options = {"positions": scores.positions, "batch_size": batch_size, "batch_tokens": batch_tokens}
             options |= {"rank_and_count": place, "advance": step}
             baselines = [scores.baseline[number] for number in group]
-            correct, _ = _count_correct(
-                [prompted[number] for number in group], task, role, baselines, options
-            )
+            alike = [prompted[number] for number in group]
+            correct, _ = count_correct(alike, task, role, baselines, [scores.class_id], options)
             for number, right in zip(group, correct, strict=True):
-                scored[number] = right.double() / n_examples
+                scored[number] = right[0].double() / n_examples
     return torch.stack(scored)
 
 
@@ -206,7 +244,7 @@ def require_two_classes(task: Task) -> None:
     if task.n_classes != 2:
         raise ValueError(
             f"predictivity is defined for two classes, {task.name} has {task.n_classes}; "
-            "score each of task.binary_subtasks() with prompts of its own"
+            "score each of task.binary_subtasks() with prompts of its own, or each class by score_classes"
         )
 
 
@@ -261,15 +299,106 @@ def describe_prompt(prompt: SoftPrompt) -> dict[str, Any]:
     }
 
 
+def _score(
+    model: Any,
+    prompts: SoftPrompt | Sequence[SoftPrompt] | None,
+    task: Task,
+    classes: list[int],
+    options: dict[str, Any],
+    *,
+    aggregate: str,
+    n_permutations: int,
+    seed: int,
+    keep_outcomes: bool,
+    max_length: int | None,
+    cache: InputCache | None,
+    progress: bool,
+) -> list[NeuronScores]:
+    """The scores of each class; every prompt is run once."""
+    require_option(options["positions"], "positions", READINGS)
+    require_int(n_permutations, "n_permutations", minimum=0)
+    chosen = _as_list(prompts)
+    lengths = sorted({prompt.n_virtual_tokens for prompt in chosen if prompt is not None})
+    if options["positions"] == "prompt" and len(lengths) > 1:
+        raise ValueError(
+            f"prompts of one set need equally many virtual tokens, got {lengths}; score them apart"
+        )
+    if n_permutations:
+        _require_orders(task, n_permutations, seed)
+    prompted = [PromptedModel(model, prompt, max_length=max_length, cache=cache) for prompt in chosen]
+    for one in prompted:
+        require_sees_text(one, options["positions"])
+    found: list[list[NeuronScores]] = [[] for _ in chosen]
+    for group in stand_alike(prompted):
+        alike = [prompted[number] for number in group]
+        phase = "scoring" + (f", {len(group)} of {len(chosen)} prompts" if len(chosen) > 1 else "")
+        single = keep_outcomes or n_permutations > 0
+        measured = _measure(alike, task, classes, options, single, phase, progress)
+        described = {
+            "model": describe_model(model),
+            "task": {"name": task.name, "fingerprint": task.fingerprint},
+            "max_length": alike[0].max_length,
+            "batches": measured.batches,
+        }
+        for place, number in enumerate(group):
+            prompt = None if chosen[number] is None else describe_prompt(chosen[number])
+            provenance = {**described, "prompts": [prompt]}
+            for at, class_id in enumerate(classes):
+                right = measured.correct[place][at][None]
+                summary = measured.summaries[place]
+                found[number].append(
+                    NeuronScores(
+                        baseline=summary.mean[None],
+                        std=summary.std[None].float(),
+                        mean_abs=summary.mean_abs[None].float(),
+                        correct=right,
+                        n_baseline=task.n_examples["baseline"],
+                        n_select=task.n_examples["select"],
+                        class_counts=_against_rest(task.class_counts("select"), class_id),
+                        positions=options["positions"],
+                        aggregate=aggregate,
+                        class_id=class_id,
+                        outcomes=None if measured.outcomes is None else measured.outcomes.of_prompt(place),
+                        provenance=provenance,
+                    )
+                )
+    scores = [NeuronScores.of_prompts(of_class) for of_class in zip(*found, strict=True)]
+    if n_permutations:
+        scores = [one.with_null(n_permutations, seed=seed) for one in scores]
+    return scores if keep_outcomes else [replace(one, outcomes=None) for one in scores]
+
+
+def _require_orders(task: Task, n_permutations: int, seed: int) -> None:
+    """See before a pass is run that the labels of ``select`` can be permuted so often."""
+    split = task.split("select")
+    pairs = torch.tensor(split["pair"]) if "pair" in split.column_names else None
+    permuted_labels(torch.tensor(split["label"]), n_permutations, seed=seed, pairs=pairs)
+
+
+def _against_rest(counts: list[int], class_id: int) -> tuple[int, int]:
+    return sum(counts) - counts[class_id], counts[class_id]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Of each prompt of a group: summary of ``baseline``, right answers on ``select`` by class, single answers."""
+
+    summaries: list[Summary]
+    correct: list[Int[Tensor, "class layer position neuron"]]
+    outcomes: RuleOutcomes | None
+    batches: dict[str, Any]
+
+
 def _measure(
     prompted: Sequence[PromptedModel],
     task: Task,
+    classes: list[int],
     options: dict[str, Any],
-    fwd_hooks: Hooks,
+    single: bool,
     phase: str,
     progress: bool,
-) -> tuple[list[Summary], list[Tensor], dict[str, Any]]:
-    """Each prompt's summary of role ``baseline`` and its right answers on ``select``."""
+) -> _Measured:
+    """One pass over role ``baseline`` and one over ``select``; ``single`` keeps each answer."""
     rank, count = rank_and_count()
     roles = ("baseline", "select")
     n = sum(task.n_examples[role] for role in roles)
@@ -278,67 +407,13 @@ def _measure(
         def step(n_done: int) -> None:
             advance(n_done * count)
 
-        options = {**options, "fwd_hooks": fwd_hooks, "rank_and_count": (rank, count), "advance": step}
-        summaries, padded = _summaries(prompted, task, options)
-        limits = [summary.mean for summary in summaries]
-        correct, padded_too = _count_correct(prompted, task, "select", limits, options)
-    return summaries, correct, dict(zip(roles, (padded, padded_too), strict=True))
-
-
-def _summaries(
-    prompted: Sequence[PromptedModel], task: Task, options: dict[str, Any]
-) -> tuple[list[Summary], dict[str, int]]:
-    n_layers, _ = neuron_shape(prompted[0].model)
-    found: list[list[Tensor | None]] = [[None] * n_layers for _ in prompted]
-
-    def reduce(prompt: int, layer: int, acts: Tensor, example: Tensor) -> Tensor:
-        return moments(acts)
-
-    def add(prompt: int, layer: int, kept: Tensor, example: Tensor) -> None:
-        found[prompt][layer] = add_moments(found[prompt][layer], kept)
-
-    texts = list(task.split("baseline")["text"])
-    padded = stream_activations(prompted, texts, reduce, add, **options)
-    everyone = gather([_on_cpu(layers) for layers in found])
-    summaries = []
-    for prompt in range(len(prompted)):
-        layers: list[Tensor | None] = [None] * n_layers
-        for process in everyone:
-            layers = [
-                a if b is None else add_moments(a, b) for a, b in zip(layers, process[prompt], strict=True)
-            ]
-        summaries.append(summarize(layers, len(texts)))
-    return summaries, padded
-
-
-def _on_cpu(layers: list[Tensor | None]) -> list[Tensor | None]:
-    """The same on the CPU, in one transfer where they are on one device; a process without a batch has none."""
-    if any(m is None for m in layers):
-        return layers
-    one_device = len({m.device for m in layers}) == 1
-    return list(torch.stack(layers).cpu()) if one_device else [m.cpu() for m in layers]
-
-
-def _count_correct(
-    prompted: Sequence[PromptedModel],
-    task: Task,
-    role: str,
-    baselines: Sequence[Float[Tensor, "layer position neuron"]],
-    options: dict[str, Any],
-) -> tuple[list[Int[Tensor, "layer position neuron"]], dict[str, int]]:
-    """On how many examples of ``role`` "above the baseline means label 1" is right."""
-    split = task.split(role)
-    model = prompted[0].model
-    labels = torch.tensor(split["label"], device=model.cfg.device)
-    limits = [threshold(baseline, model.W_E.dtype).to(model.cfg.device) for baseline in baselines]
-    correct = [torch.zeros(b.shape, dtype=torch.int64, device=model.cfg.device) for b in baselines]
-
-    def reduce(prompt: int, layer: int, acts: Tensor, example: Tensor) -> Tensor:
-        return count_above(acts, limits[prompt][layer].to(acts), labels[example].to(acts.device))
-
-    def add(prompt: int, layer: int, kept: Tensor, example: Tensor) -> None:
-        correct[prompt][layer] += kept.to(correct[prompt].device)
-
-    padded = stream_activations(prompted, list(split["text"]), reduce, add, **options)
-    everyone = gather([c.cpu() for c in correct])
-    return [torch.stack(of_prompt).sum(0) for of_prompt in zip(*everyone, strict=True)], padded
+        options = {**options, "rank_and_count": (rank, count), "advance": step}
+        found, padded = summaries(prompted, task, options)
+        limits = [summary.mean for summary in found]
+        outcomes = None
+        if single:
+            outcomes, padded_too = rule_outcomes(prompted, task, "select", limits, options)
+            correct = list(correct_of(outcomes, classes))
+        else:
+            correct, padded_too = count_correct(prompted, task, "select", limits, classes, options)
+    return _Measured(found, correct, outcomes, dict(zip(roles, (padded, padded_too), strict=True)))

@@ -73,13 +73,13 @@ def summarize(layers: list[Float[Tensor, "5 position neuron"]], n_examples: int)
 def count_above(
     acts: Float[Tensor, "batch position neuron"],
     limits: Float[Tensor, "position neuron"],
-    labels: Int[Tensor, " batch"],
-) -> Int[Tensor, "position neuron"]:
-    """On how many examples of one batch "above its limit means label 1" is right."""
+    labels: Int[Tensor, "class batch"],
+) -> Int[Tensor, "class position neuron"]:
+    """On how many examples of one batch "above its limit means label 1" is right, by each row of labels."""
     above = (acts > limits).float().flatten(1)
     sign = torch.where(labels == 1, 1.0, -1.0)  # above is right on label 1 and wrong on label 0
-    right = (sign @ above).view(limits.shape)  # whole numbers, exact in float32
-    return right.to(torch.int64) + (labels == 0).sum()
+    right = (sign @ above).view(len(labels), *limits.shape)  # whole numbers, exact in float32
+    return right.to(torch.int64) + (labels == 0).sum(1)[:, None, None]
 
 
 def threshold(baseline: Float[Tensor, "*axes"], dtype: torch.dtype) -> Float[Tensor, "*axes"]:

@@ -1,0 +1,118 @@
+"""Whether each neuron was above its threshold on each example: one bit per example, position and neuron.
+
+What a rule answers under other labels, on resampled examples or together with other neurons follows from these
+bits alone: counts are matrix products with them, and no model runs again. Memory: ``n_prompts * n_examples *
+n_layers * n_positions * d_mlp / 8`` bytes (18 MB for a prompt of 8 virtual tokens, 400 examples and the 46,080
+neurons of SmolLM2-135M); what is unpacked at a time is bounded by :data:`MOST_NUMBERS`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+MOST_NUMBERS = 2**24
+"""Numbers that a chunk of counts may hold: 64 MB in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class RuleOutcomes:
+    """Where each neuron was above its baseline, packed eight neurons to a byte.
+
+    Attributes:
+        above: The bits; the last axis is ``ceil(d_mlp / 8)`` bytes, the lowest neuron in the highest bit.
+        labels: Class of each example, in the task's order.
+        d_mlp: Neurons per layer.
+        role: Where the examples come from.
+        pairs: For twins, the number that both of a pair share.
+    """
+
+    above: UInt8[Tensor, "prompt example layer position byte"]
+    labels: Int[Tensor, " example"]
+    d_mlp: int
+    role: str = "select"
+    pairs: Int[Tensor, " example"] | None = None
+
+    def chunks(self, n_rows: int) -> Iterator[tuple[int, slice]]:
+        """Layer and neurons of one chunk after another, for products with ``n_rows`` rows of weights."""
+        _, n_examples, n_layers, n_positions, n_bytes = self.above.shape
+        wide = max(1, MOST_NUMBERS // (8 * n_positions * max(n_rows, n_examples)))
+        for layer in range(n_layers):
+            for first in range(0, n_bytes, wide):
+                yield layer, slice(first * 8, min((first + wide) * 8, self.d_mlp))
+
+    def unpack(
+        self, prompt: int, layer: int, neurons: slice, device: torch.device | str = "cpu"
+    ) -> Float[Tensor, "example position neuron"]:
+        """1 where above, else 0; ``neurons`` starts at a multiple of eight."""
+        packed = self.above[prompt, :, layer, :, neurons.start // 8 : (neurons.stop + 7) // 8]
+        bits = np.unpackbits(packed.numpy(), axis=-1, count=neurons.stop - neurons.start)
+        return torch.from_numpy(bits).to(device).float()
+
+    def of_neurons(
+        self, prompt: int, layer: Int[Tensor, " chosen"], index: Int[Tensor, " chosen"]
+    ) -> Bool[Tensor, "example position chosen"]:
+        """The bits of chosen neurons."""
+        byte = self.above[prompt][:, layer, :, index // 8].permute(1, 2, 0)
+        return (byte >> (7 - index % 8).to(torch.uint8) & 1).bool()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file keeps of them, by name."""
+        kept = {"outcomes_above": self.above, "outcomes_labels": self.labels}
+        return kept if self.pairs is None else {**kept, "outcomes_pairs": self.pairs}
+
+    @classmethod
+    def of_tensors(cls, tensors: dict[str, Tensor], d_mlp: int) -> "RuleOutcomes | None":
+        """The outcomes of role ``select`` that :meth:`tensors` gave, where there are any."""
+        if "outcomes_above" not in tensors:
+            return None
+        above, labels = tensors["outcomes_above"], tensors["outcomes_labels"]
+        return cls(above, labels, d_mlp, pairs=tensors.get("outcomes_pairs"))
+
+    @classmethod
+    def of_prompts(cls, outcomes: Sequence["RuleOutcomes"]) -> "RuleOutcomes":
+        """Those of several prompts on the same examples, in the order given."""
+        first = outcomes[0]
+        above = torch.cat([one.above for one in outcomes])
+        return cls(above, first.labels, first.d_mlp, first.role, first.pairs)
+
+    def of_prompt(self, prompt: int) -> "RuleOutcomes":
+        """Those of one prompt."""
+        return replace(self, above=self.above[prompt : prompt + 1])
+
+    def take(self, examples: Sequence[int] | Tensor) -> "RuleOutcomes":
+        """The outcomes of these examples, in this order."""
+        rows = torch.as_tensor(examples)
+        pairs = None if self.pairs is None else self.pairs[rows]
+        return replace(self, above=self.above[:, rows], labels=self.labels[rows], pairs=pairs)
+
+
+def pack(above: Bool[Tensor, "*axes neuron"]) -> UInt8[Tensor, "*axes byte"]:
+    """Eight neurons to a byte."""
+    return torch.from_numpy(np.packbits(above.cpu().numpy(), axis=-1))
+
+
+def count_right(
+    outcomes: RuleOutcomes, weights: Int[Tensor, "row example"], labels: Int[Tensor, "row example"]
+) -> Iterator[tuple[int, slice, list[Float[Tensor, "row position neuron"]]]]:
+    """For chunk after chunk of neurons, of each prompt: ``2 * right - total`` of the rule "above means label 1".
+
+    Args:
+        weights: How often each example counts in each row.
+        labels: 0 or 1, the labels of each row.
+
+    Yields:
+        Layer, neurons, and for each prompt whole numbers, exact in float32 (totals below 2^23).
+    """
+    sign = (2 * labels - 1) * weights
+    twice = 2.0 * sign.float()
+    constant = -sign.sum(1, keepdim=True).float()  # what a rule that never fires scores
+    for layer, neurons in outcomes.chunks(len(sign)):
+        counted = []
+        for prompt in range(len(outcomes.above)):
+            bits = outcomes.unpack(prompt, layer, neurons)
+            counted.append(torch.addmm(constant, twice, bits.flatten(1)).unflatten(1, bits.shape[1:]))
+        yield layer, neurons, counted

@@ -1,0 +1,127 @@
+"""The passes over a role that scores are made of: thresholds, right answers, and single answers.
+
+Under ``torchrun`` or ``accelerate launch`` each process runs its share of the batches, and each gets the whole.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_skillneurons._processes import gather
+from tl_skillneurons.outcomes import RuleOutcomes, count_right, pack
+from tl_skillneurons.prompted import PromptedModel
+from tl_skillneurons.sites import neuron_shape
+from tl_skillneurons.streaming import stream_activations
+from tl_skillneurons.tallies import Summary, add_moments, count_above, moments, summarize, threshold
+from tl_skillneurons.task import Task
+
+
+def summaries(
+    prompted: Sequence[PromptedModel], task: Task, options: dict[str, Any]
+) -> tuple[list[Summary], dict[str, int]]:
+    n_layers, _ = neuron_shape(prompted[0].model)
+    found: list[list[Tensor | None]] = [[None] * n_layers for _ in prompted]
+
+    def reduce(prompt: int, layer: int, acts: Tensor, example: Tensor) -> Tensor:
+        return moments(acts)
+
+    def add(prompt: int, layer: int, kept: Tensor, example: Tensor) -> None:
+        found[prompt][layer] = add_moments(found[prompt][layer], kept)
+
+    texts = list(task.split("baseline")["text"])
+    padded = stream_activations(prompted, texts, reduce, add, **options)
+    everyone = gather([_on_cpu(layers) for layers in found])
+    summaries = []
+    for prompt in range(len(prompted)):
+        layers: list[Tensor | None] = [None] * n_layers
+        for process in everyone:
+            layers = [
+                a if b is None else add_moments(a, b) for a, b in zip(layers, process[prompt], strict=True)
+            ]
+        summaries.append(summarize(layers, len(texts)))
+    return summaries, padded
+
+
+def _on_cpu(layers: list[Tensor | None]) -> list[Tensor | None]:
+    """The same on the CPU, in one transfer where they are on one device; a process without a batch has none."""
+    if any(m is None for m in layers):
+        return layers
+    one_device = len({m.device for m in layers}) == 1
+    return list(torch.stack(layers).cpu()) if one_device else [m.cpu() for m in layers]
+
+
+def count_correct(
+    prompted: Sequence[PromptedModel],
+    task: Task,
+    role: str,
+    baselines: Sequence[Float[Tensor, "layer position neuron"]],
+    classes: Sequence[int],
+    options: dict[str, Any],
+) -> tuple[list[Int[Tensor, "class layer position neuron"]], dict[str, int]]:
+    """On how many examples of ``role`` "above the baseline means this class, else another" is right.
+
+    One tensor per prompt, and how the batches were padded.
+    """
+    split = task.split(role)
+    model = prompted[0].model
+    label = torch.tensor(split["label"], device=model.cfg.device)
+    labels = torch.stack([label == c for c in classes]).long()
+    limits = [threshold(baseline, model.W_E.dtype).to(model.cfg.device) for baseline in baselines]
+    correct = [
+        torch.zeros(len(classes), *b.shape, dtype=torch.int64, device=model.cfg.device) for b in baselines
+    ]
+
+    def reduce(prompt: int, layer: int, acts: Tensor, example: Tensor) -> Tensor:
+        return count_above(acts, limits[prompt][layer].to(acts), labels[:, example].to(acts.device))
+
+    def add(prompt: int, layer: int, kept: Tensor, example: Tensor) -> None:
+        correct[prompt][:, layer] += kept.to(correct[prompt].device)
+
+    padded = stream_activations(prompted, list(split["text"]), reduce, add, **options)
+    everyone = gather([c.cpu() for c in correct])
+    return [torch.stack(of_prompt).sum(0) for of_prompt in zip(*everyone, strict=True)], padded
+
+
+def rule_outcomes(
+    prompted: Sequence[PromptedModel],
+    task: Task,
+    role: str,
+    baselines: Sequence[Float[Tensor, "layer position neuron"]],
+    options: dict[str, Any],
+) -> tuple[RuleOutcomes, dict[str, int]]:
+    """Where each neuron is above its baseline on each example of ``role``, and how the batches were padded."""
+    split = task.split(role)
+    n_layers, n_positions, d_mlp = baselines[0].shape
+    model = prompted[0].model
+    limits = [threshold(baseline, model.W_E.dtype).to(model.cfg.device) for baseline in baselines]
+    shape = (len(baselines), len(split), n_layers, n_positions, (d_mlp + 7) // 8)
+    above = torch.zeros(shape, dtype=torch.uint8)
+
+    def reduce(prompt: int, layer: int, acts: Tensor, example: Tensor) -> Tensor:
+        return pack(acts > limits[prompt][layer].to(acts))
+
+    def add(prompt: int, layer: int, kept: Tensor, example: Tensor) -> None:
+        above[prompt, example, layer] = kept
+
+    padded = stream_activations(prompted, list(split["text"]), reduce, add, **options)
+    first, *others = gather(above)
+    for other in others:  # an example ran in one process, elsewhere its bits are 0
+        first = first | other
+    pairs = torch.tensor(split["pair"]) if "pair" in split.column_names else None
+    return RuleOutcomes(first, torch.tensor(split["label"]), d_mlp, role, pairs), padded
+
+
+def correct_of(
+    outcomes: RuleOutcomes, classes: Sequence[int]
+) -> Int[Tensor, "prompt class layer position neuron"]:
+    """What :func:`count_correct` counts, from single answers."""
+    n_prompts, n, n_layers, n_positions, _ = outcomes.above.shape
+    rows = torch.stack([outcomes.labels == c for c in classes]).long()
+    correct = torch.empty(n_prompts, len(classes), n_layers, n_positions, outcomes.d_mlp, dtype=torch.int64)
+    for layer, neurons, counted in count_right(outcomes, torch.ones_like(rows), rows):
+        for prompt, twice in enumerate(counted):
+            correct[prompt, :, layer, :, neurons] = (twice.long() + n) // 2
+    return correct

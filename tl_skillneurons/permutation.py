@@ -1,0 +1,174 @@
+"""What scores reach when the labels are shuffled: the label-permutation null, with the largest of all scores.
+
+The labels of role ``select`` are permuted among its examples, the same for all neurons, positions and prompts,
+so that everything that makes scores correlated stays as it is. Where the examples are twins, labels are
+exchanged within pairs: that is what "labels mean nothing" says there.
+
+A rule's answer is one bit per example (:mod:`~tl_skillneurons.outcomes`), so a thousand permutations are one
+matrix product. For each permutation the best score of all neurons is kept, and for each neuron how often its own
+score (best over positions, combined over prompts) was reached. Counts decide, so that ties are ties.
+
+Exact when, without an effect, labels are exchangeable among the examples. Near-duplicates with the same label
+break that; group them into one role (``Task.from_datasets(group=...)``), and keep one of each there.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor
+
+from tl_skillneurons._checks import require_int
+from tl_skillneurons.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
+from tl_skillneurons.outcomes import RuleOutcomes, count_right
+
+
+@dataclass(frozen=True, eq=False)
+class PermutationNull:
+    """What luck gives, for each prompt and, last on the axis ``scope``, for all prompts combined.
+
+    Attributes:
+        largest: The best score of the whole model in each permutation, in the score's own units.
+        p_family: Each neuron's family-wise p-value: how often the largest of all reaches its score.
+        p_value: Each neuron's own p-value: how often its own score is reached. At least 1 / (1 + permutations).
+        seed: Of the permutations.
+    """
+
+    largest: Float[Tensor, "scope draw"]
+    p_family: Float[Tensor, "scope layer neuron"]
+    p_value: Float[Tensor, "scope layer neuron"]
+    seed: int = 0
+
+    @property
+    def n_permutations(self) -> int:
+        """How many permutations were drawn."""
+        return self.largest.shape[1]
+
+    def level(self, alpha: float = 0.05, *, prompt: int | None = None) -> float:
+        """The score above which a neuron is significant at ``alpha``, family-wise; of one prompt, or combined."""
+        return critical_level(self.largest[self._scope(prompt)], alpha)
+
+    def expected(self, *, prompt: int | None = None) -> float:
+        """The mean of the best score under permuted labels."""
+        return float(self.largest[self._scope(prompt)].double().mean())
+
+    def q_value(self, *, prompt: int | None = None) -> Float[Tensor, "layer neuron"]:
+        """Benjamini and Hochberg's q-value of each neuron's own p-value, over all neurons."""
+        return benjamini_hochberg(self.p_value[self._scope(prompt)])
+
+    def family(self, *, prompt: int | None = None) -> Float[Tensor, "layer neuron"]:
+        """Each neuron's family-wise p-value, of one prompt or combined."""
+        return self.p_family[self._scope(prompt)].double()
+
+    def columns(self) -> dict[str, Any]:
+        """The combined p-values as columns of a frame with one row per neuron."""
+        found = {"p_family": self.family(), "p_value": self.p_value[-1].double(), "q_value": self.q_value()}
+        return {name: value.flatten().numpy() for name, value in found.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file keeps of it, by name."""
+        return {f"null_{name}": getattr(self, name) for name in ("largest", "p_family", "p_value")}
+
+    @classmethod
+    def of_tensors(cls, tensors: dict[str, Tensor], *, seed: int) -> "PermutationNull":
+        """The null that :meth:`tensors` gave."""
+        return cls(*(tensors[f"null_{name}"] for name in ("largest", "p_family", "p_value")), seed=seed)
+
+    def _scope(self, prompt: int | None) -> int:
+        if prompt is None:
+            return -1
+        n_prompts = len(self.largest) - 1
+        if not 0 <= require_int(prompt, "prompt", minimum=0) < n_prompts:
+            raise ValueError(f"prompt must be in [0, {n_prompts}), got {prompt}")
+        return prompt
+
+
+def permuted_labels(
+    labels: Int[Tensor, " example"],
+    n_permutations: int,
+    *,
+    seed: int = 0,
+    pairs: Int[Tensor, " example"] | None = None,
+) -> Int[Tensor, "draw example"]:
+    """The labels in random orders, within pairs where there are any.
+
+    Raises:
+        ValueError: When the labels have fewer orders than ``n_permutations``.
+    """
+    require_int(n_permutations, "n_permutations")
+    require_int(seed, "seed", minimum=0)
+    if (n_orders := _log_orders(labels, pairs)) < math.log(n_permutations + 1) - 1e-9:
+        counts = torch.bincount(labels).tolist()
+        raise ValueError(
+            f"{len(labels)} examples with {counts} of each class can be labelled in only "
+            f"{round(math.exp(n_orders))} ways{' within pairs' if pairs is not None else ''}, too few for "
+            f"{n_permutations} permutations; give more examples of each class"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(n_permutations, len(labels), generator=generator, dtype=torch.float64).argsort(1)
+    if pairs is None:
+        return labels[order]
+    order = order.gather(1, pairs[order].argsort(dim=1, stable=True))  # a random order within each pair
+    place = pairs.argsort(stable=True)
+    shuffled = torch.empty_like(order)
+    shuffled[:, place] = labels[order]
+    return shuffled
+
+
+def permutation_null(
+    outcomes: RuleOutcomes,
+    *,
+    n_permutations: int = 1000,
+    seed: int = 0,
+    aggregate: str = "mean",
+    class_id: int = 1,
+) -> PermutationNull:
+    """The null of predictivity, ``max(accuracy, 1 - accuracy)`` best over positions, combined over prompts.
+
+    Args:
+        aggregate: "mean" or "min" over prompts.
+        class_id: The class that "above" speaks for; all others count as label 0.
+    """
+    labels = outcomes.labels
+    drawn = permuted_labels(labels, n_permutations, seed=seed, pairs=outcomes.pairs)
+    rows = (torch.cat([labels[None], drawn]) == class_id).long()  # the first row is the truth
+    n_prompts, n, n_layers = outcomes.above.shape[:3]
+    scopes = n_prompts + 1
+    largest = torch.zeros(scopes, n_permutations)
+    observed = torch.empty(scopes, n_layers, outcomes.d_mlp)
+    reached = torch.empty(scopes, n_layers, outcomes.d_mlp)
+    for layer, neurons, counted in count_right(outcomes, torch.ones_like(rows), rows):
+        best = [right.abs_().amax(1) for right in counted]  # 2 * max(right, wrong) - n of the best position
+        best.append(combine(torch.stack(best), aggregate))
+        for scope, score in enumerate(best):
+            observed[scope, layer, neurons] = score[0]
+            reached[scope, layer, neurons] = (score[1:] >= score[0]).sum(0).float()
+            torch.maximum(largest[scope], score[1:].amax(1), out=largest[scope])
+    p_family = torch.stack([family_wise_p(observed[s], largest[s]) for s in range(scopes)])
+    totals = torch.full((scopes, 1), n, dtype=torch.float64)
+    if aggregate == "mean":
+        totals[-1] *= n_prompts
+    return PermutationNull(
+        largest=0.5 + largest.double() / (2 * totals),
+        p_family=p_family,
+        p_value=(1 + reached.double()) / (1 + n_permutations),
+        seed=seed,
+    )
+
+
+def combine(best: Num[Tensor, "prompt *axes"], aggregate: str) -> Num[Tensor, "*axes"]:
+    """Whole numbers of several prompts as one: their sum (which ranks as the mean does), or the lowest."""
+    return best.sum(0) if aggregate == "mean" else best.amin(0)
+
+
+def _log_orders(labels: Tensor, pairs: Tensor | None) -> float:
+    """The logarithm of the number of ways in which the labels can be dealt out."""
+    if pairs is not None:
+        groups: dict[int, set[int]] = {}
+        for pair, label in zip(pairs.tolist(), labels.tolist(), strict=True):
+            groups.setdefault(pair, set()).add(label)
+        return sum(math.log(len(own)) for own in groups.values())
+    counts = torch.bincount(labels).double()
+    return float(torch.lgamma(counts.sum() + 1) - torch.lgamma(counts + 1).sum())

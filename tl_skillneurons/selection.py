@@ -1,0 +1,76 @@
+"""From a score of every neuron to a set of neurons: the best of each layer or of the model, or the significant."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons.intervals import require_draws
+from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.permutation import PermutationNull
+
+CORRECTIONS = ("family", "fdr")
+
+
+def top_neurons(
+    score: Float[Tensor, "layer neuron"], amount: float | int, *, per: str = "layer", model: str | None = None
+) -> NeuronSet:
+    """The neurons of highest score, best first, the lowest layer and index first among equals.
+
+    Args:
+        amount: A share such as 0.02, of which int(share * neurons) are taken, or an integer count.
+        per: ``"layer"`` takes so many in each layer (Wang et al., 2022), ``"model"`` in the whole model.
+    """
+    require_option(per, "per", ("layer", "model"))
+    n_layers, d_mlp = score.shape
+    count = selection_size(amount, d_mlp if per == "layer" else score.numel(), per=per)
+    if per == "layer":
+        chosen = score.argsort(dim=1, descending=True, stable=True)[:, :count]
+        flat = (chosen + torch.arange(n_layers)[:, None] * d_mlp).flatten()
+    else:
+        flat = torch.arange(score.numel())
+    order = score.flatten()[flat].argsort(descending=True, stable=True)
+    flat = flat[order][: count * (n_layers if per == "layer" else 1)]
+    return NeuronSet(flat // d_mlp, flat % d_mlp, n_layers=n_layers, d_mlp=d_mlp, model=model)
+
+
+def called_significant(
+    score: Float[Tensor, "layer neuron"],
+    null: PermutationNull,
+    alpha: float = 0.05,
+    correction: str = "family",
+    *,
+    model: str | None = None,
+) -> NeuronSet:
+    """The neurons that are significant at ``alpha`` by the null's combined scores, best first."""
+    require_option(correction, "correction", CORRECTIONS)
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must be between 0 and 1, both excluded, got {alpha}")
+    require_draws(null.n_permutations, alpha, name="n_permutations")
+    p = null.family() if correction == "family" else null.q_value()
+    called = (p.flatten() <= alpha).nonzero().flatten()
+    flat = called[score.flatten()[called].argsort(descending=True, stable=True)]
+    n_layers, d_mlp = score.shape
+    return NeuronSet(flat // d_mlp, flat % d_mlp, n_layers=n_layers, d_mlp=d_mlp, model=model)
+
+
+def selection_size(amount: float | int, available: int, *, per: str) -> int:
+    """How many of ``available`` neurons ``amount`` is: int(share * available) of a float, an integer as it
+    is.
+
+    Raises:
+        ValueError: When that is no neuron, or more than there are.
+    """
+    if isinstance(amount, float):
+        if not 0 < amount <= 1:
+            raise ValueError(
+                f"amount as a share must be in (0, 1], got {amount}; give an integer for a count"
+            )
+        count = int(amount * available)
+    else:
+        count = require_int(amount, "amount")
+    if not 1 <= count <= available:
+        raise ValueError(
+            f"amount must give 1 to {available} neurons per {per}, got {amount} ({count} neurons)"
+        )
+    return count

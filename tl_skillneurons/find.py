@@ -8,7 +8,7 @@ report prints.
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,16 @@ from tl_skillneurons._files import load_tensors, package_version, read_json, sav
 from tl_skillneurons._processes import rank_and_count
 from tl_skillneurons.effects import AblationEffect, ablation_effect
 from tl_skillneurons.input_cache import InputCache, runs_text_apart
+from tl_skillneurons.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.scores import NeuronScores
-from tl_skillneurons.scoring import describe_prompt, require_two_classes, rule_accuracy, score_neurons
+from tl_skillneurons.scoring import (
+    describe_prompt,
+    require_orders,
+    require_two_classes,
+    rule_accuracy,
+    score_neurons,
+)
 from tl_skillneurons.selection import selection_size
 from tl_skillneurons.sites import SITE, has_language_model_head, neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, describe_model
@@ -76,6 +83,7 @@ def find_skill_neurons(
     batch_size: int = 16,
     top: float | int = 0.02,
     n_random: int = 5,
+    n_permutations: int = 1000,
     seed: int = 0,
     progress: bool = True,
 ) -> Findings:
@@ -86,6 +94,7 @@ def find_skill_neurons(
         n_prompts: Soft prompts, of seeds ``seed``, ``seed + 1``, ...
         top: Skill neurons per layer, as a share or a count (see :meth:`NeuronScores.top`).
         n_random: Random controls of the ablation.
+        n_permutations: Label permutations for the chance level of the scores.
 
     Raises:
         ValueError: When ``out`` holds a run of other settings, under several processes, or for what the phases refuse.
@@ -101,6 +110,8 @@ def find_skill_neurons(
     # what would be refused later is refused before anything is done
     require_two_classes(task)
     selection_size(top, neuron_shape(model)[1], per="layer")
+    require_draws(n_permutations, name="n_permutations")
+    require_orders(task, n_permutations, seed)
     if has_language_model_head(model):
         label_token_ids(model, task.label_words)
     settings = {
@@ -112,6 +123,7 @@ def find_skill_neurons(
         "batch_size": batch_size,
         "top": top,
         "n_random": n_random,
+        "n_permutations": n_permutations,
         "seeds": seeds,
         "ablation": {
             "how": "mean",
@@ -133,7 +145,7 @@ def find_skill_neurons(
         cache=cache,
         progress=progress,
     )
-    scores = _scores(model, prompts, task, out, cache, progress)
+    scores = _scores(model, prompts, task, out, (n_permutations, seed), cache, progress)
     skill = scores.top(top)
     skill.to_json(out / NEURONS)
     rules = _rules(model, prompts, task, scores, out, cache, progress)
@@ -208,10 +220,11 @@ def _scores(
     prompts: Sequence[SoftPrompt],
     task: Task,
     out: Path,
+    permutations: tuple[int, int],
     cache: InputCache | None,
     progress: bool,
 ) -> NeuronScores:
-    """The scores of all prompts; each prompt's are kept until all are there."""
+    """The scores of all prompts with their null; each prompt's are kept until all are there."""
     whole = out / SCORES
     described = [describe_prompt(prompt) for prompt in prompts]
     if whole.exists():
@@ -224,9 +237,10 @@ def _scores(
         if part.exists():
             _require_of(part, NeuronScores.load(part), [description], task)
         else:
-            score_neurons(model, prompt, task, cache=cache, progress=progress).save(part)
+            score_neurons(model, prompt, task, keep_outcomes=True, cache=cache, progress=progress).save(part)
         parts.append(part)
     scores = NeuronScores.of_prompts([NeuronScores.load(part) for part in parts])
+    scores = replace(scores.with_null(permutations[0], seed=permutations[1]), outcomes=None)
     scores.save(whole)
     for part in parts:
         part.unlink()

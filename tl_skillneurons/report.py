@@ -14,6 +14,7 @@ from tl_skillneurons.find import Findings
 from tl_skillneurons.statistics import clopper_pearson
 
 N_SHOWN = 10
+ALPHA = 0.05
 
 
 def numbers(findings: Findings, n_shown: int = N_SHOWN) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def _layers(findings: Findings) -> list[dict[str, Any]]:
     scores = findings.scores
     best, index = scores.predictivity.max(1)
     level = scores.chance_level(per="layer")
-    above = (scores.predictivity > level.threshold).sum(1)
+    significant = (scores.null.family() <= ALPHA).sum(1)
     return [
         {
             "layer": layer,
@@ -58,39 +59,56 @@ def _layers(findings: Findings) -> list[dict[str, Any]]:
             "neuron": index[layer].item(),
             "chance_expects": level.expected,
             "chance_exceeds_in_5_percent": level.threshold,
-            "n_neurons_above": above[layer].item(),
+            "n_neurons_significant": significant[layer].item(),
         }
         for layer in range(scores.n_layers)
     ]
 
 
 def _chance(findings: Findings) -> dict[str, Any]:
-    level = findings.scores.chance_level()
+    scores, null = findings.scores, findings.scores.null
+    bound = scores.chance_level()
     return {
-        "what": "exact binomial level of the best of all scores; an upper bound, since scores are correlated",
-        "n_scores": level.n_scores,
-        "n_examples_on_select": level.n_examples,
-        "largest_class_share": level.largest_class_share,
-        "expected": level.expected,
-        "threshold": level.threshold,
-        "alpha": level.alpha,
-        "n_neurons_above": int((findings.scores.predictivity > level.threshold).sum()),
+        "what": "the best of all neurons under permuted labels (largest statistic, Westfall and Young)",
+        "n_permutations": null.n_permutations,
+        "n_examples_on_select": scores.n_select,
+        "expected": null.expected(),
+        "threshold": null.level(ALPHA),
+        "alpha": ALPHA,
+        "n_neurons_significant": len(scores.significant(ALPHA)),
+        "n_neurons_at_fdr_5_percent": len(scores.significant(ALPHA, correction="fdr")),
+        "upper_bound": {
+            "what": "exact binomial level, which treats all scores as independent",
+            "n_scores": bound.n_scores,
+            "largest_class_share": bound.largest_class_share,
+            "expected": bound.expected,
+            "threshold": bound.threshold,
+        },
     }
 
 
 def _skill(findings: Findings, n_shown: int) -> dict[str, Any]:
     skill = findings.skill
     direction = findings.scores.direction[skill.layer, skill.index]
+    p_family = findings.scores.null.family()[skill.layer, skill.index]
+    n = findings.effect.n_examples
     rows = [
         {
             "layer": layer,
             "index": index,
             "high_means": str(findings.task.label_names[1 if sign > 0 else 0]),
             "accuracy_on_select": on_select,
+            "p_family": p,
             "accuracy_on_report": on_report,
+            "interval_95_on_report": list(clopper_pearson(round(on_report * n), n)),
         }
-        for (layer, index), sign, on_select, on_report in zip(
-            skill, direction.tolist(), findings.on_select.tolist(), findings.on_report.tolist(), strict=True
+        for (layer, index), sign, p, on_select, on_report in zip(
+            skill,
+            direction.tolist(),
+            p_family.tolist(),
+            findings.on_select.tolist(),
+            findings.on_report.tolist(),
+            strict=True,
         )
     ][:n_shown]
     return {
@@ -181,10 +199,13 @@ def _prompt_table(prompts: list[dict[str, Any]]) -> Table:
 
 
 def _layer_table(layers: list[dict[str, Any]], chance: dict[str, Any]) -> Table:
+    bound = chance["upper_bound"]
     caption = (
-        f"Chance: {chance['what']} ({chance['n_scores']:,} scores, {chance['n_examples_on_select']} examples). "
-        f"Best of the whole model by luck: {chance['expected']:.3f}, above {chance['threshold']:.3f} in 5% of cases; "
-        f"{chance['n_neurons_above']:,} neurons are above that."
+        f"Chance: {chance['what']}, {chance['n_permutations']:,} permutations of {chance['n_examples_on_select']} "
+        f"labels. Best of the whole model by luck: {chance['expected']:.3f}, above {chance['threshold']:.3f} in 5% of "
+        f"cases (bound for independent scores: {bound['threshold']:.3f}); {chance['n_neurons_significant']:,} neurons "
+        f"are above that, {chance['n_neurons_at_fdr_5_percent']:,} at a false discovery rate of 5%. The layers' "
+        "levels are the exact binomial ones, an upper bound."
     )
     table = _table(
         "Predictivity (on select)",
@@ -193,7 +214,7 @@ def _layer_table(layers: list[dict[str, Any]], chance: dict[str, Any]) -> Table:
         "neuron",
         "chance: best of a layer",
         "chance: 5% level",
-        "neurons above",
+        "significant",
         caption=caption,
     )
     for row in layers:
@@ -203,7 +224,7 @@ def _layer_table(layers: list[dict[str, Any]], chance: dict[str, Any]) -> Table:
             str(row["neuron"]),
             f"{row['chance_expects']:.3f}",
             f"{row['chance_exceeds_in_5_percent']:.3f}",
-            f"{row['n_neurons_above']:,}",
+            f"{row['n_neurons_significant']:,}",
         )
     return table
 
@@ -219,7 +240,9 @@ def _neuron_table(skill: dict[str, Any]) -> Table:
         "index",
         "high activation means",
         "accuracy on select",
+        "p (family-wise)",
         "accuracy on report",
+        "95% interval",
         caption=caption,
     )
     for row in skill["best"]:
@@ -228,7 +251,9 @@ def _neuron_table(skill: dict[str, Any]) -> Table:
             str(row["index"]),
             row["high_means"],
             f"{row['accuracy_on_select']:.3f}",
+            f"{row['p_family']:.3f}",
             f"{row['accuracy_on_report']:.3f}",
+            "{:.3f} to {:.3f}".format(*row["interval_95_on_report"]),
         )
     return table
 

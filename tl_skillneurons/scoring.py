@@ -324,7 +324,7 @@ def _score(
             f"prompts of one set need equally many virtual tokens, got {lengths}; score them apart"
         )
     if n_permutations:
-        _require_orders(task, n_permutations, seed)
+        require_orders(task, n_permutations, seed)
     prompted = [PromptedModel(model, prompt, max_length=max_length, cache=cache) for prompt in chosen]
     for one in prompted:
         require_sees_text(one, options["positions"])
@@ -368,8 +368,12 @@ def _score(
     return scores if keep_outcomes else [replace(one, outcomes=None) for one in scores]
 
 
-def _require_orders(task: Task, n_permutations: int, seed: int) -> None:
-    """See before a pass is run that the labels of ``select`` can be permuted so often."""
+def require_orders(task: Task, n_permutations: int, seed: int) -> None:
+    """See, before a pass is run, that the labels of ``select`` can be permuted so often.
+
+    Raises:
+        ValueError: Otherwise.
+    """
     split = task.split("select")
     pairs = torch.tensor(split["pair"]) if "pair" in split.column_names else None
     permuted_labels(torch.tensor(split["label"]), n_permutations, seed=seed, pairs=pairs)

@@ -6,7 +6,8 @@ picked as the best of thousands on some examples looks better on them than it is
 train, select and report: what stands in two roles is dropped from the earlier one and counted (published
 benchmarks do have this fault). Baseline is usually train itself, as in Wang et al. (2022, section 3).
 
-What this does not catch: near duplicates. Texts are equal when they are equal up to white space.
+Texts are equal when they are equal up to white space. Near-duplicates, and examples of one source, are kept in
+one role when asked for: ``near_duplicates=0.8``, ``group="author"``.
 """
 
 import hashlib
@@ -23,7 +24,8 @@ from datasets import Dataset
 from tl_skillneurons._checks import listed, near, require_int, require_option
 from tl_skillneurons.task_columns import as_dataset, columns_of, each_once, take
 from tl_skillneurons.task_drawing import draw
-from tl_skillneurons.task_reading import as_splits, order_labels, parse_template, read
+from tl_skillneurons.task_groups import with_groups
+from tl_skillneurons.task_reading import as_splits, group_values, order_labels, parse_template, read
 from tl_skillneurons.task_roles import ROLES, choose_splits, make_roles, settle_overlap, where
 
 
@@ -35,7 +37,8 @@ class Task:
         name: What the task is called in tables.
         label_words: The word (or its token id) that stands for each class; classes are numbered from 0.
         splits: The examples of each role: ``text`` as rendered, ``label`` (the class) and, for tasks whose
-            examples have twins, ``pair`` (the number that two twins share).
+            examples have twins, ``pair`` (the number that two twins share) or, where groups were asked for,
+            ``group``.
         label_names: The labels as the data has them, in class order.
         template: What the texts were rendered with.
         dropped: How many examples each role lost because their text also stands in a later role.
@@ -73,6 +76,8 @@ class Task:
         roles: Mapping[str, Any] | None = None,
         seed: int = 0,
         overlap: str = "drop",
+        group: str | None = None,
+        near_duplicates: float | None = None,
     ) -> "Task":
         """The task that ``data`` holds.
 
@@ -95,7 +100,11 @@ class Task:
                 ``"baseline"``, it is whatever train is.
             seed: Draws what is drawn.
             overlap: ``"drop"`` drops text that stands in two roles from the earlier one and counts it;
-                ``"refuse"`` makes it an error.
+                ``"refuse"`` makes it an error. The same for groups.
+            group: A column whose equal values (an author, a review, a source) never straddle train, select and
+                report.
+            near_duplicates: A similarity in (0, 1], such as 0.8, from which on texts count as one group
+                (:mod:`~tl_skillneurons.task_groups`).
 
         Raises:
             TypeError: When ``data``, a label or a label word is of a kind that can't be used.
@@ -110,6 +119,10 @@ class Task:
             split: read(splits[split], where(split, chosen), parts, label, keys)
             for split in dict.fromkeys(itertools.chain.from_iterable(chosen.values()))
         }
+        given = (
+            None if group is None else {n: group_values(splits[n], where(n, chosen), group) for n in tables}
+        )
+        tables = with_groups(tables, given, near_duplicates)
         columns, made = make_roles(chosen, tables, seed)
         columns, dropped = settle_overlap(columns, overlap)
         return cls(

@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset, Features, Value
 
 Columns = dict[str, list[Any]]
-"""Examples as columns of equal length: ``text``, ``label`` and, for twins, ``pair``."""
+"""Examples as columns of equal length: ``text``, ``label`` and, where there are any, ``pair`` and ``group``."""
 
 
 def column_names(rows: Any) -> list[str]:
@@ -29,7 +29,7 @@ def column(rows: Any, name: str) -> list[Any]:
 
 def columns_of(dataset: Dataset) -> Columns:
     """The columns of a role that a task uses."""
-    names = [name for name in ("text", "label", "pair") if name in dataset.column_names]
+    names = [name for name in ("text", "label", "pair", "group") if name in dataset.column_names]
     return {name: column(dataset, name) for name in names}
 
 
@@ -40,7 +40,12 @@ def take(columns: Columns, rows: Sequence[int]) -> Columns:
 
 def as_dataset(columns: Columns) -> Dataset:
     """The columns as a ``Dataset`` of the same types for every task."""
-    types = {"text": Value("string"), "label": Value("int64"), "pair": Value("int64")}
+    types = {
+        "text": Value("string"),
+        "label": Value("int64"),
+        "pair": Value("int64"),
+        "group": Value("int64"),
+    }
     return Dataset.from_dict(columns, features=Features({name: types[name] for name in columns}))
 
 

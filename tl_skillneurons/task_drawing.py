@@ -20,8 +20,10 @@ def apportion(n: int, weights: Sequence[int]) -> list[int]:
 
 
 def stratified(columns: Columns, shares: Sequence[int], seed: int) -> list[Columns]:
-    """The examples divided by ``shares``, each class for itself, in the order they came."""
+    """The examples divided by ``shares``, each class for itself, in the order they came; groups stay whole."""
     generator = random.Random(seed)
+    if "group" in columns:
+        return [take(columns, sorted(part)) for part in _whole_groups(columns, shares, generator)]
     rows: list[list[int]] = [[] for _ in shares]
     for members in _by_class(columns):
         generator.shuffle(members)
@@ -46,6 +48,27 @@ def draw(columns: Columns, limit: int, seed: int) -> list[int]:
     return sorted(
         i for rows, count in zip(members, counts, strict=True) for i in generator.sample(rows, count)
     )
+
+
+def _whole_groups(columns: Columns, shares: Sequence[int], generator: random.Random) -> list[list[int]]:
+    """Rows by part: each group, the largest first, goes where its classes are missing most."""
+    groups: dict[int, list[int]] = {}
+    for i, group in enumerate(columns["group"]):
+        groups.setdefault(group, []).append(i)
+    members = list(groups.values())
+    generator.shuffle(members)
+    members.sort(key=len, reverse=True)
+    counts = {c: len(rows) for c, rows in zip(sorted(set(columns["label"])), _by_class(columns), strict=True)}
+    wanted = [{c: n * share / sum(shares) for c, n in counts.items()} for share in shares]
+    parts: list[list[int]] = [[] for _ in shares]
+    for rows in members:
+        labels = [columns["label"][i] for i in rows]
+        missing = [sum(want[c] for c in labels) / share for want, share in zip(wanted, shares, strict=True)]
+        part = missing.index(max(missing))
+        parts[part] += rows
+        for c in labels:
+            wanted[part][c] -= 1
+    return parts
 
 
 def _by_class(columns: Columns) -> list[list[int]]:

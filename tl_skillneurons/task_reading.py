@@ -77,6 +77,20 @@ def read(rows: Any, where: str, parts: list[tuple[str, str | None]], label: str,
     return {"text": _render(rows, where, parts), "label": _classes(rows, where, label, keys)}
 
 
+def group_values(rows: Any, where: str, group: str) -> list[Any]:
+    """What tells the groups of one split apart."""
+    names = column_names(rows)
+    if group not in names:
+        raise ValueError(
+            f"group column {group!r} is not in {where}, which has the columns {listed(names)}; {near(group, names)}"
+        )
+    values = column(rows, group)
+    for row, value in enumerate(values):
+        if not isinstance(value, (int, str)):
+            raise ValueError(f"{where}, row {row}: a group must be an integer or a string, got {value!r}")
+    return values
+
+
 def _render(rows: Any, where: str, parts: list[tuple[str, str | None]]) -> list[str]:
     columns: dict[str | None, list[Any]] = {name: column(rows, name) for _, name in parts if name is not None}
     for name, values in columns.items():

@@ -105,25 +105,26 @@ def make_roles(
 
 
 def _joined(tables: list[Columns]) -> Columns:
-    return {
-        name: list(itertools.chain.from_iterable(table[name] for table in tables))
-        for name in ("text", "label")
-    }
+    return {name: list(itertools.chain.from_iterable(table[name] for table in tables)) for name in tables[0]}
 
 
 def settle_overlap(columns: dict[str, Columns], overlap: str) -> tuple[dict[str, Columns], dict[str, int]]:
-    """Drop from each role the texts that also stand in a later one, or refuse."""
-    keys = each_once(columns, lambda table: [" ".join(text.split()) for text in table["text"]])
-    later = {"report": set(), "select": set(keys["report"])}
-    later["train"] = later["baseline"] = later["select"] | set(keys["select"])
-    doubled = {role: [i for i, key in enumerate(keys[role]) if key in later[role]] for role in ROLES}
+    """Drop from each role the texts, and the groups, that also stand in a later one, or refuse."""
+    keys = each_once(columns, _keys)
+    held = {role: set(itertools.chain.from_iterable(keys[role])) for role in ROLES}
+    later = {"report": set(), "select": held["report"]}
+    later["train"] = later["baseline"] = held["select"] | held["report"]
+    doubled = {
+        role: [i for i, own in enumerate(keys[role]) if not later[role].isdisjoint(own)] for role in ROLES
+    }
     dropped = {role: len(rows) for role, rows in doubled.items()}
     if overlap == "refuse" and any(dropped.values()):
         role = next(role for role in ROLES if dropped[role])
         counts = ", ".join(f"{n} of {role}" for role, n in dropped.items() if n)
         example = repr(textwrap.shorten(columns[role]["text"][doubled[role][0]], 80, placeholder=" ..."))
+        what = "text or its group" if "group" in columns[role] else "text"
         raise ValueError(
-            f"text stands in two roles: {counts} also stand in a later role, such as {example} of {role}; "
+            f"{what} stands in two roles: {counts} also stand in a later role, such as {example} of {role}; "
             "overlap='drop' drops them from the earlier role"
         )
     kept = {role: sorted(set(range(len(keys[role]))) - set(rows)) for role, rows in doubled.items()}
@@ -131,3 +132,9 @@ def settle_overlap(columns: dict[str, Columns], overlap: str) -> tuple[dict[str,
     if columns["baseline"] is columns["train"]:
         settled["baseline"] = settled["train"]
     return settled, dropped
+
+
+def _keys(table: Columns) -> list[tuple[str | int, ...]]:
+    """What may not stand in two roles: each example's text up to white space, and its group."""
+    texts = [" ".join(text.split()) for text in table["text"]]
+    return list(zip(texts, table["group"], strict=True)) if "group" in table else [(text,) for text in texts]

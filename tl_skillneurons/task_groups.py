@@ -1,0 +1,86 @@
+"""Examples that belong together, and so to one role: the same source, or nearly the same words.
+
+Two texts are near-duplicates when the sets of their three-word sequences (case and punctuation left out) have a
+Jaccard similarity of at least a threshold; what is near to the same text is in the same group. Found exactly:
+two sets so similar must share one of the few rarest sequences of each (Chaudhuri et al., 2006, prefix filter).
+"""
+
+import math
+import re
+from collections import Counter
+from typing import Any
+
+from tl_skillneurons.task_columns import Columns
+
+_N_WORDS = 3
+
+
+def near_duplicates(texts: list[str], threshold: float = 0.8) -> list[int]:
+    """The number of each text's group; texts of a group have the number of its first.
+
+    Raises:
+        ValueError: For a threshold outside (0, 1].
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"near_duplicates must be a similarity in (0, 1], got {threshold}")
+    sets = [_sequences(text) for text in texts]
+    frequency = Counter(sequence for one in sets for sequence in one)
+    group = list(range(len(texts)))
+
+    def root(i: int) -> int:
+        while group[i] != i:
+            group[i] = group[group[i]]
+            i = group[i]
+        return i
+
+    holders: dict[tuple[str, ...], list[int]] = {}
+    for i, own in enumerate(sets):
+        rarest_first = sorted(own, key=lambda sequence: (frequency[sequence], sequence))
+        n_prefix = len(own) - math.ceil(threshold * len(own) - 1e-9) + 1
+        candidates = set()
+        for sequence in rarest_first[:n_prefix]:
+            candidates.update(holders.get(sequence, ()))
+            holders.setdefault(sequence, []).append(i)
+        for j in candidates:
+            if len(own & sets[j]) >= threshold * len(own | sets[j]) - 1e-9:
+                first, second = sorted((root(i), root(j)))
+                group[second] = first
+    return [root(i) for i in range(len(texts))]
+
+
+def _sequences(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.casefold())
+    if len(words) <= _N_WORDS:
+        return {tuple(words)}
+    return {tuple(words[i : i + _N_WORDS]) for i in range(len(words) - _N_WORDS + 1)}
+
+
+def with_groups(
+    tables: dict[str, Columns], given: dict[str, list[Any]] | None, threshold: float | None
+) -> dict[str, Columns]:
+    """The tables with a column ``group``: equal values of ``given``, near-duplicates, or both joined."""
+    if given is None and threshold is None:
+        return tables
+    texts = [text for table in tables.values() for text in table["text"]]
+    near = list(range(len(texts))) if threshold is None else near_duplicates(texts, threshold)
+    if given is not None:
+        values = [value for name in tables for value in given[name]]
+        near = _joined(near, values)
+    groups = iter(near)
+    return {name: {**table, "group": [next(groups) for _ in table["text"]]} for name, table in tables.items()}
+
+
+def _joined(groups: list[int], values: list[Any]) -> list[int]:
+    """Groups that share a value become one."""
+    parent: dict[Any, Any] = {}
+
+    def root(node: Any) -> Any:
+        while parent.setdefault(node, node) != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for group, value in zip(groups, values, strict=True):
+        parent[root(("value", value))] = root(("group", group))
+    number: dict[Any, int] = {}
+    return [number.setdefault(root(("group", group)), len(number)) for group in groups]

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 __all__ = [
     "AblationEffect",
     "ChanceLevel",
+    "Diagnosis",
     "EffectPanel",
     "InputCache",
     "NeuronAttribution",
     "NeuronPatching",
     "NeuronScores",
     "NeuronSet",
+    "Overlap",
     "PermutationNull",
     "PromptedModel",
     "PromptedTokens",
@@ -27,7 +29,9 @@ __all__ = [
     "accuracy",
     "attribute_neurons",
     "best_of_chance",
+    "compare_sets",
     "compare_with_exact",
+    "diagnose",
     "fit_soft_prompts",
     "load_model",
     "measure_effects",
@@ -44,12 +48,14 @@ __all__ = [
 _MODULES = {
     "AblationEffect": "effects",
     "ChanceLevel": "statistics",
+    "Diagnosis": "diagnosis",
     "EffectPanel": "panel",
     "InputCache": "input_cache",
     "NeuronAttribution": "attribution",
     "NeuronPatching": "patching",
     "NeuronScores": "scores",
     "NeuronSet": "neurons",
+    "Overlap": "overlaps",
     "PermutationNull": "permutation",
     "PromptedModel": "prompted",
     "PromptedTokens": "positions",
@@ -61,7 +67,9 @@ _MODULES = {
     "accuracy": "effects",
     "attribute_neurons": "attribution",
     "best_of_chance": "statistics",
+    "compare_sets": "overlaps",
     "compare_with_exact": "attribution",
+    "diagnose": "diagnosis",
     "fit_soft_prompts": "tuning",
     "load_model": "loading",
     "measure_effects": "measuring",
@@ -79,12 +87,14 @@ _MODULES = {
 if TYPE_CHECKING:  # the same for type checkers and editors, which would take any name from a __getattr__
     from tl_skillneurons.ablation import ablate
     from tl_skillneurons.attribution import NeuronAttribution, attribute_neurons, compare_with_exact
+    from tl_skillneurons.diagnosis import Diagnosis, diagnose
     from tl_skillneurons.effects import AblationEffect, ablation_effect, accuracy
     from tl_skillneurons.input_cache import InputCache
     from tl_skillneurons.loading import load_model
     from tl_skillneurons.measuring import measure_effects
     from tl_skillneurons.neurons import NeuronSet
     from tl_skillneurons.outcomes import RuleOutcomes
+    from tl_skillneurons.overlaps import Overlap, compare_sets
     from tl_skillneurons.packaged import packaged_model
     from tl_skillneurons.pairs import minimal_pairs
     from tl_skillneurons.panel import EffectPanel
@@ -98,6 +108,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.statistics import ChanceLevel, best_of_chance
     from tl_skillneurons.task import Task
     from tl_skillneurons.tuning import fit_soft_prompts
+
 else:
 
     def __getattr__(name: str) -> Any:

@@ -1,0 +1,253 @@
+"""How stable is a neuron set: would another prompt, other examples, or a neighbour have done as well?
+
+Three questions, for any set, ours or one written by hand:
+
+- **Prompts**. Do prompts of other seeds rank the neurons alike? Spearman's correlation of predictivities over all
+  neurons, and what the tops of two prompts share (as many per layer as the set has) beside chance.
+- **Examples**. Is the set found again when the examples of ``select`` are resampled? The Jaccard similarity of the
+  resampled top with the set, by the bootstrap; the prompts and thresholds stay.
+- **Twins**. Does a neuron outside the set say the same? Of each neuron the largest correlation, in absolute value,
+  with any neuron outside, over examples; and the same for random neurons of the same layers.
+
+What it does not show: stability is not truth. A set can be found again each time and matter nowhere.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_skillneurons._checks import require_int
+from tl_skillneurons.input_cache import InputCache
+from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.outcomes import RuleOutcomes, count_right
+from tl_skillneurons.overlaps import compare_sets, overlap_distribution, spearman
+from tl_skillneurons.permutation import combine
+from tl_skillneurons.scores import NeuronScores
+from tl_skillneurons.scoring import neuron_activations, score_neurons
+from tl_skillneurons.sites import neuron_shape
+from tl_skillneurons.soft_prompt import SoftPrompt
+from tl_skillneurons.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """How stable a neuron set is.
+
+    Attributes:
+        prompts: A row per pair of prompts: ``spearman``, ``jaccard`` of their tops with ``chance_jaccard`` and the
+            hypergeometric ``p_value``. Empty for a single prompt.
+        jaccard: Similarity of the set with the top of each bootstrap sample of ``select``.
+        chance_jaccard: What a random set with as many neurons of each layer would have on average.
+        twins: A row per neuron: its nearest neuron outside the set and their ``correlation`` over ``select``, and
+            ``random``, the same for the random neuron that stands for it.
+        n_examples: Examples of ``select``.
+    """
+
+    prompts: pd.DataFrame
+    jaccard: Float[Tensor, " draw"]
+    chance_jaccard: float
+    twins: pd.DataFrame
+    n_examples: int
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per question: ``value``, its range (``low``, ``high``), its ``control``, ``p_value`` if it has one.
+
+        Of prompts the mean and range over pairs (the p-value is the largest), of the bootstrap the mean and 95 %
+        interval, of twins the median and quartiles beside the median of random neurons.
+        """
+        rows = []
+
+        def add(name: str, value: float, low: float, high: float, **more: float) -> None:
+            rows.append({"quantity": name, "value": value, "low": low, "high": high, **more})
+
+        if len(self.prompts):
+            rho, shared = self.prompts.spearman, self.prompts.jaccard
+            add("prompts: Spearman of predictivity", rho.mean(), rho.min(), rho.max(), control=0.0)
+            chance = {"control": self.prompts.chance_jaccard.mean(), "p_value": self.prompts.p_value.max()}
+            add("prompts: Jaccard of the tops", shared.mean(), shared.min(), shared.max(), **chance)
+        low, high = self.jaccard.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        add("examples: bootstrap Jaccard", float(self.jaccard.mean()), low, high, control=self.chance_jaccard)
+        size = self.twins.correlation.abs()
+        ends = {"low": size.quantile(0.25), "high": size.quantile(0.75)}
+        add("twins: correlation outside", size.median(), **ends, control=self.twins.random.abs().median())
+        frame = pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "control", "p_value"])
+        return frame.assign(role="select", n_examples=self.n_examples)
+
+
+def diagnose(
+    model: Any,
+    prompts: SoftPrompt | Sequence[SoftPrompt],
+    task: Task,
+    neurons: NeuronSet,
+    *,
+    scores: NeuronScores | None = None,
+    n_bootstrap: int = 200,
+    seed: int = 0,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
+    cache: InputCache | None = None,
+    progress: bool = True,
+) -> Diagnosis:
+    """Look at a neuron set from all three sides, on role ``select``.
+
+    Args:
+        scores: Of these prompts on this task, with their outcomes (``score_neurons(..., keep_outcomes=True)``);
+            measured here otherwise.
+        n_bootstrap: Bootstrap samples.
+
+    Raises:
+        ValueError: For an empty set, neurons of another model, or scores that don't go with the task.
+    """
+    neurons.require_fits(*neuron_shape(model))
+    if not len(neurons):
+        raise ValueError("neurons must hold at least one neuron, got none")
+    require_int(n_bootstrap, "n_bootstrap")
+    options = {"batch_size": batch_size, "batch_tokens": batch_tokens, "cache": cache}
+    if scores is None:
+        scores = score_neurons(model, prompts, task, keep_outcomes=True, progress=progress, **options)
+    measured = scores.provenance.get("task", {}).get("fingerprint", task.fingerprint)
+    if scores.outcomes is None or measured != task.fingerprint:
+        what = "kept no outcomes" if scores.outcomes is None else "are of another task"
+        raise ValueError(f"these scores {what}; score this task with keep_outcomes=True, or give none")
+    n_layers, d_mlp = neuron_shape(model)
+    neurons = NeuronSet(neurons.layer, neurons.index, n_layers, d_mlp, neurons.model)
+    first = prompts if isinstance(prompts, SoftPrompt) else prompts[0]
+    texts = list(task.split("select")["text"])
+    acts = neuron_activations(model, first, texts, positions=scores.positions, **options)
+    jaccard = bootstrap_jaccard(
+        scores.outcomes,
+        neurons,
+        n_draws=n_bootstrap,
+        seed=seed,
+        aggregate=scores.aggregate,
+        class_id=scores.class_id,
+    )
+    twins = nearest_outside(acts, neurons)
+    random = neurons.random_like(seed)
+    alike = nearest_outside(acts, random)
+    twins["random"] = alike.correlation
+    return Diagnosis(
+        prompts=agreement(scores, neurons),
+        jaccard=jaccard,
+        chance_jaccard=_chance_jaccard(neurons, d_mlp),
+        twins=twins,
+        n_examples=len(texts),
+    )
+
+
+def agreement(scores: NeuronScores, neurons: NeuronSet) -> pd.DataFrame:
+    """Of each pair of prompts: how alike they rank all neurons, and what their tops share.
+
+    The tops have as many neurons of each layer as ``neurons``.
+    """
+    each = scores.predictivity_by_prompt
+    counts = neurons.counts_per_layer()
+    tops = [_top_of_layers(score, counts) for score in each]
+    rows = []
+    for one in range(len(each)):
+        for other in range(one + 1, len(each)):
+            shared = compare_sets(tops[one], tops[other])
+            rows.append(
+                {
+                    "one": one,
+                    "other": other,
+                    "spearman": spearman(each[one].flatten(), each[other].flatten()),
+                    "n_shared": shared.n_shared,
+                    "jaccard": shared.jaccard,
+                    "chance_jaccard": shared.chance_jaccard,
+                    "p_value": shared.p_value,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def bootstrap_jaccard(
+    outcomes: RuleOutcomes,
+    neurons: NeuronSet,
+    *,
+    n_draws: int = 200,
+    seed: int = 0,
+    aggregate: str = "mean",
+    class_id: int = 1,
+) -> Float[Tensor, " draw"]:
+    """How much of the set each resampling of the examples finds again, by tops with as many per layer.
+
+    Where the examples are twins, pairs are resampled whole.
+    """
+    weights = _bootstrap_weights(outcomes, n_draws, seed)
+    labels = (outcomes.labels == class_id).long().expand(n_draws, -1)
+    n_layers = outcomes.above.shape[2]
+    scores = torch.empty(n_draws, n_layers, outcomes.d_mlp)
+    for layer, chunk, counted in count_right(outcomes, weights, labels):
+        best = torch.stack([right.abs_().amax(1) for right in counted])
+        scores[:, layer, chunk] = combine(best, aggregate)
+    mask = neurons.mask(n_layers, outcomes.d_mlp)
+    shared = torch.zeros(n_draws, dtype=torch.int64)
+    for layer, count in neurons.counts_per_layer().items():
+        top = scores[:, layer].argsort(dim=1, descending=True, stable=True)[:, :count]
+        shared += mask[layer][top].sum(1)
+    return shared.double() / (2 * len(neurons) - shared)
+
+
+def nearest_outside(acts: Float[Tensor, "example layer neuron"], neurons: NeuronSet) -> pd.DataFrame:
+    """Of each neuron the one outside the set that goes most with it, up or down, and their correlation.
+
+    Constant neurons correlate with nothing: 0. Memory: ``chosen * neurons of a layer`` numbers.
+    """
+    n_layers, d_mlp = acts.shape[1:]
+    own = _standard(acts[:, neurons.layer, neurons.index])
+    best = torch.zeros(len(neurons), dtype=torch.float64)
+    place = torch.zeros(2, len(neurons), dtype=torch.int64)
+    inside = neurons.mask(n_layers, d_mlp)
+    for layer in range(n_layers):
+        r = own.T @ _standard(acts[:, layer])
+        r[:, inside[layer]] = 0
+        found, index = r.abs().max(1)
+        nearer = found > best.abs()
+        best[nearer] = r.gather(1, index[:, None])[nearer, 0]
+        place[0, nearer], place[1, nearer] = layer, index[nearer]
+    return pd.DataFrame(
+        {
+            "layer": neurons.layer.numpy(),
+            "index": neurons.index.numpy(),
+            "nearest_layer": place[0].numpy(),
+            "nearest_index": place[1].numpy(),
+            "correlation": best.clamp(-1, 1).numpy(),
+        }
+    )
+
+
+def _standard(values: Float[Tensor, "example neuron"]) -> Float[Tensor, "example neuron"]:
+    wide = values.double()
+    wide = wide - wide.mean(0)
+    length = wide.norm(dim=0)
+    constant = length <= 1e-7 * values.double().norm(dim=0)
+    return wide / torch.where(constant, torch.inf, length)
+
+
+def _bootstrap_weights(outcomes: RuleOutcomes, n_draws: int, seed: int) -> Int[Tensor, "draw example"]:
+    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+    n = len(outcomes.labels)
+    member = torch.arange(n) if outcomes.pairs is None else outcomes.pairs.unique(return_inverse=True)[1]
+    n_units = int(member.max()) + 1
+    drawn = torch.randint(n_units, (n_draws, n_units), generator=generator)
+    counts = torch.zeros(n_draws, n_units, dtype=torch.int64).scatter_add_(1, drawn, torch.ones_like(drawn))
+    return counts[:, member]
+
+
+def _top_of_layers(score: Float[Tensor, "layer neuron"], counts: dict[int, int]) -> NeuronSet:
+    order = score.argsort(dim=1, descending=True, stable=True)
+    pairs = [(layer, index) for layer, count in counts.items() for index in order[layer, :count].tolist()]
+    return NeuronSet.from_pairs(pairs, n_layers=score.shape[0], d_mlp=score.shape[1])
+
+
+def _chance_jaccard(neurons: NeuronSet, d_mlp: int) -> float:
+    counts = neurons.counts_per_layer()
+    mass = overlap_distribution(counts, counts, d_mlp)
+    shared = torch.arange(len(mass), dtype=torch.float64)
+    return float((mass * shared / (2 * len(neurons) - shared)).sum())

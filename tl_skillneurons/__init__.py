@@ -17,6 +17,7 @@ __all__ = [
     "NeuronPatching",
     "NeuronScores",
     "NeuronSet",
+    "NeuronStatistic",
     "Overlap",
     "PermutationNull",
     "PromptedModel",
@@ -27,14 +28,17 @@ __all__ = [
     "ablate",
     "ablation_effect",
     "accuracy",
+    "answer_targets",
     "attribute_neurons",
     "best_of_chance",
     "compare_sets",
     "compare_with_exact",
+    "correlate_neurons",
     "diagnose",
     "fit_soft_prompts",
     "load_model",
     "measure_effects",
+    "measure_scores",
     "minimal_pairs",
     "neuron_activations",
     "packaged_model",
@@ -55,6 +59,7 @@ _MODULES = {
     "NeuronPatching": "patching",
     "NeuronScores": "scores",
     "NeuronSet": "neurons",
+    "NeuronStatistic": "statistic",
     "Overlap": "overlaps",
     "PermutationNull": "permutation",
     "PromptedModel": "prompted",
@@ -65,14 +70,17 @@ _MODULES = {
     "ablate": "ablation",
     "ablation_effect": "effects",
     "accuracy": "effects",
+    "answer_targets": "other_scores",
     "attribute_neurons": "attribution",
     "best_of_chance": "statistics",
     "compare_sets": "overlaps",
     "compare_with_exact": "attribution",
+    "correlate_neurons": "other_scores",
     "diagnose": "diagnosis",
     "fit_soft_prompts": "tuning",
     "load_model": "loading",
     "measure_effects": "measuring",
+    "measure_scores": "other_scores",
     "minimal_pairs": "pairs",
     "neuron_activations": "scoring",
     "packaged_model": "packaged",
@@ -93,6 +101,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.loading import load_model
     from tl_skillneurons.measuring import measure_effects
     from tl_skillneurons.neurons import NeuronSet
+    from tl_skillneurons.other_scores import answer_targets, correlate_neurons, measure_scores
     from tl_skillneurons.outcomes import RuleOutcomes
     from tl_skillneurons.overlaps import Overlap, compare_sets
     from tl_skillneurons.packaged import packaged_model
@@ -105,6 +114,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.scores import NeuronScores, top_union
     from tl_skillneurons.scoring import neuron_activations, rule_accuracy, score_classes, score_neurons
     from tl_skillneurons.soft_prompt import SoftPrompt
+    from tl_skillneurons.statistic import NeuronStatistic
     from tl_skillneurons.statistics import ChanceLevel, best_of_chance
     from tl_skillneurons.task import Task
     from tl_skillneurons.tuning import fit_soft_prompts

@@ -13,7 +13,7 @@ break that; group them into one role (``Task.from_datasets(group=...)``), and ke
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -135,27 +135,50 @@ def permutation_null(
     drawn = permuted_labels(labels, n_permutations, seed=seed, pairs=outcomes.pairs)
     rows = (torch.cat([labels[None], drawn]) == class_id).long()  # the first row is the truth
     n_prompts, n, n_layers = outcomes.above.shape[:3]
-    scopes = n_prompts + 1
-    largest = torch.zeros(scopes, n_permutations)
-    observed = torch.empty(scopes, n_layers, outcomes.d_mlp)
-    reached = torch.empty(scopes, n_layers, outcomes.d_mlp)
+    tally = NullTally(n_prompts, n_layers, outcomes.d_mlp, n_permutations, aggregate)
     for layer, neurons, counted in count_right(outcomes, torch.ones_like(rows), rows):
-        best = [right.abs_().amax(1) for right in counted]  # 2 * max(right, wrong) - n of the best position
-        best.append(combine(torch.stack(best), aggregate))
-        for scope, score in enumerate(best):
-            observed[scope, layer, neurons] = score[0]
-            reached[scope, layer, neurons] = (score[1:] >= score[0]).sum(0).float()
-            torch.maximum(largest[scope], score[1:].amax(1), out=largest[scope])
-    p_family = torch.stack([family_wise_p(observed[s], largest[s]) for s in range(scopes)])
-    totals = torch.full((scopes, 1), n, dtype=torch.float64)
+        # 2 * max(right, wrong) - n of the best position
+        tally.add(layer, neurons, torch.stack([right.abs_().amax(1) for right in counted]))
+    null = tally.null(seed)
+    totals = torch.full((n_prompts + 1, 1), n, dtype=torch.float64)
     if aggregate == "mean":
         totals[-1] *= n_prompts
-    return PermutationNull(
-        largest=0.5 + largest.double() / (2 * totals),
-        p_family=p_family,
-        p_value=(1 + reached.double()) / (1 + n_permutations),
-        seed=seed,
-    )
+    return replace(null, largest=0.5 + null.largest / (2 * totals))
+
+
+class NullTally:
+    """Compares scores under the true labels with those under permuted ones, a few neurons at a time.
+
+    Args:
+        slack: The relative difference up to which two scores count as equal, for scores that are not whole numbers.
+    """
+
+    def __init__(
+        self, n_prompts: int, n_layers: int, d_mlp: int, n_draws: int, aggregate: str, *, slack: float = 0.0
+    ) -> None:
+        self.aggregate = aggregate
+        self.slack = slack
+        self.largest = torch.zeros(n_prompts + 1, n_draws, dtype=torch.float64)
+        self.observed = torch.empty(n_prompts + 1, n_layers, d_mlp, dtype=torch.float64)
+        self.reached = torch.empty(n_prompts + 1, n_layers, d_mlp, dtype=torch.float64)
+
+    def add(self, layer: int, neurons: slice, best: Float[Tensor, "prompt row neuron"]) -> None:
+        """Each prompt's scores of these neurons: the first row under the true labels, then a row per permutation."""
+        for scope, score in enumerate([*best, combine(best, self.aggregate)]):
+            least = score[0] * (1 - self.slack)
+            self.observed[scope, layer, neurons] = least.double()
+            self.reached[scope, layer, neurons] = (score[1:] >= least).sum(0).double()
+            torch.maximum(self.largest[scope], score[1:].amax(1).double(), out=self.largest[scope])
+
+    def null(self, seed: int) -> PermutationNull:
+        """The null; ``largest`` is in the units of what was added, a sum over prompts where they are combined by it."""
+        pairs = zip(self.observed, self.largest, strict=True)
+        return PermutationNull(
+            largest=self.largest,
+            p_family=torch.stack([family_wise_p(observed, largest) for observed, largest in pairs]),
+            p_value=(1 + self.reached) / (1 + self.largest.shape[1]),
+            seed=seed,
+        )
 
 
 def combine(best: Num[Tensor, "prompt *axes"], aggregate: str) -> Num[Tensor, "*axes"]:

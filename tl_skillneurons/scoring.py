@@ -174,7 +174,7 @@ def rule_accuracy(
     Raises:
         ValueError: When the scores are of another model, or of other prompts.
     """
-    chosen = _as_list(prompts)
+    chosen = as_list(prompts)
     _require_measured_here(scores, model, chosen)
     prompted = [PromptedModel(model, prompt, max_length=max_length, cache=cache) for prompt in chosen]
     place = rank, count = rank_and_count()
@@ -228,7 +228,7 @@ def neuron_activations(
     return kept
 
 
-def _as_list(prompts: Any) -> list[SoftPrompt | None]:
+def as_list(prompts: Any) -> list[SoftPrompt | None]:
     chosen = [prompts] if prompts is None or isinstance(prompts, SoftPrompt) else list(prompts)
     if not chosen:
         raise ValueError("prompts must hold at least one soft prompt; give None to score the bare text")
@@ -317,7 +317,7 @@ def _score(
     """The scores of each class; every prompt is run once."""
     require_option(options["positions"], "positions", READINGS)
     require_int(n_permutations, "n_permutations", minimum=0)
-    chosen = _as_list(prompts)
+    chosen = as_list(prompts)
     lengths = sorted({prompt.n_virtual_tokens for prompt in chosen if prompt is not None})
     if options["positions"] == "prompt" and len(lengths) > 1:
         raise ValueError(

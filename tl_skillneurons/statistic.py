@@ -1,0 +1,143 @@
+"""One score of every neuron, whatever it measures, with its null, its selection and its file."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_skillneurons._checks import require_option
+from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.permutation import PermutationNull
+from tl_skillneurons.selection import called_significant, top_neurons
+
+KIND = "NeuronStatistic"
+AGGREGATES = ("mean", "min")
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronStatistic:
+    """A signed score of every neuron at every position, for each prompt of a set; 0 says no relation.
+
+    Attributes:
+        name: What was measured (:mod:`~tl_skillneurons.score_kinds`, :mod:`~tl_skillneurons.gradient_scores`).
+        values: The score; positive where a high activation goes with a high target or with label 1.
+        n_examples: Examples it was measured on.
+        role: Where they come from.
+        positions: What the position axis holds, as in :class:`~tl_skillneurons.NeuronScores`.
+        aggregate: How prompts are combined, "mean" or "min".
+        null: What permuted targets reach, where it was asked for.
+        site: The hook point whose coordinates are the neurons.
+        provenance: Plain JSON values: model, task, prompts, target, settings.
+    """
+
+    name: str
+    values: Float[Tensor, "prompt layer position neuron"]
+    n_examples: int
+    role: str
+    positions: str = "prompt"
+    aggregate: str = "mean"
+    null: PermutationNull | None = None
+    site: str = SITE
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_option(self.aggregate, "aggregate", AGGREGATES)
+
+    def __repr__(self) -> str:
+        n_prompts, n_layers, n_positions, d_mlp = self.values.shape
+        return (
+            f"NeuronStatistic({self.name}, {n_prompts} prompts, {n_layers} layers x {d_mlp} neurons, {n_positions} "
+            f"positions ({self.positions}), {self.n_examples} examples of {self.role})"
+        )
+
+    @property
+    def score(self) -> Float[Tensor, "layer neuron"]:
+        """The absolute value at each prompt's best position, combined over prompts: what ranks the neurons."""
+        best = self.values.abs().amax(2)
+        return best.mean(0) if self.aggregate == "mean" else best.amin(0)
+
+    @property
+    def direction(self) -> Int[Tensor, "layer neuron"]:
+        """+1 where a high activation goes with a high target or label 1, at the best positions; else -1."""
+        where = self.values.abs().argmax(2, keepdim=True)
+        lean = self.values.gather(2, where)[:, :, 0].sum(0)
+        return torch.where(lean >= 0, 1, -1)
+
+    def top(self, amount: float | int, *, per: str = "layer") -> NeuronSet:
+        """The neurons of highest score, as :meth:`NeuronScores.top`."""
+        return top_neurons(self.score, amount, per=per, model=self._model)
+
+    def significant(self, alpha: float = 0.05, *, correction: str = "family") -> NeuronSet:
+        """The neurons whose score luck does not explain, as :meth:`NeuronScores.significant`.
+
+        Raises:
+            ValueError: Without a permutation null, or with too few permutations for ``alpha``.
+        """
+        if self.null is None:
+            raise ValueError(f"this {self.name} has no permutation null; measure it with n_permutations=1000")
+        return called_significant(self.score, self.null, alpha, correction, model=self._model)
+
+    @property
+    def _model(self) -> str | None:
+        return self.provenance.get("model", {}).get("name")
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per neuron: layer, index, score, direction; with a null ``p_family``, ``p_value``, ``q_value``."""
+        n_layers, d_mlp = self.score.shape
+        frame = pd.DataFrame(
+            {
+                "layer": torch.arange(n_layers).repeat_interleave(d_mlp).numpy(),
+                "index": torch.arange(d_mlp).repeat(n_layers).numpy(),
+                self.name: self.score.flatten().numpy(),
+                "direction": self.direction.flatten().numpy(),
+            }
+        )
+        return frame if self.null is None else frame.assign(**self.null.columns())
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the score to one safetensors file, whole or not at all."""
+        tensors = {"values": self.values} | ({} if self.null is None else self.null.tensors())
+        header = {
+            "name": self.name,
+            "site": self.site,
+            "frame": "with virtual tokens" if self.positions == "prompt" else "the text's own tokens",
+            "axes": ["prompt", "layer", "position", "neuron"],
+            "roles": {self.role: self.n_examples},
+            "positions": self.positions,
+            "aggregate": self.aggregate,
+            "null": None if self.null is None else {"seed": self.null.seed},
+            "provenance": self.provenance,
+        }
+        return save_tensors(path, KIND, tensors, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "NeuronStatistic":
+        """The score that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt, holds something else, or was measured at another site.
+        """
+        tensors, header = load_tensors(path, KIND)
+        if header.get("site") != SITE:
+            raise ValueError(f"{path} was measured at {header.get('site')}, this package measures at {SITE}")
+        with sound(path, KIND):
+            [(role, n_examples)] = header["roles"].items()
+            null = header["null"]
+            return cls(
+                name=header["name"],
+                values=tensors["values"],
+                n_examples=n_examples,
+                role=role,
+                positions=header["positions"],
+                aggregate=header["aggregate"],
+                null=None if null is None else PermutationNull.of_tensors(tensors, **null),
+                site=header["site"],
+                provenance=header["provenance"],
+            )

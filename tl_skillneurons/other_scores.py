@@ -275,7 +275,7 @@ def _measure(
 def _varies(acts: Float[Tensor, "prompt example position neuron"]) -> bool:
     """Whether any activation differs between examples by more than rounding."""
     apart = acts.amax(1) - acts.amin(1)
-    return bool((apart > 64 * torch.finfo(acts.dtype).eps * acts.abs().amax(1)).any())
+    return bool((apart > 64 * torch.finfo(acts.dtype).eps * acts.abs().amax()).any())
 
 
 def _best_thresholds(

@@ -25,9 +25,9 @@ if len(sys.argv) > 1:
     sizes = (0.005, 0.01, 0.02, 0.05)
 else:
     model = skn.load_model("minilm")
-    task = skn.minimal_pairs("movie_reviews", n_pairs=60 if SMALL else 400, tokenizer=model.tokenizer)
+    task = skn.minimal_pairs("movie_reviews", n_pairs=60 if SMALL else 200, tokenizer=model.tokenizer)
     tuning = {"n_virtual_tokens": 4 if SMALL else 8, "n_steps": 20 if SMALL else 60}
-    sizes = (0.02,) if SMALL else (0.01, 0.05)
+    sizes = (0.02,)
 [prompt] = skn.fit_soft_prompts(model, task, seeds=[0], **tuning)
 scores = skn.score_neurons(model, prompt, task)
 skill = scores.top(sizes[-1])
@@ -59,7 +59,7 @@ curve = skn.measure_effects(
     task,
     skill,
     interventions=("scale",),
-    factors=torch.linspace(0, 2, 2 if SMALL else 5).tolist(),
+    factors=torch.linspace(0, 2, 2 if SMALL else 3).tolist(),
     n_random=20,
 ).to_dataframe()
 curve = curve[curve.metric == "logit_diff"]

@@ -23,6 +23,7 @@ __all__ = [
     "PromptedModel",
     "PromptedTokens",
     "RuleOutcomes",
+    "ScoreComparison",
     "SoftPrompt",
     "Task",
     "ablate",
@@ -31,6 +32,7 @@ __all__ = [
     "answer_targets",
     "attribute_neurons",
     "best_of_chance",
+    "compare_scores",
     "compare_sets",
     "compare_with_exact",
     "correlate_neurons",
@@ -45,6 +47,7 @@ __all__ = [
     "patch_neurons",
     "rule_accuracy",
     "score_classes",
+    "score_gradients",
     "score_neurons",
     "top_union",
 ]
@@ -65,6 +68,7 @@ _MODULES = {
     "PromptedModel": "prompted",
     "PromptedTokens": "positions",
     "RuleOutcomes": "outcomes",
+    "ScoreComparison": "score_comparison",
     "SoftPrompt": "soft_prompt",
     "Task": "task",
     "ablate": "ablation",
@@ -73,6 +77,7 @@ _MODULES = {
     "answer_targets": "other_scores",
     "attribute_neurons": "attribution",
     "best_of_chance": "statistics",
+    "compare_scores": "score_comparison",
     "compare_sets": "overlaps",
     "compare_with_exact": "attribution",
     "correlate_neurons": "other_scores",
@@ -87,6 +92,7 @@ _MODULES = {
     "patch_neurons": "patching",
     "rule_accuracy": "scoring",
     "score_classes": "scoring",
+    "score_gradients": "gradient_scores",
     "score_neurons": "scoring",
     "top_union": "scores",
 }
@@ -97,6 +103,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.attribution import NeuronAttribution, attribute_neurons, compare_with_exact
     from tl_skillneurons.diagnosis import Diagnosis, diagnose
     from tl_skillneurons.effects import AblationEffect, ablation_effect, accuracy
+    from tl_skillneurons.gradient_scores import score_gradients
     from tl_skillneurons.input_cache import InputCache
     from tl_skillneurons.loading import load_model
     from tl_skillneurons.measuring import measure_effects
@@ -111,6 +118,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.permutation import PermutationNull
     from tl_skillneurons.positions import PromptedTokens
     from tl_skillneurons.prompted import PromptedModel
+    from tl_skillneurons.score_comparison import ScoreComparison, compare_scores
     from tl_skillneurons.scores import NeuronScores, top_union
     from tl_skillneurons.scoring import neuron_activations, rule_accuracy, score_classes, score_neurons
     from tl_skillneurons.soft_prompt import SoftPrompt

@@ -263,11 +263,7 @@ def _measure(
         )
     found = {}
     for name in names:
-        null = None
-        if n_draws:
-            null = nulls[name].null(seed)
-            if settings["aggregate"] == "mean":
-                null.largest[-1] /= len(prompted)
+        null = nulls[name].mean_null(seed) if n_draws else None
         found[name] = NeuronStatistic(name, values[name], len(texts), null=null, **settings)
     return found
 

@@ -180,6 +180,13 @@ class NullTally:
             seed=seed,
         )
 
+    def mean_null(self, seed: int) -> PermutationNull:
+        """The null with the combined scores in the units of one prompt's, a mean where :meth:`null` has a sum."""
+        found = self.null(seed)
+        if self.aggregate == "mean":
+            found.largest[-1] /= len(found.largest) - 1
+        return found
+
 
 def combine(best: Num[Tensor, "prompt *axes"], aggregate: str) -> Num[Tensor, "*axes"]:
     """Whole numbers of several prompts as one: their sum (which ranks as the mean does), or the lowest."""

@@ -1,0 +1,109 @@
+"""Do different scores name the same neurons, and which of them foretells what a neuron does?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_skillneurons.overlaps import compare_sets, spearman
+from tl_skillneurons.panel import EffectPanel
+from tl_skillneurons.scores import NeuronScores
+from tl_skillneurons.statistic import NeuronStatistic
+
+Scored = Any
+"""A :class:`NeuronScores` or a :class:`NeuronStatistic`."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreComparison:
+    """How far scores agree, and what the neurons that each calls best do.
+
+    Attributes:
+        agreement: A row per pair of scores: ``one``, ``other``, ``spearman`` over all neurons; of their tops
+            ``n_shared``, ``jaccard``, ``chance_jaccard`` and the hypergeometric ``p_value``.
+        effects: Where panels were given, a row per score and intervention: what it changes (``change`` with its
+            interval) beside random and matched controls; of each intervention the largest loss first.
+    """
+
+    agreement: pd.DataFrame
+    effects: pd.DataFrame | None = None
+
+
+def compare_scores(
+    scores: Mapping[str, Scored],
+    *,
+    amount: float | int = 0.02,
+    panels: Mapping[str, EffectPanel] | None = None,
+    metric: str = "logit_diff",
+) -> ScoreComparison:
+    """Compare scores of one model, by name: on all neurons, on their tops, and by what their tops do.
+
+    Args:
+        amount: The tops that are compared, as a share of each layer or a count (:meth:`NeuronScores.top`).
+        panels: Of each score's top neurons, the panel of :func:`~tl_skillneurons.measure_effects`; equally many
+            neurons of each, or the comparison would be unfair.
+        metric: Of the panels: the score whose neurons lose most of it foretells the causal effect best.
+
+    Raises:
+        ValueError: For fewer than two scores, scores of different models, or panels that don't go with the scores.
+    """
+    if len(scores) < 2:
+        raise ValueError(f"give at least two scores by name to compare, got {list(scores)}")
+    ranked = {name: strength(score) for name, score in scores.items()}
+    shapes = {name: tuple(score.shape) for name, score in ranked.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"scores must be of one model, got [layer, neuron] = {shapes}")
+    tops = {name: score.top(amount) for name, score in scores.items()}
+    names = list(scores)
+    rows = []
+    for number, one in enumerate(names):
+        for other in names[number + 1 :]:
+            shared = compare_sets(tops[one], tops[other])
+            rows.append(
+                {
+                    "one": one,
+                    "other": other,
+                    "spearman": spearman(ranked[one].flatten(), ranked[other].flatten()),
+                    "n_shared": shared.n_shared,
+                    "jaccard": shared.jaccard,
+                    "chance_jaccard": shared.chance_jaccard,
+                    "p_value": shared.p_value,
+                }
+            )
+    effects = None if panels is None else _effects(panels, names, metric)
+    return ScoreComparison(pd.DataFrame(rows), effects)
+
+
+def _effects(panels: Mapping[str, EffectPanel], names: list[str], metric: str) -> pd.DataFrame:
+    unknown = [name for name in panels if name not in names]
+    if unknown or not panels:
+        raise ValueError(f"panels must go by the names of the scores, {names}, got {list(panels)}")
+    frames = []
+    for name, panel in panels.items():
+        frame = panel.to_dataframe()
+        frame = frame[(frame.metric == metric) & (frame.effect == "total")]
+        frames.append(frame.assign(score=name))
+    joined = pd.concat(frames, ignore_index=True)
+    sizes = joined.groupby("score").n_neurons.apply(lambda n: tuple(sorted(set(n))))
+    if sizes.nunique() > 1:
+        raise ValueError(f"the panels must be of equally large sets, got n_neurons {sizes.to_dict()}")
+    joined = joined.assign(change=joined.value - joined.intact)
+    wanted = ["score", "intervention", "n_neurons", "intact", "value", "change", "change_low", "change_high"]
+    wanted += ["random_median", "random_min", "p_random", "matched_median", "p_matched"]
+    order = joined.sort_values(["intervention", "n_neurons", "change"], kind="stable")
+    return order[[name for name in wanted if name in order]].reset_index(drop=True)
+
+
+def strength(score: Scored) -> Float[Tensor, "layer neuron"]:
+    """What ranks the neurons: predictivity, or the absolute score."""
+    if isinstance(score, NeuronScores):
+        return score.predictivity
+    if isinstance(score, NeuronStatistic):
+        return score.score
+    if isinstance(score, torch.Tensor) and score.ndim == 2:
+        return score
+    raise TypeError(f"a score must be a NeuronScores or a NeuronStatistic, got {type(score).__name__}")

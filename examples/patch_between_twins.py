@@ -10,12 +10,12 @@ import tl_skillneurons as skn
 
 SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
 model = skn.load_model("minilm")
-task = skn.minimal_pairs("movie_reviews", n_pairs=120 if SMALL else 240, tokenizer=model.tokenizer)
+task = skn.minimal_pairs("movie_reviews", n_pairs=120, tokenizer=model.tokenizer)
 [prompt] = skn.fit_soft_prompts(model, task, n_virtual_tokens=4, seeds=[0], n_steps=60)
-skill = skn.score_neurons(model, prompt, task).top(4 if SMALL else 30)
+skill = skn.score_neurons(model, prompt, task).top(4 if SMALL else 10)
 
 # %% Both directions, at the prompt: clean into corrupted (enough?), corrupted into clean (needed?)
-found = skn.patch_neurons(model, prompt, task, skill, curves=() if SMALL else ("layer", "cumulative"))
+found = skn.patch_neurons(model, prompt, task, skill, curves=() if SMALL else ("layer",))
 frame = found.to_dataframe()
 shown = ["direction", "curve", "layer", "n_neurons", "recovered", "low", "high"]
 controls = ["random_median", "random_max", "p_random", "placebo_median", "placebo_max", "p_placebo"]

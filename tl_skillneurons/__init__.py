@@ -32,6 +32,7 @@ __all__ = [
     "answer_targets",
     "attribute_neurons",
     "best_of_chance",
+    "combine_neurons",
     "compare_scores",
     "compare_sets",
     "compare_with_exact",
@@ -77,6 +78,7 @@ _MODULES = {
     "answer_targets": "other_scores",
     "attribute_neurons": "attribution",
     "best_of_chance": "statistics",
+    "combine_neurons": "combining",
     "compare_scores": "score_comparison",
     "compare_sets": "overlaps",
     "compare_with_exact": "attribution",
@@ -101,6 +103,7 @@ _MODULES = {
 if TYPE_CHECKING:  # the same for type checkers and editors, which would take any name from a __getattr__
     from tl_skillneurons.ablation import ablate
     from tl_skillneurons.attribution import NeuronAttribution, attribute_neurons, compare_with_exact
+    from tl_skillneurons.combining import combine_neurons
     from tl_skillneurons.diagnosis import Diagnosis, diagnose
     from tl_skillneurons.effects import AblationEffect, ablation_effect, accuracy
     from tl_skillneurons.gradient_scores import score_gradients

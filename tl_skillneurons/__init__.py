@@ -22,6 +22,7 @@ __all__ = [
     "PermutationNull",
     "PromptedModel",
     "PromptedTokens",
+    "ReadingComparison",
     "RuleOutcomes",
     "ScoreComparison",
     "SoftPrompt",
@@ -33,6 +34,7 @@ __all__ = [
     "attribute_neurons",
     "best_of_chance",
     "combine_neurons",
+    "compare_readings",
     "compare_scores",
     "compare_sets",
     "compare_with_exact",
@@ -68,6 +70,7 @@ _MODULES = {
     "PermutationNull": "permutation",
     "PromptedModel": "prompted",
     "PromptedTokens": "positions",
+    "ReadingComparison": "readings",
     "RuleOutcomes": "outcomes",
     "ScoreComparison": "score_comparison",
     "SoftPrompt": "soft_prompt",
@@ -79,6 +82,7 @@ _MODULES = {
     "attribute_neurons": "attribution",
     "best_of_chance": "statistics",
     "combine_neurons": "combining",
+    "compare_readings": "readings",
     "compare_scores": "score_comparison",
     "compare_sets": "overlaps",
     "compare_with_exact": "attribution",
@@ -121,6 +125,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.permutation import PermutationNull
     from tl_skillneurons.positions import PromptedTokens
     from tl_skillneurons.prompted import PromptedModel
+    from tl_skillneurons.readings import ReadingComparison, compare_readings
     from tl_skillneurons.score_comparison import ScoreComparison, compare_scores
     from tl_skillneurons.scores import NeuronScores, top_union
     from tl_skillneurons.scoring import neuron_activations, rule_accuracy, score_classes, score_neurons

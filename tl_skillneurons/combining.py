@@ -79,7 +79,7 @@ def combine_neurons(
     acts, labels = {}, {}
     for role in ("select", "report"):
         texts = list(task.split(role)["text"])
-        acts[role] = _activations(prompted, texts, layer, position, index, options)
+        acts[role] = chosen_activations(prompted, texts, layer, position, index, options)
         labels[role] = torch.tensor(task.split(role)["label"])
     answer_options = {"batch_size": batch_size, "batch_tokens": batch_tokens}
     with torch.no_grad():
@@ -130,7 +130,7 @@ def _probe(
     return (scaled @ fitted.coefficients + fitted.intercept > 0).long()
 
 
-def _activations(
+def chosen_activations(
     prompted: PromptedModel,
     texts: list[str],
     layer: Int[Tensor, " chosen"],
@@ -138,7 +138,7 @@ def _activations(
     index: Int[Tensor, " chosen"],
     options: dict[str, Any],
 ) -> Float[Tensor, "example chosen"]:
-    """Chosen neurons, each at its own position."""
+    """The activations of chosen neurons, each at its own position."""
     kept = torch.empty(len(texts), len(layer), dtype=prompted.model.W_E.dtype)
     columns = {k: (layer == k).nonzero().flatten() for k in layer.unique().tolist()}
 

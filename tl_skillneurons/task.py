@@ -13,6 +13,7 @@ one role when asked for: ``near_duplicates=0.8``, ``group="author"``.
 import hashlib
 import itertools
 import json
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -220,6 +221,26 @@ class Task:
         if follows:
             splits["baseline"] = splits["train"]
         return replace(self, splits=splits, notes=(*self.notes, *notes))
+
+    def with_shuffled_labels(self, seed: int = 0, *, roles: Sequence[str] = ("train", "baseline")) -> "Task":
+        """The task with the labels of ``roles`` in a random order: what is tuned on it has nothing to learn.
+
+        Where baseline is train, both stay the same examples with the same labels.
+        """
+        splits = dict(self.splits)
+        follows = self._baseline_is_train and {"train", "baseline"} <= set(roles)
+        for role in roles:
+            if role == "baseline" and follows:
+                continue
+            columns = columns_of(self.split(role))
+            labels = list(columns["label"])
+            random.Random(require_int(seed, "seed", minimum=0)).shuffle(labels)
+            kept = {name: values for name, values in columns.items() if name != "pair"}  # twins no longer
+            splits[role] = as_dataset({**kept, "label": labels})
+        if follows:
+            splits["baseline"] = splits["train"]
+        note = f"the labels of {' and '.join(roles)} are shuffled (seed {seed})."
+        return replace(self, name=f"{self.name}, labels shuffled", splits=splits, notes=(*self.notes, note))
 
     def binary_subtasks(
         self, scheme: Any = "one_vs_rest", *, rest_word: str | int = " other"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "AblationEffect",
+    "Calibration",
     "ChanceLevel",
     "Diagnosis",
     "EffectPanel",
@@ -33,6 +34,7 @@ __all__ = [
     "answer_targets",
     "attribute_neurons",
     "best_of_chance",
+    "check_calibration",
     "combine_neurons",
     "compare_readings",
     "compare_scores",
@@ -57,6 +59,7 @@ __all__ = [
 
 _MODULES = {
     "AblationEffect": "effects",
+    "Calibration": "calibration",
     "ChanceLevel": "statistics",
     "Diagnosis": "diagnosis",
     "EffectPanel": "panel",
@@ -81,6 +84,7 @@ _MODULES = {
     "answer_targets": "other_scores",
     "attribute_neurons": "attribution",
     "best_of_chance": "statistics",
+    "check_calibration": "calibration",
     "combine_neurons": "combining",
     "compare_readings": "readings",
     "compare_scores": "score_comparison",
@@ -107,6 +111,7 @@ _MODULES = {
 if TYPE_CHECKING:  # the same for type checkers and editors, which would take any name from a __getattr__
     from tl_skillneurons.ablation import ablate
     from tl_skillneurons.attribution import NeuronAttribution, attribute_neurons, compare_with_exact
+    from tl_skillneurons.calibration import Calibration, check_calibration
     from tl_skillneurons.combining import combine_neurons
     from tl_skillneurons.diagnosis import Diagnosis, diagnose
     from tl_skillneurons.effects import AblationEffect, ablation_effect, accuracy

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
+from tl_skillneurons.exact_tails import bound_p
 from tl_skillneurons.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
 from tl_skillneurons.outcomes import RuleOutcomes, count_right
 
@@ -34,12 +35,15 @@ class PermutationNull:
         p_family: Each neuron's family-wise p-value: how often the largest of all reaches its score.
         p_value: Each neuron's own p-value: how often its own score is reached. At least 1 / (1 + permutations).
         seed: Of the permutations.
+        p_bound: Where the score has an exact law (:mod:`~tl_skillneurons.exact_tails`), a bound of ``p_value`` that
+            may be as small as it is.
     """
 
     largest: Float[Tensor, "scope draw"]
     p_family: Float[Tensor, "scope layer neuron"]
     p_value: Float[Tensor, "scope layer neuron"]
     seed: int = 0
+    p_bound: Float[Tensor, "scope layer neuron"] | None = None
 
     @property
     def n_permutations(self) -> int:
@@ -55,8 +59,9 @@ class PermutationNull:
         return float(self.largest[self._scope(prompt)].double().mean())
 
     def q_value(self, *, prompt: int | None = None) -> Float[Tensor, "layer neuron"]:
-        """Benjamini and Hochberg's q-value of each neuron's own p-value, over all neurons."""
-        return benjamini_hochberg(self.p_value[self._scope(prompt)])
+        """Benjamini and Hochberg's q-value of each p-value over all neurons; of ``p_bound`` if there is one."""
+        own = self.p_value if self.p_bound is None else self.p_bound
+        return benjamini_hochberg(own[self._scope(prompt)])
 
     def family(self, *, prompt: int | None = None) -> Float[Tensor, "layer neuron"]:
         """Each neuron's family-wise p-value, of one prompt or combined."""
@@ -69,12 +74,14 @@ class PermutationNull:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file keeps of it, by name."""
-        return {f"null_{name}": getattr(self, name) for name in ("largest", "p_family", "p_value")}
+        kept = {f"null_{name}": getattr(self, name) for name in ("largest", "p_family", "p_value", "p_bound")}
+        return {name: tensor for name, tensor in kept.items() if tensor is not None}
 
     @classmethod
     def of_tensors(cls, tensors: dict[str, Tensor], *, seed: int) -> "PermutationNull":
         """The null that :meth:`tensors` gave."""
-        return cls(*(tensors[f"null_{name}"] for name in ("largest", "p_family", "p_value")), seed=seed)
+        largest, p_family, p_value = (tensors[f"null_{name}"] for name in ("largest", "p_family", "p_value"))
+        return cls(largest, p_family, p_value, seed, tensors.get("null_p_bound"))
 
     def _scope(self, prompt: int | None) -> int:
         if prompt is None:
@@ -143,7 +150,8 @@ def permutation_null(
     totals = torch.full((n_prompts + 1, 1), n, dtype=torch.float64)
     if aggregate == "mean":
         totals[-1] *= n_prompts
-    return replace(null, largest=0.5 + null.largest / (2 * totals))
+    exact = bound_p(outcomes, aggregate=aggregate, class_id=class_id)
+    return replace(null, largest=0.5 + null.largest / (2 * totals), p_bound=exact)
 
 
 class NullTally:

@@ -161,8 +161,7 @@ class NeuronScores:
         Args:
             alpha: With ``correction="family"`` the probability that any of them is there by luck (largest score
                 under permuted labels; Westfall and Young); with ``"fdr"`` the expected share of them that is
-                (Benjamini and Hochberg). Of the latter, 1,000 permutations can call neurons only when more than
-                about ``neurons / (1001 * alpha)`` have the lowest possible p-value.
+                (Benjamini and Hochberg, by exact bounds: :mod:`~tl_skillneurons.exact_tails`).
 
         Raises:
             ValueError: Without a permutation null, or with too few permutations for ``alpha``.

@@ -67,13 +67,9 @@ print(
     f"{len(scores.significant(correction='fdr'))} at a false discovery rate of 5 %"
 )
 top = scores.top(10, per="model")
-rules = skn.rule_accuracy(model, prompts, task, scores, progress=False)
-print(
-    f"the best ten: {scores.rule_accuracy(top).mean():.3f} on select, which chose them, "
-    f"{scores.rule_accuracy(top, rules).mean():.3f} on report"
-)
+print("the best", skn.selected_accuracy(model, prompts, task, scores, top))
 if len(found):
-    print(f"all significant ones on report: {scores.rule_accuracy(found, rules).mean():.3f}")
+    print("all significant", skn.selected_accuracy(model, prompts, task, scores, found))
 
 # %% Does the null keep its promise here? Labels shuffled, again and again
 checked = skn.check_calibration(scores.outcomes, n_repetitions=20 if SMALL else 200)
@@ -110,7 +106,7 @@ readings = skn.compare_readings(
     task,
     natural=["all in all it was"],
     shuffled=tuning,
-    reinitialised=random_init_bridge(str(skn.packaged_model(name)), seed=0) if name == "smollm2" else None,
+    reinitialised=random_init_bridge(str(skn.packaged_model(name)), seed=0),
 )
 print("\nreadings: the best ten neurons of each on report, and minus those of the tuned prompts")
 print(readings.to_dataframe().round(3).to_string(index=False))

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 import tl_skillneurons as skn
-from tl_skillneurons.readings import right_on_report
+from tl_skillneurons.selected import rule_answers
 
 from test_scoring import TASK, prompt_for, task_of  # isort: skip
 
@@ -86,8 +86,25 @@ def test_right_answers_are_those_of_each_rule(models):
     prompt = prompt_for("gpt2")
     scores = skn.score_neurons(models["gpt2"], prompt, TASK, progress=False)
     top = scores.top(5, per="model")
-    on_select = right_on_report(models["gpt2"], prompt, TASK, scores, top, role="select")
+    on_select = rule_answers(models["gpt2"], prompt, TASK, scores, top, role="select")
     torch.testing.assert_close(on_select.mean((0, 1)), scores.rule_accuracy(top))
+
+
+def test_a_selected_set_is_reported_on_examples_that_did_not_choose_it_with_intervals(models):
+    prompts = [prompt_for("bert"), prompt_for("bert", seed=1)]
+    scores = skn.score_neurons(models["bert"], prompts, TASK, progress=False)
+    top = scores.top(4, per="model")
+    found = skn.selected_accuracy(models["bert"], prompts, TASK, scores, top)
+    rules = skn.rule_accuracy(models["bert"], prompts, TASK, scores, progress=False)
+    expected = scores.rule_accuracy(top, rules)
+    torch.testing.assert_close(torch.tensor(found.neurons.accuracy.to_numpy()), expected)
+    assert found.mean == pytest.approx(float(expected.mean())) and found.low <= found.mean <= found.high
+    assert (found.neurons.low <= found.neurons.accuracy).all() and found.role == "report"
+    assert "on 15 examples of report" in str(found) and "on select, which chose them" in str(found)
+    with pytest.raises(ValueError, match="prompts that are not the 1 given"):
+        skn.selected_accuracy(models["bert"], prompts[0], TASK, scores, top)
+    with pytest.raises(ValueError, match="at least one neuron"):
+        skn.selected_accuracy(models["bert"], prompts, TASK, scores, skn.NeuronSet([], []))
 
 
 def test_readings_that_cannot_be_compared_are_refused(models):

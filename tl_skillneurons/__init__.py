@@ -26,6 +26,7 @@ __all__ = [
     "ReadingComparison",
     "RuleOutcomes",
     "ScoreComparison",
+    "SelectedAccuracy",
     "SoftPrompt",
     "Task",
     "ablate",
@@ -54,6 +55,7 @@ __all__ = [
     "score_classes",
     "score_gradients",
     "score_neurons",
+    "selected_accuracy",
     "top_union",
 ]
 
@@ -76,6 +78,7 @@ _MODULES = {
     "ReadingComparison": "readings",
     "RuleOutcomes": "outcomes",
     "ScoreComparison": "score_comparison",
+    "SelectedAccuracy": "selected",
     "SoftPrompt": "soft_prompt",
     "Task": "task",
     "ablate": "ablation",
@@ -104,6 +107,7 @@ _MODULES = {
     "score_classes": "scoring",
     "score_gradients": "gradient_scores",
     "score_neurons": "scoring",
+    "selected_accuracy": "selected",
     "top_union": "scores",
 }
 """The module that each exported name comes from."""
@@ -134,6 +138,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.score_comparison import ScoreComparison, compare_scores
     from tl_skillneurons.scores import NeuronScores, top_union
     from tl_skillneurons.scoring import neuron_activations, rule_accuracy, score_classes, score_neurons
+    from tl_skillneurons.selected import SelectedAccuracy, selected_accuracy
     from tl_skillneurons.soft_prompt import SoftPrompt
     from tl_skillneurons.statistic import NeuronStatistic
     from tl_skillneurons.statistics import ChanceLevel, best_of_chance

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.tools.analysis.sparse_probing import fit_sparse_probe
 
@@ -24,9 +24,9 @@ from tl_skillneurons.intervals import mcnemar
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.scores import NeuronScores, best_positions
 from tl_skillneurons.scoring import describe_prompt, require_sees_text
+from tl_skillneurons.selected import chosen_activations
 from tl_skillneurons.soft_prompt import SoftPrompt
 from tl_skillneurons.statistics import clopper_pearson
-from tl_skillneurons.streaming import stream_activations
 from tl_skillneurons.task import Task
 
 
@@ -128,27 +128,3 @@ def _probe(
     other = acts["report"][:, chosen].double()[:, fitted.selected_features]
     scaled = (other - fitted.preprocess_mean) / fitted.preprocess_scale
     return (scaled @ fitted.coefficients + fitted.intercept > 0).long()
-
-
-def chosen_activations(
-    prompted: PromptedModel,
-    texts: list[str],
-    layer: Int[Tensor, " chosen"],
-    position: Int[Tensor, " chosen"],
-    index: Int[Tensor, " chosen"],
-    options: dict[str, Any],
-) -> Float[Tensor, "example chosen"]:
-    """The activations of chosen neurons, each at its own position."""
-    kept = torch.empty(len(texts), len(layer), dtype=prompted.model.W_E.dtype)
-    columns = {k: (layer == k).nonzero().flatten() for k in layer.unique().tolist()}
-
-    def reduce(number: int, at: int, acts: Tensor, example: Tensor) -> Tensor:
-        own = columns.get(at, torch.empty(0, dtype=torch.int64))
-        return acts[:, position[own].to(acts.device), index[own].to(acts.device)].cpu()
-
-    def add(number: int, at: int, acts: Tensor, example: Tensor) -> None:
-        if at in columns:
-            kept[example[:, None], columns[at]] = acts
-
-    stream_activations([prompted], texts, reduce, add, **options)
-    return kept

@@ -27,13 +27,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.combining import chosen_activations
 from tl_skillneurons.input_cache import InputCache
 from tl_skillneurons.intervals import bootstrap_mean
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.prompted import PromptedModel
-from tl_skillneurons.scores import NeuronScores, best_positions
+from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.scoring import as_list, require_two_classes, score_neurons
+from tl_skillneurons.selected import rule_answers
 from tl_skillneurons.sites import neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt
 from tl_skillneurons.task import Task
@@ -174,39 +173,10 @@ def compare_readings(
             **options,
         )
         tops[name] = scores[name].top(n_top, per="model")
-        accuracy[name] = right_on_report(
+        accuracy[name] = rule_answers(
             of_model, of_prompts, task, scores[name], tops[name], cache=kept, **options
         ).mean((0, 2))
     return ReadingComparison(scores, tops, accuracy)
-
-
-def right_on_report(
-    model: Any,
-    prompts: Any,
-    task: Task,
-    scores: NeuronScores,
-    neurons: NeuronSet,
-    *,
-    role: str = "report",
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
-    cache: InputCache | None = None,
-) -> Float[Tensor, "prompt example chosen"]:
-    """Whether each neuron's rule, as ``select`` chose it for each prompt, is right on each example: 1 or 0."""
-    _, where, sign = best_positions(scores.correct, scores.n_select)
-    labels = torch.tensor(task.split(role)["label"]) == scores.class_id
-    layer, index = neurons.layer, neurons.index
-    options = {"positions": scores.positions, "batch_size": batch_size, "batch_tokens": batch_tokens}
-    rows = []
-    for number, prompt in enumerate(as_list(prompts)):
-        prompted = PromptedModel(model, prompt, cache=cache)
-        position = where[number, layer, index]
-        texts = list(task.split(role)["text"])
-        acts = chosen_activations(prompted, texts, layer, position, index, options)
-        above = acts.double() > scores.baseline[number, layer, position, index]
-        says_one = above == (sign[number, layer, index] > 0)
-        rows.append((says_one == labels[:, None]).double())
-    return torch.stack(rows)
 
 
 def natural_prompt(model: Any, text: str, like: SoftPrompt) -> SoftPrompt:

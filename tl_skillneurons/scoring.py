@@ -175,7 +175,7 @@ def rule_accuracy(
         ValueError: When the scores are of another model, or of other prompts.
     """
     chosen = as_list(prompts)
-    _require_measured_here(scores, model, chosen)
+    require_measured_here(scores, model, chosen)
     prompted = [PromptedModel(model, prompt, max_length=max_length, cache=cache) for prompt in chosen]
     place = rank, count = rank_and_count()
     scored: list[Tensor | None] = [None] * len(chosen)
@@ -248,7 +248,12 @@ def require_two_classes(task: Task) -> None:
         )
 
 
-def _require_measured_here(scores: NeuronScores, model: Any, prompts: Sequence[SoftPrompt | None]) -> None:
+def require_measured_here(scores: NeuronScores, model: Any, prompts: Sequence[SoftPrompt | None]) -> None:
+    """Refuse scores of another model, or of other prompts.
+
+    Raises:
+        ValueError: Otherwise.
+    """
     here, there = neuron_shape(model), (scores.n_layers, scores.d_mlp)
     if here != there:
         name = scores.provenance.get("model", {}).get("name", "another model")

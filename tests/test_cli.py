@@ -51,6 +51,7 @@ def test_find_writes_a_run_folder_whose_json_holds_every_number_it_prints(cli, d
     assert names == [
         "ablation.json",
         "neurons.json",
+        "predictivity.html",
         "prompt-seed0.safetensors",
         "prompt-seed1.safetensors",
         "rules_on_report.safetensors",

@@ -51,6 +51,7 @@ __all__ = [
     "neuron_activations",
     "packaged_model",
     "patch_neurons",
+    "plot_scores",
     "rule_accuracy",
     "score_classes",
     "score_gradients",
@@ -103,6 +104,7 @@ _MODULES = {
     "neuron_activations": "scoring",
     "packaged_model": "packaged",
     "patch_neurons": "patching",
+    "plot_scores": "plots",
     "rule_accuracy": "scoring",
     "score_classes": "scoring",
     "score_gradients": "gradient_scores",
@@ -132,6 +134,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.panel import EffectPanel
     from tl_skillneurons.patching import NeuronPatching, patch_neurons
     from tl_skillneurons.permutation import PermutationNull
+    from tl_skillneurons.plots import plot_scores
     from tl_skillneurons.positions import PromptedTokens
     from tl_skillneurons.prompted import PromptedModel
     from tl_skillneurons.readings import ReadingComparison, compare_readings

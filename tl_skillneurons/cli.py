@@ -12,17 +12,20 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from tl_skillneurons._files import package_version
+from tl_skillneurons._files import package_version, write_whole
 from tl_skillneurons.find import RUN, find_skill_neurons, record
 from tl_skillneurons.loading import load_model
 from tl_skillneurons.pairs import minimal_pairs
+from tl_skillneurons.plots import plot_scores
 from tl_skillneurons.report import numbers, show
+from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.task import Task
 from tl_skillneurons.task_data import load_splits
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 BUILT_IN = "movie_reviews"
+PICTURE = "predictivity.html"
 _BUILT_IN_PAIRS = 400
 _BUILT_IN_STEPS = 40  # its sentences are told apart perfectly by then
 _STEPS = 100
@@ -129,6 +132,16 @@ def find(
         record(folder, said)
         show(said, console)
         console.print(f"Everything is in [bold]{folder}[/bold]; all numbers above are in {RUN}.")
+        console.print(_draw(findings.scores, folder))
+
+
+def _draw(scores: NeuronScores, folder: Path) -> str:
+    """Leave a picture of the scores in ``folder``, and say where, or what it needs."""
+    try:
+        picture = plot_scores(scores).to_html(include_plotlyjs=True)
+    except ImportError as error:
+        return f"No picture: {error}."
+    return f"A picture of them is [bold]{write_whole(folder / PICTURE, picture)}[/bold]."
 
 
 def _read_task(data: str, template: str, label: str, label_words: dict[Any, Any], seed: int) -> Task:

@@ -1,0 +1,43 @@
+"""Pictures show the scores and the level of luck that the numbers have."""
+
+import sys
+
+import pytest
+import tiny
+import torch
+
+import tl_skillneurons as skn
+
+from test_scoring import TASK, prompt_for  # isort: skip
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return tiny.bridge("gpt2")
+
+
+def test_the_picture_has_each_layers_best_neuron_and_the_level_of_the_null(gpt2):
+    scores = skn.score_neurons(gpt2, prompt_for("gpt2"), TASK, n_permutations=99, progress=False)
+    figure = skn.plot_scores(scores)
+    best = figure.data[-1]
+    assert best.name == "best neuron" and list(best.y) == scores.predictivity.amax(1).tolist()
+    assert list(best.customdata) == scores.predictivity.argmax(1).tolist()
+    assert figure.layout.shapes[0].y0 == scores.null.level()
+    assert "99 permutations" in figure.layout.annotations[0].text
+    assert "15 examples of role select" in figure.layout.title.text
+
+
+def test_without_a_null_predictivity_shows_its_bound_and_other_scores_none(gpt2):
+    scores = skn.score_neurons(gpt2, prompt_for("gpt2"), TASK, progress=False)
+    assert skn.plot_scores(scores).layout.shapes[0].y0 == scores.chance_level().threshold
+    [auc] = skn.measure_scores(gpt2, prompt_for("gpt2"), TASK, ["auc"], progress=False).values()
+    figure = skn.plot_scores(auc)
+    assert not figure.layout.shapes and figure.layout.yaxis.title.text == "auc"
+    torch.testing.assert_close(torch.tensor(figure.data[0].y), auc.score.quantile(0.5, dim=1).float())
+
+
+def test_a_missing_plotly_is_named_with_what_to_install(gpt2, monkeypatch):
+    scores = skn.score_neurons(gpt2, prompt_for("gpt2"), TASK, progress=False)
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    with pytest.raises(ImportError, match=r"pip install \"tl_skillneurons\[plots\]\""):
+        skn.plot_scores(scores)

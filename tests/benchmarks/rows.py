@@ -14,7 +14,14 @@ from pathlib import Path
 import measure
 import torch
 from measure import Measured
-from scoring_rows import ablation, peak_of_scoring, scoring_five_prompts, scoring_floor, scoring_stacked
+from scoring_rows import (
+    ablation,
+    peak_of_scoring,
+    permutations,
+    scoring_five_prompts,
+    scoring_floor,
+    scoring_stacked,
+)
 from setups import Setting, Sizes, quiet
 from tuning_rows import tuning_five_seeds, tuning_imdb, tuning_minilm, tuning_sst2
 
@@ -81,6 +88,13 @@ ROWS = {
     ),
     "scoring-stacked": Row(
         "scoring, MiniLM, 16 virtual tokens", "run_with_cache, stack, formula", 4, True, scoring_stacked
+    ),
+    "permutations": Row(
+        "scoring with 1,000 label permutations, SmolLM2, 8 virtual tokens",
+        "without",
+        1.25,
+        False,
+        permutations,
     ),
     "scoring-prompts": Row(
         "scoring 5 prompts, SmolLM2, 8 virtual tokens",

@@ -40,6 +40,20 @@ def scoring_floor(setting: Setting) -> Measured:
     return measured
 
 
+def permutations(setting: Setting) -> Measured:
+    """Scoring with a thousand label permutations against scoring without."""
+    sizes = setting.sizes
+    model = bridge("smollm2")
+    task = task_of(setting.sst2, baseline=sizes.n_baseline, select=sizes.n_select)
+    [prompt] = random_prompts(model, 1, 8)
+    skn.score_neurons(model, prompt, task.limit(train=8, select=8), progress=False)
+    return measure.paired(
+        lambda: skn.score_neurons(model, prompt, task, n_permutations=1000, progress=False),
+        lambda: skn.score_neurons(model, prompt, task, progress=False),
+        setting.n_pairs,
+    )
+
+
 def scoring_stacked(setting: Setting) -> Measured:
     """Scoring against caching every activation first and then computing the paper's formula."""
     sizes = setting.sizes

@@ -29,6 +29,7 @@ __all__ = [
     "SelectedAccuracy",
     "SoftPrompt",
     "Task",
+    "TaskComparison",
     "ablate",
     "ablation_effect",
     "accuracy",
@@ -40,11 +41,13 @@ __all__ = [
     "compare_readings",
     "compare_scores",
     "compare_sets",
+    "compare_tasks",
     "compare_with_exact",
     "correlate_neurons",
     "diagnose",
     "fit_soft_prompts",
     "load_model",
+    "measure_damage",
     "measure_effects",
     "measure_scores",
     "minimal_pairs",
@@ -82,6 +85,7 @@ _MODULES = {
     "SelectedAccuracy": "selected",
     "SoftPrompt": "soft_prompt",
     "Task": "task",
+    "TaskComparison": "task_similarity",
     "ablate": "ablation",
     "ablation_effect": "effects",
     "accuracy": "effects",
@@ -93,11 +97,13 @@ _MODULES = {
     "compare_readings": "readings",
     "compare_scores": "score_comparison",
     "compare_sets": "overlaps",
+    "compare_tasks": "task_similarity",
     "compare_with_exact": "attribution",
     "correlate_neurons": "other_scores",
     "diagnose": "diagnosis",
     "fit_soft_prompts": "tuning",
     "load_model": "loading",
+    "measure_damage": "task_similarity",
     "measure_effects": "measuring",
     "measure_scores": "other_scores",
     "minimal_pairs": "pairs",
@@ -146,6 +152,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.statistic import NeuronStatistic
     from tl_skillneurons.statistics import ChanceLevel, best_of_chance
     from tl_skillneurons.task import Task
+    from tl_skillneurons.task_similarity import TaskComparison, compare_tasks, measure_damage
     from tl_skillneurons.tuning import fit_soft_prompts
 
 else:

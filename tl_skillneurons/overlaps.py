@@ -53,7 +53,7 @@ def compare_sets(one: NeuronSet, other: NeuronSet, *, d_mlp: int | None = None) 
         jaccard=shared / (total - shared),
         chance_shared=float((mass * counts).sum()),
         chance_jaccard=float((mass * counts / (total - counts)).sum()),
-        p_value=min(1.0, float(mass[shared:].sum())),
+        p_value=min(1.0, float(mass[shared:].sum())) if shared else 1.0,
     )
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -51,12 +50,8 @@ def compare_scores(
     Raises:
         ValueError: For fewer than two scores, scores of different models, or panels that don't go with the scores.
     """
-    if len(scores) < 2:
-        raise ValueError(f"give at least two scores by name to compare, got {list(scores)}")
+    require_one_model(scores)
     ranked = {name: strength(score) for name, score in scores.items()}
-    shapes = {name: tuple(score.shape) for name, score in ranked.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"scores must be of one model, got [layer, neuron] = {shapes}")
     tops = {name: score.top(amount) for name, score in scores.items()}
     names = list(scores)
     rows = []
@@ -98,12 +93,24 @@ def _effects(panels: Mapping[str, EffectPanel], names: list[str], metric: str) -
     return order[[name for name in wanted if name in order]].reset_index(drop=True)
 
 
+def require_one_model(scores: Mapping[str, Scored]) -> None:
+    """Refuse scores that can't be compared.
+
+    Raises:
+        ValueError: For fewer than two, or scores of different models.
+    """
+    if len(scores) < 2:
+        raise ValueError(f"give at least two scores by name to compare, got {list(scores)}")
+    shapes = {name: tuple(strength(score).shape) for name, score in scores.items()}
+    models = {name: score.provenance.get("model", {}).get("name") for name, score in scores.items()}
+    if len(set(shapes.values())) > 1 or len(set(models.values())) > 1:
+        raise ValueError(f"scores must be of one model, got {models} with [layer, neuron] = {shapes}")
+
+
 def strength(score: Scored) -> Float[Tensor, "layer neuron"]:
     """What ranks the neurons: predictivity, or the absolute score."""
     if isinstance(score, NeuronScores):
         return score.predictivity
     if isinstance(score, NeuronStatistic):
         return score.score
-    if isinstance(score, torch.Tensor) and score.ndim == 2:
-        return score
     raise TypeError(f"a score must be a NeuronScores or a NeuronStatistic, got {type(score).__name__}")

@@ -1,0 +1,95 @@
+"""Tasks compared by planted neurons they share, and by what ablating one task's neurons does to another."""
+
+import dataclasses
+
+import pytest
+import tiny
+import torch
+from scipy import stats
+
+import tl_skillneurons as skn
+
+from test_scores import scores as some_scores  # isort: skip
+from test_scoring import TASK, prompt_for, task_of  # isort: skip
+
+
+def planted(neurons, seed, n_layers=2, d_mlp=200):
+    """Scores near chance but for planted neurons that are right on nearly all of 100 examples."""
+    generator = torch.Generator().manual_seed(seed)
+    correct = torch.randint(40, 61, (1, n_layers, 1, d_mlp), generator=generator)
+    for layer, index in neurons:
+        correct[0, layer, 0, index] = 95
+    filled = torch.zeros(1, n_layers, 1, d_mlp, dtype=torch.float64)
+    return skn.NeuronScores(filled, filled.float(), filled.float(), correct, 100, 100, (50, 50))
+
+
+def test_two_tasks_that_share_half_of_their_planted_neurons_are_found_to():
+    one = [(layer, i) for layer in range(2) for i in range(8)]
+    other = [(layer, i) for layer in range(2) for i in range(4, 12)]
+    third = [(layer, i) for layer in range(2) for i in range(100, 108)]
+    scores = {"a": planted(one, 0), "b": planted(other, 1), "c": planted(third, 2)}
+    found = skn.compare_tasks(scores, amount=8, n_permutations=99)
+    everywhere = found.pairs[found.pairs.layer == -1].set_index(["one", "other"])
+    assert everywhere.n_shared.to_dict() == {("a", "b"): 8, ("a", "c"): 0, ("b", "c"): 0}
+    assert everywhere.jaccard[("a", "b")] == pytest.approx(8 / 24)
+    assert everywhere.p_overlap[("a", "b")] < 1e-6 and everywhere.p_overlap[("a", "c")] == 1
+    assert (found.pairs[found.pairs.layer >= 0].query("one == 'a' and other == 'b'").n_shared == 4).all()
+    assert found.matrix("n_shared").loc["b", "a"] == 8
+
+
+def test_spearman_is_that_of_scipy_and_independent_scores_are_within_their_null():
+    scores = {"a": planted([], 0), "b": planted([], 1)}
+    found = skn.compare_tasks(scores, amount=5, n_permutations=199)
+    for layer in range(2):
+        x, y = (scores[name].predictivity[layer].numpy() for name in "ab")
+        row = found.pairs[found.pairs.layer == layer].iloc[0]
+        assert row.spearman == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
+        assert row.null_low < row.spearman < row.null_high and row.p_value > 0.05
+    x, y = (scores[name].predictivity.flatten().numpy() for name in "ab")
+    assert found.matrix().loc["a", "b"] == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
+    same = skn.compare_tasks({"a": scores["a"], "b": scores["a"]}, amount=5, n_permutations=99)
+    assert same.pairs.spearman.min() == pytest.approx(1) and same.pairs.p_value.max() == 0.01
+    assert "0.010" not in str(same.names) and same.to_table().row_count == 1
+
+
+def test_scores_of_different_models_or_too_few_are_refused():
+    one = some_scores()
+    with pytest.raises(ValueError, match="at least two scores"):
+        skn.compare_tasks({"a": one})
+    other = dataclasses.replace(one, provenance={"model": {"name": "another"}})
+    with pytest.raises(ValueError, match="scores must be of one model"):
+        skn.compare_tasks({"a": one, "b": other})
+    with pytest.raises(ValueError, match="n_permutations must be at least 19"):
+        skn.compare_tasks({"a": one, "b": one}, n_permutations=10)
+
+
+def test_the_damage_matrix_has_every_pair_and_is_what_each_ablation_alone_gives():
+    model = tiny.bridge("gpt2")
+    rows = tiny.sentences(54, seed=8)
+    tasks = {"a": TASK, "b": task_of(rows)}
+    prompts = {"a": prompt_for("gpt2"), "b": prompt_for("gpt2", seed=1)}
+    sets = {
+        name: skn.score_neurons(model, prompts[name], tasks[name], progress=False).top(2) for name in tasks
+    }
+    frame = skn.measure_damage(model, tasks, prompts, sets, how="zero", n_random=19, progress=False)
+    assert list(zip(frame.ablated, frame.measured, strict=True)) == [
+        ("a", "a"),
+        ("b", "a"),
+        ("a", "b"),
+        ("b", "b"),
+    ]
+    row = frame.iloc[1]
+    alone = skn.ablation_effect(
+        model, prompts["a"], TASK, sets["b"], how="zero", positions="prompt", n_random=19, progress=False
+    )
+    intact, held, random = alone.mean_over_prompts()
+    assert (row.intact, row.ablated_accuracy, row.random_median) == (
+        intact,
+        held,
+        float(random.quantile(0.5)),
+    )
+    assert row.damage == pytest.approx(row.random_median - held) and row.p_random == alone.p_value
+    with pytest.raises(ValueError, match="neurons must go by the names of the tasks"):
+        skn.measure_damage(model, tasks, prompts, {"a": sets["a"]}, how="zero")
+    with pytest.raises(ValueError, match="n_random must be at least 19"):
+        skn.measure_damage(model, tasks, prompts, sets, how="zero", n_random=5)

@@ -17,7 +17,7 @@ def test_shuffled_labels_on_a_models_activations_alarm_no_more_often_than_promis
     model = tiny.bridge("bert")
     prompts = [prompt_for("bert"), prompt_for("bert", seed=1)]
     scores = skn.score_neurons(model, prompts, task, keep_outcomes=True, progress=False)
-    found = skn.check_calibration(scores.outcomes, n_repetitions=60, planted=0.8, progress=False)
+    found = skn.check_calibration(scores.outcomes, n_repetitions=40, planted=0.8, progress=False)
     low, high = found.false_interval
     assert low <= 0.05 <= high and found.n_examples == 140
     assert found.n_found / found.n_repetitions > 0.9 and found.power_interval[0] > 0.8

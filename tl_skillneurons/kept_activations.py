@@ -12,10 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons.input_cache import InputCache
 from tl_skillneurons.prompted import PromptedModel
+from tl_skillneurons.scoring import require_sees_text
 from tl_skillneurons.sites import neuron_shape
-from tl_skillneurons.streaming import stream_activations
+from tl_skillneurons.soft_prompt import SoftPrompt
+from tl_skillneurons.streaming import READINGS, stream_activations
 
 MEMORY = 2**30
 
@@ -58,3 +61,35 @@ def layers_at_a_time(
         stream_activations(prompted, texts, reduce, add, **options)
         for layer in layers:
             yield layer, kept.pop(layer)
+
+
+def neuron_activations(
+    model: Any,
+    prompt: SoftPrompt | None,
+    texts: Sequence[str],
+    *,
+    positions: str = "prompt",
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
+    cache: InputCache | None = None,
+) -> Float[Tensor, "example layer neuron"]:
+    """Each text's neuron activations, averaged over the scored positions: reference values for resample
+    ablation.
+
+    Unlike scoring it keeps every activation, ``len(texts) * n_layers * d_mlp`` numbers in the model's dtype.
+    """
+    require_option(positions, "positions", READINGS)
+    prompted = PromptedModel(model, prompt, cache=cache)
+    require_sees_text(prompted, positions)
+    n_layers, d_mlp = neuron_shape(model)
+    kept = torch.empty(len(texts), n_layers, d_mlp, dtype=model.W_E.dtype)
+
+    def reduce(number: int, layer: int, acts: Tensor, example: Tensor) -> Tensor:
+        return acts.mean(1).cpu()
+
+    def add(number: int, layer: int, means: Tensor, example: Tensor) -> None:
+        kept[example, layer] = means
+
+    options = {"positions": positions, "batch_size": batch_size, "batch_tokens": batch_tokens}
+    stream_activations([prompted], texts, reduce, add, **options)
+    return kept

@@ -37,7 +37,7 @@ from tl_skillneurons.prompted import Hooks, PromptedModel
 from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.sites import neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, describe_model, model_differences
-from tl_skillneurons.streaming import READINGS, stand_alike, stream_activations
+from tl_skillneurons.streaming import READINGS, stand_alike
 from tl_skillneurons.tallies import Summary
 from tl_skillneurons.task import Task
 
@@ -194,38 +194,6 @@ def rule_accuracy(
             for number, right in zip(group, correct, strict=True):
                 scored[number] = right[0].double() / n_examples
     return torch.stack(scored)
-
-
-def neuron_activations(
-    model: Any,
-    prompt: SoftPrompt | None,
-    texts: Sequence[str],
-    *,
-    positions: str = "prompt",
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
-    cache: InputCache | None = None,
-) -> Float[Tensor, "example layer neuron"]:
-    """Each text's neuron activations, averaged over the scored positions: reference values for resample
-    ablation.
-
-    Unlike scoring it keeps every activation, ``len(texts) * n_layers * d_mlp`` numbers in the model's dtype.
-    """
-    require_option(positions, "positions", READINGS)
-    prompted = PromptedModel(model, prompt, cache=cache)
-    require_sees_text(prompted, positions)
-    n_layers, d_mlp = neuron_shape(model)
-    kept = torch.empty(len(texts), n_layers, d_mlp, dtype=model.W_E.dtype)
-
-    def reduce(number: int, layer: int, acts: Tensor, example: Tensor) -> Tensor:
-        return acts.mean(1).cpu()
-
-    def add(number: int, layer: int, means: Tensor, example: Tensor) -> None:
-        kept[example, layer] = means
-
-    options = {"positions": positions, "batch_size": batch_size, "batch_tokens": batch_tokens}
-    stream_activations([prompted], texts, reduce, add, **options)
-    return kept
 
 
 def as_list(prompts: Any) -> list[SoftPrompt | None]:

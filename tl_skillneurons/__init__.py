@@ -55,6 +55,7 @@ __all__ = [
     "packaged_model",
     "patch_neurons",
     "plot_scores",
+    "prune",
     "rule_accuracy",
     "score_classes",
     "score_gradients",
@@ -111,6 +112,7 @@ _MODULES = {
     "packaged_model": "packaged",
     "patch_neurons": "patching",
     "plot_scores": "plots",
+    "prune": "pruning",
     "rule_accuracy": "scoring",
     "score_classes": "scoring",
     "score_gradients": "gradient_scores",
@@ -144,6 +146,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.plots import plot_scores
     from tl_skillneurons.positions import PromptedTokens
     from tl_skillneurons.prompted import PromptedModel
+    from tl_skillneurons.pruning import prune
     from tl_skillneurons.readings import ReadingComparison, compare_readings
     from tl_skillneurons.score_comparison import ScoreComparison, compare_scores
     from tl_skillneurons.scores import NeuronScores, top_union

@@ -13,7 +13,7 @@ What it does not show: stability is not truth. A set can be found again each tim
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
@@ -158,10 +158,7 @@ def agreement(scores: NeuronScores, neurons: NeuronSet) -> pd.DataFrame:
                     "one": one,
                     "other": other,
                     "spearman": spearman(each[one].flatten(), each[other].flatten()),
-                    "n_shared": shared.n_shared,
-                    "jaccard": shared.jaccard,
-                    "chance_jaccard": shared.chance_jaccard,
-                    "p_value": shared.p_value,
+                    **asdict(shared),
                 }
             )
     return pd.DataFrame(rows)

@@ -1,7 +1,7 @@
 """Do different scores name the same neurons, and which of them foretells what a neuron does?"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
@@ -63,10 +63,7 @@ def compare_scores(
                     "one": one,
                     "other": other,
                     "spearman": spearman(ranked[one].flatten(), ranked[other].flatten()),
-                    "n_shared": shared.n_shared,
-                    "jaccard": shared.jaccard,
-                    "chance_jaccard": shared.chance_jaccard,
-                    "p_value": shared.p_value,
+                    **asdict(shared),
                 }
             )
     effects = None if panels is None else _effects(panels, names, metric)

@@ -87,3 +87,67 @@ def test_a_prompt_is_tuned_on_the_smaller_model_and_its_hooks_show_its_widths(fa
 def test_what_cannot_be_pruned_is_refused(keep, values, layers, message):
     with pytest.raises(ValueError, match=message):
         skn.prune(tiny.bridge("gpt2"), skn.NeuronSet(*keep), values, layers=layers)
+
+
+def on_disk(family, folder):
+    tiny.hf_model(family, 0, torch.float32).save_pretrained(folder)
+    tiny.tokenizer(family).save_pretrained(folder)
+    return folder
+
+
+def logits_of(model, family):
+    words = {0: "negative", 1: "positive"}
+    with torch.no_grad():
+        return skn.PromptedModel(model, prompt_of(family), words).class_logits(TEXTS)
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_a_saved_model_comes_back_equal_from_its_widths_and_the_base_models_config(family, tmp_path):
+    model = tiny.bridge(family)
+    n_layers, d_mlp = shape_of(model)
+    values = torch.randn(n_layers, d_mlp, generator=torch.Generator().manual_seed(1))
+    small = skn.prune(model, skn.NeuronSet([0, 0, 1], [5, 2, 7]), values)
+    path = skn.save_pruned(small, tmp_path / "small.safetensors")
+    base = on_disk(family, tmp_path / "base")
+    back = skn.load_pruned(path, base)
+    back.tokenizer = small.tokenizer  # of some families AutoTokenizer reads another class from this folder
+    assert widths(back) == [2, 1] and not back.training
+    assert all(not p.requires_grad for p in back.parameters())
+    torch.testing.assert_close(logits_of(back, family), logits_of(small, family), rtol=0, atol=1e-6)
+    assert path.stat().st_size < sum(4 * t.numel() for t in model.state_dict().values()) + 20_000
+
+
+def test_a_base_of_another_shape_is_refused(tmp_path):
+    small = skn.prune(tiny.bridge("bloom"), skn.NeuronSet([0], [5]), torch.zeros(2, 128))
+    path = skn.save_pruned(small, tmp_path / "small.safetensors")
+    with pytest.raises(ValueError, match=r"\[layer, neuron\] = \[2, 128\], .* has \[2, 48\]; give the model"):
+        skn.load_pruned(path, on_disk("gpt2", tmp_path / "base"))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "roberta", "opt", "gpt_neox", "phi", "gpt_neo", "llama"])
+def test_equal_widths_go_into_a_hugging_face_folder(family, tmp_path):
+    model = tiny.bridge(family)
+    n_layers, d_mlp = shape_of(model)
+    values = torch.randn(n_layers, d_mlp, generator=torch.Generator().manual_seed(1))
+    keep = skn.NeuronSet([0, 0, 0, 0, 1, 1, 1, 1], [5, 2, 8, 9, 7, 1, 2, 3])
+    small = skn.prune(model, keep, values)
+    folder = skn.export_pruned(small, tmp_path / "out")
+    back = type(tiny.hf_model(family, 0, torch.float32)).from_pretrained(folder).eval()
+    ids = torch.tensor([[1, 6, 7, 8, 9]])
+    with torch.no_grad():
+        torch.testing.assert_close(back(ids).logits, small(ids), rtol=0, atol=1e-5)
+    assert sum(p.numel() for p in back.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("family", "index", "message"),
+    [
+        ("gpt2", [0, 1], r"one width for all layers, this model has \[0, 2\]"),
+        ("gemma2", None, "gemma2 has no place for an output bias in the MLP"),
+    ],
+)
+def test_what_hugging_faces_format_cannot_hold_is_refused_with_the_reason(family, index, message, tmp_path):
+    keep = skn.NeuronSet([0, 0], index) if index else skn.NeuronSet([0, 1], [3, 3])
+    small = skn.prune(tiny.bridge(family), keep, torch.zeros(2, 48))
+    with pytest.raises(ValueError, match=message):
+        skn.export_pruned(small, tmp_path / "out")

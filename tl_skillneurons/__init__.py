@@ -45,8 +45,10 @@ __all__ = [
     "compare_with_exact",
     "correlate_neurons",
     "diagnose",
+    "export_pruned",
     "fit_soft_prompts",
     "load_model",
+    "load_pruned",
     "measure_damage",
     "measure_effects",
     "measure_scores",
@@ -57,6 +59,7 @@ __all__ = [
     "plot_scores",
     "prune",
     "rule_accuracy",
+    "save_pruned",
     "score_classes",
     "score_gradients",
     "score_neurons",
@@ -102,8 +105,10 @@ _MODULES = {
     "compare_with_exact": "attribution",
     "correlate_neurons": "other_scores",
     "diagnose": "diagnosis",
+    "export_pruned": "pruned_files",
     "fit_soft_prompts": "tuning",
     "load_model": "loading",
+    "load_pruned": "pruned_files",
     "measure_damage": "task_similarity",
     "measure_effects": "measuring",
     "measure_scores": "other_scores",
@@ -114,6 +119,7 @@ _MODULES = {
     "plot_scores": "plots",
     "prune": "pruning",
     "rule_accuracy": "scoring",
+    "save_pruned": "pruned_files",
     "score_classes": "scoring",
     "score_gradients": "gradient_scores",
     "score_neurons": "scoring",
@@ -146,6 +152,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.plots import plot_scores
     from tl_skillneurons.positions import PromptedTokens
     from tl_skillneurons.prompted import PromptedModel
+    from tl_skillneurons.pruned_files import export_pruned, load_pruned, save_pruned
     from tl_skillneurons.pruning import prune
     from tl_skillneurons.readings import ReadingComparison, compare_readings
     from tl_skillneurons.score_comparison import ScoreComparison, compare_scores

@@ -60,6 +60,7 @@ def prune(
     if len(pruned) == shape[0] and not len(keep):
         raise ValueError("nothing would be kept in any layer; give keep at least one neuron, or spare layers")
     smaller = copy.deepcopy(model)
+    smaller.cfg.d_mlp = shape[1]  # the width before; not every architecture adapter gets it right
     for layer in pruned:
         _cut(smaller.blocks[layer].mlp, kept[layer], values[layer])
     return smaller

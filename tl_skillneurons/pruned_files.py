@@ -1,0 +1,146 @@
+"""Pruned models to and from files: our own for any widths, a Hugging Face folder where its format can hold them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens.tools.analysis.interchange import random_init_bridge
+
+from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.packaged import PACKAGED, packaged_model
+from tl_skillneurons.pruning import prune, widths
+from tl_skillneurons.sites import SITE, neuron_shape
+
+KIND = "PrunedModel"
+
+
+def save_pruned(model: Any, path: str | os.PathLike[str]) -> Path:
+    """Write a pruned model's weights to one safetensors file whose header has each layer's width.
+
+    The tokenizer and the configuration stay with the base model, which :func:`load_pruned` asks for.
+    """
+    tensors, aliases = _each_once(model.state_dict())
+    header = {
+        "model": model.cfg.model_name,
+        "site": SITE,
+        "widths": widths(model),
+        "d_mlp": model.cfg.d_mlp,  # of the base model
+        "dtype": str(model.W_E.dtype).removeprefix("torch."),
+        "aliases": aliases,
+    }
+    return save_tensors(path, KIND, tensors, header)
+
+
+def load_pruned(
+    path: str | os.PathLike[str], base: str | os.PathLike[str], *, device: torch.device | str = "cpu"
+) -> Any:
+    """The pruned ``TransformerBridge`` that :func:`save_pruned` wrote, frozen and in eval mode.
+
+    Args:
+        base: The model it was pruned from: a packaged name, a folder or a hub name. Its configuration and tokenizer
+            are read, its weights aren't.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When the file holds something else, or ``base`` is a model of another shape.
+    """
+    tensors, header = load_tensors(path, KIND)
+    source = str(packaged_model(os.fspath(base))) if os.fspath(base) in PACKAGED else os.fspath(base)
+    with sound(path, KIND):
+        dtype = getattr(torch, header["dtype"])
+        sizes, d_mlp, aliases = header["widths"], header["d_mlp"], header["aliases"]
+    skeleton = random_init_bridge(source, seed=0, dtype=dtype, device=device)
+    shape = neuron_shape(skeleton)
+    if shape != (len(sizes), d_mlp):
+        raise ValueError(
+            f"{path} was pruned from a model with [layer, neuron] = {[len(sizes), d_mlp]}, {base} has {list(shape)}; "
+            f"give the model it was pruned from ({header['model']})"
+        )
+    cut = [layer for layer, size in enumerate(sizes) if size < d_mlp]
+    layers = [layer for layer in cut for _ in range(sizes[layer])]
+    keep = NeuronSet(layers, [index for layer in cut for index in range(sizes[layer])])
+    model = prune(skeleton, keep, torch.zeros(shape), layers=cut) if cut else skeleton
+    whole = {**tensors, **{alias: tensors[name] for alias, name in aliases.items()}}
+    with sound(path, KIND):
+        try:
+            model.load_state_dict(whole, strict=True)
+        except RuntimeError as error:
+            raise ValueError(f"its weights don't fit {base}: {error}") from error
+    model.requires_grad_(False)
+    model.cfg.model_name = header["model"]
+    return model.eval()
+
+
+def export_pruned(model: Any, folder: str | os.PathLike[str]) -> Path:
+    """Write a pruned model as a Hugging Face folder that ``from_pretrained`` reads.
+
+    Possible where every layer has the same width and the architecture has biases in its MLP (its configuration then
+    holds both): gpt2, bert, roberta, opt, gpt_neox, phi, gpt_neo, and llama through ``mlp_bias``.
+
+    Raises:
+        ValueError: Where the format can't hold it; the message says why.
+    """
+    sizes = sorted(set(widths(model)))
+    if len(sizes) > 1:
+        raise ValueError(
+            f"a Hugging Face config has one width for all layers, this model has {sizes}; prune every layer to "
+            "the same number of neurons, or use save_pruned"
+        )
+    config = model.original_model.config
+    named = next(
+        (name for name in ("intermediate_size", "ffn_dim", "n_inner") if hasattr(config, name)), None
+    )
+    kind = config.model_type
+    if kind not in _EXPORTABLE or named is None:
+        raise ValueError(
+            f"the Hugging Face format of {kind} has no place for an output bias in the MLP, or none for its width; "
+            f"it can hold {', '.join(_EXPORTABLE)}; use save_pruned"
+        )
+    copied = type(config).from_dict({**config.to_dict(), named: sizes[0]})
+    state = model.original_model.state_dict()
+    state = {name.replace("._original_component", ""): value for name, value in state.items()}
+    if kind == "llama":
+        copied.mlp_bias = True
+        state |= _zero_biases(state)
+    written = type(model.original_model)(copied).to(model.W_E.dtype)
+    missing, _ = written.load_state_dict(state, strict=False)
+    tied = {name for name in missing if "lm_head" in name or "decoder" in name}
+    if set(missing) - tied:
+        raise ValueError(
+            f"{kind} can't be exported: no weights for {sorted(set(missing) - tied)[:3]}; use save_pruned"
+        )
+    written.tie_weights()
+    written.save_pretrained(folder)
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+    return Path(folder)
+
+
+_EXPORTABLE = ("gpt2", "bert", "roberta", "opt", "gpt_neox", "phi", "gpt_neo", "llama")
+
+
+def _zero_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Biases of 0 for llama's gate and up projections, which its config can only have together with the output's."""
+    found = {}
+    for name, weight in state.items():
+        for part in ("gate_proj", "up_proj"):
+            if name.endswith(f"{part}.weight"):
+                found[name.removesuffix("weight") + "bias"] = weight.new_zeros(len(weight))
+    return found
+
+
+def _each_once(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors, tied ones once, and for each further name the one it is tied to."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    kept, aliases = {}, {}
+    for name, tensor in state.items():
+        place = (tensor.data_ptr(), tensor.shape)
+        if tensor.numel() and place in first:
+            aliases[name] = first[place]
+        else:
+            first[place] = name
+            kept[name] = tensor
+    return kept, aliases

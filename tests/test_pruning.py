@@ -95,12 +95,6 @@ def on_disk(family, folder):
     return folder
 
 
-def logits_of(model, family):
-    words = {0: "negative", 1: "positive"}
-    with torch.no_grad():
-        return skn.PromptedModel(model, prompt_of(family), words).class_logits(TEXTS)
-
-
 @pytest.mark.parametrize("family", tiny.CONFIGS)
 def test_a_saved_model_comes_back_equal_from_its_widths_and_the_base_models_config(family, tmp_path):
     model = tiny.bridge(family)
@@ -110,10 +104,11 @@ def test_a_saved_model_comes_back_equal_from_its_widths_and_the_base_models_conf
     path = skn.save_pruned(small, tmp_path / "small.safetensors")
     base = on_disk(family, tmp_path / "base")
     back = skn.load_pruned(path, base)
-    back.tokenizer = small.tokenizer  # of some families AutoTokenizer reads another class from this folder
     assert widths(back) == [2, 1] and not back.training
     assert all(not p.requires_grad for p in back.parameters())
-    torch.testing.assert_close(logits_of(back, family), logits_of(small, family), rtol=0, atol=1e-6)
+    ids = torch.tensor([[1, 6, 7, 8, 9], [1, 9, 8, 7, 5]])
+    with torch.no_grad():
+        torch.testing.assert_close(back(ids), small(ids), rtol=0, atol=1e-6)
     assert path.stat().st_size < sum(4 * t.numel() for t in model.state_dict().values()) + 20_000
 
 

@@ -8,6 +8,7 @@ import torch
 from tl_skillneurons.intervals import (
     bootstrap_mean,
     calibration_error,
+    equivalence,
     mcnemar,
     permutation_difference,
     require_draws,
@@ -130,3 +131,25 @@ def test_what_makes_no_sense_is_refused(name):
     call, message = REFUSALS[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_equivalence_is_that_of_two_one_sided_z_tests_and_needs_examples():
+    generator = torch.Generator().manual_seed(0)
+    before = torch.rand(400, generator=generator) < 0.8
+    after = torch.where(torch.rand(400, generator=generator) < 0.05, ~before, before)
+    d = after.double() - before.double()
+    z = [(d.mean() + side * 0.05) / (d.std() / 20) for side in (1, -1)]
+    expected = max(1 - torch.special.ndtr(z[0]), torch.special.ndtr(z[1]))
+    found = equivalence(before, after, margin=0.05)
+    assert found.p_value == pytest.approx(float(expected)) and found.difference == pytest.approx(
+        float(d.mean())
+    )
+    few = equivalence(before[:20], after[:20], margin=0.05)
+    assert found.p_value < 0.05 < few.p_value  # the same shares of few examples say little
+    worse = equivalence(before, before & (torch.rand(400, generator=generator) < 0.8), margin=0.05)
+    assert worse.p_value > 0.9
+    assert 0 < equivalence(before, before, margin=0.05).p_value < 1e-6
+    with pytest.raises(ValueError, match="same examples, got 400 and 20"):
+        equivalence(before, after[:20], margin=0.05)
+    with pytest.raises(ValueError, match=r"margin must be a difference of accuracies in \(0, 1\), got 0"):
+        equivalence(before, after, margin=0)

@@ -14,6 +14,11 @@ examples, ``p = (1 + permutations at least as large in absolute value) / (1 + pe
 largest difference in standard errors over all rows takes the place of each one's own (Westfall and Young,
 1993), which keeps the rows' correlations.
 
+**Equivalence** (two one-sided tests; Schuirmann, 1987). Two runs are as good as each other within ``margin`` when both
+"worse by ``margin`` or more" and "better by ``margin`` or more" are refused. With ``d`` the paired differences of right
+answers, their mean ``m`` and ``s`` its standard error, ``p`` is the larger of ``1 - Phi((m + margin) / s)`` and
+``Phi((m - margin) / s)``. Not being told apart is no evidence of equivalence; this is.
+
 **Expected calibration error** (Guo et al., 2017, equation 3): examples in bins of equal width by the
 probability given to the predicted class; the mean over examples of ``|accuracy - mean probability|`` of their
 bin.
@@ -21,6 +26,7 @@ bin.
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -52,6 +58,36 @@ def mcnemar(before: Bool[Tensor, " before"], after: Bool[Tensor, " after"]) -> M
     n, fewer = lost + gained, min(lost, gained)
     tail = sum(math.comb(n, k) for k in range(fewer + 1))  # exact integers, however many examples
     return McNemar(lost, gained, min(1.0, 2 * tail / 2**n))
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Accuracy after minus before, and the p-value of the two being further apart than ``margin``."""
+
+    difference: float
+    margin: float
+    p_value: float
+
+
+def equivalence(
+    before: Bool[Tensor, " before"], after: Bool[Tensor, " after"], *, margin: float
+) -> Equivalence:
+    """The paired test that two runs' accuracies differ by less than ``margin``.
+
+    Raises:
+        ValueError: When the two differ in their number of examples, for none, or a margin outside (0, 1).
+    """
+    if len(before) != len(after) or not len(before):
+        raise ValueError(f"both runs must answer the same examples, got {len(before)} and {len(after)}")
+    if not 0 < margin < 1:
+        raise ValueError(f"margin must be a difference of accuracies in (0, 1), got {margin}")
+    d = after.double() - before.double()
+    mean, error = float(d.mean()), float(d.std(correction=1) / math.sqrt(len(d))) if len(d) > 1 else math.inf
+    if error == 0:  # no answer changed, which doesn't say that none ever would: as if one in n did
+        error = 1 / len(d)
+    normal = NormalDist()
+    p = max(1 - normal.cdf((mean + margin) / error), normal.cdf((mean - margin) / error))
+    return Equivalence(mean, margin, p)
 
 
 def bootstrap_mean(

@@ -86,7 +86,7 @@ def equivalence(
     if error == 0:  # no answer changed, which doesn't say that none ever would: as if one in n did
         error = 1 / len(d)
     normal = NormalDist()
-    p = max(1 - normal.cdf((mean + margin) / error), normal.cdf((mean - margin) / error))
+    p = max(normal.cdf(-(mean + margin) / error), normal.cdf((mean - margin) / error))
     return Equivalence(mean, margin, p)
 
 

@@ -26,7 +26,6 @@ bin.
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -85,8 +84,7 @@ def equivalence(
     mean, error = float(d.mean()), float(d.std(correction=1) / math.sqrt(len(d))) if len(d) > 1 else math.inf
     if error == 0:  # no answer changed, which doesn't say that none ever would: as if one in n did
         error = 1 / len(d)
-    normal = NormalDist()
-    p = max(normal.cdf(-(mean + margin) / error), normal.cdf((mean - margin) / error))
+    p = max(math.erfc(z / math.sqrt(2)) / 2 for z in ((mean + margin) / error, (margin - mean) / error))
     return Equivalence(mean, margin, p)
 
 

@@ -69,7 +69,7 @@ class Equivalence:
 
 
 def equivalence(
-    before: Bool[Tensor, " before"], after: Bool[Tensor, " after"], *, margin: float
+    before: Bool[Tensor, " before"], after: Bool[Tensor, " after"], *, margin: float | int
 ) -> Equivalence:
     """The paired test that two runs' accuracies differ by less than ``margin``.
 

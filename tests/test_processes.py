@@ -24,7 +24,9 @@ prompts = skn.fit_soft_prompts(
 )
 scores = skn.score_neurons(model, prompts, task, batch_size=4, progress=False)
 rules = skn.rule_accuracy(model, prompts, task, scores, batch_size=4, progress=False)
-few = skn.score_neurons(model, prompts[0], task, batch_size=64, progress=False)  # one batch: a process has none
+few = skn.score_neurons(  # one batch: a process has none
+    model, prompts[0], task, batch_size=64, n_permutations=19, keep_outcomes=True, progress=False
+)
 from tl_skillneurons._processes import rank_and_count
 rank, count = rank_and_count()
 torch.save(
@@ -33,7 +35,7 @@ torch.save(
         "prompts": [p.embedding.detach() for p in prompts],
         "seeds": [p.seed for p in prompts],
         "baseline": scores.baseline, "correct": scores.correct, "std": scores.std, "rules": rules,
-        "few": few.correct, "few_baseline": few.baseline, "batches": scores.provenance["batches"],
+        "few": few.correct, "above": few.outcomes.above, "p": few.null.p_family, "few_baseline": few.baseline, "batches": scores.provenance["batches"],
     },
     f"{out}/{rank}.pt",
 )

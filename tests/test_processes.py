@@ -35,7 +35,8 @@ torch.save(
         "prompts": [p.embedding.detach() for p in prompts],
         "seeds": [p.seed for p in prompts],
         "baseline": scores.baseline, "correct": scores.correct, "std": scores.std, "rules": rules,
-        "few": few.correct, "above": few.outcomes.above, "p": few.null.p_family, "few_baseline": few.baseline, "batches": scores.provenance["batches"],
+        "few": few.correct, "above": few.outcomes.above, "p": few.null.p_family,
+        "few_baseline": few.baseline, "batches": scores.provenance["batches"],
     },
     f"{out}/{rank}.pt",
 )

@@ -21,6 +21,7 @@ __all__ = [
     "NeuronStatistic",
     "Overlap",
     "PermutationNull",
+    "PromptDescription",
     "PromptedModel",
     "PromptedTokens",
     "ReadingComparison",
@@ -44,6 +45,7 @@ __all__ = [
     "compare_tasks",
     "compare_with_exact",
     "correlate_neurons",
+    "describe_prompt",
     "diagnose",
     "export_pruned",
     "fit_soft_prompts",
@@ -81,6 +83,7 @@ _MODULES = {
     "NeuronStatistic": "statistic",
     "Overlap": "overlaps",
     "PermutationNull": "permutation",
+    "PromptDescription": "prompt_description",
     "PromptedModel": "prompted",
     "PromptedTokens": "positions",
     "ReadingComparison": "readings",
@@ -104,6 +107,7 @@ _MODULES = {
     "compare_tasks": "task_similarity",
     "compare_with_exact": "attribution",
     "correlate_neurons": "other_scores",
+    "describe_prompt": "prompt_description",
     "diagnose": "diagnosis",
     "export_pruned": "pruned_files",
     "fit_soft_prompts": "tuning",
@@ -151,6 +155,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.permutation import PermutationNull
     from tl_skillneurons.plots import plot_scores
     from tl_skillneurons.positions import PromptedTokens
+    from tl_skillneurons.prompt_description import PromptDescription, describe_prompt
     from tl_skillneurons.prompted import PromptedModel
     from tl_skillneurons.pruned_files import export_pruned, load_pruned, save_pruned
     from tl_skillneurons.pruning import prune

@@ -1,7 +1,7 @@
 """Which virtual tokens matter, and what are they? One row per prompt position, each number beside what luck gives.
 
-- **Where the best neurons peak.** Of the best neurons, the share whose best position is this one; if positions were
-  alike, each would have ``1 / n_positions``. Neurons are correlated, so the interval (exact binomial) is too narrow.
+- **Where the best neurons peak.** Of the best neurons, the share whose best position is this one (equally good ones share
+  a neuron); if positions were alike, each would have ``1 / n_positions``. Neurons are correlated, so the interval (exact binomial) is too narrow.
 - **What it is near to.** Norm and distance to the nearest word of the vocabulary, as percentiles of what words have
   among themselves; the nearest words, beside the similarity that a random direction reaches. Tuned prompts need not
   mean what they are near to (Khashabi et al., 2022).
@@ -27,7 +27,7 @@ from tl_skillneurons.attending import attention_over_task
 from tl_skillneurons.effects import accuracy
 from tl_skillneurons.overlaps import spearman
 from tl_skillneurons.prompted import PromptedModel
-from tl_skillneurons.scores import NeuronScores, best_positions
+from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.scoring import as_list, require_measured_here, require_sees_text
 from tl_skillneurons.soft_prompt import SoftPrompt
 from tl_skillneurons.statistics import clopper_pearson
@@ -91,8 +91,8 @@ def describe_prompt(
     require_int(n_nearest, "n_nearest")
     require_int(n_shuffles, "n_shuffles")
     skill = scores.top(amount)
-    _, where, _ = best_positions(scores.correct, scores.n_select)
     each = torch.maximum(scores.accuracy, 1 - scores.accuracy)
+    peaks_at = _peaks(scores)
     vocabulary = embedding_rows(model, torch.arange(min(model.W_E.shape[0], model.cfg.d_vocab))).float()
     generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
     norms = _Vocabulary(vocabulary, generator)
@@ -115,7 +115,7 @@ def describe_prompt(
             embedding = prompt.embedding.detach()
             n_tokens = prompt.n_virtual_tokens
             n_before = scores.baseline.shape[2] - n_tokens  # the mask, where there is one
-            peaks = torch.bincount(where[number, skill.layer, skill.index], minlength=n_before + n_tokens)
+            peaks = peaks_at[number][skill.layer, :, skill.index].sum(0)
             intact = measure(prompt, embedding)
             orders = [torch.randperm(n_tokens, generator=generator) for _ in range(n_shuffles)]
             shuffled = torch.tensor(
@@ -127,7 +127,7 @@ def describe_prompt(
                 given, received = seen.given[..., 0].mean((0, 1, 2)), seen.received.mean((0, 1, 2))
             for position in range(n_before + n_tokens):
                 at = each[number, :, position].flatten()
-                low, high = clopper_pearson(int(peaks[position]), len(skill))
+                low, high = clopper_pearson(round(float(peaks[position])), len(skill))
                 token = position - n_before
                 row: dict[str, Any] = {
                     "prompt": number,
@@ -163,6 +163,13 @@ def describe_prompt(
             )
     frame = pd.DataFrame(rows).assign(role="report")
     return PromptDescription(frame, pd.DataFrame(whole).assign(role="report"), _agreement(frame))
+
+
+def _peaks(scores: NeuronScores) -> Float[Tensor, "prompt layer position neuron"]:
+    """1 at each neuron's best position; where several are equally good, they share it."""
+    either = torch.maximum(scores.correct, scores.n_select - scores.correct)
+    best = (either == either.amax(2, keepdim=True)).double()
+    return best / best.sum(2, keepdim=True)
 
 
 class _Vocabulary:

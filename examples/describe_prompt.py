@@ -1,0 +1,41 @@
+"""Which virtual tokens matter, and what are they?
+
+MiniLM on built-in movie reviews, two prompts: about a minute on two CPU cores.
+"""
+
+# %% A model, labelled text, two prompts and the scores of all neurons
+import os
+
+import pandas as pd
+
+import tl_skillneurons as skn
+
+SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
+model = skn.load_model("minilm")
+task = skn.minimal_pairs("movie_reviews", n_pairs=60 if SMALL else 400, tokenizer=model.tokenizer)
+settings = {"n_virtual_tokens": 4, "n_steps": 10 if SMALL else 80, "seeds": [0, 1]}
+prompts = skn.fit_soft_prompts(model, task, **settings)
+scores = skn.score_neurons(model, prompts, task)
+
+# %% A row per position: peaks beside a uniform share, nearest words beside chance, attention, accuracy without it
+found = skn.describe_prompt(model, prompts, task, scores, n_shuffles=2 if SMALL else 10)
+pd.set_option("display.width", 250)
+print("\npositions of each prompt, accuracies on role report")
+print(found.positions.drop(columns=["position", "role"]).round(3).to_string(index=False))
+print("\neach prompt whole, and with its tokens in other orders")
+print(found.prompts.round(3).to_string(index=False))
+print("\ndo the prompts agree on which positions matter? (Spearman over positions)")
+print(found.agreement.round(3).to_string(index=False))
+
+# %% The same of prompts that were never tuned: what of the above needs training?
+random = [
+    skn.SoftPrompt(prompt.initial, placement=prompt.placement, readout=prompt.readout) for prompt in prompts
+]
+control = skn.describe_prompt(
+    model, random, task, skn.score_neurons(model, random, task, progress=False), n_shuffles=1, progress=False
+)
+shown = ["prompt", "token", "peak_share", "uniform", "best", "nearest", "cosine", "chance_cosine", "without"]
+print("\nthe prompts as they were before tuning")
+print(control.positions[shown].round(3).to_string(index=False))
+
+# %% What this does not show: that a token means the words it is near to, or that one that can be dropped is empty.

@@ -1,7 +1,8 @@
 """Which virtual tokens matter, and what are they? One row per prompt position, each number beside what luck gives.
 
-- **Where the best neurons peak.** Of the best neurons, the share whose best position is this one (equally good ones share
-  a neuron); if positions were alike, each would have ``1 / n_positions``. Neurons are correlated, so the interval (exact binomial) is too narrow.
+- **Where the best neurons peak.** Of the best neurons, the share whose best position is this one (equally good ones
+  share a neuron); if positions were alike, each would have ``1 / n_positions``. Neurons are correlated, so the
+  interval (exact binomial) is too narrow.
 - **What it is near to.** Norm and distance to the nearest word of the vocabulary, as percentiles of what words have
   among themselves; the nearest words, beside the similarity that a random direction reaches. Tuned prompts need not
   mean what they are near to (Khashabi et al., 2022).

@@ -67,6 +67,8 @@ __all__ = [
     "score_neurons",
     "selected_accuracy",
     "top_union",
+    "weight_words",
+    "word_selectivity",
 ]
 
 _MODULES = {
@@ -129,6 +131,8 @@ _MODULES = {
     "score_neurons": "scoring",
     "selected_accuracy": "selected",
     "top_union": "scores",
+    "weight_words": "words",
+    "word_selectivity": "words",
 }
 """The module that each exported name comes from."""
 
@@ -170,6 +174,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.task import Task
     from tl_skillneurons.task_similarity import TaskComparison, compare_tasks, measure_damage
     from tl_skillneurons.tuning import fit_soft_prompts
+    from tl_skillneurons.words import weight_words, word_selectivity
 
 else:
 

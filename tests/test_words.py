@@ -1,0 +1,125 @@
+"""Neurons that follow one word are told from those that follow the label; words near to weights, beside chance."""
+
+import pytest
+import tiny
+import torch
+from scipy import stats
+
+import tl_skillneurons as skn
+from tl_skillneurons.positions import current_tokens
+from tl_skillneurons.words import word_presence
+
+from test_scoring import prompt_for, task_of  # isort: skip
+
+
+@pytest.fixture(scope="module")
+def task():
+    rows = tiny.sentences(260, seed=4)
+    return task_of(rows, train=rows[:40], validation=rows[40:80], test=rows[80:])
+
+
+def plant(task, word_neuron=3, label_neuron=5, length_neuron=7):
+    """Neurons of layer 1 that follow the word "was", the label, and the number of tokens."""
+    model = tiny.bridge("gpt2")
+    label = {
+        tuple(skn.PromptedModel(model, None).encode([row["text"]])[0]): row["label"]
+        for row in task.split("report")
+    }
+    noise = torch.Generator().manual_seed(0)
+
+    def hook_function(act, hook):
+        tokens = current_tokens(hook)
+        act = act.clone()
+        for row in range(len(act)):
+            own = tuple(tokens.ids[row][tokens.is_text[row]].tolist())
+            shake = 0.3 * torch.randn(3, generator=noise)
+            act[row, :, word_neuron] = float(tiny.VOCABULARY["was"] in own) + shake[0]
+            act[row, :, label_neuron] = float(label[own]) + shake[1]
+            act[row, :, length_neuron] = len(own) + shake[2]
+            act[row, :, 9] = 2.0
+        return act
+
+    model.add_hook("blocks.1.mlp.hook_post", hook_function)
+    return model
+
+
+def test_a_word_detector_and_a_length_neuron_are_flagged_and_a_neuron_of_the_label_is_not(task):
+    model = plant(task)
+    neurons = skn.NeuronSet([1, 1, 1, 1], [3, 5, 7, 9])
+    try:
+        frame = skn.word_selectivity(model, prompt_for("gpt2"), task, neurons, n_permutations=199)
+    finally:
+        model.reset_hooks()
+    word, label, length, dead = frame.itertuples()
+    assert word.word == "was" and word.word_r > 0.7 and word.token_detector and word.p_word == 0.005
+    assert label.label_r > 0.7 and not label.token_detector and not label.length_neuron
+    assert length.length_r > 0.9 and length.length_neuron
+    assert dead.dead and not dead.token_detector and not dead.length_neuron and dead.word_r == 0
+    assert set(frame.role) == {"report"} and set(frame.n_examples) == {180}
+
+
+def test_correlations_are_the_point_biserial_ones_of_scipy(task):
+    model, prompt = tiny.bridge("bert"), prompt_for("bert")
+    neurons = skn.NeuronSet([0, 1], [3, 9])
+    frame = skn.word_selectivity(model, prompt, task, neurons, n_permutations=19)
+    texts = list(task.split("report")["text"])
+    acts = skn.neuron_activations(model, prompt, texts)[:, neurons.layer, neurons.index]
+    words, present = word_presence(texts, 5)
+    for number, row in enumerate(frame.itertuples()):
+        found = [
+            stats.pointbiserialr(column.numpy(), acts[:, number].numpy()).statistic for column in present.T
+        ]
+        best = max(range(len(words)), key=lambda i, found=found: abs(found[i]))
+        assert row.word == words[best] and row.word_r == pytest.approx(found[best], abs=1e-5)
+        expected = stats.pointbiserialr(task.split("report")["label"], acts[:, number].numpy()).statistic
+        assert row.label_r == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_p_value_of_a_neuron_of_noise_is_corrected_for_the_number_of_words(task):
+    neurons = skn.NeuronSet([0] * 48, list(range(48)))
+    model = tiny.bridge("gpt2")
+
+    def noise(act, hook):
+        return torch.randn(act.shape)
+
+    model.add_hook("blocks.0.mlp.hook_post", noise)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            frame = skn.word_selectivity(model, prompt_for("gpt2"), task, neurons, n_permutations=99)
+    finally:
+        model.reset_hooks()
+    assert (frame.p_word <= 0.05).mean() < 0.2 and (frame.p_length <= 0.05).mean() < 0.2
+
+
+def test_weights_that_point_at_a_word_name_it_and_random_neurons_come_less_near():
+    model = tiny.bridge("llama")
+    good, bad = tiny.VOCABULARY["good"], tiny.VOCABULARY["bad"]
+    with torch.no_grad():
+        model.blocks[0].mlp.out.original_component.weight[:, 4] = model.W_U[:, good] * 3
+        model.blocks[0].mlp.gate.original_component.weight[4] = -model.W_E[bad] * 2
+    frame = skn.weight_words(model, skn.NeuronSet([0, 1], [4, 2]), n_words=2).set_index(["layer", "side"])
+    assert frame.words[(0, "out")].split()[0] == "good" and frame.cosine[(0, "out")] == pytest.approx(
+        1, abs=1e-5
+    )
+    assert frame.words[(0, "in")].split()[0] == "-bad" and frame.cosine[(0, "in")] == pytest.approx(
+        -1, abs=1e-5
+    )
+    assert frame.p_random[(0, "out")] == frame.p_random[(0, "in")] == pytest.approx(1 / 21)
+    assert abs(frame.cosine[(1, "out")]) < 0.8 and frame.random_median.max() < 0.8
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_weights_of_every_family_can_be_read(family):
+    frame = skn.weight_words(tiny.bridge(family), skn.NeuronSet([0, 1], [4, 2]), n_words=3, n_random=19)
+    assert len(frame) == 4 and frame.cosine.abs().between(0.05, 1).all()
+
+
+def test_what_cannot_be_told_is_refused(task):
+    model, prompt, neurons = tiny.bridge("gpt2"), prompt_for("gpt2"), skn.NeuronSet([0], [0])
+    with pytest.raises(ValueError, match="no word stands in at least 100 of 180 texts"):
+        skn.word_selectivity(model, prompt, task, neurons, min_texts=100)
+    with pytest.raises(ValueError, match="n_permutations must be at least 19"):
+        skn.word_selectivity(model, prompt, task, neurons, n_permutations=5)
+    with pytest.raises(ValueError, match="at least one neuron"):
+        skn.weight_words(model, skn.NeuronSet([], []))

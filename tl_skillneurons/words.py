@@ -1,0 +1,216 @@
+"""Are neurons selective for words rather than for the task? (Wang et al., 2022, section 5.3)
+
+Two looks at each neuron, each beside its chance:
+
+- **Weights**: the words whose embeddings point along its input weights, and along its output weights, with the cosine
+  that random neurons of the same layers reach. Embeddings are taken raw, without the norms and layers in between.
+- **Activations**: how far the presence of one word in the text goes with the activation at the prompt positions
+  (point-biserial correlation), over all words that stand in enough texts. The null shuffles the texts' activations and
+  takes the largest correlation of all words, which corrects for their number. Beside it stands the correlation with
+  the label, and with the text's length.
+
+Flags: ``token_detector`` where one word explains at least as much as the label, and beyond chance; ``length_neuron``
+likewise for the number of tokens; ``dead`` where the activation never changes.
+
+What it does not show: a neuron can follow a set of words, each of which explains little. Texts without the strongest
+words (``minimal_pairs(disjoint_words=True)``) tell more.
+"""
+
+import re
+from collections import Counter
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_skillneurons._checks import require_int
+from tl_skillneurons.input_cache import InputCache
+from tl_skillneurons.interop import set_activations
+from tl_skillneurons.intervals import require_draws
+from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.prompted import PromptedModel
+from tl_skillneurons.sites import neuron_shape
+from tl_skillneurons.soft_prompt import SoftPrompt
+from tl_skillneurons.task import Task
+from tl_skillneurons.tuning_steps import embedding_rows
+
+
+def word_selectivity(
+    model: Any,
+    prompt: SoftPrompt,
+    task: Task,
+    neurons: NeuronSet,
+    *,
+    role: str = "report",
+    min_texts: int = 5,
+    n_permutations: int = 1000,
+    alpha: float = 0.05,
+    seed: int = 0,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
+    cache: InputCache | None = None,
+) -> pd.DataFrame:
+    """What words say about each neuron's activation at the prompt positions, averaged over them.
+
+    Args:
+        min_texts: A word counts when it stands in, and is absent from, at least so many texts.
+        alpha: For the flags, corrected for the number of words.
+
+    Returns:
+        One row per neuron: ``word``, ``word_r`` and its corrected ``p_word``; ``label_r`` (of class 1 against the rest
+        for two classes, otherwise of the class it follows most); ``length_r`` and ``p_length``; the flags
+        ``token_detector``, ``length_neuron``, ``dead``; ``n_words`` tested, ``role``, ``n_examples``.
+
+    Raises:
+        ValueError: When no word stands in enough texts, or for too few permutations for ``alpha``.
+    """
+    require_draws(n_permutations, alpha, name="n_permutations")
+    require_int(min_texts, "min_texts")
+    split = task.split(role)
+    texts = list(split["text"])
+    words, present = word_presence(texts, min_texts)
+    prompted = PromptedModel(model, prompt, cache=cache)
+    lengths = torch.tensor([len(ids) for ids in prompted.encode(texts)], dtype=torch.float64)
+    labels = torch.nn.functional.one_hot(torch.tensor(split["label"]), task.n_classes).double()
+    labels = labels[:, 1:] if task.n_classes == 2 else labels
+    acts = set_activations(
+        model, prompt, texts, neurons, batch_size=batch_size, batch_tokens=batch_tokens, cache=cache
+    )
+    a = _unit(acts)
+    dead = (a == 0).all(0)
+    of_words = a.T @ _unit(present)
+    of_labels = a.T @ _unit(labels)
+    of_length = a.T @ _unit(lengths[:, None])
+    best = of_words.abs().argmax(1)
+    word_r = of_words.gather(1, best[:, None])[:, 0]
+    label_r = of_labels.gather(1, of_labels.abs().argmax(1)[:, None])[:, 0]
+    reached = torch.zeros(2, len(neurons), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+    unit_words, unit_length = _unit(present), _unit(lengths[:, None])
+    for _ in range(n_permutations):
+        shuffled = a[torch.randperm(len(texts), generator=generator)].T
+        reached[0] += (shuffled @ unit_words).abs().amax(1) >= word_r.abs() - 1e-9
+        reached[1] += (shuffled @ unit_length).abs()[:, 0] >= of_length[:, 0].abs() - 1e-9
+    p = (1 + reached) / (1 + n_permutations)
+    frame = pd.DataFrame(
+        {
+            "layer": neurons.layer.numpy(),
+            "index": neurons.index.numpy(),
+            "word": [words[i] for i in best.tolist()],
+            "word_r": word_r.numpy(),
+            "p_word": p[0].numpy(),
+            "label_r": label_r.numpy(),
+            "length_r": of_length[:, 0].numpy(),
+            "p_length": p[1].numpy(),
+            "dead": dead.numpy(),
+        }
+    )
+    strong = frame.word_r.abs() >= frame.label_r.abs()
+    frame["token_detector"] = strong & (frame.p_word <= alpha) & ~frame.dead
+    long = frame.length_r.abs() >= frame.label_r.abs()
+    frame["length_neuron"] = long & (frame.p_length <= alpha) & ~frame.dead
+    return frame.assign(n_words=len(words), role=role, n_examples=len(texts))
+
+
+def weight_words(
+    model: Any, neurons: NeuronSet, *, n_words: int = 5, n_random: int = 20, seed: int = 0
+) -> pd.DataFrame:
+    """The words nearest to each neuron's input and output weights, by the absolute cosine with their embeddings.
+
+    Returns:
+        One row per neuron and side ("in": the projection into it, of gated MLPs its gate; "out"): ``words`` (a minus
+        before those it points away from), ``cosine`` of the first, and ``p_random``, how often as many random neurons
+        of the same layers, ``n_random`` draws, come as near: (1 + draws) / (1 + draws in all), each draw's neuron
+        standing for this one.
+
+    Raises:
+        ValueError: For neurons of another model, an empty set, or too few draws.
+    """
+    require_draws(n_random)
+    require_int(n_words, "n_words")
+    shape = neuron_shape(model)
+    neurons.require_fits(*shape)
+    if not len(neurons):
+        raise ValueError("neurons must hold at least one neuron, got none")
+    whole = NeuronSet(neurons.layer, neurons.index, *shape, neurons.model)
+    n_known = min(model.W_E.shape[0], model.cfg.d_vocab)
+    embedding = embedding_rows(model, torch.arange(n_known)).detach().float().cpu()
+    unembedding = embedding
+    W_U = getattr(model, "W_U", None)
+    if W_U is not None and W_U.shape == (model.cfg.d_model, embedding.shape[0]):
+        unembedding = W_U.detach().float().cpu().T
+    sides = {"in": _directions(embedding), "out": _directions(unembedding)}
+    draws = [whole.random_like(seed + draw) for draw in range(n_random)]
+    rows = []
+    for side, words in sides.items():
+        own = _directions(_weights(model, whole, side)) @ words.T
+        nearest = own.abs().topk(n_words, dim=1).indices
+        random = torch.stack([(_directions(_weights(model, d, side)) @ words.T).abs().amax(1) for d in draws])
+        for number, (layer, index) in enumerate(whole):
+            near = nearest[number].tolist()
+            names = model.tokenizer.convert_ids_to_tokens(near)
+            first = float(own[number, near[0]])
+            hits = int((random[:, number] >= abs(first)).sum())
+            rows.append(
+                {
+                    "layer": layer,
+                    "index": index,
+                    "side": side,
+                    "words": " ".join(
+                        f"-{name}" if own[number, i] < 0 else str(name)
+                        for i, name in zip(near, names, strict=True)
+                    ),
+                    "cosine": first,
+                    "random_median": float(random[:, number].median()),
+                    "p_random": (1 + hits) / (1 + n_random),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def word_presence(texts: list[str], min_texts: int = 1) -> tuple[list[str], Float[Tensor, "text word"]]:
+    """The words of the texts, case left out, and a 1 where a text has one; alphabetical.
+
+    Raises:
+        ValueError: When no word stands in, and is absent from, ``min_texts`` texts.
+    """
+    sets = [set(re.findall(r"\w+", text.casefold())) for text in texts]
+    counts = Counter(word for own in sets for word in own)
+    words = sorted(word for word, n in counts.items() if min_texts <= n <= len(texts) - min_texts)
+    if not words:
+        raise ValueError(
+            f"no word stands in at least {min_texts} of {len(texts)} texts and is absent from as many; give more texts "
+            "or a lower min_texts"
+        )
+    place = {word: number for number, word in enumerate(words)}
+    present = torch.zeros(len(texts), len(words), dtype=torch.float64)
+    for row, own in enumerate(sets):
+        present[row, [place[word] for word in own if word in place]] = 1
+    return words, present
+
+
+def _unit(values: Float[Tensor, "example column"]) -> Float[Tensor, "example column"]:
+    """Centred columns of length 1, so that products are correlations; constant ones are 0."""
+    wide = values.double()
+    raw = wide.norm(dim=0)
+    wide = wide - wide.mean(0)
+    length = wide.norm(dim=0)
+    return wide / torch.where(length <= 1e-7 * raw, torch.inf, length)
+
+
+def _directions(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def _weights(model: Any, neurons: NeuronSet, side: str) -> Float[Tensor, "neuron d_model"]:
+    rows = []
+    for layer, index in neurons:
+        mlp = model.blocks[layer].mlp
+        if side == "out":
+            rows.append(mlp.W_out.detach()[index].float().cpu())
+        else:
+            gate = getattr(mlp, "W_gate", None)
+            rows.append((mlp.W_in if gate is None else gate).detach()[:, index].float().cpu())
+    return torch.stack(rows)

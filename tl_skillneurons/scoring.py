@@ -129,7 +129,9 @@ def score_classes(
     One pass over each role serves all classes: the cheaper way beside a prompt for each of
     ``task.binary_subtasks()``. The skill neurons of the task are the union of equally many of each class
     (:func:`~tl_skillneurons.top_union`). Arguments as for :func:`score_neurons`; each class has a null of its own,
-    by the same permutations.
+    by the same permutations. Of ``k`` equally frequent classes a rule that says "another" to everything is right on
+    ``1 - 1/k``: scores, and the level of luck, start there. ``measure_scores`` on a binary subtask has
+    "balanced_accuracy", which starts at one half.
     """
     return _score(
         model,

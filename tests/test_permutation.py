@@ -7,12 +7,13 @@ import math
 import pytest
 import tiny
 import torch
+from datasets import Dataset
 from scipy import stats
 
 import tl_skillneurons as skn
 from tl_skillneurons.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
 from tl_skillneurons.outcomes import RuleOutcomes, count_right, pack
-from tl_skillneurons.permutation import permutation_null, permuted_labels
+from tl_skillneurons.permutation import permutation_null, permuted_labels, twin_pairs
 
 from test_scoring import TASK, prompt_for, task_of  # isort: skip
 
@@ -147,6 +148,14 @@ def test_the_labels_of_twins_are_exchanged_within_pairs():
         own = drawn[:, pairs == pair]
         assert torch.equal(own.sum(1), torch.ones(200).long())
         assert 60 < int(own[:, 0].sum()) < 140
+
+
+def test_only_a_role_of_whole_pairs_with_both_labels_is_permuted_within_them():
+    rows = {"label": [0, 1, 1, 0], "pair": [3, 3, 5, 5]}
+    assert twin_pairs(Dataset.from_dict(rows)).tolist() == [3, 3, 5, 5]
+    for spoiled in ({"pair": [3, 3, 5, 6]}, {"label": [0, 1, 1, 1]}, {"label": [0, 1, 2, 0]}):
+        assert twin_pairs(Dataset.from_dict({**rows, **spoiled})) is None
+    assert twin_pairs(Dataset.from_dict({"label": [0, 1]})) is None
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.batches import run_batches
 from tl_skillneurons.outcomes import MOST_NUMBERS
-from tl_skillneurons.permutation import NullTally, PermutationNull, permuted_labels
+from tl_skillneurons.permutation import NullTally, PermutationNull, permuted_labels, twin_pairs
 from tl_skillneurons.positions import PromptedTokens
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.scoring import as_list, describe_prompt, require_sees_text, require_two_classes
@@ -73,7 +73,7 @@ def score_gradients(
     labels = torch.tensor(split["label"])
     rows = labels[None]
     if n_permutations:
-        pairs = torch.tensor(split["pair"]) if "pair" in split.column_names else None
+        pairs = twin_pairs(split)
         rows = torch.cat([rows, permuted_labels(labels, n_permutations, seed=seed, pairs=pairs)])
     sign = 2.0 * rows.double() - 1
     chosen = as_list(prompts)

@@ -23,7 +23,7 @@ from tl_skillneurons.input_cache import InputCache
 from tl_skillneurons.kept_activations import MEMORY, layers_at_a_time
 from tl_skillneurons.outcomes import MOST_NUMBERS
 from tl_skillneurons.passes import summaries
-from tl_skillneurons.permutation import NullTally, permuted_labels
+from tl_skillneurons.permutation import NullTally, permuted_labels, twin_pairs
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.score_kinds import CORRELATIONS, OF_HITS, OF_VALUES, accuracy, best_threshold
 from tl_skillneurons.scoring import as_list, describe_prompt, require_sees_text, require_two_classes
@@ -81,7 +81,7 @@ def measure_scores(
     labels = torch.tensor(split["label"])
     rows = labels[None]
     if n_permutations:
-        pairs = torch.tensor(split["pair"]) if "pair" in split.column_names else None
+        pairs = twin_pairs(split)
         rows = torch.cat([rows, permuted_labels(labels, n_permutations, seed=seed, pairs=pairs)])
     options = {"positions": positions, "batch_size": batch_size, "batch_tokens": batch_tokens}
     prompted = _prompted(model, prompts, positions, max_length, cache)

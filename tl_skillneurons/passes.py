@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tl_skillneurons._processes import gather
 from tl_skillneurons.outcomes import RuleOutcomes, count_right, pack
+from tl_skillneurons.permutation import twin_pairs
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.sites import neuron_shape
 from tl_skillneurons.streaming import stream_activations
@@ -110,7 +111,7 @@ def rule_outcomes(
     first, *others = gather(above)
     for other in others:  # an example ran in one process, elsewhere its bits are 0
         first = first | other
-    pairs = torch.tensor(split["pair"]) if "pair" in split.column_names else None
+    pairs = twin_pairs(split)
     return RuleOutcomes(first, torch.tensor(split["label"]), d_mlp, role, pairs), padded
 
 

@@ -124,6 +124,17 @@ def permuted_labels(
     return shuffled
 
 
+def twin_pairs(split: Any) -> Int[Tensor, " example"] | None:
+    """The number that two twins share, of a role whose every example has a twin of the other of two classes."""
+    if "pair" not in split.column_names:
+        return None
+    twins: dict[int, list[int]] = {}
+    for pair, label in zip(split["pair"], split["label"], strict=True):
+        twins.setdefault(pair, []).append(label)
+    complete = all(sorted(labels) == [0, 1] for labels in twins.values())
+    return torch.tensor(split["pair"]) if complete else None
+
+
 def permutation_null(
     outcomes: RuleOutcomes,
     *,

@@ -32,7 +32,7 @@ from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.input_cache import InputCache
 from tl_skillneurons.outcomes import RuleOutcomes
 from tl_skillneurons.passes import correct_of, count_correct, rule_outcomes, summaries
-from tl_skillneurons.permutation import permuted_labels
+from tl_skillneurons.permutation import permuted_labels, twin_pairs
 from tl_skillneurons.prompted import Hooks, PromptedModel
 from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.sites import neuron_shape
@@ -350,7 +350,7 @@ def require_orders(task: Task, n_permutations: int, seed: int) -> None:
         ValueError: Otherwise.
     """
     split = task.split("select")
-    pairs = torch.tensor(split["pair"]) if "pair" in split.column_names else None
+    pairs = twin_pairs(split)
     permuted_labels(torch.tensor(split["label"]), n_permutations, seed=seed, pairs=pairs)
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "Overlap",
     "PermutationNull",
     "PromptDescription",
+    "PromptTransfer",
     "PromptedModel",
     "PromptedTokens",
     "ReadingComparison",
@@ -67,6 +68,7 @@ __all__ = [
     "score_neurons",
     "selected_accuracy",
     "top_union",
+    "transfer_prompts",
     "weight_words",
     "word_selectivity",
 ]
@@ -86,6 +88,7 @@ _MODULES = {
     "Overlap": "overlaps",
     "PermutationNull": "permutation",
     "PromptDescription": "prompt_description",
+    "PromptTransfer": "transfer",
     "PromptedModel": "prompted",
     "PromptedTokens": "positions",
     "ReadingComparison": "readings",
@@ -131,6 +134,7 @@ _MODULES = {
     "score_neurons": "scoring",
     "selected_accuracy": "selected",
     "top_union": "scores",
+    "transfer_prompts": "transfer",
     "weight_words": "words",
     "word_selectivity": "words",
 }
@@ -173,6 +177,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.statistics import ChanceLevel, best_of_chance
     from tl_skillneurons.task import Task
     from tl_skillneurons.task_similarity import TaskComparison, compare_tasks, measure_damage
+    from tl_skillneurons.transfer import PromptTransfer, transfer_prompts
     from tl_skillneurons.tuning import fit_soft_prompts
     from tl_skillneurons.words import weight_words, word_selectivity
 

@@ -1,0 +1,195 @@
+"""Does a prompt of one task work on another, and do shared neurons foretell it? (Wang et al., 2022, section 6.2)
+
+Zero-shot transfer: the prompt of task A answers task B, with B's label words; its accuracy relative to that of B's own
+prompt, both above guessing::
+
+    relative = (accuracy of A's prompt on B - guessing) / (accuracy of B's own - guessing)
+
+It is foretold, for what it is worth, by three similarities of tasks: Spearman's correlation of predictivities
+(``skill``), the share of neurons that both prompts activate (``activated``: positive mean activation at the prompt
+positions, both of either; after Su et al., 2022), and the mean cosine of the prompts' tokens (``cosine``). Whether one
+does is Spearman's correlation over ordered pairs of tasks, with Mantel's test: tasks, not pairs, are permuted, since
+pairs that share a task are not independent.
+
+What it does not show: with a handful of tasks almost nothing; a warning says so.
+"""
+
+import itertools
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_skillneurons._checks import require_int
+from tl_skillneurons.effects import accuracy
+from tl_skillneurons.overlaps import spearman
+from tl_skillneurons.prompted import PromptedModel
+from tl_skillneurons.score_comparison import require_one_model
+from tl_skillneurons.scores import NeuronScores
+from tl_skillneurons.soft_prompt import SoftPrompt
+from tl_skillneurons.task import Task
+
+_FEWEST = 5  # tasks: 4 have 24 orders, and a p-value of 0.05 needs one in 20 of them
+
+
+@dataclass(frozen=True, eq=False)
+class PromptTransfer:
+    """How prompts do on each other's tasks, and what foretells it.
+
+    Attributes:
+        pairs: A row per ``source`` and ``target``: ``accuracy`` of the source's prompt on the target, ``own`` of the
+            target's own prompt, ``relative``; and the similarities ``skill``, ``activated``, ``cosine``.
+        foretold: A row per similarity: Spearman's ``correlation`` with ``relative`` over pairs of different tasks, its
+            ``low`` and ``high`` when one task at a time is left out, Mantel's ``p_value``, ``n_pairs``, ``n_orders``.
+    """
+
+    pairs: pd.DataFrame
+    foretold: pd.DataFrame
+
+    def matrix(self, column: str = "relative") -> pd.DataFrame:
+        """One number by source (rows) and target (columns)."""
+        names = list(dict.fromkeys(self.pairs.source))
+        return self.pairs.pivot(index="source", columns="target", values=column).loc[names, names]
+
+
+def transfer_prompts(
+    model: Any,
+    tasks: Mapping[str, Task],
+    prompts: Mapping[str, SoftPrompt],
+    scores: Mapping[str, NeuronScores],
+    *,
+    role: str = "report",
+    n_permutations: int = 1000,
+    seed: int = 0,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
+) -> PromptTransfer:
+    """Try every prompt on every task, and compare with how alike the tasks are.
+
+    Args:
+        tasks, prompts, scores: By the task's name; of each task one prompt and its scores.
+        n_permutations: Orders of the tasks for Mantel's test; all of them where there are no more.
+
+    Raises:
+        ValueError: When the names differ, for fewer than three tasks, tasks of different numbers of classes, or prompts
+            of different lengths.
+    """
+    for what, given in (("prompts", prompts), ("scores", scores)):
+        if list(given) != list(tasks):
+            raise ValueError(f"{what} must go by the names of the tasks, {list(tasks)}, got {list(given)}")
+    if len(tasks) < 3:
+        raise ValueError(f"transfer needs at least three tasks to be compared over, got {len(tasks)}")
+    require_one_model(scores)
+    n_classes = {name: task.n_classes for name, task in tasks.items()}
+    shapes = {name: tuple(one.baseline.shape[2:]) for name, one in scores.items()}
+    if len(set(n_classes.values())) > 1 or len(set(shapes.values())) > 1:
+        raise ValueError(
+            f"tasks must have equally many classes, {n_classes}, and prompts positions, {shapes}"
+        )
+    if len(tasks) < _FEWEST:
+        warnings.warn(
+            f"{len(tasks)} tasks have {math.factorial(len(tasks))} orders, too few for a p-value of 0.05; at least "
+            f"{_FEWEST} tasks can tell something",
+            stacklevel=2,
+        )
+    batches = {"batch_size": batch_size, "batch_tokens": batch_tokens}
+    right = torch.empty(len(tasks), len(tasks), dtype=torch.float64)
+    guessing = torch.empty(len(tasks), dtype=torch.float64)
+    for column, task in enumerate(tasks.values()):
+        split = task.split(role)
+        guessing[column] = max(task.class_counts(role)) / len(split)
+        for row, prompt in enumerate(prompts.values()):
+            prompted = PromptedModel(model, prompt, task.label_words)
+            right[row, column] = accuracy(prompted, list(split["text"]), list(split["label"]), **batches)
+    own = right.diagonal()
+    relative = torch.where(own > guessing, (right - guessing) / (own - guessing), torch.nan)
+    useless = [name for name, ok in zip(tasks, (own > guessing).tolist(), strict=True) if not ok]
+    if useless:
+        warnings.warn(
+            f"the own prompt of {', '.join(useless)} is no better than guessing, so nothing is relative to it, and "
+            "nothing can be foretold; tune it longer, or leave the task out",
+            stacklevel=2,
+        )
+    similar = {
+        "skill": _each_pair(scores, _skill),
+        "activated": _each_pair(scores, _activated),
+        "cosine": _each_pair(prompts, _cosine),
+    }
+    rows = []
+    for (i, source), (j, target) in itertools.product(enumerate(tasks), enumerate(tasks)):
+        row = {"source": source, "target": target, "accuracy": float(right[i, j]), "own": float(own[j])}
+        row |= {"guessing": float(guessing[j]), "relative": float(relative[i, j])}
+        rows.append({**row, **{name: float(matrix[i, j]) for name, matrix in similar.items()}})
+    foretold = []
+    for name, matrix in similar.items():
+        found = mantel(matrix, relative, n_permutations=n_permutations, seed=seed)
+        without = [
+            _off_diagonal_rank(matrix[rest][:, rest], relative[rest][:, rest])
+            for rest in ([k for k in range(len(tasks)) if k != left] for left in range(len(tasks)))
+        ]
+        known = [value for value in without if not math.isnan(value)]
+        low, high = (min(known), max(known)) if known else (float("nan"), float("nan"))
+        foretold.append(
+            {"similarity": name, "correlation": found[0], "low": low, "high": high, "p_value": found[1]}
+        )
+    n_orders = min(math.factorial(len(tasks)), n_permutations + 1)
+    frame = pd.DataFrame(foretold).assign(n_pairs=len(tasks) * (len(tasks) - 1), n_orders=n_orders)
+    return PromptTransfer(pd.DataFrame(rows).assign(role=role), frame)
+
+
+def mantel(
+    one: Float[Tensor, "item item"],
+    other: Float[Tensor, "item item"],
+    *,
+    n_permutations: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Spearman's correlation of two matrices off the diagonal, and how often permuted items do as well (one-sided).
+
+    All orders are tried where there are at most ``n_permutations + 1``. NaN and 1 where either matrix is constant.
+    """
+    require_int(n_permutations, "n_permutations")
+    n = len(one)
+    observed = _off_diagonal_rank(one, other)
+    if math.isnan(observed):
+        return observed, 1.0
+    if math.factorial(n) <= n_permutations + 1:
+        orders = [list(order) for order in itertools.permutations(range(n))][1:]  # the first is the truth
+    else:
+        generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+        orders = [torch.randperm(n, generator=generator).tolist() for _ in range(n_permutations)]
+    drawn = [_off_diagonal_rank(one, other[order][:, order]) for order in orders]
+    hits = sum(value >= observed - 1e-12 for value in drawn)
+    return observed, (1 + hits) / (1 + len(orders))
+
+
+def _off_diagonal_rank(one: Tensor, other: Tensor) -> float:
+    away = ~torch.eye(len(one), dtype=torch.bool)
+    if one[away].isnan().any() or other[away].isnan().any():
+        return float("nan")
+    return spearman(one[away], other[away])
+
+
+def _each_pair(given: Mapping[str, Any], similarity: Any) -> Float[Tensor, "source target"]:
+    values = list(given.values())
+    return torch.tensor([[similarity(a, b) for b in values] for a in values], dtype=torch.float64)
+
+
+def _skill(one: NeuronScores, other: NeuronScores) -> float:
+    return spearman(one.predictivity.flatten(), other.predictivity.flatten())
+
+
+def _activated(one: NeuronScores, other: NeuronScores) -> float:
+    a, b = (scores.baseline.mean(0) > 0 for scores in (one, other))
+    return float((a & b).sum() / (a | b).sum().clamp(min=1))
+
+
+def _cosine(one: SoftPrompt, other: SoftPrompt) -> float:
+    a, b = (torch.nn.functional.normalize(p.embedding.detach().double(), dim=1) for p in (one, other))
+    return float((a @ b.T).mean())

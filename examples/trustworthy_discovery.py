@@ -1,7 +1,7 @@
 """How far can a discovery be trusted? Chance level, report accuracy, stability, calibration and controls.
 
 MiniLM on built-in movie reviews: a few minutes on two CPU cores. ``python trustworthy_discovery.py MODEL FOLDER`` takes
-another model and a folder with train, validation and test .jsonl (sst2, ag_news, mnli and the like, by its name).
+another model and a folder with train, validation and test .jsonl (sst2, ag_news, mnli or tweet_sentiment, by its name).
 """
 
 # %% A model and labelled text
@@ -17,6 +17,7 @@ SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps,
 KNOWN = {
     "sst2": ("{text}", (" negative", " positive")),
     "ag_news": ("{text}", (" World", " Sports", " Business", " Tech")),
+    "tweet_sentiment": ("{text}", (" negative", " neutral", " positive")),
     "mnli": ("{premise} {hypothesis}", (" yes", " maybe", " no")),
 }
 name = sys.argv[1] if len(sys.argv) > 1 else "minilm"

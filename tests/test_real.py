@@ -105,8 +105,8 @@ def test_minilm_learns_sst2_and_its_best_neurons_beat_chance_on_report(skn, mode
 
     model, _ = models["minilm"]
     task = skn.Task.from_datasets(load_splits(SST2), template="{text}", label_words=WORDS, name="sst2")
-    task = task.limit(train=500, select=400, report=300)
-    prompts = skn.fit_soft_prompts(model, task, n_virtual_tokens=4, seeds=[0], n_steps=80, progress=False)
+    task = task.limit(train=400, select=400, report=300)
+    prompts = skn.fit_soft_prompts(model, task, n_virtual_tokens=4, seeds=[0], n_steps=60, progress=False)
     scores = skn.score_neurons(model, prompts, task, n_permutations=99, progress=False)
     skill = scores.top(10, per="model")
     rules = skn.rule_accuracy(model, prompts, task, scores, progress=False)

@@ -146,3 +146,15 @@ def test_what_hugging_faces_format_cannot_hold_is_refused_with_the_reason(family
     small = skn.prune(tiny.bridge(family), keep, torch.zeros(2, 48))
     with pytest.raises(ValueError, match=message):
         skn.export_pruned(small, tmp_path / "out")
+
+
+def test_the_input_cache_serves_the_smaller_model():
+    model = tiny.bridge("llama")
+    small = skn.prune(model, skn.NeuronSet([0, 1, 1], [3, 7, 9]), torch.ones(2, 48))
+    words = {0: "negative", 1: "positive"}
+    with torch.no_grad():
+        plain = skn.PromptedModel(small, prompt_of("llama"), words).class_logits(TEXTS)
+        cached = skn.PromptedModel(small, prompt_of("llama"), words, cache=skn.InputCache(small))
+        first, again = cached.class_logits(TEXTS), cached.class_logits(TEXTS)
+    torch.testing.assert_close(first, plain, rtol=0, atol=1e-5)
+    assert torch.equal(first, again)

@@ -6,6 +6,7 @@ import torch
 
 import tl_skillneurons as skn
 from tl_skillneurons.combining import majority
+from tl_skillneurons.intervals import mcnemar
 from tl_skillneurons.scores import best_positions
 
 from test_scoring import HOOKS, TASK, prompt_for, task_of  # isort: skip
@@ -41,7 +42,9 @@ def test_one_neuron_votes_as_its_rule_and_three_as_counted_by_hand(gpt2):
     assert frame.vote[1] == pytest.approx(float(((votes > 0) == labels.bool()).double().mean()))
     with torch.no_grad():
         logits = skn.PromptedModel(gpt2, prompt, TASK.label_words).class_logits(split["text"])
-    own = float((logits.argmax(1) == labels).double().mean())
+    right, voted = logits.argmax(1) == labels, (votes > 0) == labels.bool()
+    assert frame.vote_p[1] == mcnemar(right, voted).p_value
+    own = float(right.double().mean())
     assert frame.prompt.tolist() == [own, own] and set(frame.role) == {"report"}
     assert (frame.vote_low <= frame.vote).all() and (frame.vote <= frame.vote_high).all()
 
@@ -78,7 +81,6 @@ def test_planted_neurons_carry_the_label_together_and_random_ones_do_not(monkeyp
         model.reset_hooks()
     assert 0.65 < frame.vote[0] < 0.85 and frame.vote[1] > frame.vote[0] + 0.05
     assert frame.probe[1] > 0.8 and frame.random_vote[1] < 0.65 and frame.random_probe[1] < 0.65
-    assert (frame.vote_p[1] < 0.05) == (abs(frame.vote[1] - frame.prompt[1]) > 0.1)
 
 
 def test_scores_of_several_prompts_or_of_another_are_refused(gpt2):

@@ -99,7 +99,16 @@ def test_what_cannot_be_diagnosed_is_refused(gpt2):
     scores = skn.score_neurons(gpt2, prompt, TASK, progress=False)
     with pytest.raises(ValueError, match="kept no outcomes; score this task with keep_outcomes=True"):
         skn.diagnose(gpt2, prompt, TASK, scores.top(1), scores=scores)
+    other = skn.score_neurons(gpt2, prompt_for("gpt2", seed=5), TASK, keep_outcomes=True, progress=False)
+    with pytest.raises(ValueError, match="prompts that are not the 1 given"):
+        skn.diagnose(gpt2, prompt, TASK, scores.top(1), scores=other)
     with pytest.raises(ValueError, match="at least one neuron"):
         skn.diagnose(gpt2, prompt, TASK, skn.NeuronSet([], []))
     with pytest.raises(ValueError, match=r"layer must be in \[0, 2\)"):
         skn.diagnose(gpt2, prompt, TASK, skn.NeuronSet([2], [0]))
+
+
+def test_readings_of_the_bare_text_are_diagnosed_too(gpt2):
+    scores = skn.score_neurons(gpt2, None, TASK, positions="mean", keep_outcomes=True, progress=False)
+    found = skn.diagnose(gpt2, None, TASK, scores.top(2), scores=scores, n_bootstrap=20)
+    assert len(found.prompts) == 0 and len(found.twins) == 4 and found.jaccard.mean() > found.chance_jaccard

@@ -101,6 +101,8 @@ def test_gradients_leave_the_model_as_it_was_and_need_a_graph(models):
     assert all(p.grad is None for p in model.parameters()) and prompt.embedding.grad is None
     with torch.no_grad(), pytest.raises(ValueError, match=r"outside torch.no_grad\(\)"):
         skn.score_gradients(model, prompt, TASK)
+    with pytest.raises(ValueError, match="prompts of one set must have equally many virtual tokens"):
+        skn.score_gradients(model, [prompt, prompt_for("gpt2", n=5)], TASK)
     with pytest.raises(ValueError, match="kind must be one of 'gradient', 'conductance'"):
         skn.score_gradients(model, prompt, TASK, "saliency")
 

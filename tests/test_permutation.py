@@ -62,8 +62,6 @@ def test_bits_come_back_as_they_were_packed_and_count_as_they_should():
     for layer, neurons in outcomes.chunks(5):
         got = outcomes.unpack(1, layer, neurons)
         assert torch.equal(got.bool(), above[1, :, layer, :, neurons])
-    layer, index = torch.tensor([0, 1, 1]), torch.tensor([20, 0, 8])
-    assert torch.equal(outcomes.of_neurons(0, layer, index), above[0][:, layer, :, index].permute(1, 2, 0))
     weights = torch.randint(0, 4, (2, 24), generator=torch.Generator().manual_seed(0))
     rows = outcomes.labels.expand(2, -1)
     for layer, neurons, counted in count_right(outcomes, weights, rows):

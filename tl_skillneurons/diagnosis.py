@@ -7,7 +7,8 @@ Three questions, for any set, ours or one written by hand:
 - **Examples**. Is the set found again when the examples of ``select`` are resampled? The Jaccard similarity of the
   resampled top with the set, by the bootstrap; the prompts and thresholds stay.
 - **Twins**. Does a neuron outside the set say the same? Of each neuron the largest correlation, in absolute value,
-  with any neuron outside, over examples; and the same for random neurons of the same layers.
+  with any neuron outside, over examples, activations averaged over the positions of the first prompt; and the same
+  for random neurons of the same layers.
 
 What it does not show: stability is not truth. A set can be found again each time and matter nowhere.
 """
@@ -29,7 +30,7 @@ from tl_skillneurons.outcomes import RuleOutcomes, count_right
 from tl_skillneurons.overlaps import compare_sets, overlap_distribution, spearman
 from tl_skillneurons.permutation import combine
 from tl_skillneurons.scores import NeuronScores
-from tl_skillneurons.scoring import score_neurons
+from tl_skillneurons.scoring import as_list, require_measured_here, score_neurons
 from tl_skillneurons.sites import neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt
 from tl_skillneurons.task import Task
@@ -82,7 +83,7 @@ class Diagnosis:
 
 def diagnose(
     model: Any,
-    prompts: SoftPrompt | Sequence[SoftPrompt],
+    prompts: SoftPrompt | Sequence[SoftPrompt] | None,
     task: Task,
     neurons: NeuronSet,
     *,
@@ -98,16 +99,17 @@ def diagnose(
 
     Args:
         scores: Of these prompts on this task, with their outcomes (``score_neurons(..., keep_outcomes=True)``);
-            measured here otherwise.
+            measured here otherwise; give them for readings of the bare text, where ``prompts`` is ``None``.
         n_bootstrap: Bootstrap samples.
 
     Raises:
-        ValueError: For an empty set, neurons of another model, or scores that don't go with the task.
+        ValueError: For an empty set, neurons of another model, or scores that don't go with task and prompts.
     """
     neurons.require_fits(*neuron_shape(model))
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
     require_int(n_bootstrap, "n_bootstrap")
+    chosen = as_list(prompts)
     options = {"batch_size": batch_size, "batch_tokens": batch_tokens, "cache": cache}
     if scores is None:
         scores = score_neurons(model, prompts, task, keep_outcomes=True, progress=progress, **options)
@@ -115,11 +117,11 @@ def diagnose(
     if scores.outcomes is None or measured != task.fingerprint:
         what = "kept no outcomes" if scores.outcomes is None else "are of another task"
         raise ValueError(f"these scores {what}; score this task with keep_outcomes=True, or give none")
+    require_measured_here(scores, model, chosen)
     n_layers, d_mlp = neuron_shape(model)
     neurons = NeuronSet(neurons.layer, neurons.index, n_layers, d_mlp, neurons.model)
-    first = prompts if isinstance(prompts, SoftPrompt) else prompts[0]
     texts = list(task.split("select")["text"])
-    acts = neuron_activations(model, first, texts, positions=scores.positions, **options)
+    acts = neuron_activations(model, chosen[0], texts, positions=scores.positions, **options)
     jaccard = bootstrap_jaccard(
         scores.outcomes,
         neurons,

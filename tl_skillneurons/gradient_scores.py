@@ -29,7 +29,7 @@ from tl_skillneurons.scoring import as_list, describe_prompt, require_sees_text,
 from tl_skillneurons.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens, describe_model
 from tl_skillneurons.statistic import NeuronStatistic
-from tl_skillneurons.streaming import reading
+from tl_skillneurons.streaming import reading, stand_alike
 from tl_skillneurons.task import Task
 
 KINDS = ("gradient", "conductance")
@@ -80,6 +80,8 @@ def score_gradients(
     prompted = [PromptedModel(model, prompt, task.label_words, max_length=max_length) for prompt in chosen]
     for one in prompted:
         require_sees_text(one, "prompt")
+    if len(stand_alike(prompted)) > 1:
+        raise ValueError("prompts of one set must have equally many virtual tokens and one placement")
     texts = list(split["text"])
     path = steps if kind == "conductance" else 0
     kept = []

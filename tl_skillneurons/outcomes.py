@@ -44,20 +44,11 @@ class RuleOutcomes:
             for first in range(0, n_bytes, wide):
                 yield layer, slice(first * 8, min((first + wide) * 8, self.d_mlp))
 
-    def unpack(
-        self, prompt: int, layer: int, neurons: slice, device: torch.device | str = "cpu"
-    ) -> Float[Tensor, "example position neuron"]:
+    def unpack(self, prompt: int, layer: int, neurons: slice) -> Float[Tensor, "example position neuron"]:
         """1 where above, else 0; ``neurons`` starts at a multiple of eight."""
         packed = self.above[prompt, :, layer, :, neurons.start // 8 : (neurons.stop + 7) // 8]
         bits = np.unpackbits(packed.numpy(), axis=-1, count=neurons.stop - neurons.start)
-        return torch.from_numpy(bits).to(device).float()
-
-    def of_neurons(
-        self, prompt: int, layer: Int[Tensor, " chosen"], index: Int[Tensor, " chosen"]
-    ) -> Bool[Tensor, "example position chosen"]:
-        """The bits of chosen neurons."""
-        byte = self.above[prompt][:, layer, :, index // 8].permute(1, 2, 0)
-        return (byte >> (7 - index % 8).to(torch.uint8) & 1).bool()
+        return torch.from_numpy(bits).float()
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file keeps of them, by name."""
@@ -82,12 +73,6 @@ class RuleOutcomes:
     def of_prompt(self, prompt: int) -> "RuleOutcomes":
         """Those of one prompt."""
         return replace(self, above=self.above[prompt : prompt + 1])
-
-    def take(self, examples: Sequence[int] | Tensor) -> "RuleOutcomes":
-        """The outcomes of these examples, in this order."""
-        rows = torch.as_tensor(examples)
-        pairs = None if self.pairs is None else self.pairs[rows]
-        return replace(self, above=self.above[:, rows], labels=self.labels[rows], pairs=pairs)
 
 
 def pack(above: Bool[Tensor, "*axes neuron"]) -> UInt8[Tensor, "*axes byte"]:

@@ -47,7 +47,7 @@ class PromptDescription:
             ``peak_share`` with its interval and ``uniform``; ``median`` and ``best`` predictivity there on ``select``;
             for virtual tokens ``norm_percentile``, ``nearest`` words, ``cosine`` to the first, ``chance_cosine``,
             ``distance_percentile``; ``to_text``, ``from_text``; accuracy on ``report`` ``without`` it and with its
-            ``initial`` value.
+            ``initial`` value. ``role_of_scores`` and ``role_of_accuracy`` say which examples these are of.
         prompts: A row per prompt: ``accuracy`` on ``report``, ``permuted`` (mean over shuffles) with its range.
         agreement: A row per pair of prompts: Spearman over positions of ``peak_share``, ``best`` and ``without``;
             NaN where either is the same everywhere.
@@ -162,7 +162,7 @@ def describe_prompt(
                     "n_shuffles": n_shuffles,
                 }
             )
-    frame = pd.DataFrame(rows).assign(role="report")
+    frame = pd.DataFrame(rows).assign(role_of_scores="select", role_of_accuracy="report")
     return PromptDescription(frame, pd.DataFrame(whole).assign(role="report"), _agreement(frame))
 
 

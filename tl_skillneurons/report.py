@@ -232,7 +232,8 @@ def _layer_table(layers: list[dict[str, Any]], chance: dict[str, Any]) -> Table:
 def _neuron_table(skill: dict[str, Any]) -> Table:
     caption = (
         f"All {skill['n']} skill neurons: mean accuracy {skill['mean_accuracy_on_select']:.3f} on select, "
-        f"{skill['mean_accuracy_on_report']:.3f} on report. Select chose them, so its figures are too good."
+        f"{skill['mean_accuracy_on_report']:.3f} on report. Select chose them, so its figures are too good. "
+        "Intervals: exact binomial, as of one prompt (of a mean over prompts too wide, not too narrow)."
     )
     table = _table(
         f"Skill neurons (best {len(skill['best'])} of {skill['n']})",

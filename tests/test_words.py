@@ -1,5 +1,6 @@
 """Neurons that follow one word are told from those that follow the label; words near to weights, beside chance."""
 
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -7,7 +8,7 @@ from scipy import stats
 
 import tl_skillneurons as skn
 from tl_skillneurons.positions import current_tokens
-from tl_skillneurons.words import word_presence
+from tl_skillneurons.words import word_correlations, word_presence
 
 from test_scoring import prompt_for, task_of  # isort: skip
 
@@ -67,12 +68,41 @@ def test_correlations_are_the_point_biserial_ones_of_scipy(task):
     words, present = word_presence(texts, 5)
     for number, row in enumerate(frame.itertuples()):
         found = [
-            stats.pointbiserialr(column.numpy(), acts[:, number].numpy()).statistic for column in present.T
+            stats.pointbiserialr(column.numpy(), acts[:, number].numpy()).statistic
+            for column in present.to_dense()
         ]
         best = max(range(len(words)), key=lambda i, found=found: abs(found[i]))
         assert row.word == words[best] and row.word_r == pytest.approx(found[best], abs=1e-5)
         expected = stats.pointbiserialr(task.split("report")["label"], acts[:, number].numpy()).statistic
         assert row.label_r == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_is_kept_of_texts_is_their_distinct_words_alone():
+    texts = ["The plot was good", "the the the plot", "a good good plot", "a film"]
+    words, present = word_presence(texts)
+    assert words == ["a", "film", "good", "plot", "the", "was"]
+    assert present.is_sparse and present.values().tolist() == [1] * 11
+    assert present.to_dense().T.tolist() == [
+        [0, 0, 1, 1, 1, 1],
+        [0, 0, 0, 1, 1, 0],
+        [1, 0, 1, 1, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+    ]
+    many = [f"own{number} word{number % 7}" for number in range(20_000)]  # dense: 3.2 GB
+    words, present = word_presence(many)
+    labels = torch.tensor([float(number % 7 == 3) for number in range(20_000)])
+    found = word_correlations(present, labels[:, None])
+    assert len(words) == 20_007 and words[int(found.argmax())] == "word3"
+    assert float(found.max()) == pytest.approx(1)
+
+
+def test_nothing_depends_on_how_many_columns_are_worked_on_at_a_time(task, monkeypatch):
+    model, prompt, neurons = tiny.bridge("gpt2"), prompt_for("gpt2"), skn.NeuronSet([0, 1, 1], [3, 9, 4])
+    whole = skn.word_selectivity(model, prompt, task, neurons, n_permutations=19)
+    for most in (1, 180 * 2, 180 * 7):
+        monkeypatch.setattr("tl_skillneurons.words._MOST_NUMBERS", most)
+        frame = skn.word_selectivity(model, prompt, task, neurons, n_permutations=19)
+        pd.testing.assert_frame_equal(frame, whole)
 
 
 def test_the_p_value_of_a_neuron_of_noise_is_corrected_for_the_number_of_words(task):

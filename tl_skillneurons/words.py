@@ -9,6 +9,13 @@ Two looks at each neuron, each beside its chance:
   takes the largest correlation of all words, which corrects for their number. Beside it stands the correlation with
   the label, and with the text's length.
 
+Presence is 0 or 1, so the correlation needs sums over the texts that have a word and nothing else. With ``n`` of ``N``
+texts having it and ``u`` the activations centred and scaled to length 1::
+
+    r = (sum of u over the texts with the word) / sqrt(n (1 - n / N))
+
+What is kept is therefore each text's distinct words and a few columns of all words at a time, never texts x words.
+
 Flags: ``token_detector`` where one word explains at least as much as the label, and beyond chance; ``length_neuron``
 likewise for the number of tokens; ``dead`` where the activation never changes.
 
@@ -35,6 +42,8 @@ from tl_skillneurons.sites import neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt
 from tl_skillneurons.task import Task
 from tl_skillneurons.tuning_steps import embedding_rows
+
+_MOST_NUMBERS = 2**22  # of one chunk of columns: 32 MB in float64
 
 
 def word_selectivity(
@@ -80,19 +89,29 @@ def word_selectivity(
     )
     a = _unit(acts)
     dead = (a == 0).all(0)
-    of_words = a.T @ _unit(present)
     of_labels = a.T @ _unit(labels)
-    of_length = a.T @ _unit(lengths[:, None])
-    best = of_words.abs().argmax(1)
-    word_r = of_words.gather(1, best[:, None])[:, 0]
+    unit_length = _unit(lengths[:, None])[:, 0]
+    length_r = a.T @ unit_length
     label_r = of_labels.gather(1, of_labels.abs().argmax(1)[:, None])[:, 0]
+    best = torch.empty(len(neurons), dtype=torch.int64)
+    word_r = torch.empty(len(neurons), dtype=torch.float64)
     reached = torch.zeros(2, len(neurons), dtype=torch.float64)
-    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
-    unit_words, unit_length = _unit(present), _unit(lengths[:, None])
-    for _ in range(n_permutations):
-        shuffled = a[torch.randperm(len(texts), generator=generator)].T
-        reached[0] += (shuffled @ unit_words).abs().amax(1) >= word_r.abs() - 1e-9
-        reached[1] += (shuffled @ unit_length).abs()[:, 0] >= of_length[:, 0].abs() - 1e-9
+    # columns at a time, which are neurons in the order of one permutation
+    most = max(1, _MOST_NUMBERS // max(present.shape))
+    for columns in torch.arange(len(neurons)).split(most):
+        own = a[:, columns]
+        of_words = word_correlations(present, own)
+        best[columns] = of_words.abs().argmax(0)
+        word_r[columns] = of_words.gather(0, best[columns][None])[0]
+        generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))  # the same for all
+        for start in range(0, n_permutations, chunk := max(1, most // len(columns))):
+            size = min(chunk, n_permutations - start)
+            orders = [torch.randperm(len(texts), generator=generator) for _ in range(size)]
+            shuffled = own[torch.stack(orders, 1)].flatten(1)  # [text, permutation x neuron]
+            largest = word_correlations(present, shuffled).abs().amax(0).view(size, -1)
+            reached[0, columns] += (largest >= word_r[columns].abs() - 1e-9).sum(0)
+            by_length = (unit_length @ shuffled).abs().view(size, -1)
+            reached[1, columns] += (by_length >= length_r[columns].abs() - 1e-9).sum(0)
     p = (1 + reached) / (1 + n_permutations)
     frame = pd.DataFrame(
         {
@@ -102,7 +121,7 @@ def word_selectivity(
             "word_r": word_r.numpy(),
             "p_word": p[0].numpy(),
             "label_r": label_r.numpy(),
-            "length_r": of_length[:, 0].numpy(),
+            "length_r": length_r.numpy(),
             "p_length": p[1].numpy(),
             "dead": dead.numpy(),
         }
@@ -170,8 +189,8 @@ def weight_words(
     return pd.DataFrame(rows)
 
 
-def word_presence(texts: list[str], min_texts: int = 1) -> tuple[list[str], Float[Tensor, "text word"]]:
-    """The words of the texts, case left out, and a 1 where a text has one; alphabetical.
+def word_presence(texts: list[str], min_texts: int = 1) -> tuple[list[str], Float[Tensor, "word text"]]:
+    """The words of the texts, case left out, alphabetical; and a 1 where a text has one, sparse (COO).
 
     Raises:
         ValueError: When no word stands in, and is absent from, ``min_texts`` texts.
@@ -185,10 +204,30 @@ def word_presence(texts: list[str], min_texts: int = 1) -> tuple[list[str], Floa
             "or a lower min_texts"
         )
     place = {word: number for number, word in enumerate(words)}
-    present = torch.zeros(len(texts), len(words), dtype=torch.float64)
-    for row, own in enumerate(sets):
-        present[row, [place[word] for word in own if word in place]] = 1
+    pairs = sorted((place[word], row) for row, own in enumerate(sets) for word in own if word in place)
+    present = torch.sparse_coo_tensor(
+        torch.tensor(pairs).T,
+        torch.ones(len(pairs), dtype=torch.float64),
+        (len(words), len(texts)),
+        check_invariants=True,
+        is_coalesced=True,
+    )
     return words, present
+
+
+def word_correlations(
+    present: Float[Tensor, "word text"], values: Float[Tensor, "text column"]
+) -> Float[Tensor, "word column"]:
+    """The point-biserial correlation of each word's presence with each column; 0 where either is constant.
+
+    Args:
+        present: As :func:`word_presence` gives it.
+    """
+    n_texts = present.shape[1]
+    n = torch.bincount(present.indices()[0], minlength=len(present)).double()
+    scale = (n * (1 - n / n_texts)).sqrt()
+    sums = torch.sparse.mm(present, _unit(values))
+    return sums / torch.where(scale == 0, torch.inf, scale)[:, None]
 
 
 def _unit(values: Float[Tensor, "example column"]) -> Float[Tensor, "example column"]:

@@ -9,8 +9,8 @@ bitfit   every bias of the model, MLPs' included, and no other weight (Ben Zaken
 adapter  behind each attention and each MLP a bottleneck, ``x + W_up gelu(W_down x)`` (Houlsby et al., 2019)
 ======== ==========================================================================================================
 
-The text stands where it stands in prompt tuning, beside virtual tokens that are never trained (random words), so read-out
-and positions are the same and every tool here takes the adapted model as it is.
+The text stands where it stands in prompt tuning, beside virtual tokens that are never trained (random words), so
+read-out and positions are the same and every tool here takes the adapted model as it is.
 
 What it does not show: what happens when the MLPs themselves are trained, or that the neurons came from pre-training
 rather than from what these methods share (the same texts, the same read-out). The control is random neurons.
@@ -272,25 +272,28 @@ def _train(
     optimizer = torch.optim.Adam(trained, lr=settings["learning_rate"], foreach=False)
     n_steps = settings["n_steps"]
     losses = []
-    with prompted.attached() as virtual, torch.enable_grad():
-        with progress_bar(f"adapting, {settings['how']}", n_steps, show=progress) as advance:
-            for step in range(n_steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = settings["learning_rate"] * rate(step, n_steps, settings["warmup"])
-                batch = batch_at(step, mine, settings["batch_size"], seed)
-                logits = prompted.read_out(prompted.assemble([ids[i] for i in batch]), virtual)
-                loss = functional.cross_entropy(logits, labels[batch].to(logits.device))
-                if not loss.isfinite():
-                    raise ValueError(
-                        f"adapting by {settings['how']} diverged at step {step}; give a lower learning_rate than "
-                        f"{settings['learning_rate']}"
-                    )
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=False)
-                optimizer.step()
-                losses.append(float(loss.detach()))
-                advance()
+    with (
+        prompted.attached() as virtual,
+        torch.enable_grad(),
+        progress_bar(f"adapting, {settings['how']}", n_steps, show=progress) as advance,
+    ):
+        for step in range(n_steps):
+            for group in optimizer.param_groups:
+                group["lr"] = settings["learning_rate"] * rate(step, n_steps, settings["warmup"])
+            batch = batch_at(step, mine, settings["batch_size"], seed)
+            logits = prompted.read_out(prompted.assemble([ids[i] for i in batch]), virtual)
+            loss = functional.cross_entropy(logits, labels[batch].to(logits.device))
+            if not loss.isfinite():
+                raise ValueError(
+                    f"adapting by {settings['how']} diverged at step {step}; give a lower learning_rate than "
+                    f"{settings['learning_rate']}"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=False)
+            optimizer.step()
+            losses.append(float(loss.detach()))
+            advance()
     known = accuracy(prompted, [texts[i] for i in held], labels[held])
     guess = float(torch.bincount(labels[held]).max()) / len(held)
     if known <= guess:

@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 
 import tl_skillneurons as skn
+from tl_skillneurons.position_share import epsilon_squared, position_share
 from tl_skillneurons.positions import current_tokens
 from tl_skillneurons.words import word_correlations, word_presence
 
@@ -19,8 +20,8 @@ def task():
     return task_of(rows, train=rows[:40], validation=rows[40:80], test=rows[80:])
 
 
-def plant(task, word_neuron=3, label_neuron=5, length_neuron=7):
-    """Neurons of layer 1 that follow the word "was", the label, and the number of tokens."""
+def plant(task, word_neuron=3, label_neuron=5, length_neuron=7, position_neuron=11):
+    """Neurons of layer 1 that follow the word "was", the label, the number of tokens, and each token's position."""
     model = tiny.bridge("gpt2")
     label = {
         tuple(skn.PromptedModel(model, None).encode([row["text"]])[0]): row["label"]
@@ -38,24 +39,29 @@ def plant(task, word_neuron=3, label_neuron=5, length_neuron=7):
             act[row, :, label_neuron] = float(label[own]) + shake[1]
             act[row, :, length_neuron] = len(own) + shake[2]
             act[row, :, 9] = 2.0
+            positions = torch.arange(act.shape[1]) - int(tokens.is_padding[row].sum())  # padded on the left
+            act[row, :, position_neuron] = positions + 0.3 * torch.randn(act.shape[1], generator=noise)
         return act
 
     model.add_hook("blocks.1.mlp.hook_post", hook_function)
     return model
 
 
-def test_a_word_detector_and_a_length_neuron_are_flagged_and_a_neuron_of_the_label_is_not(task):
+def test_detectors_of_a_word_length_and_position_are_flagged_and_a_neuron_of_the_label_is_not(task):
     model = plant(task)
-    neurons = skn.NeuronSet([1, 1, 1, 1], [3, 5, 7, 9])
+    neurons = skn.NeuronSet([1, 1, 1, 1, 1], [3, 5, 7, 9, 11])
     try:
         frame = skn.word_selectivity(model, prompt_for("gpt2"), task, neurons, n_permutations=199)
     finally:
         model.reset_hooks()
-    word, label, length, dead = frame.itertuples()
+    word, label, length, dead, position = frame.itertuples()
     assert word.word == "was" and word.word_r > 0.7 and word.token_detector and word.p_word == 0.005
     assert label.label_r > 0.7 and not label.token_detector and not label.length_neuron
     assert length.length_r > 0.9 and length.length_neuron
     assert dead.dead and not dead.token_detector and not dead.length_neuron and dead.word_r == 0
+    assert position.position_share > 0.9 and position.length_neuron  # the prompt comes after the text
+    assert abs(label.position_share) < 0.05 and dead.position_share == 0
+    assert frame.position_neuron.tolist() == [False, False, False, False, True]
     assert set(frame.role) == {"report"} and set(frame.n_examples) == {180}
 
 
@@ -75,6 +81,35 @@ def test_correlations_are_the_point_biserial_ones_of_scipy(task):
         assert row.word == words[best] and row.word_r == pytest.approx(found[best], abs=1e-5)
         expected = stats.pointbiserialr(task.split("report")["label"], acts[:, number].numpy()).statistic
         assert row.label_r == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_the_share_that_positions_explain_is_epsilon_squared_over_the_texts_own_tokens(family, task):
+    model, prompt = tiny.bridge(family, dtype=torch.float64), prompt_for(family)
+    neurons = skn.NeuronSet([1, 0, 1], [4, 7, 30])
+    texts = list(task.split("report")["text"])[:40]
+    by_place = {}
+    for text in texts:
+        _, cache = skn.PromptedModel(model, prompt).run_with_cache([text])
+        first = {"gpt2": 1, "bert": 1 + 3 + 1}[family]  # BOS; mask, virtual tokens and [CLS]
+        for place in range(len(text.split())):
+            acts = [cache[f"blocks.{at}.mlp.hook_post"][0, first + place, i] for at, i in neurons]
+            by_place.setdefault(place, []).append(torch.stack(acts))
+    groups = [torch.stack(values) for values in by_place.values()]
+    every = torch.cat(groups)
+    within = sum((group - group.mean(0)).square().sum(0) for group in groups) / (len(every) - len(groups))
+    expected = 1 - within / every.var(0, correction=1)
+    for options in ({}, {"batch_size": 1}, {"batch_size": 7}):
+        found = position_share(model, prompt, texts, neurons, **options)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_places_explain_nothing_on_average_of_noise_however_few_tokens_each_has():
+    count = torch.tensor([9, 5, 2, 1, 0])
+    values = torch.randn(17, 4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    total = torch.stack([part.sum(0) for part in values.split(count.tolist())])
+    found = epsilon_squared(count, total, values.square().sum(0))
+    assert abs(float(found.mean())) < 4 * float(found.std()) / 4000**0.5 < 0.02 and float(found.min()) < 0
 
 
 def test_what_is_kept_of_texts_is_their_distinct_words_alone():
@@ -151,5 +186,11 @@ def test_what_cannot_be_told_is_refused(task):
         skn.word_selectivity(model, prompt, task, neurons, min_texts=100)
     with pytest.raises(ValueError, match="n_permutations must be at least 19"):
         skn.word_selectivity(model, prompt, task, neurons, n_permutations=5)
+    with pytest.raises(ValueError, match=r"position_threshold is a share and must be in \(0, 1\], got 0"):
+        skn.word_selectivity(model, prompt, task, neurons, position_threshold=0)
+    with pytest.raises(ValueError, match="takes at least 2 texts, got 1"):
+        position_share(model, prompt, ["the film"], neurons)
+    with pytest.raises(ValueError, match="nothing to read of an empty set"):
+        position_share(model, prompt, ["the film", "a film"], skn.NeuronSet([], []))
     with pytest.raises(ValueError, match="at least one neuron"):
         skn.weight_words(model, skn.NeuronSet([], []))

@@ -17,10 +17,12 @@ texts having it and ``u`` the activations centred and scaled to length 1::
 What is kept is therefore each text's distinct words and a few columns of all words at a time, never texts x words.
 
 Flags: ``token_detector`` where one word explains at least as much as the label, and beyond chance; ``length_neuron``
-likewise for the number of tokens; ``dead`` where the activation never changes.
+likewise for the number of tokens; ``position_neuron`` where a token's place in the text explains much of the
+activation at the text's own tokens (:mod:`~tl_skillneurons.position_share`); ``dead`` where the activation at the
+prompt positions never changes. Long texts have more words, so one that follows length can be called all of these.
 
 What it does not show: a neuron can follow a set of words, each of which explains little. Texts without the strongest
-words (``minimal_pairs(disjoint_words=True)``) tell more.
+words (:mod:`~tl_skillneurons.word_controls`, ``minimal_pairs(disjoint_words=True)``) tell more.
 """
 
 import re
@@ -37,6 +39,7 @@ from tl_skillneurons.input_cache import InputCache
 from tl_skillneurons.interop import set_activations
 from tl_skillneurons.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.position_share import position_share
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.sites import neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt
@@ -56,6 +59,7 @@ def word_selectivity(
     min_texts: int = 5,
     n_permutations: int = 1000,
     alpha: float = 0.05,
+    position_threshold: float | int = 0.5,
     seed: int = 0,
     batch_size: int | None = None,
     batch_tokens: int | None = None,
@@ -66,17 +70,22 @@ def word_selectivity(
     Args:
         min_texts: A word counts when it stands in, and is absent from, at least so many texts.
         alpha: For the flags, corrected for the number of words.
+        position_threshold: The share of the variance from which on a neuron is called a position neuron.
 
     Returns:
         One row per neuron: ``word``, ``word_r`` and its corrected ``p_word``; ``label_r`` (of class 1 against the rest
-        for two classes, otherwise of the class it follows most); ``length_r`` and ``p_length``; the flags
-        ``token_detector``, ``length_neuron``, ``dead``; ``n_words`` tested, ``role``, ``n_examples``.
+        for two classes, otherwise of the class it follows most); ``length_r`` and ``p_length``; ``position_share``,
+        which is about the text's own tokens; the flags ``token_detector``, ``length_neuron``, ``position_neuron``,
+        ``dead``; ``n_words`` tested, ``role``, ``n_examples``.
 
     Raises:
-        ValueError: When no word stands in enough texts, or for too few permutations for ``alpha``.
+        ValueError: When no word stands in enough texts, for too few permutations for ``alpha``, or for a
+            ``position_threshold`` outside (0, 1].
     """
     require_draws(n_permutations, alpha, name="n_permutations")
     require_int(min_texts, "min_texts")
+    if not 0 < position_threshold <= 1:
+        raise ValueError(f"position_threshold is a share and must be in (0, 1], got {position_threshold}")
     split = task.split(role)
     texts = list(split["text"])
     words, present = word_presence(texts, min_texts)
@@ -84,9 +93,9 @@ def word_selectivity(
     lengths = torch.tensor([len(ids) for ids in prompted.encode(texts)], dtype=torch.float64)
     labels = torch.nn.functional.one_hot(torch.tensor(split["label"]), task.n_classes).double()
     labels = labels[:, 1:] if task.n_classes == 2 else labels
-    acts = set_activations(
-        model, prompt, texts, neurons, batch_size=batch_size, batch_tokens=batch_tokens, cache=cache
-    )
+    options = {"batch_size": batch_size, "batch_tokens": batch_tokens}
+    acts = set_activations(model, prompt, texts, neurons, cache=cache, **options)
+    by_place = position_share(model, prompt, texts, neurons, **options)
     a = _unit(acts)
     dead = (a == 0).all(0)
     of_labels = a.T @ _unit(labels)
@@ -123,6 +132,7 @@ def word_selectivity(
             "label_r": label_r.numpy(),
             "length_r": length_r.numpy(),
             "p_length": p[1].numpy(),
+            "position_share": by_place.numpy(),
             "dead": dead.numpy(),
         }
     )
@@ -130,6 +140,7 @@ def word_selectivity(
     frame["token_detector"] = strong & (frame.p_word <= alpha) & ~frame.dead
     long = frame.length_r.abs() >= frame.label_r.abs()
     frame["length_neuron"] = long & (frame.p_length <= alpha) & ~frame.dead
+    frame["position_neuron"] = (frame.position_share >= position_threshold) & ~frame.dead
     return frame.assign(n_words=len(words), role=role, n_examples=len(texts))
 
 

@@ -434,6 +434,33 @@ def test_what_the_hub_answers_is_one_error_of_its_own_kind(loading, monkeypatch,
         assert "did you mean 'smollm2'?" in str(caught.value)
 
 
+def test_a_revision_reaches_config_and_weights_and_is_part_of_the_name(loading, tmp_path, monkeypatch):
+    save(tmp_path / "step1000", *KINDS["llama"])
+    asked = []
+    config, boot = loading.read_config, loading.TransformerBridge.boot_transformers
+
+    def read_from_hub(name, source, revision):
+        asked.append((source, revision))
+        return config(name, str(tmp_path / revision))
+
+    def boot_from_hub(source, revision, **options):
+        asked.append((source, revision))
+        return boot(str(tmp_path / revision), **options)
+
+    monkeypatch.setattr(loading, "read_config", read_from_hub)
+    monkeypatch.setattr(loading.TransformerBridge, "boot_transformers", staticmethod(boot_from_hub))
+
+    model = loading.load_model("maker/model", revision="step1000", verbose=False)
+    assert asked == [("maker/model", "step1000")] * 2
+    assert model.cfg.model_name == "maker/model@step1000"
+
+
+def test_a_revision_of_a_local_model_is_refused(loading, tmp_path):
+    save(tmp_path, *KINDS["llama"])
+    with pytest.raises(ValueError, match="only models on the hub have revisions"):
+        loading.load_model(tmp_path, revision="step1000", verbose=False)
+
+
 def test_a_name_unlike_the_packaged_ones_gets_no_suggestion(loading, monkeypatch):
     monkeypatch.setattr(hf.AutoConfig, "from_pretrained", refuse(LocalEntryNotFoundError("no net")))
     with pytest.raises(ConnectionError, match=r"some-lab/xyz. is no local folder") as caught:

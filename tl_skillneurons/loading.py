@@ -39,6 +39,7 @@ _LOCAL_FORMS = (
 def load_model(
     name_or_path: str | os.PathLike[str],
     *,
+    revision: str | None = None,
     device: str | torch.device | None = None,
     device_map: str | dict[str, Any] | None = None,
     dtype: torch.dtype | str = torch.float32,
@@ -54,6 +55,8 @@ def load_model(
     Args:
         name_or_path: ``"smollm2"`` or ``"minilm"`` (packaged, taken before any folder or hub model of that
             name), a local folder, or a name on the hub.
+        revision: A branch, tag or commit of a hub model, such as the training checkpoint ``"step1000"`` of a Pythia
+            model; the model is then called ``name@revision``.
         device: Where to put the model; by default the GPU if CUDA is there, else the CPU. Where a launcher
             (``torchrun``, ``accelerate launch``) sets ``LOCAL_RANK``, each process gets the GPU of that number.
         device_map: In place of ``device``, for a model over several GPUs: ``"auto"``, ``"balanced"`` and the
@@ -64,7 +67,8 @@ def load_model(
 
     Raises:
         ValueError: When the model is of a kind that can't be used, with the reason; when it is not on the
-            hub, or its files are corrupt; for an unknown device or dtype; for ``device`` and ``device_map``
+            hub, or its files are corrupt; for an unknown device or dtype; for a revision of a model that is not on
+            the hub; for ``device`` and ``device_map``
             together, or a ``device_map`` that can't be followed.
         FileNotFoundError: When a local folder, or something in it, is missing.
         PermissionError: When the hub does not give the model to this user.
@@ -72,18 +76,24 @@ def load_model(
     """
     dtype, placement = _as_dtype(dtype), _as_placement(device, device_map)
     name, source, local = _find(name_or_path, verbose=verbose)
+    if revision is not None:
+        if local:
+            raise ValueError(f"only models on the hub have revisions, {name} is here; leave revision out")
+        placement["revision"] = revision
     console = Console(file=sys.stderr, quiet=not verbose)
     with _load_errors(name, source, local), quiet(hub_bars=verbose), _seeded(placement):
         with contextlib.nullcontext() if local else console.status(f"asking the hub for {name}"):
-            config = _read_config(name, source)  # takes half a minute when there is no network
+            config = read_config(name, source, revision)  # takes half a minute when there is no network
         boot = _boot_encoder if config.model_type in _ENCODERS else _boot
         model = boot(source, placement, dtype)
         _require_in_memory(name, model)
-    model.cfg.model_name = name
+    model.cfg.model_name = name if revision is None else f"{name}@{revision}"
     model.requires_grad_(False)
     model.eval()
     require_supported(model)
-    console.print(_describe(name, model, dtype), soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        _describe(model.cfg.model_name, model, dtype), soft_wrap=True, highlight=False, markup=False
+    )
     return model
 
 
@@ -197,12 +207,12 @@ def _require_complete(folder: Path) -> None:
             raise FileNotFoundError(f"{folder} has no {what} ({', '.join(patterns)}); {_LOCAL_FORMS}")
 
 
-def _read_config(name: str, source: str) -> Any:
+def read_config(name: str, source: str, revision: str | None = None) -> Any:
     """The model's config, once it says nothing against the model; no weights are read for this."""
     from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, revision=revision)
     reason = config_refusal(config)
     if reason is not None:
         raise _Refused(f"can't find neurons in {name} ({_class_name(config)}): {reason}")
@@ -237,7 +247,11 @@ def _boot_encoder(source: str, placement: dict[str, Any], dtype: torch.dtype) ->
     from transformers import AutoModelForMaskedLM
 
     model, info = AutoModelForMaskedLM.from_pretrained(
-        source, dtype=dtype, device_map=placement.get("device_map"), output_loading_info=True
+        source,
+        dtype=dtype,
+        device_map=placement.get("device_map"),
+        revision=placement.get("revision"),
+        output_loading_info=True,
     )
     missing = sorted(info["missing_keys"])
     lost = [key for key in missing if not key.startswith(("cls.", "lm_head."))]
@@ -252,7 +266,11 @@ def _boot_encoder(source: str, placement: dict[str, Any], dtype: torch.dtype) ->
     if "device" in placement:
         model.to(placement["device"])
     bridge = TransformerBridge.boot_transformers(
-        source, hf_model=model.eval(), device=str(model.device), dtype=dtype
+        source,
+        hf_model=model.eval(),
+        device=str(model.device),
+        dtype=dtype,
+        revision=placement.get("revision"),
     )
     if bare:
         bridge.original_model.config.architectures = [f"{stem}Model"]

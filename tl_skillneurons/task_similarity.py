@@ -24,7 +24,7 @@ from tl_skillneurons._checks import require_int
 from tl_skillneurons.effects import ablation_effect
 from tl_skillneurons.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.overlaps import average_ranks, compare_sets, correlation
+from tl_skillneurons.overlaps import compare_sets, rank_null
 from tl_skillneurons.score_comparison import Scored, require_one_model, strength
 from tl_skillneurons.soft_prompt import SoftPrompt
 from tl_skillneurons.task import Task
@@ -90,7 +90,7 @@ def compare_tasks(
     rows = []
     for one, other in combinations(scores, 2):
         generator = torch.Generator().manual_seed(seed)
-        found, null = _rank_null(ranked[one], ranked[other], n_permutations, generator)
+        found, null = rank_null(ranked[one], ranked[other], n_permutations, generator)
         n_layers = len(ranked[one])
         for layer in (*range(n_layers), -1):
             sets = [tops[name] if layer == -1 else _of_layer(tops[name], layer) for name in (one, other)]
@@ -114,27 +114,6 @@ def compare_tasks(
                 }
             )
     return TaskComparison(pd.DataFrame(rows), tuple(scores))
-
-
-def _rank_null(
-    one: Float[Tensor, "layer neuron"],
-    other: Float[Tensor, "layer neuron"],
-    n_draws: int,
-    generator: torch.Generator,
-) -> tuple[Float[Tensor, " row"], Float[Tensor, "draw row"]]:
-    """Spearman in each layer and, last, over all neurons; and the same with the neurons of ``other`` permuted."""
-    by_layer = [average_ranks(score.T) for score in (one, other)]
-    overall = [average_ranks(score.flatten()).view(score.shape).T for score in (one, other)]
-
-    def both(order: Tensor | None) -> Tensor:
-        a, b = by_layer[1], overall[1]
-        if order is not None:
-            a, b = a.gather(0, order), b.gather(0, order)
-        return torch.cat([correlation(by_layer[0], a), correlation(overall[0].flatten(), b.flatten())[None]])
-
-    n_neurons, n_layers = by_layer[0].shape
-    null = [both(torch.rand(n_neurons, n_layers, generator=generator).argsort(0)) for _ in range(n_draws)]
-    return both(None), torch.stack(null)
 
 
 def _of_layer(neurons: NeuronSet, layer: int) -> NeuronSet:

@@ -13,8 +13,16 @@ import tl_skillneurons as skn
 SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
 model = skn.load_model("minilm")
 task = skn.minimal_pairs("movie_reviews", n_pairs=60 if SMALL else 400, tokenizer=model.tokenizer)
-settings = {"n_virtual_tokens": 4, "n_steps": 10 if SMALL else 80, "seeds": [0, 1]}
-prompts = skn.fit_soft_prompts(model, task, **settings)
+n_steps = 10 if SMALL else 80
+prompts = skn.fit_soft_prompts(
+    model,
+    task,
+    n_virtual_tokens=4,
+    n_steps=n_steps,
+    seeds=[0, 1],
+    evaluate_every=n_steps // 4,
+    snapshots=True,
+)
 scores = skn.score_neurons(model, prompts, task)
 
 # %% A row per position: peaks beside a uniform share, nearest words beside chance, attention, accuracy without it
@@ -30,6 +38,19 @@ print("\neach prompt whole, and with its tokens in other orders")
 print(found.prompts.round(3).to_string(index=False))
 print("\ndo the prompts agree on which positions matter? (Spearman over positions)")
 print(found.agreement.round(3).to_string(index=False))
+
+# %% How it came about: every neuron scored with the prompts as they were during tuning, step 0 being random words
+history = skn.prompt_trajectory(model, prompts, task).to_dataframe()
+shown = ["prompt", "step", "kept", "accuracy", "best", "level", "n_significant", "median"]
+print(
+    "\nfrom the initial prompt to the last, report accuracy; all neurons' predictivity on select, level of luck"
+)
+print(history[[*shown, "distance"]].round(3).to_string(index=False))
+shown = ["prompt", "step", "top_on_select", "top_on_report", "random_on_report"]
+print(
+    "\nthe neurons that are the best 2 % of each layer in the end, and how near each step's ranking is to theirs"
+)
+print(history[[*shown, "jaccard", "chance_jaccard", "spearman"]].round(3).to_string(index=False))
 
 # %% The same of prompts that were never tuned: what of the above needs training?
 random = [

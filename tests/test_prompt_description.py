@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from scipy import stats
 
 import tl_skillneurons as skn
 
@@ -59,7 +61,19 @@ def test_every_number_of_a_position_is_what_one_would_measure_by_hand(models, fa
     at = int(row.position)
     assert row.to_text == pytest.approx(float(seen.given[:, :, :, at, 0].mean()), abs=1e-6)
     assert row.from_text == pytest.approx(float(seen.received[:, :, :, at].mean()), abs=1e-6)
-    assert len(found.agreement) == 1 and found.agreement.peak_share.between(-1, 1).all()
+    values = torch.maximum(scores.accuracy, 1 - scores.accuracy)[1, :, at].flatten().numpy()
+    quartiles = np.quantile(values, [0.25, 0.75])
+    assert [row.low_quartile, row.high_quartile] == pytest.approx(quartiles.tolist())
+    assert row.low_quartile <= row["median"] <= row.high_quartile < row.best
+    [agreement] = found.agreement.to_dict("records")
+    assert agreement["n_positions"] == n and agreement["peak_share"] >= -1
+    for name in ("peak_share", "best", "median", "without", "norm_percentile", "to_text", "from_text"):
+        one, other = (frame[frame.prompt == k][name].to_numpy() for k in range(2))
+        known = ~np.isnan(one)
+        if np.ptp(one[known]) and np.ptp(other[known]):
+            assert agreement[name] == pytest.approx(stats.spearmanr(one[known], other[known]).statistic)
+        else:
+            assert np.isnan(agreement[name])
 
 
 def test_a_token_that_is_a_word_is_named_and_a_random_one_is_no_nearer_than_chance(models):
@@ -68,9 +82,9 @@ def test_a_token_that_is_a_word_is_named_and_a_random_one_is_no_nearer_than_chan
     rows = torch.stack([2 * model.W_E[word], torch.randn(32, generator=torch.Generator().manual_seed(3))])
     prompt = skn.SoftPrompt(rows, placement="suffix")
     scores = skn.score_neurons(model, prompt, TASK, progress=False)
-    frame = skn.describe_prompt(
-        model, prompt, TASK, scores, amount=5, attention=False, progress=False
-    ).positions
+    found = skn.describe_prompt(model, prompt, TASK, scores, amount=5, attention=False, progress=False)
+    frame = found.positions
+    assert found.agreement.empty and "to_text" not in found.agreement and "best" in found.agreement
     same, random = frame.iloc[0], frame.iloc[1]
     assert same.nearest.split()[0] == "good" and same.cosine == pytest.approx(1)
     assert same.distance_percentile == 0 and random.cosine < 0.7

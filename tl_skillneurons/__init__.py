@@ -22,6 +22,7 @@ __all__ = [
     "Overlap",
     "PermutationNull",
     "PromptDescription",
+    "PromptTrajectory",
     "PromptTransfer",
     "PromptedModel",
     "PromptedTokens",
@@ -60,6 +61,7 @@ __all__ = [
     "packaged_model",
     "patch_neurons",
     "plot_scores",
+    "prompt_trajectory",
     "prune",
     "rule_accuracy",
     "save_pruned",
@@ -88,6 +90,7 @@ _MODULES = {
     "Overlap": "overlaps",
     "PermutationNull": "permutation",
     "PromptDescription": "prompt_description",
+    "PromptTrajectory": "trajectory",
     "PromptTransfer": "transfer",
     "PromptedModel": "prompted",
     "PromptedTokens": "positions",
@@ -126,6 +129,7 @@ _MODULES = {
     "packaged_model": "packaged",
     "patch_neurons": "patching",
     "plot_scores": "plots",
+    "prompt_trajectory": "trajectory",
     "prune": "pruning",
     "rule_accuracy": "scoring",
     "save_pruned": "pruned_files",
@@ -177,6 +181,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.statistics import ChanceLevel, best_of_chance
     from tl_skillneurons.task import Task
     from tl_skillneurons.task_similarity import TaskComparison, compare_tasks, measure_damage
+    from tl_skillneurons.trajectory import PromptTrajectory, prompt_trajectory
     from tl_skillneurons.transfer import PromptTransfer, transfer_prompts
     from tl_skillneurons.tuning import fit_soft_prompts
     from tl_skillneurons.words import weight_words, word_selectivity

@@ -36,6 +36,7 @@ from tl_skillneurons.task import Task
 from tl_skillneurons.tuning_steps import embedding_rows
 
 _N_SAMPLED = 2000  # words, and random directions, that percentiles come from
+_COMPARED = ("peak_share", "best", "median", "without", "norm_percentile", "to_text", "from_text")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +45,15 @@ class PromptDescription:
 
     Attributes:
         positions: A row per prompt and position: ``prompt``, ``position``, ``token`` ("mask" or ``<v0>``, ...);
-            ``peak_share`` with its interval and ``uniform``; ``median`` and ``best`` predictivity there on ``select``;
-            for virtual tokens ``norm_percentile``, ``nearest`` words, ``cosine`` to the first, ``chance_cosine``,
-            ``distance_percentile``; ``to_text``, ``from_text``; accuracy on ``report`` ``without`` it and with its
-            ``initial`` value. ``role_of_scores`` and ``role_of_accuracy`` say which examples these are of.
+            ``peak_share`` with its interval and ``uniform``; of all neurons' predictivity there on ``select`` the
+            ``low_quartile``, ``median``, ``high_quartile`` and ``best``; for virtual tokens ``norm_percentile``,
+            ``nearest`` words, ``cosine`` to the first, ``chance_cosine``, ``distance_percentile``; ``to_text``,
+            ``from_text``; accuracy on ``report`` ``without`` it and with its ``initial`` value. ``role_of_scores``
+            and ``role_of_accuracy`` say which examples these are of.
         prompts: A row per prompt: ``accuracy`` on ``report``, ``permuted`` (mean over shuffles) with its range.
-        agreement: A row per pair of prompts: Spearman over positions of ``peak_share``, ``best`` and ``without``;
-            NaN where either is the same everywhere.
+        agreement: A row per pair of prompts: Spearman over ``n_positions`` of whatever was measured of
+            ``peak_share``, ``best``, ``median``, ``without``, ``norm_percentile``, ``to_text`` and ``from_text``; NaN
+            where either prompt's are the same everywhere. Of a few positions it can be anything by luck.
     """
 
     positions: pd.DataFrame
@@ -73,7 +76,7 @@ def describe_prompt(
     batch_tokens: int | None = None,
     progress: bool = True,
 ) -> PromptDescription:
-    """Describe every position of each prompt.
+    """Describe every position of each prompt. How it came to be that way: :func:`~tl_skillneurons.prompt_trajectory`.
 
     Args:
         scores: Of these prompts on this task.
@@ -128,6 +131,7 @@ def describe_prompt(
                 given, received = seen.given[..., 0].mean((0, 1, 2)), seen.received.mean((0, 1, 2))
             for position in range(n_before + n_tokens):
                 at = each[number, :, position].flatten()
+                quartiles = at.quantile(torch.tensor([0.25, 0.75], dtype=at.dtype)).tolist()
                 low, high = clopper_pearson(round(float(peaks[position])), len(skill))
                 token = position - n_before
                 row: dict[str, Any] = {
@@ -138,7 +142,9 @@ def describe_prompt(
                     "peak_low": low,
                     "peak_high": high,
                     "uniform": 1 / (n_before + n_tokens),
+                    "low_quartile": quartiles[0],
                     "median": float(at.median()),
+                    "high_quartile": quartiles[1],
                     "best": float(at.max()),
                 }
                 if given is not None:
@@ -203,15 +209,16 @@ class _Vocabulary:
 def _agreement(positions: pd.DataFrame) -> pd.DataFrame:
     """Spearman over positions for each pair of equally long prompts."""
     by_prompt = dict(iter(positions.groupby("prompt")))
+    compared = [name for name in _COMPARED if name in positions]
     rows = []
     for one, first in by_prompt.items():
         for other, second in by_prompt.items():
             if other <= one or len(first) != len(second):
                 continue
-            row = {"one": one, "other": other}
-            for name in ("peak_share", "best", "without"):
+            row: dict[str, Any] = {"one": one, "other": other, "n_positions": len(first)}
+            for name in compared:
                 sides = [torch.tensor(frame[name].to_numpy(dtype="float64")) for frame in (first, second)]
                 known = ~(sides[0].isnan() | sides[1].isnan())
                 row[name] = spearman(sides[0][known], sides[1][known]) if known.sum() > 2 else float("nan")
             rows.append(row)
-    return pd.DataFrame(rows, columns=["one", "other", "peak_share", "best", "without"])
+    return pd.DataFrame(rows, columns=["one", "other", "n_positions", *compared])

@@ -48,6 +48,8 @@ class SoftPrompt(nn.Module):
         readout: A linear read-out for encoders without a language-model head; ``None`` reads label words.
         prepend_bos: Whether texts get a BOS token; ``None`` follows the model (``cfg.default_prepend_bos``).
         initial: The embedding that training started from.
+        snapshots, readout_snapshots: The embedding (and the linear read-out, if any) at each evaluation during
+            training, one for each entry of ``history``; ``None`` where they were not kept.
         seed: The seed that training was started with.
         history: One dict per evaluation during training: step, losses, accuracy.
         provenance: Plain JSON values that say where the prompt comes from (model, task, settings, outcome).
@@ -61,6 +63,8 @@ class SoftPrompt(nn.Module):
         readout: Float[Tensor, "n_classes d_model"] | None = None,
         prepend_bos: bool | None = None,
         initial: Float[Tensor, "virtual_token d_embed"] | None = None,
+        snapshots: Float[Tensor, "evaluation virtual_token d_embed"] | None = None,
+        readout_snapshots: Float[Tensor, "evaluation n_classes d_model"] | None = None,
         seed: int | None = None,
         history: list[dict[str, Any]] | None = None,
         provenance: dict[str, Any] | None = None,
@@ -74,11 +78,14 @@ class SoftPrompt(nn.Module):
             raise ValueError("the soft prompt holds values that are not finite")
         self.embedding = nn.Parameter(embedding.detach().clone())
         self.readout = None if readout is None else nn.Parameter(readout.detach().clone())
-        self.register_buffer("initial", None if initial is None else initial.detach().clone())
+        buffers = {"initial": initial, "snapshots": snapshots, "readout_snapshots": readout_snapshots}
+        for name, tensor in buffers.items():
+            self.register_buffer(name, None if tensor is None else tensor.detach().clone())
         self.placement = require_option(placement, "placement", PLACEMENTS)
         self.prepend_bos = prepend_bos
         self.seed = seed
         self.history = history or []
+        _require_snapshots_match(self)
         self.provenance = provenance or {}
 
     @property
@@ -131,7 +138,7 @@ class SoftPrompt(nn.Module):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the prompt to one safetensors file, whole or not at all."""
-        tensors = {"embedding": self.embedding, "readout": self.readout, "initial": self.initial}
+        tensors = dict([*self.named_parameters(), *self.named_buffers()])
         header = {
             "placement": self.placement,
             "prepend_bos": self.prepend_bos,
@@ -141,7 +148,7 @@ class SoftPrompt(nn.Module):
             "history": self.history,
             "provenance": self.provenance,
         }
-        return save_tensors(path, KIND, {k: v for k, v in tensors.items() if v is not None}, header)
+        return save_tensors(path, KIND, tensors, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "SoftPrompt":
@@ -275,6 +282,19 @@ def attach(model: Any, embedding: Float[Tensor, "virtual_token d_embed"]) -> Ite
     finally:
         for point, handle in handles:
             remove_hook(point, handle)
+
+
+def _require_snapshots_match(prompt: SoftPrompt) -> None:
+    """Refuse snapshots of another shape, or of other evaluations, than the prompt's."""
+    for name, own in (("snapshots", prompt.embedding), ("readout_snapshots", prompt.readout)):
+        kept = getattr(prompt, name)
+        wanted = None if own is None or prompt.snapshots is None else (len(prompt.history), *own.shape)
+        if (None if kept is None else tuple(kept.shape)) != wanted:
+            shape = "none" if kept is None else tuple(kept.shape)
+            raise ValueError(
+                f"{name} must be {'none' if wanted is None else wanted}, one for each of {len(prompt.history)} entries "
+                f"of history, got {shape}"
+            )
 
 
 def describe_model(model: Any) -> dict[str, Any]:

@@ -44,7 +44,14 @@ from tl_skillneurons.sites import frozen, has_language_model_head, is_causal, re
 from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens, describe_model
 from tl_skillneurons.task import Task
 from tl_skillneurons.tokenizing import text_token_ids
-from tl_skillneurons.tuning_state import TuningState, parameters_of, require_same, resume_state, save_state
+from tl_skillneurons.tuning_state import (
+    TuningState,
+    parameters_of,
+    require_same,
+    resume_state,
+    save_state,
+    stack_snapshots,
+)
 from tl_skillneurons.tuning_steps import (
     INITS,
     batch_at,
@@ -77,6 +84,7 @@ def fit_soft_prompts(
     readout: str = "auto",
     prepend_bos: bool | None = None,
     max_length: int | None = None,
+    snapshots: bool = False,
     folder: str | os.PathLike[str] | None = None,
     cache: InputCache | None = None,
     cache_budget: float | int = 0.25,
@@ -108,6 +116,8 @@ def fit_soft_prompts(
             The prompt keeps it.
         max_length: Longest sequence, virtual tokens included; longer texts are cut and counted in
             ``provenance``.
+        snapshots: Whether a prompt keeps what it was at each evaluation, step 0 included (``prompt.snapshots``), for
+            :func:`~tl_skillneurons.prompt_trajectory`.
         folder: Where finished prompts and checkpoints are kept. The same call goes on where it stopped, to
             the same bits.
         cache: The texts' keys and values (causal models), to share with scoring; by default one of its own.
@@ -166,6 +176,8 @@ def fit_soft_prompts(
         "prepend_bos": bare.prepend_bos,
         "max_length": max_length,
     }
+    if snapshots:  # only then, so that what was tuned without goes on matching
+        settings["snapshots"] = True
     if cache is None and runs_text_apart(model):
         cache = InputCache(model, cache_budget)
     with frozen(model):
@@ -284,7 +296,9 @@ def _start(model: Any, task: Task, data: _Data, settings: dict[str, Any], seed: 
     groups = [{"params": [prompt.embedding], "lr": settings["learning_rate"] * data.scale}]
     if readout is not None:
         groups.append({"params": [prompt.readout], "lr": settings["readout_learning_rate"]})
-    return TuningState(prompt, torch.optim.Adam(groups, foreach=False), initial, best=parameters_of(prompt))
+    optimizer = torch.optim.Adam(groups, foreach=False)
+    snapshots = [] if settings.get("snapshots") else None
+    return TuningState(prompt, optimizer, initial, best=parameters_of(prompt), snapshots=snapshots)
 
 
 def _train(
@@ -376,6 +390,8 @@ def _evaluate(
         "accuracy": correct / len(data.held),
     }
     state.history.append(entry)
+    if state.snapshots is not None:
+        state.snapshots.append(parameters_of(state.prompt))
     if state.best_entry() is entry:
         state.best = parameters_of(state.prompt)
 
@@ -399,12 +415,15 @@ def _finish(
         room = prompted.max_length - prompted.n_prompt_positions
         n_truncated = sum(len(ids) > room for ids in data.ids)
     best = state.best_entry()
+    kept = stack_snapshots(state)
     return SoftPrompt(
         state.best["embedding"],
         placement=state.prompt.placement,
         readout=state.best.get("readout"),
         prepend_bos=state.prompt.prepend_bos,
         initial=state.initial,
+        snapshots=kept.get("embedding"),
+        readout_snapshots=kept.get("readout"),
         seed=seed,
         history=state.history,
         provenance={

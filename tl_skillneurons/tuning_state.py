@@ -15,7 +15,10 @@ KIND = "SoftPrompt checkpoint"
 
 @dataclass
 class TuningState:
-    """One prompt on its way, the best one so far, and the optimizer's memory."""
+    """One prompt on its way, the best one so far, and the optimizer's memory.
+
+    ``snapshots`` holds what was trained as it was at each entry of ``history``, where that is kept.
+    """
 
     prompt: SoftPrompt
     optimizer: torch.optim.Adam
@@ -24,6 +27,7 @@ class TuningState:
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     diverged: int | None = None
+    snapshots: list[dict[str, Tensor]] | None = None
 
     def best_entry(self) -> dict[str, Any] | None:
         return max(self.history, key=lambda e: (e["accuracy"], -e["loss"], -e["step"]), default=None)
@@ -39,10 +43,17 @@ def parameters_of(prompt: SoftPrompt) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in prompt.named_parameters()}
 
 
+def stack_snapshots(state: TuningState) -> dict[str, Tensor]:
+    """The snapshots by name of what is trained, one after another along the first axis; nothing if none are kept."""
+    kept = state.snapshots or []
+    return {name: torch.stack([one[name] for one in kept]) for name in (kept[0] if kept else ())}
+
+
 def save_state(state: TuningState, path: Path, provenance: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all."""
     tensors = {f"now.{name}": tensor for name, tensor in state.prompt.named_parameters()}
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
+    tensors |= {f"snapshots.{name}": tensor for name, tensor in stack_snapshots(state).items()}
     for number, moments in state.optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
     header = {"step": state.step, "history": state.history, "provenance": provenance}
@@ -69,6 +80,11 @@ def resume_state(state: TuningState, path: Path, provenance: dict[str, Any]) -> 
             optimizer["state"].setdefault(int(number), {})[moment] = tensor
     state.optimizer.load_state_dict(optimizer)
     state.step, state.history = header["step"], header["history"]
+    if state.snapshots is not None:
+        state.snapshots = [
+            {name: tensors[f"snapshots.{name}"][k].to(tensor) for name, tensor in state.best.items()}
+            for k in range(len(state.history))
+        ]
 
 
 def require_same(path: Path, was: dict[str, Any], now: dict[str, Any]) -> None:

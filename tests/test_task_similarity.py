@@ -1,16 +1,14 @@
-"""Tasks compared by planted neurons they share, and by what ablating one task's neurons does to another."""
+"""Tasks compared by planted neurons they share."""
 
 import dataclasses
 
 import pytest
-import tiny
 import torch
 from scipy import stats
 
 import tl_skillneurons as skn
 
 from test_scores import scores as some_scores  # isort: skip
-from test_scoring import TASK, prompt_for, task_of  # isort: skip
 
 
 def planted(neurons, seed, n_layers=2, d_mlp=200):
@@ -35,6 +33,7 @@ def test_two_tasks_that_share_half_of_their_planted_neurons_are_found_to():
     assert everywhere.p_overlap[("a", "b")] < 1e-6 and everywhere.p_overlap[("a", "c")] == 1
     assert (found.pairs[found.pairs.layer >= 0].query("one == 'a' and other == 'b'").n_shared == 4).all()
     assert found.matrix("n_shared").loc["b", "a"] == 8
+    assert found.to_dataframe().equals(found.pairs) and found.to_dataframe() is not found.pairs
 
 
 def test_spearman_is_that_of_scipy_and_independent_scores_are_within_their_null():
@@ -61,35 +60,3 @@ def test_scores_of_different_models_or_too_few_are_refused():
         skn.compare_tasks({"a": one, "b": other})
     with pytest.raises(ValueError, match="n_permutations must be at least 19"):
         skn.compare_tasks({"a": one, "b": one}, n_permutations=10)
-
-
-def test_the_damage_matrix_has_every_pair_and_is_what_each_ablation_alone_gives():
-    model = tiny.bridge("gpt2")
-    rows = tiny.sentences(54, seed=8)
-    tasks = {"a": TASK, "b": task_of(rows)}
-    prompts = {"a": prompt_for("gpt2"), "b": prompt_for("gpt2", seed=1)}
-    sets = {
-        name: skn.score_neurons(model, prompts[name], tasks[name], progress=False).top(2) for name in tasks
-    }
-    frame = skn.measure_damage(model, tasks, prompts, sets, how="zero", n_random=19, progress=False)
-    assert list(zip(frame.ablated, frame.measured, strict=True)) == [
-        ("a", "a"),
-        ("b", "a"),
-        ("a", "b"),
-        ("b", "b"),
-    ]
-    row = frame.iloc[1]
-    alone = skn.ablation_effect(
-        model, prompts["a"], TASK, sets["b"], how="zero", positions="prompt", n_random=19, progress=False
-    )
-    intact, held, random = alone.mean_over_prompts()
-    assert (row.intact, row.ablated_accuracy, row.random_median) == (
-        intact,
-        held,
-        float(random.quantile(0.5)),
-    )
-    assert row.damage == pytest.approx(row.random_median - held) and row.p_random == alone.p_value
-    with pytest.raises(ValueError, match="neurons must go by the names of the tasks"):
-        skn.measure_damage(model, tasks, prompts, {"a": sets["a"]}, how="zero")
-    with pytest.raises(ValueError, match="n_random must be at least 19"):
-        skn.measure_damage(model, tasks, prompts, sets, how="zero", n_random=5)

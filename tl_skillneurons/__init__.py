@@ -33,6 +33,7 @@ __all__ = [
     "SoftPrompt",
     "Task",
     "TaskComparison",
+    "TaskDamage",
     "ablate",
     "ablation_effect",
     "accuracy",
@@ -101,6 +102,7 @@ _MODULES = {
     "SoftPrompt": "soft_prompt",
     "Task": "task",
     "TaskComparison": "task_similarity",
+    "TaskDamage": "task_damage",
     "ablate": "ablation",
     "ablation_effect": "effects",
     "accuracy": "effects",
@@ -121,7 +123,7 @@ _MODULES = {
     "fit_soft_prompts": "tuning",
     "load_model": "loading",
     "load_pruned": "pruned_files",
-    "measure_damage": "task_similarity",
+    "measure_damage": "task_damage",
     "measure_effects": "measuring",
     "measure_scores": "other_scores",
     "minimal_pairs": "pairs",
@@ -180,7 +182,8 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.statistic import NeuronStatistic
     from tl_skillneurons.statistics import ChanceLevel, best_of_chance
     from tl_skillneurons.task import Task
-    from tl_skillneurons.task_similarity import TaskComparison, compare_tasks, measure_damage
+    from tl_skillneurons.task_damage import TaskDamage, measure_damage
+    from tl_skillneurons.task_similarity import TaskComparison, compare_tasks
     from tl_skillneurons.trajectory import PromptTrajectory, prompt_trajectory
     from tl_skillneurons.transfer import PromptTransfer, transfer_prompts
     from tl_skillneurons.tuning import fit_soft_prompts

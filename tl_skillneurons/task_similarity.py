@@ -1,33 +1,26 @@
-"""Do tasks share their skill neurons, and does taking one task's away hurt the others? (Wang et al., 2022, section 5.2)
+"""Do tasks share their skill neurons? (Wang et al., 2022, section 5.2)
 
-:func:`compare_tasks` compares scores: Spearman's correlation of predictivities and what the tops share, in each layer
-and in all. Correlated predictivities need a null: neurons permuted within layers, which keeps each layer's level.
-:func:`measure_damage` compares effects: accuracy of task B with the skill neurons of task A ablated, beside as many
-random neurons of the same layers.
+Spearman's correlation of predictivities and what the tops share, in each layer and in all. Correlated predictivities
+need a null: neurons permuted within layers, which keeps each layer's level. Whether the model uses what is shared is
+another question: :mod:`~tl_skillneurons.task_damage`.
 
 What it does not show: shared neurons can do different things; and tasks on like texts share what has nothing to do
 with their labels, for example neurons that follow length or topic.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
 from rich.table import Table
-from torch import Tensor
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.effects import ablation_effect
 from tl_skillneurons.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.overlaps import compare_sets, rank_null
 from tl_skillneurons.score_comparison import Scored, require_one_model, strength
-from tl_skillneurons.soft_prompt import SoftPrompt
-from tl_skillneurons.task import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +36,10 @@ class TaskComparison:
 
     pairs: pd.DataFrame
     names: tuple[str, ...]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A copy of :attr:`pairs`."""
+        return self.pairs.copy()
 
     def matrix(self, column: str = "spearman", layer: int = -1) -> pd.DataFrame:
         """One number of :attr:`pairs` for every two tasks, symmetric; -1 is over all layers."""
@@ -119,71 +116,3 @@ def compare_tasks(
 def _of_layer(neurons: NeuronSet, layer: int) -> NeuronSet:
     index = neurons.by_layer().get(layer, torch.empty(0, dtype=torch.int64))
     return NeuronSet(torch.full_like(index, layer), index, neurons.n_layers, neurons.d_mlp, neurons.model)
-
-
-def measure_damage(
-    model: Any,
-    tasks: Mapping[str, Task],
-    prompts: Mapping[str, SoftPrompt | Sequence[SoftPrompt]],
-    neurons: Mapping[str, NeuronSet],
-    *,
-    values: Mapping[str, Sequence[Float[Tensor, "layer neuron"]]] | None = None,
-    how: str = "mean",
-    positions: str = "prompt",
-    n_random: int = 20,
-    role: str = "report",
-    seed: int = 0,
-    **options: Any,
-) -> pd.DataFrame:
-    """Accuracy of every task with every task's neurons ablated, beside random neurons.
-
-    Args:
-        tasks, prompts, neurons: By the task's name, the same names in each.
-        values: By the task that is measured, what its prompts' runs are ablated with, for ``how="mean"``
-            (``[scores.mean_baseline(k) for k in ...]``).
-        options: Of :func:`~tl_skillneurons.ablation_effect`.
-
-    Returns:
-        A row per ``ablated`` and ``measured`` task: accuracy ``intact``, ``ablated_accuracy``, the random controls'
-        ``random_median``, ``random_min``, ``random_max``, ``damage`` (random median minus ablated: positive is more
-        harm than random neurons do), and the rank p-value ``p_random``.
-
-    Raises:
-        ValueError: When the names differ, or for fewer draws than a p-value of 0.05 needs.
-    """
-    require_draws(n_random)
-    for what, given in (("prompts", prompts), ("neurons", neurons), ("values", values)):
-        if given is not None and set(given) != set(tasks):
-            raise ValueError(f"{what} must go by the names of the tasks, {list(tasks)}, got {list(given)}")
-    rows = []
-    for measured, task in tasks.items():
-        for ablated, chosen in neurons.items():
-            effect = ablation_effect(
-                model,
-                prompts[measured],
-                task,
-                chosen,
-                values=None if values is None else values[measured],
-                how=how,
-                positions=positions,
-                n_random=n_random,
-                role=role,
-                seed=seed,
-                **options,
-            )
-            intact, held, random = effect.mean_over_prompts()
-            rows.append(
-                {
-                    "ablated": ablated,
-                    "measured": measured,
-                    "intact": intact,
-                    "ablated_accuracy": held,
-                    "random_median": float(random.quantile(0.5)),
-                    "random_min": float(random.min()),
-                    "random_max": float(random.max()),
-                    "damage": float(random.quantile(0.5)) - held,
-                    "p_random": effect.p_value,
-                    "n_neurons": len(chosen),
-                }
-            )
-    return pd.DataFrame(rows).assign(role=role)

@@ -1,13 +1,16 @@
 """Prompts tried on each other's tasks, and Mantel's test against all orders by hand."""
 
+import io
 import itertools
 
 import pytest
 import tiny
 import torch
+from rich.console import Console
 from scipy import stats
 
 import tl_skillneurons as skn
+from tl_skillneurons import transfer
 from tl_skillneurons.transfer import mantel
 
 from test_scoring import prompt_for, task_of  # isort: skip
@@ -46,7 +49,7 @@ def three():
 def test_every_prompt_answers_every_task_and_similarities_are_what_they_say(three):
     model, tasks, prompts, scores = three
     with pytest.warns(UserWarning) as warned:
-        found = skn.transfer_prompts(*three)
+        found = skn.transfer_prompts(*three, progress=False)
     said = " ".join(str(one.message) for one in warned)
     assert "3 tasks have 6 orders, too few for a p-value of 0.05" in said
     row = found.pairs[(found.pairs.source == "a") & (found.pairs.target == "b")].iloc[0]
@@ -67,6 +70,34 @@ def test_every_prompt_answers_every_task_and_similarities_are_what_they_say(thre
     )  # NaN where the own prompt only guesses
     assert list(found.foretold.similarity) == ["skill", "activated", "cosine"]
     assert set(found.foretold.n_pairs) == {6} and set(found.foretold.n_orders) == {6}
+    assert found.foretold.low.isna().all()  # two tasks have one similarity, and nothing to be correlated
+    assert found.to_dataframe().equals(found.pairs) and found.to_dataframe() is not found.pairs
+    console = Console(width=200, file=io.StringIO())
+    console.print(found.to_table())
+    printed = " ".join(console.file.getvalue().split())
+    assert f"{row.accuracy:.3f} ({row.relative:.2f})" in printed and f"{row.guessing:.3f} (0.00)" in printed
+    assert "cosine foretells it: Spearman" in printed and "over 6 orders of the tasks" in printed
+
+
+def test_low_and_high_are_the_extremes_of_leaving_out_each_task_in_turn(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    better = lambda *args, **options: 0.6 + 0.3 * float(torch.rand((), generator=generator))  # noqa: E731
+    monkeypatch.setattr(transfer, "accuracy", better)
+    model = tiny.bridge("gpt2")
+    names = "abcd"
+    tasks = {name: task_of(tiny.sentences(54, seed=seed)) for seed, name in enumerate(names)}
+    prompts = {name: prompt_for("gpt2", seed=seed) for seed, name in enumerate(names)}
+    scores = {name: skn.score_neurons(model, prompts[name], tasks[name], progress=False) for name in names}
+    with pytest.warns(UserWarning, match="4 tasks have 24 orders"):
+        found = skn.transfer_prompts(model, tasks, prompts, scores, progress=False)
+    similar, relative = found.matrix("cosine"), found.matrix("relative")
+    left = []
+    for name in names:
+        rest = [other for other in names if other != name]
+        x, y = (torch.tensor(frame.loc[rest, rest].to_numpy()) for frame in (similar, relative))
+        left.append(stats.spearmanr(away(x), away(y)).statistic)
+    row = found.foretold.set_index("similarity").loc["cosine"]
+    assert (row.low, row.high) == pytest.approx((min(left), max(left))) and row.low < row.high
 
 
 def test_transfers_that_cannot_be_compared_are_refused(three):

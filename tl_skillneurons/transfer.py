@@ -24,9 +24,11 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Float
+from rich.table import Table
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
+from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.effects import accuracy
 from tl_skillneurons.overlaps import spearman
 from tl_skillneurons.prompted import PromptedModel
@@ -45,8 +47,10 @@ class PromptTransfer:
     Attributes:
         pairs: A row per ``source`` and ``target``: ``accuracy`` of the source's prompt on the target, ``own`` of the
             target's own prompt, ``relative``; and the similarities ``skill``, ``activated``, ``cosine``.
-        foretold: A row per similarity: Spearman's ``correlation`` with ``relative`` over pairs of different tasks, its
-            ``low`` and ``high`` when one task at a time is left out, Mantel's ``p_value``, ``n_pairs``, ``n_orders``.
+        foretold: A row per similarity: Spearman's ``correlation`` with ``relative`` over ordered pairs of different
+            tasks; ``low`` and ``high``, the lowest and the highest of the correlations that are left when each task in
+            turn is taken out with all its pairs: how far a single task matters, not a confidence interval (NaN where
+            none is defined, as with three tasks); Mantel's ``p_value``, ``n_pairs``, ``n_orders``.
     """
 
     pairs: pd.DataFrame
@@ -56,6 +60,36 @@ class PromptTransfer:
         """One number by source (rows) and target (columns)."""
         names = list(dict.fromkeys(self.pairs.source))
         return self.pairs.pivot(index="source", columns="target", values=column).loc[names, names]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A copy of :attr:`pairs`."""
+        return self.pairs.copy()
+
+    def to_table(self) -> Table:
+        """Accuracies, relative ones in brackets, and what foretells them, as a table to print with rich."""
+        table = Table(
+            title=f"Accuracy on {self.pairs.role.iloc[0]} (relative to the task's own prompt)",
+            title_justify="left",
+            caption="\n".join(
+                f"{row.similarity} foretells it: Spearman {row.correlation:.3f} ({row.low:.3f} to {row.high:.3f} with "
+                f"one task left out), p {row.p_value:.2g} over {row.n_orders} orders of the tasks"
+                for row in self.foretold.itertuples()
+            ),
+            caption_justify="left",
+        )
+        accuracy, relative, guessing = (self.matrix(name) for name in ("accuracy", "relative", "guessing"))
+        table.add_column("prompt of")
+        for target in accuracy:
+            table.add_column(target, justify="right")
+        for source in accuracy.index:
+            cells = [
+                f"{accuracy.loc[source, target]:.3f} ({relative.loc[source, target]:.2f})"
+                for target in accuracy
+            ]
+            table.add_row(source, *cells)
+        table.add_section()
+        table.add_row("guessing", *(f"{value:.3f} (0.00)" for value in guessing.iloc[0]))
+        return table
 
 
 def transfer_prompts(
@@ -69,6 +103,7 @@ def transfer_prompts(
     seed: int = 0,
     batch_size: int | None = None,
     batch_tokens: int | None = None,
+    progress: bool = True,
 ) -> PromptTransfer:
     """Try every prompt on every task, and compare with how alike the tasks are.
 
@@ -101,12 +136,14 @@ def transfer_prompts(
     batches = {"batch_size": batch_size, "batch_tokens": batch_tokens}
     right = torch.empty(len(tasks), len(tasks), dtype=torch.float64)
     guessing = torch.empty(len(tasks), dtype=torch.float64)
-    for column, task in enumerate(tasks.values()):
-        split = task.split(role)
-        guessing[column] = max(task.class_counts(role)) / len(split)
-        for row, prompt in enumerate(prompts.values()):
-            prompted = PromptedModel(model, prompt, task.label_words)
-            right[row, column] = accuracy(prompted, list(split["text"]), list(split["label"]), **batches)
+    with progress_bar(f"every prompt on every {role}", len(tasks) ** 2, show=progress) as advance:
+        for column, (target, task) in enumerate(tasks.items()):
+            split = task.split(role)
+            guessing[column] = max(task.class_counts(role)) / len(split)
+            for row, (source, prompt) in enumerate(prompts.items()):
+                prompted = PromptedModel(model, prompt, task.label_words)
+                right[row, column] = accuracy(prompted, list(split["text"]), list(split["label"]), **batches)
+                advance(note=f"{source} on {target}: {right[row, column]:.3f}")
     own = right.diagonal()
     relative = torch.where(own > guessing, (right - guessing) / (own - guessing), torch.nan)
     useless = [name for name, ok in zip(tasks, (own > guessing).tolist(), strict=True) if not ok]

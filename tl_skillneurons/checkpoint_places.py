@@ -1,0 +1,93 @@
+"""Where the models are that are compared: booted already, in folders, on the hub, or made by a function."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tl_skillneurons._files import fingerprint
+from tl_skillneurons.loading import load_model, read_config
+from tl_skillneurons.packaged import PACKAGED
+from tl_skillneurons.sites import neuron_shape, require_supported
+from tl_skillneurons.soft_prompt import describe_model
+
+Checkpoint = Any
+"""A booted model; a folder, a packaged name, or a hub model with or without a revision, such as
+``"EleutherAI/pythia-70m@step1000"``; or a function without arguments that boots a model."""
+
+
+def require_checkpoints(checkpoints: Mapping[str, Checkpoint]) -> list[str]:
+    names = list(checkpoints)
+    if len(names) < 2:
+        raise ValueError(f"give at least two checkpoints by name to compare, got {names}")
+    wrong = [name for name in names if not isinstance(name, str) or not name]
+    if wrong:
+        raise TypeError(f"checkpoints must go by names that are strings, got {wrong[0]!r}")
+    files = [file_name(name) for name in names]
+    twice = [name for name, file in zip(names, files, strict=True) if files.count(file) > 1]
+    if twice:
+        raise ValueError(f"checkpoints {twice[0]!r} and {twice[1]!r} would be kept in one folder; rename one")
+    return names
+
+
+def boot_checkpoint(where: Checkpoint, device: Any, dtype: Any) -> Any:
+    if isinstance(where, (str, os.PathLike)):
+        source, revision = _parts(where)
+        return load_model(source, revision=revision, device=device, dtype=dtype, verbose=False)
+    model = where() if isinstance(where, Callable) and not hasattr(where, "cfg") else where
+    require_supported(model)
+    return model
+
+
+def _parts(where: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """A folder or a name, and the revision that stands behind its last @."""
+    text = os.fspath(where)
+    if "@" in text and not Path(text).expanduser().exists():
+        source, _, revision = text.rpartition("@")
+        return source, revision
+    return text, None
+
+
+def shape_of(model: Any) -> tuple[int, ...]:
+    return (*neuron_shape(model), int(model.cfg.d_model))
+
+
+def stated_shape(name: str, where: Checkpoint) -> tuple[int, ...] | None:
+    """``(n_layers, d_mlp or 0, d_model)`` as far as it is known before weights are read."""
+    if hasattr(where, "cfg"):
+        require_supported(where)
+        return shape_of(where)
+    if not isinstance(where, (str, os.PathLike)):
+        return None
+    source, revision = _parts(where)
+    if source in PACKAGED:
+        return None
+    config = read_config(source, source, revision)
+    width = next(
+        (v for k in ("intermediate_size", "ffn_dim", "n_inner") if (v := getattr(config, k, None))), 0
+    )
+    return (config.num_hidden_layers, width, config.hidden_size)
+
+
+def require_one_shape(shapes: Mapping[str, tuple[int, ...] | None]) -> None:
+    known = {name: shape for name, shape in shapes.items() if shape is not None}
+    for name, shape in known.items():
+        first, reference = next(iter(known.items()))
+        if any(a and b and a != b for a, b in zip(shape, reference, strict=True)):
+            raise ValueError(
+                f"checkpoints must have one shape: {first!r} has [n_layers, d_mlp, d_model] = {list(reference)}, "
+                f"{name!r} has {list(shape)}; compare models of one architecture and size"
+            )
+
+
+def identity(where: Checkpoint) -> Any:
+    """What tells a checkpoint from another in a folder of measures: its place, or some of a booted model's weights."""
+    if hasattr(where, "cfg"):
+        some = [where.W_E, where.blocks[0].mlp.W_out, where.blocks[len(where.blocks) - 1].mlp.W_out]
+        return {**describe_model(where), "sha256": fingerprint(*some)}
+    return os.fspath(where) if isinstance(where, (str, os.PathLike)) else "made by a function"
+
+
+def file_name(name: str) -> str:
+    return re.sub(r"[^\w.=+-]+", "-", name).strip(".")

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "AblationEffect",
+    "AccuracyWithoutWords",
+    "AdaptedModel",
     "Calibration",
     "ChanceLevel",
+    "CheckpointComparison",
     "Diagnosis",
     "EffectPanel",
     "InputCache",
+    "LabelWordComparison",
     "NeuronAttribution",
     "NeuronPatching",
     "NeuronScores",
@@ -37,11 +41,14 @@ __all__ = [
     "ablate",
     "ablation_effect",
     "accuracy",
+    "accuracy_without_words",
+    "adapt",
     "answer_targets",
     "attribute_neurons",
     "best_of_chance",
     "check_calibration",
     "combine_neurons",
+    "compare_label_words",
     "compare_readings",
     "compare_scores",
     "compare_sets",
@@ -54,11 +61,13 @@ __all__ = [
     "fit_soft_prompts",
     "load_model",
     "load_pruned",
+    "measure_adapted",
     "measure_damage",
     "measure_effects",
     "measure_scores",
     "minimal_pairs",
     "neuron_activations",
+    "over_checkpoints",
     "packaged_model",
     "patch_neurons",
     "plot_scores",
@@ -70,6 +79,7 @@ __all__ = [
     "score_gradients",
     "score_neurons",
     "selected_accuracy",
+    "shuffle_layers",
     "top_union",
     "transfer_prompts",
     "weight_words",
@@ -78,11 +88,15 @@ __all__ = [
 
 _MODULES = {
     "AblationEffect": "effects",
+    "AccuracyWithoutWords": "word_controls",
+    "AdaptedModel": "adaptation",
     "Calibration": "calibration",
     "ChanceLevel": "statistics",
+    "CheckpointComparison": "checkpoint_comparison",
     "Diagnosis": "diagnosis",
     "EffectPanel": "panel",
     "InputCache": "input_cache",
+    "LabelWordComparison": "word_controls",
     "NeuronAttribution": "attribution",
     "NeuronPatching": "patching",
     "NeuronScores": "scores",
@@ -106,11 +120,14 @@ _MODULES = {
     "ablate": "ablation",
     "ablation_effect": "effects",
     "accuracy": "effects",
+    "accuracy_without_words": "word_controls",
+    "adapt": "adaptation",
     "answer_targets": "other_scores",
     "attribute_neurons": "attribution",
     "best_of_chance": "statistics",
     "check_calibration": "calibration",
     "combine_neurons": "combining",
+    "compare_label_words": "word_controls",
     "compare_readings": "readings",
     "compare_scores": "score_comparison",
     "compare_sets": "overlaps",
@@ -123,11 +140,13 @@ _MODULES = {
     "fit_soft_prompts": "tuning",
     "load_model": "loading",
     "load_pruned": "pruned_files",
+    "measure_adapted": "adaptation",
     "measure_damage": "task_damage",
     "measure_effects": "measuring",
     "measure_scores": "other_scores",
     "minimal_pairs": "pairs",
     "neuron_activations": "kept_activations",
+    "over_checkpoints": "checkpoints",
     "packaged_model": "packaged",
     "patch_neurons": "patching",
     "plot_scores": "plots",
@@ -139,6 +158,7 @@ _MODULES = {
     "score_gradients": "gradient_scores",
     "score_neurons": "scoring",
     "selected_accuracy": "selected",
+    "shuffle_layers": "checkpoints",
     "top_union": "scores",
     "transfer_prompts": "transfer",
     "weight_words": "words",
@@ -148,8 +168,11 @@ _MODULES = {
 
 if TYPE_CHECKING:  # the same for type checkers and editors, which would take any name from a __getattr__
     from tl_skillneurons.ablation import ablate
+    from tl_skillneurons.adaptation import AdaptedModel, adapt, measure_adapted
     from tl_skillneurons.attribution import NeuronAttribution, attribute_neurons, compare_with_exact
     from tl_skillneurons.calibration import Calibration, check_calibration
+    from tl_skillneurons.checkpoint_comparison import CheckpointComparison
+    from tl_skillneurons.checkpoints import over_checkpoints, shuffle_layers
     from tl_skillneurons.combining import combine_neurons
     from tl_skillneurons.diagnosis import Diagnosis, diagnose
     from tl_skillneurons.effects import AblationEffect, ablation_effect, accuracy
@@ -187,6 +210,12 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.trajectory import PromptTrajectory, prompt_trajectory
     from tl_skillneurons.transfer import PromptTransfer, transfer_prompts
     from tl_skillneurons.tuning import fit_soft_prompts
+    from tl_skillneurons.word_controls import (
+        AccuracyWithoutWords,
+        LabelWordComparison,
+        accuracy_without_words,
+        compare_label_words,
+    )
     from tl_skillneurons.words import weight_words, word_selectivity
 
 else:

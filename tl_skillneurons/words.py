@@ -200,13 +200,18 @@ def weight_words(
     return pd.DataFrame(rows)
 
 
+def distinct_words(text: str) -> set[str]:
+    """The words of a text, case left out."""
+    return set(re.findall(r"\w+", text.casefold()))
+
+
 def word_presence(texts: list[str], min_texts: int = 1) -> tuple[list[str], Float[Tensor, "word text"]]:
     """The words of the texts, case left out, alphabetical; and a 1 where a text has one, sparse (COO).
 
     Raises:
         ValueError: When no word stands in, and is absent from, ``min_texts`` texts.
     """
-    sets = [set(re.findall(r"\w+", text.casefold())) for text in texts]
+    sets = [distinct_words(text) for text in texts]
     counts = Counter(word for own in sets for word in own)
     words = sorted(word for word, n in counts.items() if min_texts <= n <= len(texts) - min_texts)
     if not words:

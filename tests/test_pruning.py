@@ -126,7 +126,11 @@ def test_equal_widths_go_into_a_hugging_face_folder(family, tmp_path):
     values = torch.randn(n_layers, d_mlp, generator=torch.Generator().manual_seed(1))
     keep = skn.NeuronSet([0, 0, 0, 0, 1, 1, 1, 1], [5, 2, 8, 9, 7, 1, 2, 3])
     small = skn.prune(model, keep, values)
+    state = torch.get_rng_state()
     folder = skn.export_pruned(small, tmp_path / "out")
+    assert torch.equal(state, torch.get_rng_state()) and [p.name for p in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(FileExistsError, match="is there already and not empty"):
+        skn.export_pruned(small, folder)
     back = type(tiny.hf_model(family, 0, torch.float32)).from_pretrained(folder).eval()
     ids = torch.tensor([[1, 6, 7, 8, 9]])
     with torch.no_grad():

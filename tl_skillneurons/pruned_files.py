@@ -1,6 +1,7 @@
 """Pruned models to and from files: our own for any widths, a Hugging Face folder where its format can hold them."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,17 @@ def load_pruned(
 
 
 def export_pruned(model: Any, folder: str | os.PathLike[str]) -> Path:
-    """Write a pruned model as a Hugging Face folder that ``from_pretrained`` reads.
+    """Write a pruned model as a Hugging Face folder that ``from_pretrained`` reads, whole or not at all.
 
     Possible where every layer has the same width and the architecture has biases in its MLP (its configuration then
     holds both): gpt2, bert, roberta, opt, gpt_neox, phi, gpt_neo, and llama through ``mlp_bias``.
 
     Raises:
         ValueError: Where the format can't hold it; the message says why.
+        FileExistsError: When there is something in ``folder`` already.
     """
+    if Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
+        raise FileExistsError(f"{folder} is there already and not empty; choose another folder")
     sizes = sorted(set(widths(model)))
     if len(sizes) > 1:
         raise ValueError(
@@ -105,15 +109,21 @@ def export_pruned(model: Any, folder: str | os.PathLike[str]) -> Path:
     if kind == "llama":
         copied.mlp_bias = True
         state |= _zero_biases(state)
-    written = type(model.original_model)(copied).to(model.W_E.dtype)
+    with torch.random.fork_rng(devices=[]):  # weights that are drawn, only to be replaced
+        written = type(model.original_model)(copied).to(model.W_E.dtype)
     # The bridge knows its parts by further names as well, so only what is missing counts.
     missing, _ = written.load_state_dict(state, strict=False)
     if missing:
         raise ValueError(f"{kind} can't be exported: no weights for {sorted(missing)[:3]}; use save_pruned")
-    written.save_pretrained(folder)
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(folder)
-    return Path(folder)
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        whole = Path(temporary) / "model"
+        written.save_pretrained(whole)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(whole)
+        whole.rename(folder)
+    return folder
 
 
 _EXPORTABLE = ("gpt2", "bert", "roberta", "opt", "gpt_neox", "phi", "gpt_neo", "llama")

@@ -1,24 +1,22 @@
 """What do skill neurons do? A panel of interventions, each beside random and matched neurons.
 
 MiniLM on built-in movie reviews: a minute and a half on two CPU cores. ``python ablation_study.py FOLDER`` (with
-train, validation and test .jsonl of ``text`` and ``label``) takes SmolLM2-135M, 0.5, 1, 2 and 5 % of each layer.
+train, validation and test .jsonl, see labelled_folders.py; of more than two classes the first and the last are told
+apart) takes SmolLM2-135M, 0.5, 1, 2 and 5 % of each layer.
 """
 
 # %% A model, labelled text, a prompt, and the neurons that tell its labels apart
 import os
 import sys
 
+from labelled_folders import load_task
+
 import tl_skillneurons as skn
 
 SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
 if len(sys.argv) > 1:
-    from datasets import load_dataset
-
     model = skn.load_model("smollm2")
-    data = load_dataset(sys.argv[1])
-    words = {0: " negative", 1: " positive"}
-    task = skn.Task.from_datasets(data, template="{text}", label_words=words, name=sys.argv[1])
-    task = task.limit(train=1000, select=400, report=300)
+    task = load_task(sys.argv[1], binary=True).limit(train=1000, select=400, report=300)
     tuning = {"n_virtual_tokens": 8, "n_steps": 100}
     sizes, interventions = (0.005, 0.01, 0.02, 0.05), ("mean", "other_class_mean", "keep")
 else:

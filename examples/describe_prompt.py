@@ -1,6 +1,6 @@
 """Which virtual tokens matter, and what are they?
 
-MiniLM on built-in movie reviews, two prompts: about a minute on two CPU cores.
+MiniLM on built-in movie reviews, two prompts: a few minutes on two CPU cores.
 """
 
 # %% A model, labelled text, two prompts and the scores of all neurons

@@ -1,39 +1,23 @@
 """How far can a discovery be trusted? Chance level, report accuracy, stability, calibration and controls.
 
 MiniLM on built-in movie reviews: a few minutes on two CPU cores. ``python trustworthy_discovery.py MODEL FOLDER`` takes
-another model and a folder with train, validation and test .jsonl (sst2, ag_news, mnli or tweet_sentiment, by its name).
+another model and a folder with train, validation and test .jsonl (see labelled_folders.py).
 """
 
 # %% A model and labelled text
 import os
 import sys
-from pathlib import Path
 
+from labelled_folders import load_task
 from transformer_lens.tools.analysis.interchange import random_init_bridge
 
 import tl_skillneurons as skn
 
 SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
-KNOWN = {
-    "sst2": ("{text}", (" negative", " positive")),
-    "ag_news": ("{text}", (" World", " Sports", " Business", " Tech")),
-    "tweet_sentiment": ("{text}", (" negative", " neutral", " positive")),
-    "mnli": ("{premise} {hypothesis}", (" yes", " maybe", " no")),
-}
 name = sys.argv[1] if len(sys.argv) > 1 else "minilm"
 model = skn.load_model(name)
 if len(sys.argv) > 2:
-    from datasets import load_dataset
-
-    template, words = KNOWN[Path(sys.argv[2]).name]
-    task = skn.Task.from_datasets(
-        load_dataset(sys.argv[2]),
-        template=template,
-        label_words=dict(enumerate(words)),
-        name=Path(sys.argv[2]).name,
-        near_duplicates=0.8,
-    )
-    task = task.limit(train=1200, select=400, report=400)
+    task = load_task(sys.argv[2], near_duplicates=0.8).limit(train=1200, select=400, report=400)
 else:
     n_pairs = 80 if SMALL else 400
     task = skn.minimal_pairs("movie_reviews", n_pairs=n_pairs, tokenizer=model.tokenizer)

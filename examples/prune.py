@@ -1,6 +1,7 @@
 """A model pruned to its skill neurons: how small, how fast, how good? Beside other neurons, equally many.
 
-MiniLM on built-in movie reviews: some minutes on two CPU cores. ``python prune.py smollm2`` takes SmolLM2-135M.
+MiniLM on built-in movie reviews: some minutes on two CPU cores. ``python prune.py MODEL FOLDER`` takes another model
+("smollm2") and, if given, a folder with train, validation and test .jsonl (sst2, by its name).
 """
 
 # %% A model, labelled text, a prompt, and the scores of its neurons
@@ -11,15 +12,23 @@ import time
 
 import pandas as pd
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import tl_skillneurons as skn
 from tl_skillneurons.intervals import equivalence
 
 SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
-MARGIN = 0.03
+SHARES = (0.1,) if SMALL else (0.02, 0.05, 0.1, 0.3)
+MARGIN = 0.03  # accuracies that differ by less are called equivalent
+BATCH, LENGTH = 16, 64  # for the latency; virtual tokens included
 model = skn.load_model(sys.argv[1] if len(sys.argv) > 1 else "minilm")
-n_pairs = 60 if SMALL else 400
-task = skn.minimal_pairs("movie_reviews", n_pairs=n_pairs, tokenizer=model.tokenizer)
+if len(sys.argv) > 2:
+    from labelled_folders import load_task
+
+    task = load_task(sys.argv[2], binary=True).limit(train=1000, select=400, report=400)
+else:
+    n_pairs = 60 if SMALL else 400
+    task = skn.minimal_pairs("movie_reviews", n_pairs=n_pairs, tokenizer=model.tokenizer)
 tuning = {"n_virtual_tokens": 4, "n_steps": 10 if SMALL else 60, "seeds": [0], "progress": False}
 [prompt] = skn.fit_soft_prompts(model, task, **tuning)
 scores = skn.score_neurons(model, prompt, task)
@@ -38,60 +47,87 @@ def kept(share, arm):
         return skill.random_like(0, exclude=False)
     if arm == "most active":
         index = active.argsort(dim=1, descending=True)[:, : len(skill) // n_layers]
-        return skn.NeuronSet(
-            torch.arange(n_layers).repeat_interleave(index.shape[1]), index.flatten(), n_layers, d_mlp
-        )
+        layer = torch.arange(n_layers).repeat_interleave(index.shape[1])
+        return skn.NeuronSet(layer, index.flatten(), n_layers, d_mlp)
     return of_noise.top(share) if arm == "shuffled labels" else skill
 
 
-# %% Accuracy on report, right after pruning and with the prompt tuned again on the smaller model
-def right(pruned, its_prompt):
-    prompted = skn.PromptedModel(pruned, its_prompt, task.label_words)
+# %% What is measured: right answers on report, time and arithmetic of one batch, numbers of parameters
+def right(of, its_prompt):
+    prompted = skn.PromptedModel(of, its_prompt, task.label_words)
     split = task.split("report")
     with torch.no_grad():
         return prompted.class_logits(split["text"]).argmax(1) == torch.tensor(split["label"])
 
 
-def latency_ratio(one, other, n_runs):
-    """Full over pruned: the median of paired runs of 16 texts of 64 tokens."""
-    tokens = torch.randint(5, 1000, (16, 64), generator=torch.Generator().manual_seed(0))
+words = " ".join(task.split("report")["text"]).split()
+long_texts = [" ".join(words[start : start + 2 * LENGTH]) for start in range(BATCH)]
+long_texts = [f"{text} " * (1 + 4 * LENGTH // len(text.split())) for text in long_texts]  # and cut to LENGTH
+
+
+def answer(of):
+    prompted = skn.PromptedModel(of, prompt, task.label_words, max_length=LENGTH)
+    with torch.no_grad():
+        prompted.class_logits(long_texts, batch_size=BATCH)
+
+
+def latency_ratio(one, other, n_pairs):
+    """The first model's time over the second's: the median of pairs that run one after the other."""
     ratios = []
-    for _ in range(n_runs + 1):
+    for _ in range(n_pairs + 1):
         took = []
         for timed in (one, other):
             start = time.perf_counter()
-            with torch.no_grad():
-                timed(tokens, return_type=None)
+            answer(timed)
             took.append(time.perf_counter() - start)
         ratios.append(took[0] / took[1])
     return statistics.median(ratios[1:])  # the first pair warms up
 
 
-def n_weights(of):
-    return sum(p.numel() for block in of.blocks for p in block.parameters())
+def n_flops(of):
+    with FlopCounterMode(display=False) as counter:
+        answer(of)
+    return counter.get_total_flops()
 
 
+def n_parameters(of):
+    return sum(p.numel() for p in of.parameters())
+
+
+# %% Every share of neurons, in all layers and sparing the first quarter as the paper does, beside the controls
 intact = right(model, prompt)
-print(f"\nintact: {intact.double().mean():.3f} on {len(intact)} examples of role report")
+answer(model)  # what is looked up once per model is looked up now
+whole_flops, whole = n_flops(model), n_parameters(model)
+print(
+    f"\nintact: {intact.double().mean():.3f} on {len(intact)} examples of role report, {whole / 1e6:.1f}M parameters"
+)
 rows = []
-for layers, where in ((None, "all"), (range(n_layers // 4, n_layers), "all but the first quarter")):
-    for share in (0.1,) if SMALL else (0.02, 0.05, 0.1, 0.3):
+for layers, where in ((None, "all"), (range(n_layers // 4, n_layers), "last three quarters")):
+    for share in SHARES:
         for arm in ("skill", "random", "most active", "shuffled labels"):
             smaller = skn.prune(model, kept(share, arm), values, layers=layers)
             now = right(smaller, prompt)
-            row = {"layers": where, "kept": share, "neurons": arm, "accuracy": now.double().mean().item()}
-            row["p_equivalent"] = equivalence(intact, now, margin=MARGIN).p_value
-            if arm in ("skill", "random"):
-                [again] = skn.fit_soft_prompts(smaller, task, **tuning)
-                tuned = right(smaller, again)
-                row["tuned_again"] = tuned.double().mean().item()
-                row["p_tuned_equivalent"] = equivalence(intact, tuned, margin=MARGIN).p_value
+            [again] = skn.fit_soft_prompts(smaller, task, **tuning)
+            tuned = right(smaller, again)
+            row = {
+                "layers": where,
+                "kept": share,
+                "neurons": arm,
+                "accuracy": now.double().mean().item(),
+                "p_equivalent": equivalence(intact, now, margin=MARGIN).p_value,
+                "tuned_again": tuned.double().mean().item(),
+                "p_tuned_equivalent": equivalence(intact, tuned, margin=MARGIN).p_value,
+            }
             if arm == "skill":
-                row["weights"] = n_weights(smaller) / n_weights(model)
-                row["times_faster"] = latency_ratio(model, smaller, 2 if SMALL else 9)
-                row["flop_ratio"] = 1 / row["weights"]
+                row["parameters"] = n_parameters(smaller) / whole
+                row["times_faster"] = latency_ratio(model, smaller, 3 if SMALL else 9)
+                row["flop_ratio"] = whole_flops / n_flops(smaller)
             rows.append(row)
-print(f"\nmodels pruned to their neurons; equivalent means within {MARGIN} of intact (two one-sided tests)")
+            print(f"{where} layers, {share:.0%} kept, {arm}: {row['accuracy']:.3f}", file=sys.stderr)
+print(f"\nmodels pruned to their neurons; p: of not being within {MARGIN} of intact (two one-sided tests)")
+print(
+    f"times_faster: {BATCH} texts of {LENGTH} tokens, median of pairs; flop_ratio is what arithmetic alone would give"
+)
 print(pd.DataFrame(rows).round(3).to_string(index=False, na_rep=""))
 
 # %% What this does not show: that the dropped neurons were useless for anything else than this task.

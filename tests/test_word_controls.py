@@ -10,7 +10,8 @@ from scipy import stats
 
 import tl_skillneurons as skn
 from tl_skillneurons.positions import current_tokens
-from tl_skillneurons.word_controls import random_label_words
+from tl_skillneurons.word_controls import random_label_words, strongest_words
+from tl_skillneurons.words import distinct_words
 
 from test_scoring import LABEL_WORDS, prompt_for, task_of  # isort: skip
 
@@ -111,6 +112,18 @@ def test_the_strongest_words_come_from_the_texts_and_labels_of_train(task):
     assert words.word.tolist() == expected and {"good", "bad"} < set(expected)
     assert words.r.tolist() == pytest.approx([r[word] for word in expected])
     assert words.n_texts.tolist() == [counts[word] for word in expected]
+
+
+def test_of_twins_only_the_words_that_tell_them_apart_are_strong():
+    twins = skn.minimal_pairs(n_pairs=200)
+    words = strongest_words(twins, 500, 1)
+    same = {
+        word for pair in twins.pairs("train") for word in distinct_words(pair[0]) & distinct_words(pair[1])
+    }
+    apart = {
+        word for pair in twins.pairs("train") for word in distinct_words(pair[0]) ^ distinct_words(pair[1])
+    }
+    assert set(words.word) == apart and not apart & same and (words.r.abs() > 0.01).all()
 
 
 def read_by_hand(model, prompt, task, role):
@@ -215,7 +228,7 @@ def test_texts_that_cannot_be_told_apart_are_refused(task):
 
     with pytest.raises(
         ValueError,
-        match=r"0 of 100 texts of role 'report' have none of the 19 strongest words.*lower n_words",
+        match=r"0 of 100 texts of role 'report' have none of the 17 strongest words.*lower n_words",
     ):
         ask(n_words=50)
     report = [*task.split("report")]
@@ -226,6 +239,8 @@ def test_texts_that_cannot_be_told_apart_are_refused(task):
         ask(task=few, n_words=2)
     with pytest.raises(ValueError, match="no word stands in at least 40 of 60 texts"):
         ask(min_texts=40)
+    with pytest.raises(ValueError, match=r"none of the \d+ words .* of role 'train' goes with the label"):
+        ask(task=skn.minimal_pairs(n_pairs=40), min_texts=10)
     with pytest.raises(ValueError, match="at least one neuron"):
         ask(skn.NeuronSet([], []))
     with pytest.raises(ValueError, match="n_random must be at least 19"):
@@ -287,9 +302,10 @@ def test_every_pair_is_what_tuning_and_scoring_each_wording_by_hand_gives(task, 
 
 
 @untrained
-def test_neurons_of_the_label_stay_the_best_whatever_the_label_words(task):
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_neurons_of_the_label_stay_the_best_whatever_the_label_words(family, task):
     task = task.limit(train=24, select=40, report=20)
-    model = plant(tiny.bridge("llama"), task)
+    model = plant(tiny.bridge(family), task)
     found = skn.compare_label_words(
         model, task, {}, n_random=2, amount=1, n_permutations=19, progress=False, **QUICK
     )

@@ -47,6 +47,7 @@ from tl_skillneurons.tuning import fit_soft_prompts
 from tl_skillneurons.words import distinct_words, word_correlations, word_presence
 
 _MOST_NUMBERS = 2**24  # of one run's answers: 128 MB in float64
+_ROUNDING = 1e-9  # of a correlation that is 0
 _N_BEST = 10  # neurons whose accuracy on report stands beside each wording
 
 
@@ -155,17 +156,23 @@ def accuracy_without_words(
 
 
 def strongest_words(task: Task, n_words: int, min_texts: int) -> pd.DataFrame:
-    """The words of ``train`` whose presence goes most with label 1, in either direction; first in the alphabet first
-    among equals.
+    """The words of ``train`` whose presence goes most with label 1, in either direction; the first in the alphabet
+    first among equals. Words that don't go with it at all, as all but one of a pair of twins, are none of them.
 
     Raises:
-        ValueError: When no word stands in, and is absent from, ``min_texts`` texts.
+        ValueError: When no word stands in, and is absent from, ``min_texts`` texts, or none goes with the label.
     """
     split = task.split("train")
     words, present = word_presence(list(split["text"]), min_texts)
     r = word_correlations(present, torch.tensor(split["label"]).double()[:, None])[:, 0]
+    strength = torch.where(r.abs() > _ROUNDING, r.abs(), 0)
+    first = strength.sort(descending=True, stable=True).indices[: min(n_words, int((strength > 0).sum()))]
+    if not len(first):
+        raise ValueError(
+            f"none of the {len(words)} words that stand in at least {min_texts} texts of role 'train' goes with the "
+            "label; give more texts or a lower min_texts"
+        )
     n_texts = torch.bincount(present.indices()[0], minlength=len(words))
-    first = r.abs().sort(descending=True, stable=True).indices[:n_words]
     return pd.DataFrame(
         {"word": [words[i] for i in first.tolist()], "r": r[first].numpy(), "n_texts": n_texts[first].numpy()}
     )

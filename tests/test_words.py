@@ -5,6 +5,7 @@ import pytest
 import tiny
 import torch
 from scipy import stats
+from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 import tl_skillneurons as skn
 from tl_skillneurons.position_share import epsilon_squared, position_share
@@ -102,6 +103,17 @@ def test_the_share_that_positions_explain_is_epsilon_squared_over_the_texts_own_
     for options in ({}, {"batch_size": 1}, {"batch_size": 7}):
         found = position_share(model, prompt, texts, neurons, **options)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_a_layer_that_never_runs_is_no_neuron_without_variance():
+    model = tiny.bridge("gpt2")
+
+    def stop(act, hook):
+        raise StopAtLayerException(act)
+
+    model.add_hook("blocks.1.hook_in", stop)
+    with pytest.raises(RuntimeError, match=r"expected layers \[0, 1\] to show their neurons once, saw \[0\]"):
+        position_share(model, None, ["the film", "a plot was"], skn.NeuronSet([1, 0], [3, 4]))
 
 
 def test_places_explain_nothing_on_average_of_noise_however_few_tokens_each_has():

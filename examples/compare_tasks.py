@@ -17,7 +17,9 @@ import tl_skillneurons as skn
 
 SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
 model = skn.load_model(sys.argv[1] if len(sys.argv) > 1 else "minilm")
+tuning = {"n_virtual_tokens": 4, "n_steps": 10 if SMALL else 60, "seeds": [0]}
 if len(sys.argv) > 2:
+    tuning["n_steps"] = 120
     tasks = {Path(folder).name: load_task(folder, binary=True, max_words=64) for folder in sys.argv[2:]}
     tasks = {name: task.limit(train=1000, select=400, report=300) for name, task in tasks.items()}
 else:
@@ -26,7 +28,6 @@ else:
     tasks["other_reviews"] = skn.minimal_pairs("movie_reviews", disjoint_words=True, **options)
 for name, task in tasks.items():
     print(f"{name}: {task.name}, {task.n_examples}")
-tuning = {"n_virtual_tokens": 4, "n_steps": 10 if SMALL else 60, "seeds": [0]}
 prompts = {name: skn.fit_soft_prompts(model, task, **tuning)[0] for name, task in tasks.items()}
 scores = {name: skn.score_neurons(model, prompts[name], task) for name, task in tasks.items()}
 
@@ -50,9 +51,7 @@ if len(tasks) > 2:
 # %% Hold each task's best 2 % at their mean, measure each task; 20 draws of random neurons of the same layers
 damage = skn.measure_damage(
     model,
-    {
-        name: task.limit(report=12 if SMALL else 120) for name, task in tasks.items()
-    },  # 22 passes for each cell
+    {name: task.limit(report=12 if SMALL else 80) for name, task in tasks.items()},  # 22 passes for each cell
     prompts,
     {name: one.top(0.02) for name, one in scores.items()},
     values={name: [one.mean_baseline()] for name, one in scores.items()},

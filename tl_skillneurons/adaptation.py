@@ -152,7 +152,7 @@ def measure_adapted(
 
     Args:
         adapted: By name, what :func:`adapt` gave (and, for comparison, the model with its tuned prompt as
-            ``AdaptedModel(model, prompt, "prompt", prompt.embedding.numel())``).
+            ``AdaptedModel(model, prompt, "prompt", n)``).
         neurons: Such as the skill neurons that a tuned prompt found in the model before.
         interventions, positions, options: Of :func:`~tl_skillneurons.measure_effects`. The values that neurons are
             held at come from each adapted model's own runs.

@@ -41,8 +41,6 @@ from tl_skillneurons.task import Task
 from tl_skillneurons.tuning_steps import batch_at, embedding_rows, hold_back, rate
 
 METHODS = ("lora", "bitfit", "adapter")
-_RATES = {"lora": 1e-3, "bitfit": 1e-3, "adapter": 1e-3}
-_WIDTH = 8  # of LoRA's updates and of the adapters' bottlenecks
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +71,8 @@ def adapt(
     n_virtual_tokens: int = 1,
     n_steps: int = 300,
     batch_size: int = 16,
-    learning_rate: float | None = None,
-    width: int = _WIDTH,
+    learning_rate: float = 0.001,
+    width: int = 8,
     warmup: float = 0.06,
     held_back: float = 0.1,
     seed: int = 0,
@@ -85,7 +83,7 @@ def adapt(
     Args:
         how: "lora" (needs PEFT), "bitfit" or "adapter".
         n_virtual_tokens: Untrained tokens beside the text, random words drawn by ``seed``.
-        learning_rate: Adam's highest rate; by default 0.001.
+        learning_rate: Adam's highest rate.
         width: Rank of LoRA's updates, or width of the adapters' bottlenecks.
         warmup: Share of the steps over which the rate rises; then it falls to zero.
         held_back: Share of ``train`` that is not trained on.
@@ -107,7 +105,6 @@ def adapt(
     }
     counts = {name: require_int(value, name) for name, value in counts.items()}
     require_int(seed, "seed", minimum=0)
-    learning_rate = _RATES[how] if learning_rate is None else learning_rate
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate must be above 0 and finite, got {learning_rate}")
     for name, value in (("warmup", warmup), ("held_back", held_back)):

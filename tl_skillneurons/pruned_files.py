@@ -1,5 +1,7 @@
 """Pruned models to and from files: our own for any widths, a Hugging Face folder where its format can hold them."""
 
+import contextlib
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -53,7 +55,8 @@ def load_pruned(
     with sound(path, KIND):
         dtype = getattr(torch, header["dtype"])
         sizes, d_mlp, aliases = header["widths"], header["d_mlp"], header["aliases"]
-    skeleton = random_init_bridge(source, seed=0, dtype=dtype, device=device)
+    with contextlib.redirect_stdout(io.StringIO()):  # TransformerLens says which device it moves to
+        skeleton = random_init_bridge(source, seed=0, dtype=dtype, device=device)
     shape = neuron_shape(skeleton)
     if shape != (len(sizes), d_mlp):
         raise ValueError(

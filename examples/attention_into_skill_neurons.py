@@ -1,26 +1,22 @@
 """Which attention heads bring the label to the skill neurons, and from which words?
 
 MiniLM on built-in movie reviews: about a minute on two CPU cores. ``python attention_into_skill_neurons.py FOLDER``
-(with train, validation and test .jsonl of ``text`` and ``label``) takes SmolLM2-135M: about six minutes.
+(with train, validation and test .jsonl, see labelled_folders.py) takes SmolLM2-135M: about six minutes.
 """
 
 # %% A model, labelled text, a prompt, and the neurons that tell its labels apart best
 import os
 import sys
 
+from labelled_folders import load_task
 from rich.console import Console
 
 import tl_skillneurons as skn
 
 SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
 if len(sys.argv) > 1:
-    from datasets import load_dataset
-
     model = skn.load_model("smollm2")
-    words = {0: " negative", 1: " positive"}
-    data = load_dataset(sys.argv[1])
-    task = skn.Task.from_datasets(data, template="{text}", label_words=words, name=sys.argv[1])
-    task = task.limit(train=1000, select=400, report=300)
+    task = load_task(sys.argv[1], binary=True).limit(train=1000, select=400, report=300)
     tuning = {"n_virtual_tokens": 8, "n_steps": 100}
 else:
     model = skn.load_model("minilm")

@@ -1,23 +1,21 @@
 """Are skill neurons just selective for words? Weights, single words, texts without the strongest, other label words.
 
 MiniLM on built-in movie reviews, and for label words SmolLM2-135M: five minutes on two CPU cores. ``python
-not_words.py FOLDER`` (with train, validation and test .jsonl of ``text`` and ``label``) takes SmolLM2 for all of it.
+not_words.py FOLDER`` (with train, validation and test .jsonl, see labelled_folders.py) takes SmolLM2 for all of it.
 """
 
 # %% Two tasks: reviews whose roles share words, and reviews whose roles share none
 import os
 import sys
 
+from labelled_folders import load_task
+
 import tl_skillneurons as skn
 
 SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
 if len(sys.argv) > 1:
-    from datasets import load_dataset
-
     model = skn.load_model("smollm2")
-    data = load_dataset(sys.argv[1])
-    words = {0: " negative", 1: " positive"}
-    task = skn.Task.from_datasets(data, template="{text}", label_words=words, name=sys.argv[1])
+    task = load_task(sys.argv[1], binary=True)
     tasks = {"shared words": task.limit(train=600, select=300, report=600)}
     settings = {"n_virtual_tokens": 4, "n_steps": 60, "seeds": [0]}
 else:

@@ -37,18 +37,21 @@ def small(skn, monkeypatch):
 
 
 def test_the_readme_has_the_main_example_and_the_one_with_transformer_lens():
-    assert len(BLOCKS) == 5 and "InputCache" in BLOCKS[4] and "measure_effects" in BLOCKS[2]
+    assert len(BLOCKS) == 6 and "InputCache" in BLOCKS[5] and "measure_effects" in BLOCKS[2]
+    assert "over_checkpoints" in BLOCKS[4]
     assert "fit_soft_prompts" in BLOCKS[0] and "ablation_effect" in BLOCKS[0]
 
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.filterwarnings("ignore:the prompt of seed:UserWarning")  # two steps teach a random model nothing
+@pytest.mark.filterwarnings("ignore:adapting by:UserWarning")
 def test_the_readmes_code_runs_and_prints_the_effect_beside_its_control(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"torch": torch}
     for block in BLOCKS:
         exec(
             block.replace("n_steps=40", "n_steps=2")
+            .replace("n_steps=300", "n_steps=2")
             .replace("0.02", "0.1")
             .replace("top_heads(10)", "top_heads(3)")
             .replace("n_permutations=1000", "n_permutations=39"),  # six pairs have 64 orders

@@ -1,6 +1,6 @@
 """Are skill neurons just selective for words? Weights, single words, texts without the strongest, other label words.
 
-MiniLM on built-in movie reviews, and for label words SmolLM2-135M: five minutes on two CPU cores. ``python
+MiniLM on built-in movie reviews, and for label words SmolLM2-135M: four minutes on two CPU cores. ``python
 not_words.py FOLDER`` (with train, validation and test .jsonl, see labelled_folders.py) takes SmolLM2 for all of it.
 """
 

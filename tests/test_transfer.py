@@ -81,7 +81,7 @@ def test_every_prompt_answers_every_task_and_similarities_are_what_they_say(thre
 
 def test_low_and_high_are_the_extremes_of_leaving_out_each_task_in_turn(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    better = lambda *args, **options: 0.6 + 0.3 * float(torch.rand((), generator=generator))  # noqa: E731
+    better = lambda *args, **options: 0.85 + 0.1 * float(torch.rand((), generator=generator))  # noqa: E731
     monkeypatch.setattr(transfer, "accuracy", better)
     model = tiny.bridge("gpt2")
     names = "abcd"
@@ -98,6 +98,15 @@ def test_low_and_high_are_the_extremes_of_leaving_out_each_task_in_turn(monkeypa
         left.append(stats.spearmanr(away(x), away(y)).statistic)
     row = found.foretold.set_index("similarity").loc["cosine"]
     assert (row.low, row.high) == pytest.approx((min(left), max(left))) and row.low < row.high
+
+
+def test_an_own_prompt_that_may_only_guess_is_warned_of(three, monkeypatch):
+    monkeypatch.setattr(transfer, "accuracy", lambda *args, **options: 10 / 15)
+    with pytest.warns(UserWarning) as warned:
+        skn.transfer_prompts(*three, progress=False)
+    said = " ".join(str(one.message) for one in warned)
+    assert "the own prompt of a (0.667, 0.384 to 0.882; guessing 0.533), b (" in said
+    assert "may be no better than guessing, so what is relative to it is mostly noise" in said
 
 
 def test_transfers_that_cannot_be_compared_are_refused(three):

@@ -35,6 +35,7 @@ from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.score_comparison import require_one_model
 from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.soft_prompt import SoftPrompt
+from tl_skillneurons.statistics import clopper_pearson
 from tl_skillneurons.task import Task
 
 _FEWEST = 5  # tasks: 4 have 24 orders, and a p-value of 0.05 needs one in 20 of them
@@ -151,6 +152,18 @@ def transfer_prompts(
         warnings.warn(
             f"the own prompt of {', '.join(useless)} is no better than guessing, so nothing is relative to it, and "
             "nothing can be foretold; tune it longer, or leave the task out",
+            stacklevel=2,
+        )
+    unsure = []
+    for name, value, share in zip(tasks, own.tolist(), guessing.tolist(), strict=True):
+        n = tasks[name].n_examples[role]
+        low, high = clopper_pearson(round(value * n), n)
+        if low <= share < value:
+            unsure.append(f"{name} ({value:.3f}, {low:.3f} to {high:.3f}; guessing {share:.3f})")
+    if unsure:
+        warnings.warn(
+            f"the own prompt of {', '.join(unsure)} may be no better than guessing, so what is relative to it is "
+            "mostly noise; tune it longer, or leave the task out",
             stacklevel=2,
         )
     similar = {

@@ -29,13 +29,14 @@ else:
 for name, task in tasks.items():
     print(f"{name}: {task.name}, {task.n_examples}")
 prompts = {name: skn.fit_soft_prompts(model, task, **tuning)[0] for name, task in tasks.items()}
-scores = {name: skn.score_neurons(model, prompts[name], task) for name, task in tasks.items()}
+kept = {"keep_outcomes": True}  # single answers, so that labels can be permuted
+scores = {name: skn.score_neurons(model, prompts[name], task, **kept) for name, task in tasks.items()}
 
 # %% A control: the same texts, the same prompt, labels of select that mean nothing
 console = Console(width=160)
 first = next(iter(tasks))
 noise = tasks[first].with_shuffled_labels(1, roles=("select",))
-control = skn.score_neurons(model, prompts[first], noise, progress=False)
+control = skn.score_neurons(model, prompts[first], noise, progress=False, **kept)
 found = skn.compare_tasks({**scores, f"{first}, shuffled labels": control})
 console.print(found.to_table())
 print("\nSpearman by layer")

@@ -9,6 +9,7 @@ import os
 import statistics
 import sys
 import time
+from itertools import product
 
 import pandas as pd
 import torch
@@ -32,12 +33,15 @@ else:
 tuning = {"n_virtual_tokens": 4, "n_steps": 10 if SMALL else 60, "seeds": [0], "progress": False}
 [prompt] = skn.fit_soft_prompts(model, task, **tuning)
 scores = skn.score_neurons(model, prompt, task)
-values = scores.mean_baseline()
+
+# %% What the dropped neurons are held at: their mean at the prompt, as in the paper, or at the text, most of the tokens
+at_text = skn.score_neurons(model, None, task, positions="mean", progress=False)
+values = {"prompt": scores.mean_baseline(), "text": at_text.mean_baseline()}
 
 # %% The controls: neurons by luck, by how active they are, and the most predictive of labels that mean nothing
 noise = task.with_shuffled_labels(1, roles=("select",))
 of_noise = skn.score_neurons(model, prompt, noise, progress=False)
-n_layers, d_mlp = values.shape
+n_layers, d_mlp = scores.n_layers, scores.d_mlp
 active = scores.mean_absolute()
 
 
@@ -104,26 +108,30 @@ print(
 rows = []
 for layers, where in ((None, "all"), (range(n_layers // 4, n_layers), "last three quarters")):
     for share in SHARES:
-        for arm in ("skill", "random", "most active", "shuffled labels"):
-            smaller = skn.prune(model, kept(share, arm), values, layers=layers)
+        for mean, arm in product(values, ("skill", "random", "most active", "shuffled labels")):
+            smaller = skn.prune(model, kept(share, arm), values[mean], layers=layers)
             now = right(smaller, prompt)
             [again] = skn.fit_soft_prompts(smaller, task, **tuning)
             tuned = right(smaller, again)
             row = {
                 "layers": where,
                 "kept": share,
+                "held_at": mean,
                 "neurons": arm,
                 "accuracy": now.double().mean().item(),
                 "p_equivalent": equivalence(intact, now, margin=MARGIN).p_value,
                 "tuned_again": tuned.double().mean().item(),
                 "p_tuned_equivalent": equivalence(intact, tuned, margin=MARGIN).p_value,
             }
-            if arm == "skill":
+            if (mean, arm) == ("prompt", "skill"):  # the others are as large
                 row["parameters"] = n_parameters(smaller) / whole
                 row["times_faster"] = latency_ratio(model, smaller, 3 if SMALL else 9)
                 row["flop_ratio"] = whole_flops / n_flops(smaller)
             rows.append(row)
-            print(f"{where} layers, {share:.0%} kept, {arm}: {row['accuracy']:.3f}", file=sys.stderr)
+            print(
+                f"{where} layers, {share:.0%} kept, {arm}, held at {mean}: {row['accuracy']:.3f}",
+                file=sys.stderr,
+            )
 print(f"\nmodels pruned to their neurons; p: of not being within {MARGIN} of intact (two one-sided tests)")
 print(
     f"times_faster: {BATCH} texts of {LENGTH} tokens, median of pairs; flop_ratio is what arithmetic alone would give"

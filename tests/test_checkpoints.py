@@ -38,7 +38,9 @@ def test_skill_neurons_appear_at_the_checkpoint_from_which_they_are_there(found)
     assert (frame.n_significant[["0", "10"]] == 0).all() and (frame.n_significant[["20", "30"]] >= 4).all()
     assert found.appears() == "20"
     assert (frame.best[["0", "10"]] <= frame.level[["0", "10"]]).all() and frame.best["20"] == 1
-    assert (frame.last_top_report[["20", "30"]] == 1).all() and (frame.last_top_report[["0", "10"]] < 0.7).all()
+    assert (frame.last_top_report[["20", "30"]] == 1).all() and (
+        frame.last_top_report[["0", "10"]] < 0.7
+    ).all()
     assert frame.p_random["20"] == pytest.approx(1 / 21) and frame.p_random["10"] > 0.05
     assert (frame.accuracy[["20", "30"]] == 1).all() and (frame.accuracy[["0", "10"]] < 0.8).all()
     assert (frame.accuracy_low <= frame.accuracy).all() and (frame.accuracy <= frame.accuracy_high).all()
@@ -46,12 +48,17 @@ def test_skill_neurons_appear_at_the_checkpoint_from_which_they_are_there(found)
     assert set(frame.role_of_scores) == {"select"} and set(frame.role_of_accuracy) == {"report"}
     last = found.layers[found.layers.checkpoint == "30"]
     assert last.n_significant.tolist()[1:] == [2, 2] and last.n_shared.tolist() == [2, 2, 2]
+    assert set(frame.permuted) == {"labels"} and frame.p_shared["20"] <= 0.05 < frame.p_shared["0"]
+    assert frame.p_value["20"] <= 0.05 < frame.p_value["0"]
     assert found.to_table().row_count == 4
 
 
 def test_a_model_that_forgets_has_no_point_of_appearance_before_that(trained):
     late = skn.over_checkpoints(
-        {"first": planted.model(), "forgot": blank(0), "last": trained}, TASK, prompts=planted.prompt(), **QUICK
+        {"first": planted.model(), "forgot": blank(0), "last": trained},
+        TASK,
+        prompts=planted.prompt(),
+        **QUICK,
     )
     assert late.appears() == "last"
     never = skn.over_checkpoints({"a": blank(0), "b": blank(1)}, TASK, prompts=planted.prompt(), **QUICK)
@@ -71,7 +78,9 @@ def test_each_row_is_what_the_same_discovery_alone_gives():
     assert torch.equal(found.scores["other"].correct, scores.correct)
     assert (row.best, row.level) == (float(scores.predictivity.max()), scores.null.level())
     rules = skn.rule_accuracy(other, prompts, task, scores, progress=False)
-    assert row.top_report == pytest.approx(float(scores.rule_accuracy(scores.top(10, per="model"), rules).mean()))
+    assert row.top_report == pytest.approx(
+        float(scores.rule_accuracy(scores.top(10, per="model"), rules).mean())
+    )
     split = task.split("report")
     prompted = skn.PromptedModel(other, prompts[0], task.label_words)
     assert row.accuracy == skn.accuracy(prompted, split["text"], split["label"])
@@ -93,7 +102,10 @@ def test_an_interrupted_comparison_goes_on_and_loads_nothing_that_is_measured(tm
     options = {**QUICK, **TUNING, "prompts": "last"}
     with pytest.raises(KeyboardInterrupt):
         skn.over_checkpoints(
-            {"a": maker("a", 0), "b": maker("b", 1, fails=True), "c": maker("c", 2)}, task, folder=tmp_path, **options
+            {"a": maker("a", 0), "b": maker("b", 1, fails=True), "c": maker("c", 2)},
+            task,
+            folder=tmp_path,
+            **options,
         )
     assert booted == ["c", "a", "b"]
     checkpoints = {name: maker(name, seed) for seed, name in enumerate("abc")}
@@ -117,7 +129,10 @@ def test_folders_are_loaded_as_checkpoints(tmp_path):
     places = {"first": tmp_path / "0", "last": str(tmp_path / "1")}
     found = skn.over_checkpoints(places, task, **QUICK, **TUNING)
     direct = skn.over_checkpoints(
-        {name: skn.load_model(place, verbose=False) for name, place in places.items()}, task, **QUICK, **TUNING
+        {name: skn.load_model(place, verbose=False) for name, place in places.items()},
+        task,
+        **QUICK,
+        **TUNING,
     )
     assert found.checkpoints.equals(direct.checkpoints)
 
@@ -149,7 +164,11 @@ def test_checkpoints_of_other_shapes_are_named_before_anything_is_measured(tmp_p
         ("a", {}, "at least two checkpoints by name"),
         ("ab", {"prompts": "first"}, "prompts must be one of 'each', 'last', got 'first'"),
         ("ab", {"prompts": []}, "got none beside prompts"),
-        ("ab", {"prompts": [planted.prompt()], "n_steps": 3}, r"got settings of tuning \(n_steps\) beside prompts"),
+        (
+            "ab",
+            {"prompts": [planted.prompt()], "n_steps": 3},
+            r"got settings of tuning \(n_steps\) beside prompts",
+        ),
         ("ab", {"n_permutations": 5}, "n_permutations must be at least 19"),
         ("ab", {"n_random": 5}, "n_random must be at least 19"),
         (["a/b", "a:b"], {}, "would be kept in one folder"),

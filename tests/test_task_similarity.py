@@ -47,7 +47,7 @@ def test_spearman_is_that_of_scipy_and_independent_scores_are_within_their_null(
     x, y = (scores[name].predictivity.flatten().numpy() for name in "ab")
     assert found.matrix().loc["a", "b"] == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
     same = skn.compare_tasks({"a": scores["a"], "b": scores["a"]}, amount=5, n_permutations=99)
-    assert same.pairs.spearman.min() == pytest.approx(1) and same.pairs.p_value.max() == 0.01
+    assert same.pairs.spearman.min() == pytest.approx(1) and same.pairs.p_value.max() == 0.02
     assert same.to_table().row_count == 1
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tl_skillneurons.intervals import bootstrap_mean
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.overlaps import compare_sets, rank_null
+from tl_skillneurons.overlaps import compare_sets
+from tl_skillneurons.score_agreement import agreements
 from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.selection import top_neurons
 from tl_skillneurons.statistics import rank_p_value
@@ -40,11 +41,12 @@ class CheckpointComparison:
             reaches by luck in 5 % of cases, ``n_significant`` neurons above it; on ``report`` the mean accuracy of
             this model's best neurons (``top_report``) and of the last model's (``last_top_report``), beside the
             median, the largest and the rank p of random neurons of the same layers (``random_report``,
-            ``random_report_max``, ``p_random``); ``spearman`` with the last model's predictivities and the middle
-            95 % of neurons permuted within layers (``null_low``, ``null_high``); of the tops ``n_shared``,
-            ``jaccard``, ``chance_jaccard`` and ``p_overlap``.
-        layers: A row per model and layer: ``best`` and ``median`` predictivity, ``n_significant``, ``spearman`` with
-            the last model there, and ``n_shared`` of ``n_top_layer`` top neurons.
+            ``random_report_max``, ``p_random``); ``spearman`` with the last model's predictivities beside permuted
+            labels (``null_low``, ``null_high``, ``p_value``; :mod:`~tl_skillneurons.score_agreement`); of the tops
+            ``n_shared`` and ``p_shared`` under permuted labels, ``jaccard``, and of random sets ``chance_jaccard`` and
+            ``p_overlap``.
+        layers: A row per model and layer: ``best`` and ``median`` predictivity, ``n_significant``, and the agreement
+            with the last model there (``spearman``, ``n_shared`` and what stands beside them).
         scores: Of each model.
     """
 
@@ -95,22 +97,29 @@ def compare_checkpoints(
     """All rows, once every model is measured; no model is run."""
     split = task.split("report")
     guessing = max(task.class_counts("report")) / len(split)
-    last = list(measured.values())[-1].scores
+    names = list(measured)
+    last = measured[names[-1]].scores
     tops = {name: _top(one.scores, amount, "layer") for name, one in measured.items()}
     last_best = _top(last, n_top, "model")
     controls = [last_best.random_like(seed + draw) for draw in range(n_random)]
+    pairs = [(name, names[-1]) for name in names]
+    agree = agreements(
+        {name: one.scores for name, one in measured.items()},
+        pairs,
+        len(tops[names[-1]]) // last.n_layers,
+        n_permutations=n_permutations,
+        seed=seed,
+    )
     rows, layers = [], []
     for name, one in measured.items():
         scores = one.scores
         predictivity = scores.predictivity
-        generator = torch.Generator().manual_seed(seed)
-        found, null = rank_null(last.predictivity, predictivity, n_permutations, generator)
-        ends = null[:, -1].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        found = agree[name, names[-1]]
         low, high = bootstrap_mean(one.right.mean(0), seed=seed)
         best = _top(scores, n_top, "model")
         of_last = float(scores.rule_accuracy(last_best, one.rules).mean())
         random = torch.stack([scores.rule_accuracy(control, one.rules).mean() for control in controls])
-        shared = compare_sets(tops[name], list(tops.values())[-1])
+        shared = compare_sets(tops[name], tops[names[-1]])
         significant = scores.significant()
         rows.append(
             {
@@ -130,20 +139,15 @@ def compare_checkpoints(
                 "random_report": float(random.median()),
                 "random_report_max": float(random.max()),
                 "p_random": rank_p_value(of_last, random, smaller=False),
-                "spearman": float(found[-1]),
-                "null_low": ends[0],
-                "null_high": ends[1],
-                "n_shared": shared.n_shared,
+                **found.row(-1),
                 "jaccard": shared.jaccard,
                 "chance_jaccard": shared.chance_jaccard,
                 "p_overlap": shared.p_value,
                 "n_examples": one.right.shape[1],
             }
         )
-        above, mine = significant.counts_per_layer(), tops[name].by_layer()
-        theirs = list(tops.values())[-1].by_layer()
+        above = significant.counts_per_layer()
         for layer, own in enumerate(predictivity):
-            both = set(mine[layer].tolist()) & set(theirs[layer].tolist())
             layers.append(
                 {
                     "checkpoint": name,
@@ -151,9 +155,7 @@ def compare_checkpoints(
                     "best": float(own.max()),
                     "median": float(own.median()),
                     "n_significant": above.get(layer, 0),
-                    "spearman": float(found[layer]),
-                    "n_shared": len(both),
-                    "n_top_layer": len(mine[layer]),
+                    **found.row(layer),
                 }
             )
     frames = [pd.DataFrame(part).assign(role_of_scores="select") for part in (rows, layers)]

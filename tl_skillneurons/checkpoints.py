@@ -3,9 +3,8 @@
 The same discovery in several models of one shape: training checkpoints, a model of random weights, one whose layers
 were shuffled. In each, prompts are tuned on the task (or carried over), all neurons are scored, and the scores stand
 beside the level that luck reaches there (labels of ``select`` permuted). Compared with the last model are the
-predictivities of all neurons (Spearman, beside neurons permuted within their layers), the best neurons (overlap, beside
-the hypergeometric law), and what the last model's best neurons know on ``report`` already, beside random neurons of the
-same layers.
+predictivities of all neurons and the best neurons, beside permuted labels, and what the last model's best neurons know
+on ``report`` already, beside random neurons of the same layers.
 
 What it does not show: that a neuron keeps its meaning while its score is the same, or why it appears. With prompts
 tuned anew in every model, a better score can be the prompt's doing; carried prompts hold that fixed but fit their own
@@ -82,7 +81,7 @@ def over_checkpoints(
         amount: The tops that are compared, as a share of each layer or a count (:meth:`NeuronScores.top`).
         n_top: Best neurons of the whole model that are tried on ``report``.
         n_random: Draws of random neurons beside them.
-        n_permutations: For the level of luck, and for Spearman's null.
+        n_permutations: Of the labels, for the level of luck and for what agrees with the last model by luck.
         folder: Where prompts and measures of each model are kept. The same call goes on where it stopped and loads
             nothing whose measures are there. A place is told by its name: what lies there must not change.
         device, dtype: For the models that are loaded here.
@@ -192,7 +191,9 @@ def _measure(
         else:
             chosen = [copy.deepcopy(prompt).to(model.cfg.device) for prompt in carried]
         options = {"cache": cache, "progress": progress}
-        scores = score_neurons(model, chosen, task, n_permutations=n_permutations, seed=seed, **options)
+        scores = score_neurons(
+            model, chosen, task, n_permutations=n_permutations, seed=seed, keep_outcomes=True, **options
+        )
         rules = rule_accuracy(model, chosen, task, scores, **options)
         split = task.split("report")
         labels = torch.tensor(split["label"])

@@ -107,27 +107,3 @@ def spearman(one: Num[Tensor, " one"], other: Num[Tensor, " other"]) -> float:
     if one.shape != other.shape:
         raise ValueError(f"both rankings must be of the same items, got {len(one)} and {len(other)}")
     return float(correlation(average_ranks(one), average_ranks(other)))
-
-
-def rank_null(
-    one: Float[Tensor, "layer neuron"],
-    other: Float[Tensor, "layer neuron"],
-    n_draws: int,
-    generator: torch.Generator,
-) -> tuple[Float[Tensor, " row"], Float[Tensor, "draw row"]]:
-    """Spearman in each layer and, last, over all neurons; and the same with the neurons of ``other`` permuted.
-
-    They are permuted within their layers, so that layers that are better in both are no evidence.
-    """
-    by_layer = [average_ranks(score.T) for score in (one, other)]
-    overall = [average_ranks(score.flatten()).view(score.shape).T for score in (one, other)]
-
-    def both(order: Tensor | None) -> Tensor:
-        a, b = by_layer[1], overall[1]
-        if order is not None:
-            a, b = a.gather(0, order), b.gather(0, order)
-        return torch.cat([correlation(by_layer[0], a), correlation(overall[0].flatten(), b.flatten())[None]])
-
-    n_neurons, n_layers = by_layer[0].shape
-    null = [both(torch.rand(n_neurons, n_layers, generator=generator).argsort(0)) for _ in range(n_draws)]
-    return both(None), torch.stack(null)

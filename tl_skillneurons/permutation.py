@@ -13,6 +13,7 @@ break that; group them into one role (``Task.from_datasets(group=...)``), and ke
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int
 from tl_skillneurons.exact_tails import bound_p
 from tl_skillneurons.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
-from tl_skillneurons.outcomes import RuleOutcomes, count_right
+from tl_skillneurons.outcomes import MOST_NUMBERS, RuleOutcomes, count_right
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +164,30 @@ def permutation_null(
         totals[-1] *= n_prompts
     exact = bound_p(outcomes, aggregate=aggregate, class_id=class_id)
     return replace(null, largest=0.5 + null.largest / (2 * totals), p_bound=exact)
+
+
+def permuted_scores(
+    outcomes: RuleOutcomes,
+    n_permutations: int,
+    *,
+    seed: int = 0,
+    aggregate: str = "mean",
+    class_id: int = 1,
+) -> Iterator[Float[Tensor, "draw layer neuron"]]:
+    """What ranks the neurons under permuted labels, a block of permutations after the other.
+
+    It grows with predictivity: ``2 * max(right, wrong) - n`` at the best position, combined over prompts.
+    """
+    drawn = permuted_labels(outcomes.labels, n_permutations, seed=seed, pairs=outcomes.pairs)
+    rows = (drawn == class_id).long()
+    n_layers = outcomes.above.shape[2]
+    at_a_time = max(1, MOST_NUMBERS // (n_layers * outcomes.d_mlp))
+    for block in rows.split(at_a_time):
+        found = torch.empty(len(block), n_layers, outcomes.d_mlp, dtype=torch.float64)
+        for layer, neurons, counted in count_right(outcomes, torch.ones_like(block), block):
+            best = torch.stack([right.abs_().amax(1) for right in counted])
+            found[:, layer, neurons] = combine(best, aggregate).double()
+        yield found
 
 
 class NullTally:

@@ -1,8 +1,10 @@
 """Do tasks share their skill neurons? (Wang et al., 2022, section 5.2)
 
-Spearman's correlation of predictivities and what the tops share, in each layer and in all. Correlated predictivities
-need a null: neurons permuted within layers, which keeps each layer's level. Whether the model uses what is shared is
-another question: :mod:`~tl_skillneurons.task_damage`.
+Spearman's correlation of predictivities and what the tops share, in each layer and in all, beside permuted labels
+(:mod:`~tl_skillneurons.score_agreement`): score with ``keep_outcomes=True``. Without them neurons are permuted in place
+of labels, and that null, like the hypergeometric one, takes neurons to be independent: too narrow, so that a Spearman
+of 0.1 or a few shared neurons may be nothing. Whether the model uses what is shared is another question:
+:mod:`~tl_skillneurons.task_damage`.
 
 What it does not show: shared neurons can do different things; and tasks on like texts share what has nothing to do
 with their labels, for example neurons that follow length or topic.
@@ -19,7 +21,8 @@ from rich.table import Table
 from tl_skillneurons._checks import require_int
 from tl_skillneurons.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.overlaps import compare_sets, rank_null
+from tl_skillneurons.overlaps import compare_sets
+from tl_skillneurons.score_agreement import agreements
 from tl_skillneurons.score_comparison import Scored, require_one_model, strength
 
 
@@ -29,8 +32,10 @@ class TaskComparison:
 
     Attributes:
         pairs: A row per pair of tasks and layer, and one over all layers (``layer`` -1): ``spearman`` of the scores,
-            the middle 95 % of what permuted neurons give (``null_low``, ``null_high``) and its two-sided ``p_value``;
-            of the tops ``n_shared``, ``jaccard``, ``chance_jaccard`` and the hypergeometric ``p_overlap``.
+            the middle 95 % of its null (``null_low``, ``null_high``), its two-sided ``p_value``, and what was
+            ``permuted`` for it, "labels" or "neurons"; of the tops ``n_shared``, ``jaccard``, of random sets
+            ``chance_jaccard`` and the hypergeometric ``p_overlap``, and under permuted labels ``p_shared`` (NaN where
+            neurons were permuted).
         names: The tasks.
     """
 
@@ -52,7 +57,17 @@ class TaskComparison:
     def to_table(self) -> Table:
         """The rows over all layers as a table to print with rich."""
         table = Table(title="Tasks by their neurons (scores on select)", title_justify="left")
-        for name in ("one", "other", "Spearman", "by luck", "shared", "Jaccard", "by luck", "p"):
+        for name in (
+            "one",
+            "other",
+            "Spearman",
+            "by luck",
+            "shared",
+            "Jaccard",
+            "by luck",
+            "p, sets",
+            "p, labels",
+        ):
             table.add_column(name, justify="left" if name in ("one", "other") else "right")
         for row in self.pairs[self.pairs.layer == -1].itertuples():
             luck = f"{row.null_low:.3f} to {row.null_high:.3f}"
@@ -61,6 +76,7 @@ class TaskComparison:
                 f"{row.jaccard:.3f}",
                 f"{row.chance_jaccard:.3f}",
                 f"{row.p_overlap:.2g}",
+                f"{row.p_shared:.2g}",
             )
             table.add_row(row.one, row.other, f"{row.spearman:.3f}", luck, *shared)
         return table
@@ -74,7 +90,7 @@ def compare_tasks(
     Args:
         scores: By the task's name, a :class:`NeuronScores` or any score of every neuron.
         amount: The tops, as a share of each layer or a count (:meth:`NeuronScores.top`).
-        n_permutations: Of the neurons within their layers, for Spearman's null.
+        n_permutations: Of each side's labels where the scores kept outcomes, else of the neurons within layers.
 
     Raises:
         ValueError: For fewer than two tasks, scores of different models, or too few permutations.
@@ -82,33 +98,23 @@ def compare_tasks(
     require_one_model(scores)
     require_draws(n_permutations, name="n_permutations")
     require_int(seed, "seed", minimum=0)
-    ranked = {name: strength(score).double() for name, score in scores.items()}
     tops = {name: score.top(amount) for name, score in scores.items()}
+    n_layers = len(strength(next(iter(scores.values()))))
+    pairs = list(combinations(scores, 2))
+    n_top = len(next(iter(tops.values()))) // n_layers
+    found = agreements(scores, pairs, n_top, n_permutations=n_permutations, seed=seed)
     rows = []
-    for one, other in combinations(scores, 2):
-        generator = torch.Generator().manual_seed(seed)
-        found, null = rank_null(ranked[one], ranked[other], n_permutations, generator)
-        n_layers = len(ranked[one])
+    for one, other in pairs:
         for layer in (*range(n_layers), -1):
             sets = [tops[name] if layer == -1 else _of_layer(tops[name], layer) for name in (one, other)]
             shared = compare_sets(*sets)
-            draws = null[:, layer]
-            low, high = draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-            extreme = int((draws.abs() >= found[layer].abs() - 1e-12).sum())
+            beside = {
+                "jaccard": shared.jaccard,
+                "chance_jaccard": shared.chance_jaccard,
+                "p_overlap": shared.p_value,
+            }
             rows.append(
-                {
-                    "one": one,
-                    "other": other,
-                    "layer": layer,
-                    "spearman": float(found[layer]),
-                    "null_low": low,
-                    "null_high": high,
-                    "p_value": (1 + extreme) / (1 + n_permutations),
-                    "n_shared": shared.n_shared,
-                    "jaccard": shared.jaccard,
-                    "chance_jaccard": shared.chance_jaccard,
-                    "p_overlap": shared.p_value,
-                }
+                {"one": one, "other": other, "layer": layer, **found[one, other].row(layer), **beside}
             )
     return TaskComparison(pd.DataFrame(rows), tuple(scores))
 

@@ -1,0 +1,146 @@
+"""How far the scores of two tasks, or of one task in two models, agree: rankings and tops, beside what luck gives.
+
+Neurons are correlated, and some answer to any labels better than others, so rankings and tops agree a little whatever
+the labels mean. The null keeps all of this: the labels of one side's ``select`` examples are permuted, and the rankings
+and tops that it then has are compared with the other side's. That takes the single answers
+(``score_neurons(..., keep_outcomes=True)``); each side that kept them is permuted in turn. Where neither did, neurons
+are permuted within their layers in place of labels, which treats them as independent: that null is too narrow.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_skillneurons.overlaps import average_ranks
+from tl_skillneurons.permutation import permuted_scores
+from tl_skillneurons.score_comparison import Scored, strength
+from tl_skillneurons.scores import NeuronScores
+
+_QUANTILES = (0.025, 0.975)
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """How far two scores agree; the last row of each is over all layers, those before it are layers.
+
+    Attributes:
+        spearman: Spearman's correlation of the neurons' scores.
+        null: The same under the null.
+        n_shared: Neurons that are in both tops.
+        shared_null: The same under permuted labels; ``None`` where neurons were permuted.
+    """
+
+    spearman: Float[Tensor, " row"]
+    null: Float[Tensor, "draw row"]
+    n_shared: Int[Tensor, " row"]
+    shared_null: Int[Tensor, "draw row"] | None
+
+    @property
+    def permuted(self) -> str:
+        """What the null permutes: "labels" or "neurons"."""
+        return "neurons" if self.shared_null is None else "labels"
+
+    def row(self, row: int) -> dict[str, float | int | str]:
+        """One row's Spearman, the middle 95 % of its null (``null_low``, ``null_high``), its two-sided ``p_value``, and
+        ``p_shared``, how often permuted labels share as many neurons (NaN where neurons were permuted)."""
+        draws, found = self.null[:, row], float(self.spearman[row])
+        low, high = draws.quantile(torch.tensor(_QUANTILES, dtype=torch.float64)).tolist()
+        above, below = int((draws >= found - 1e-12).sum()), int((draws <= found + 1e-12).sum())
+        p_shared = float("nan")
+        if self.shared_null is not None:
+            as_many = int((self.shared_null[:, row] >= self.n_shared[row]).sum())
+            p_shared = (1 + as_many) / (1 + len(draws))
+        return {
+            "spearman": found,
+            "null_low": low,
+            "null_high": high,
+            "p_value": float("nan")
+            if found != found
+            else min(1.0, 2 * (1 + min(above, below)) / (1 + len(draws))),
+            "n_shared": int(self.n_shared[row]),
+            "p_shared": p_shared,
+            "permuted": self.permuted,
+        }
+
+
+def agreements(
+    scores: Mapping[str, Scored],
+    pairs: Sequence[tuple[str, str]],
+    n_top: int,
+    *,
+    n_permutations: int = 1000,
+    seed: int = 0,
+) -> dict[tuple[str, str], Agreement]:
+    """The agreement of each of ``pairs``, names of ``scores`` of one shape; no model is run.
+
+    Args:
+        n_top: Best neurons of each layer whose overlap is counted, the lowest index first among equals.
+        n_permutations: Of each side's labels, or of the neurons.
+    """
+    ranked = {name: _Ranked.of(strength(score).double(), n_top) for name, score in scores.items()}
+    null: dict[tuple[str, str], list[Tensor]] = {pair: [] for pair in pairs}
+    shared: dict[tuple[str, str], list[Tensor]] = {pair: [] for pair in pairs}
+    for name, score in scores.items():
+        others = [pair for pair in pairs if name in pair]
+        if not others or not isinstance(score, NeuronScores) or score.outcomes is None:
+            continue
+        options = {"seed": seed, "aggregate": score.aggregate, "class_id": score.class_id}
+        for block in permuted_scores(score.outcomes, n_permutations, **options):
+            for drawn in block:
+                permuted = _Ranked.of(drawn, n_top)
+                for pair in others:
+                    other = ranked[pair[1] if pair[0] == name else pair[0]]
+                    null[pair].append(permuted.spearman(other))
+                    shared[pair].append(permuted.shared(other))
+    for pair in pairs:
+        if not null[pair]:
+            generator = torch.Generator().manual_seed(seed)
+            one, other = (ranked[name] for name in pair)
+            null[pair] = [one.spearman(other.shuffled(generator)) for _ in range(n_permutations)]
+    return {
+        (one, other): Agreement(
+            spearman=ranked[one].spearman(ranked[other]),
+            null=torch.stack(null[one, other]),
+            n_shared=ranked[one].shared(ranked[other]),
+            shared_null=torch.stack(shared[one, other]) if shared[one, other] else None,
+        )
+        for one, other in pairs
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranked:
+    """One score's ranks within layers and in all, centred and of length 1, so that products are correlations."""
+
+    by_layer: Float[Tensor, "layer neuron"]
+    overall: Float[Tensor, "layer neuron"]
+    top: Bool[Tensor, "layer neuron"]
+
+    @classmethod
+    def of(cls, score: Float[Tensor, "layer neuron"], n_top: int) -> "_Ranked":
+        by_layer = _unit(average_ranks(score.T).T)
+        overall = _unit(average_ranks(score.flatten())[None]).view(score.shape)
+        best = score.argsort(dim=1, descending=True, stable=True)[:, :n_top]
+        return cls(by_layer, overall, torch.zeros_like(score, dtype=torch.bool).scatter_(1, best, True))
+
+    def spearman(self, other: "_Ranked") -> Float[Tensor, " row"]:
+        rows = (self.by_layer * other.by_layer).sum(1)
+        return torch.cat([rows, (self.overall * other.overall).sum()[None]]).clamp(-1, 1)
+
+    def shared(self, other: "_Ranked") -> Int[Tensor, " row"]:
+        rows = (self.top & other.top).sum(1)
+        return torch.cat([rows, rows.sum()[None]])
+
+    def shuffled(self, generator: torch.Generator) -> "_Ranked":
+        """The neurons permuted within their layers."""
+        order = torch.rand(self.by_layer.shape, generator=generator).argsort(1)
+        return _Ranked(*(part.gather(1, order) for part in (self.by_layer, self.overall, self.top)))
+
+
+def _unit(rows: Float[Tensor, "row item"]) -> Float[Tensor, "row item"]:
+    """Centred rows of length 1; NaN where all are equal, so that a correlation with them is not a number."""
+    centred = rows - rows.mean(1, keepdim=True)
+    return centred / centred.norm(dim=1, keepdim=True)

@@ -64,6 +64,9 @@ def test_every_prompt_answers_every_task_and_similarities_are_what_they_say(thre
     vectors = [prompts[name].embedding.detach() for name in "ab"]
     cosines = [torch.nn.functional.cosine_similarity(x, y, dim=0) for x in vectors[0] for y in vectors[1]]
     assert row.cosine == pytest.approx(float(sum(cosines) / len(cosines)))
+    n = len(split)
+    exact = stats.binomtest(round(row.accuracy * n), n).proportion_ci(method="exact")
+    assert (row.accuracy_low, row.accuracy_high) == pytest.approx((exact.low, exact.high))
     own = found.matrix("relative").to_numpy().diagonal()
     assert all(
         value == pytest.approx(1) or value != value for value in own
@@ -79,10 +82,13 @@ def test_every_prompt_answers_every_task_and_similarities_are_what_they_say(thre
     assert "cosine foretells it: Spearman" in printed and "over 6 orders of the tasks" in printed
 
 
-def test_low_and_high_are_the_extremes_of_leaving_out_each_task_in_turn(monkeypatch):
+def test_beside_the_interval_stand_the_extremes_of_leaving_out_each_task_in_turn(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    better = lambda *args, **options: 0.85 + 0.1 * float(torch.rand((), generator=generator))  # noqa: E731
-    monkeypatch.setattr(transfer, "accuracy", better)
+
+    def mostly_right(prompted, texts, labels, batches):
+        return (torch.rand(len(texts), generator=generator) < 0.9).double()
+
+    monkeypatch.setattr(transfer, "_right_answers", mostly_right)
     model = tiny.bridge("gpt2")
     names = "abcd"
     tasks = {name: task_of(tiny.sentences(54, seed=seed)) for seed, name in enumerate(names)}
@@ -97,11 +103,15 @@ def test_low_and_high_are_the_extremes_of_leaving_out_each_task_in_turn(monkeypa
         x, y = (torch.tensor(frame.loc[rest, rest].to_numpy()) for frame in (similar, relative))
         left.append(stats.spearmanr(away(x), away(y)).statistic)
     row = found.foretold.set_index("similarity").loc["cosine"]
-    assert (row.low, row.high) == pytest.approx((min(left), max(left))) and row.low < row.high
+    assert (row.least_without, row.most_without) == pytest.approx((min(left), max(left)))
+    assert row.least_without < row.most_without and -1 <= row.low < row.correlation < row.high <= 1
+    pairs = found.pairs[found.pairs.source != found.pairs.target]
+    assert (pairs.relative_low <= pairs.relative).all() and (pairs.relative <= pairs.relative_high).all()
 
 
 def test_an_own_prompt_that_may_only_guess_is_warned_of(three, monkeypatch):
-    monkeypatch.setattr(transfer, "accuracy", lambda *args, **options: 10 / 15)
+    ten = torch.tensor([1.0] * 10 + [0.0] * 5, dtype=torch.float64)
+    monkeypatch.setattr(transfer, "_right_answers", lambda *args: ten)
     with pytest.warns(UserWarning) as warned:
         skn.transfer_prompts(*three, progress=False)
     said = " ".join(str(one.message) for one in warned)

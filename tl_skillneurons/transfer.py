@@ -23,13 +23,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from rich.table import Table
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.effects import accuracy
 from tl_skillneurons.overlaps import spearman
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.score_comparison import require_one_model
@@ -38,6 +37,8 @@ from tl_skillneurons.soft_prompt import SoftPrompt
 from tl_skillneurons.statistics import clopper_pearson
 from tl_skillneurons.task import Task
 
+_N_BOOTSTRAP = 1000
+_ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)
 _FEWEST = 5  # tasks: 4 have 24 orders, and a p-value of 0.05 needs one in 20 of them
 
 
@@ -46,12 +47,16 @@ class PromptTransfer:
     """How prompts do on each other's tasks, and what foretells it.
 
     Attributes:
-        pairs: A row per ``source`` and ``target``: ``accuracy`` of the source's prompt on the target, ``own`` of the
-            target's own prompt, ``relative``; and the similarities ``skill``, ``activated``, ``cosine``.
+        pairs: A row per ``source`` and ``target``: ``accuracy`` of the source's prompt on the target with its exact
+            interval (``accuracy_low``, ``accuracy_high``), ``own`` of the target's own prompt, ``guessing``, and
+            ``relative`` with its bootstrap interval over the target's examples (``relative_low``, ``relative_high``);
+            and the similarities ``skill``, ``activated``, ``cosine``.
         foretold: A row per similarity: Spearman's ``correlation`` with ``relative`` over ordered pairs of different
-            tasks; ``low`` and ``high``, the lowest and the highest of the correlations that are left when each task in
-            turn is taken out with all its pairs: how far a single task matters, not a confidence interval (NaN where
-            none is defined, as with three tasks); Mantel's ``p_value``, ``n_pairs``, ``n_orders``.
+            tasks, and its bootstrap interval over the examples of all targets (``low``, ``high``), which says nothing
+            of other tasks; the lowest and the highest of the correlations that are left when each task in turn is
+            taken out with all its pairs (``least_without``, ``most_without``; NaN where none is defined, as with three
+            tasks); Mantel's ``p_value``, ``n_pairs``, ``n_orders``. Draws in which an own prompt only guesses are left
+            out of the intervals.
     """
 
     pairs: pd.DataFrame
@@ -72,8 +77,9 @@ class PromptTransfer:
             title=f"Accuracy on {self.pairs.role.iloc[0]} (relative to the task's own prompt)",
             title_justify="left",
             caption="\n".join(
-                f"{row.similarity} foretells it: Spearman {row.correlation:.3f} ({row.low:.3f} to {row.high:.3f} with "
-                f"one task left out), p {row.p_value:.2g} over {row.n_orders} orders of the tasks"
+                f"{row.similarity} foretells it: Spearman {row.correlation:.3f} ({row.low:.3f} to {row.high:.3f} over "
+                f"examples, {row.least_without:.3f} to {row.most_without:.3f} with one task left out), "
+                f"p {row.p_value:.2g} over {row.n_orders} orders of the tasks"
                 for row in self.foretold.itertuples()
             ),
             caption_justify="left",
@@ -135,18 +141,21 @@ def transfer_prompts(
             stacklevel=2,
         )
     batches = {"batch_size": batch_size, "batch_tokens": batch_tokens}
-    right = torch.empty(len(tasks), len(tasks), dtype=torch.float64)
+    answers: list[Tensor] = []  # of each target, [source, example]: 1 where right
     guessing = torch.empty(len(tasks), dtype=torch.float64)
     with progress_bar(f"every prompt on every {role}", len(tasks) ** 2, show=progress) as advance:
         for column, (target, task) in enumerate(tasks.items()):
             split = task.split(role)
             guessing[column] = max(task.class_counts(role)) / len(split)
-            for row, (source, prompt) in enumerate(prompts.items()):
+            labels, rows = torch.tensor(split["label"]), []
+            for source, prompt in prompts.items():
                 prompted = PromptedModel(model, prompt, task.label_words)
-                right[row, column] = accuracy(prompted, list(split["text"]), list(split["label"]), **batches)
-                advance(note=f"{source} on {target}: {right[row, column]:.3f}")
+                rows.append(_right_answers(prompted, list(split["text"]), labels, batches))
+                advance(note=f"{source} on {target}: {float(rows[-1].mean()):.3f}")
+            answers.append(torch.stack(rows))
+    right = torch.stack([rows.mean(1) for rows in answers], dim=1)
     own = right.diagonal()
-    relative = torch.where(own > guessing, (right - guessing) / (own - guessing), torch.nan)
+    relative = _relative(right, guessing)
     useless = [name for name, ok in zip(tasks, (own > guessing).tolist(), strict=True) if not ok]
     if useless:
         warnings.warn(
@@ -171,10 +180,16 @@ def transfer_prompts(
         "activated": _each_pair(scores, _activated),
         "cosine": _each_pair(prompts, _cosine),
     }
+    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+    drawn = torch.stack([_relative(_resampled(answers, generator), guessing) for _ in range(_N_BOOTSTRAP)])
+    ends = drawn.nanquantile(_ENDS, dim=0)
     rows = []
     for (i, source), (j, target) in itertools.product(enumerate(tasks), enumerate(tasks)):
         row = {"source": source, "target": target, "accuracy": float(right[i, j]), "own": float(own[j])}
-        row |= {"guessing": float(guessing[j]), "relative": float(relative[i, j])}
+        low, high = clopper_pearson(int(answers[j][i].sum()), answers[j].shape[1])
+        row |= {"accuracy_low": low, "accuracy_high": high, "guessing": float(guessing[j])}
+        row |= {"relative": float(relative[i, j])}
+        row |= {"relative_low": float(ends[0, i, j]), "relative_high": float(ends[1, i, j])}
         rows.append({**row, **{name: float(matrix[i, j]) for name, matrix in similar.items()}})
     foretold = []
     for name, matrix in similar.items():
@@ -183,14 +198,41 @@ def transfer_prompts(
             _off_diagonal_rank(matrix[rest][:, rest], relative[rest][:, rest])
             for rest in ([k for k in range(len(tasks)) if k != left] for left in range(len(tasks)))
         ]
-        known = [value for value in without if not math.isnan(value)]
-        low, high = (min(known), max(known)) if known else (float("nan"), float("nan"))
-        foretold.append(
-            {"similarity": name, "correlation": found[0], "low": low, "high": high, "p_value": found[1]}
-        )
+        known = [value for value in without if not math.isnan(value)] or [math.nan]
+        over_draws = torch.tensor([_off_diagonal_rank(matrix, one) for one in drawn], dtype=torch.float64)
+        low, high = (math.nan,) * 2 if math.isnan(found[0]) else over_draws.nanquantile(_ENDS).tolist()
+        row = {"similarity": name, "correlation": found[0], "low": low, "high": high}
+        row |= {"least_without": min(known), "most_without": max(known), "p_value": found[1]}
+        foretold.append(row)
     n_orders = min(math.factorial(len(tasks)), n_permutations + 1)
     frame = pd.DataFrame(foretold).assign(n_pairs=len(tasks) * (len(tasks) - 1), n_orders=n_orders)
     return PromptTransfer(pd.DataFrame(rows).assign(role=role), frame)
+
+
+def _right_answers(
+    prompted: PromptedModel, texts: list[str], labels: Int[Tensor, " example"], batches: dict[str, Any]
+) -> Float[Tensor, " example"]:
+    with torch.no_grad():
+        return (prompted.class_logits(texts, **batches).argmax(1).cpu() == labels).double()
+
+
+def _relative(
+    right: Float[Tensor, "source target"], guessing: Float[Tensor, " target"]
+) -> Float[Tensor, "source target"]:
+    """Accuracy above guessing as a share of the own prompt's; NaN where that one is no better than guessing."""
+    own = right.diagonal()
+    return torch.where(own > guessing, (right - guessing) / (own - guessing), torch.nan)
+
+
+def _resampled(
+    answers: list[Float[Tensor, "source _"]], generator: torch.Generator
+) -> Float[Tensor, "source target"]:
+    """Accuracies on as many examples of each target, drawn with replacement, the same for all prompts."""
+    columns = []
+    for rows in answers:
+        n = rows.shape[1]
+        columns.append(rows[:, torch.randint(n, (n,), generator=generator)].mean(1))
+    return torch.stack(columns, dim=1)
 
 
 def mantel(

@@ -144,6 +144,8 @@ def test_checkpoints_of_other_shapes_are_named_before_anything_is_measured(tmp_p
         config.num_hidden_layers = 2 if name == "llama" else 3
         config.architectures = [{"llama": "LlamaForCausalLM", "stablelm": "StableLmForCausalLM"}[name]]
         config.save_pretrained(tmp_path / name)
+        for file in ("model.safetensors", "tokenizer.json"):  # never read, since the configs differ
+            (tmp_path / name / file).touch()
     message = r"one shape: 'a' has \[n_layers, d_mlp, d_model\] = \[2, 48, 32\], 'b' has \[3, 48, 32\]"
     with pytest.raises(ValueError, match=message):
         skn.over_checkpoints(
@@ -163,11 +165,11 @@ def test_checkpoints_of_other_shapes_are_named_before_anything_is_measured(tmp_p
     [
         ("a", {}, "at least two checkpoints by name"),
         ("ab", {"prompts": "first"}, "prompts must be one of 'each', 'last', got 'first'"),
-        ("ab", {"prompts": []}, "got none beside prompts"),
+        ("ab", {"prompts": []}, "at least one soft prompt to carry over, got none"),
         (
             "ab",
             {"prompts": [planted.prompt()], "n_steps": 3},
-            r"got settings of tuning \(n_steps\) beside prompts",
+            r"tuned already, got settings of tuning as well \(n_steps\)",
         ),
         ("ab", {"n_permutations": 5}, "n_permutations must be at least 19"),
         ("ab", {"n_random": 5}, "n_random must be at least 19"),
@@ -184,7 +186,9 @@ def test_what_cannot_be_compared_is_refused(names, options, message):
 
 def test_hub_names_with_a_revision_become_names_of_folders_and_places():
     assert file_name("EleutherAI/pythia-70m@step1000") == "EleutherAI-pythia-70m-step1000"
-    assert stated_shape("made", lambda: None) is None and stated_shape("packaged", "minilm") is None
+    assert stated_shape(lambda: None) is None and stated_shape("minilm") is None
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        stated_shape("./nowhere/at/all")
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert", "llama", "phi3"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_skillneurons._files import fingerprint
-from tl_skillneurons.loading import load_model, read_config
+from tl_skillneurons.loading import load_model, stated_config
 from tl_skillneurons.packaged import PACKAGED
 from tl_skillneurons.sites import neuron_shape, require_supported
 from tl_skillneurons.soft_prompt import describe_model
@@ -53,21 +53,17 @@ def shape_of(model: Any) -> tuple[int, ...]:
     return (*neuron_shape(model), int(model.cfg.d_model))
 
 
-def stated_shape(name: str, where: Checkpoint) -> tuple[int, ...] | None:
-    """``(n_layers, d_mlp or 0, d_model)`` as far as it is known before weights are read."""
+def stated_shape(where: Checkpoint) -> tuple[int, ...] | None:
+    """``(n_layers, d_mlp, d_model)`` as far as it is known before weights are read: 0 or ``None`` is not known."""
     if hasattr(where, "cfg"):
         require_supported(where)
         return shape_of(where)
-    if not isinstance(where, (str, os.PathLike)):
+    if not isinstance(where, (str, os.PathLike)) or os.fspath(where) in PACKAGED:
         return None
     source, revision = _parts(where)
-    if source in PACKAGED:
-        return None
-    config = read_config(source, source, revision)
-    width = next(
-        (v for k in ("intermediate_size", "ffn_dim", "n_inner") if (v := getattr(config, k, None))), 0
-    )
-    return (config.num_hidden_layers, width, config.hidden_size)
+    config = stated_config(source, revision=revision)
+    widths = (getattr(config, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner"))
+    return (config.num_hidden_layers, next((width for width in widths if width), 0), config.hidden_size)
 
 
 def require_one_shape(shapes: Mapping[str, tuple[int, ...] | None]) -> None:

@@ -99,11 +99,7 @@ def over_checkpoints(
     require_int(seed, "seed", minimum=0)
     names = require_checkpoints(checkpoints)
     carried = _carried(prompts, tuning)
-    require_one_shape({name: stated_shape(name, where) for name, where in checkpoints.items()})
-    if folder is not None:
-        require_writable(folder)
     console = Console(file=sys.stderr, quiet=not progress)
-    shapes: dict[str, tuple[int, ...]] = {}
     settings = {
         "task": task.fingerprint,
         "n_permutations": n_permutations,
@@ -113,6 +109,17 @@ def over_checkpoints(
         "carried": prompts if carried is None else [fingerprint(*p.parameters()) for p in carried],
     }
 
+    def place(name: str) -> Path | None:
+        return None if folder is None else Path(folder) / file_name(name)
+
+    kept = {name: {**settings, "checkpoint": identity(checkpoints[name])} for name in names}
+    measured = {name: found for name in names if (found := _load(place(name), kept[name])) is not None}
+    shapes = {name: stated_shape(checkpoints[name]) for name in names if name not in measured}
+    shapes |= {name: (one.scores.n_layers, one.scores.d_mlp, 0) for name, one in measured.items()}
+    require_one_shape({name: shapes[name] for name in names})
+    if folder is not None:
+        require_writable(folder)
+
     def boot(name: str) -> Any:
         model = boot_checkpoint(checkpoints[name], device, dtype)
         shapes[name] = n_layers, d_mlp, _ = shape_of(model)
@@ -121,18 +128,13 @@ def over_checkpoints(
         selection_size(n_top, n_layers * d_mlp, per="model")
         return model
 
-    def place(name: str) -> Path | None:
-        return None if folder is None else Path(folder) / file_name(name)
-
-    kept = {name: {**settings, "checkpoint": identity(checkpoints[name])} for name in names}
-    measured = {name: found for name in names if (found := _load(place(name), kept[name])) is not None}
     if prompts == "last" and len(measured) < len(names):
-        console.print(f"{names[-1]}: the prompts that all others get", highlight=False)
+        console.print(f"{names[-1]}: the prompts that all others get", highlight=False, markup=False)
         at = place(names[-1])
         carried, _ = _fit(boot(names[-1]), task, None if at is None else at / PROMPTS, None, tuning, progress)
     for number, name in enumerate(names):
         if name not in measured:
-            console.print(f"{name} ({number + 1} of {len(names)})", highlight=False)
+            console.print(f"{name} ({number + 1} of {len(names)})", highlight=False, markup=False)
             at = place(name)
             found = _measure(boot(name), task, carried, at, n_permutations, seed, tuning, progress)
             if at is not None:
@@ -226,10 +228,12 @@ def _carried(prompts: Any, tuning: Mapping[str, Any]) -> list[SoftPrompt] | None
         require_option(prompts, "prompts", WHENCE)
         return None
     chosen = [prompts] if isinstance(prompts, SoftPrompt) else list(prompts)
-    if not chosen or tuning:
-        what = f"settings of tuning ({', '.join(tuning)})" if tuning else "none"
+    if not chosen:
+        raise ValueError("prompts must hold at least one soft prompt to carry over, got none")
+    if tuning:
         raise ValueError(
-            f"give prompts to carry over, or settings to tune them by, got {what} beside prompts"
+            f"prompts that are carried over are tuned already, got settings of tuning as well ({', '.join(tuning)}); "
+            "leave these out, or let prompts be 'each' or 'last'"
         )
     return chosen
 

@@ -97,6 +97,17 @@ def load_model(
     return model
 
 
+def stated_config(name_or_path: str | os.PathLike[str], *, revision: str | None = None) -> Any:
+    """The Hugging Face config of a model that :func:`load_model` would load; no weights are read.
+
+    Raises:
+        ValueError, FileNotFoundError, PermissionError, ConnectionError: As :func:`load_model` does.
+    """
+    name, source, local = _find(name_or_path, verbose=False)
+    with _load_errors(name, source, local), quiet():
+        return read_config(name, source, revision)
+
+
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     text = dtype.removeprefix("torch.") if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
     return getattr(torch, require_option(text, "dtype", _DTYPES))

@@ -88,7 +88,7 @@ __all__ = [
 
 _MODULES = {
     "AblationEffect": "effects",
-    "AccuracyWithoutWords": "word_controls",
+    "AccuracyWithoutWords": "strong_words",
     "AdaptedModel": "adaptation",
     "Calibration": "calibration",
     "ChanceLevel": "statistics",
@@ -96,7 +96,7 @@ _MODULES = {
     "Diagnosis": "diagnosis",
     "EffectPanel": "panel",
     "InputCache": "input_cache",
-    "LabelWordComparison": "word_controls",
+    "LabelWordComparison": "label_words",
     "NeuronAttribution": "attribution",
     "NeuronPatching": "patching",
     "NeuronScores": "scores",
@@ -120,14 +120,14 @@ _MODULES = {
     "ablate": "ablation",
     "ablation_effect": "effects",
     "accuracy": "effects",
-    "accuracy_without_words": "word_controls",
+    "accuracy_without_words": "strong_words",
     "adapt": "adaptation",
     "answer_targets": "other_scores",
     "attribute_neurons": "attribution",
     "best_of_chance": "statistics",
     "check_calibration": "calibration",
     "combine_neurons": "combining",
-    "compare_label_words": "word_controls",
+    "compare_label_words": "label_words",
     "compare_readings": "readings",
     "compare_scores": "score_comparison",
     "compare_sets": "overlaps",
@@ -179,6 +179,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.gradient_scores import score_gradients
     from tl_skillneurons.input_cache import InputCache
     from tl_skillneurons.kept_activations import neuron_activations
+    from tl_skillneurons.label_words import LabelWordComparison, compare_label_words
     from tl_skillneurons.loading import load_model
     from tl_skillneurons.measuring import measure_effects
     from tl_skillneurons.neurons import NeuronSet
@@ -204,18 +205,13 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.soft_prompt import SoftPrompt
     from tl_skillneurons.statistic import NeuronStatistic
     from tl_skillneurons.statistics import ChanceLevel, best_of_chance
+    from tl_skillneurons.strong_words import AccuracyWithoutWords, accuracy_without_words
     from tl_skillneurons.task import Task
     from tl_skillneurons.task_damage import TaskDamage, measure_damage
     from tl_skillneurons.task_similarity import TaskComparison, compare_tasks
     from tl_skillneurons.trajectory import PromptTrajectory, prompt_trajectory
     from tl_skillneurons.transfer import PromptTransfer, transfer_prompts
     from tl_skillneurons.tuning import fit_soft_prompts
-    from tl_skillneurons.word_controls import (
-        AccuracyWithoutWords,
-        LabelWordComparison,
-        accuracy_without_words,
-        compare_label_words,
-    )
     from tl_skillneurons.words import weight_words, word_selectivity
 
 else:

@@ -22,7 +22,7 @@ activation at the text's own tokens (:mod:`~tl_skillneurons.position_share`); ``
 prompt positions never changes. Long texts have more words, so one that follows length can be called all of these.
 
 What it does not show: a neuron can follow a set of words, each of which explains little. Texts without the strongest
-words (:mod:`~tl_skillneurons.word_controls`, ``minimal_pairs(disjoint_words=True)``) tell more.
+words (:mod:`~tl_skillneurons.strong_words`, ``minimal_pairs(disjoint_words=True)``) tell more.
 """
 
 import re

@@ -35,7 +35,9 @@ def prune(
 
     Args:
         keep: The neurons that stay, in ascending order of their index within each layer.
-        values: What the dropped neurons are held at, such as ``scores.mean_baseline()``.
+        values: What the dropped neurons are held at, everywhere: ``scores.mean_baseline()`` at the prompt, as in the
+            paper, or their mean at the text, ``score_neurons(model, None, task, positions="mean").mean_baseline()``,
+            which is nearer to what they do at most positions.
         layers: The layers to prune; the others keep all their neurons. ``None`` prunes every layer.
 
     Raises:

@@ -48,7 +48,8 @@ class AdaptedModel:
     """A copy of a model that has learned a task without its MLP weights.
 
     Attributes:
-        model: The adapted ``TransformerBridge``, frozen and in eval mode.
+        model: The adapted ``TransformerBridge``, frozen and in eval mode; adapters are permanent hooks of it, which
+            ``reset_hooks()`` leaves and ``reset_hooks(including_permanent=True)`` takes away.
         prompt: The untrained virtual tokens that the text stands beside, with the linear read-out that was trained
             where the model has no language-model head.
         how: "lora", "bitfit" or "adapter".

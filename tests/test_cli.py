@@ -75,7 +75,7 @@ def test_find_writes_a_run_folder_whose_json_holds_every_number_it_prints(cli, d
 
 
 def test_the_printed_numbers_are_those_of_the_plain_python_calls(cli, data, tmp_path, skn):
-    from tl_skillneurons.task_data import load_splits
+    from tl_skillneurons.tasks.sources import load_splits
 
     out = tmp_path / "run"
     assert run(cli, *quick(data, out)).exit_code == 0

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tl_skillneurons._grammar import GRAMMARS, n_fillings, slots
-from tl_skillneurons.pairs import minimal_pairs
+from tl_skillneurons.tasks._grammar import GRAMMARS, n_fillings, slots
+from tl_skillneurons.tasks.minimal_pairs import minimal_pairs
 
 KINDS = sorted(GRAMMARS)
 ROLES = ("train", "select", "report")
@@ -138,7 +138,7 @@ def test_subject_verb_stops_before_the_verb_and_has_attractors_of_either_number(
 
 def test_the_seed_decides_in_every_process():
     script = (
-        "from tl_skillneurons.pairs import minimal_pairs\n"
+        "from tl_skillneurons.tasks.minimal_pairs import minimal_pairs\n"
         "print(minimal_pairs(n_pairs=50, disjoint_words=True, seed=3).fingerprint)"
     )
     env = {**os.environ, "PYTHONHASHSEED": "11", "PYTHONPATH": str(Path(__file__).parents[1])}

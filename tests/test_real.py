@@ -101,7 +101,7 @@ def test_scores_of_a_real_model_do_not_depend_on_the_batch_size(skn, models):
 
 @pytest.mark.skipif(not SST2.exists(), reason="the SST-2 files that stand beside the checkout are not here")
 def test_minilm_learns_sst2_and_its_best_neurons_beat_chance_on_report(skn, models):
-    from tl_skillneurons.task_data import load_splits
+    from tl_skillneurons.tasks.sources import load_splits
 
     model, _ = models["minilm"]
     task = skn.Task.from_datasets(load_splits(SST2), template="{text}", label_words=WORDS, name="sst2")

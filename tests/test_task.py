@@ -10,10 +10,10 @@ import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from tl_skillneurons.task import Task
-from tl_skillneurons.task_data import load_splits
-from tl_skillneurons.task_drawing import apportion
-from tl_skillneurons.task_roles import ROLES
+from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.sources import load_splits
+from tl_skillneurons.tasks.drawing import apportion
+from tl_skillneurons.tasks.roles import ROLES
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 WORDS = {0: " bad", 1: " good"}
@@ -257,7 +257,7 @@ def test_groupings_that_make_no_sense_are_refused(scheme, message):
 # Fingerprint
 
 SCRIPT = """
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 data = [{"text": f"example {i}", "label": i % 2} for i in range(40)]
 print(Task.from_datasets(data, template="{text}", label_words={0: " bad", 1: " good"}, name="x").fingerprint)
 """

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 import tl_skillneurons as skn
-from tl_skillneurons.task_groups import near_duplicates
+from tl_skillneurons.tasks.groups import near_duplicates
 
 WORDS = {0: " no", 1: " yes"}
 

@@ -114,7 +114,7 @@ _MODULES = {
     "ScoreComparison": "score_comparison",
     "SelectedAccuracy": "selected",
     "SoftPrompt": "soft_prompt",
-    "Task": "task",
+    "Task": "tasks.task",
     "TaskComparison": "task_similarity",
     "TaskDamage": "task_damage",
     "ablate": "ablation",
@@ -144,7 +144,7 @@ _MODULES = {
     "measure_damage": "task_damage",
     "measure_effects": "measuring",
     "measure_scores": "other_scores",
-    "minimal_pairs": "pairs",
+    "minimal_pairs": "tasks.minimal_pairs",
     "neuron_activations": "kept_activations",
     "over_checkpoints": "checkpoints",
     "packaged_model": "packaged",
@@ -187,7 +187,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.outcomes import RuleOutcomes
     from tl_skillneurons.overlaps import Overlap, compare_sets
     from tl_skillneurons.packaged import packaged_model
-    from tl_skillneurons.pairs import minimal_pairs
+    from tl_skillneurons.tasks.minimal_pairs import minimal_pairs
     from tl_skillneurons.panel import EffectPanel
     from tl_skillneurons.patching import NeuronPatching, patch_neurons
     from tl_skillneurons.permutation import PermutationNull
@@ -206,7 +206,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.statistic import NeuronStatistic
     from tl_skillneurons.statistics import ChanceLevel, best_of_chance
     from tl_skillneurons.strong_words import AccuracyWithoutWords, accuracy_without_words
-    from tl_skillneurons.task import Task
+    from tl_skillneurons.tasks.task import Task
     from tl_skillneurons.task_damage import TaskDamage, measure_damage
     from tl_skillneurons.task_similarity import TaskComparison, compare_tasks
     from tl_skillneurons.trajectory import PromptTrajectory, prompt_trajectory

@@ -19,7 +19,7 @@ from tl_skillneurons.batches import run_batches
 from tl_skillneurons.positions import PromptedTokens
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.soft_prompt import SoftPrompt
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 
 KEYS = ("text", "special", "prompt")
 """What is attended to: the text's own tokens, its special tokens (BOS, [CLS], [SEP]), the prompt positions."""

@@ -16,7 +16,7 @@ from tl_skillneurons.score_agreement import agreements
 from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.selection import top_neurons
 from tl_skillneurons.statistics import rank_p_value
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 
 
 @dataclass(frozen=True, eq=False)

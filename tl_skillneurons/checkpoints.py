@@ -44,7 +44,7 @@ from tl_skillneurons.scoring import require_two_classes, rule_accuracy, score_ne
 from tl_skillneurons.selection import selection_size
 from tl_skillneurons.sites import neuron_shape, require_supported
 from tl_skillneurons.soft_prompt import SoftPrompt
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.tuning import fit_soft_prompts
 
 KIND = "checkpoint measures"

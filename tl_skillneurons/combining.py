@@ -27,7 +27,7 @@ from tl_skillneurons.scoring import describe_prompt, require_sees_text
 from tl_skillneurons.selected import chosen_activations
 from tl_skillneurons.soft_prompt import SoftPrompt
 from tl_skillneurons.statistics import clopper_pearson
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 
 
 def combine_neurons(

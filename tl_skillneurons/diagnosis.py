@@ -33,7 +33,7 @@ from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.scoring import as_list, require_measured_here, score_neurons
 from tl_skillneurons.sites import neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ from tl_skillneurons.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens, describe_model
 from tl_skillneurons.statistic import NeuronStatistic
 from tl_skillneurons.streaming import reading, stand_alike
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 
 KINDS = ("gradient", "conductance")
 

@@ -33,7 +33,7 @@ from tl_skillneurons.scoring import require_two_classes
 from tl_skillneurons.sites import head_hooks, neuron_hooks, neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt
 from tl_skillneurons.statistics import rank_p_value
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 
 Head = tuple[int, int]
 """A head's layer and its number there."""

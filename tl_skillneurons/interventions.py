@@ -30,7 +30,7 @@ from tl_skillneurons.ablation import Hook, ablate
 from tl_skillneurons.kept_activations import neuron_activations
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompted import PromptedModel
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 
 INTERVENTIONS = (
     "zero",

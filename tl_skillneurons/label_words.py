@@ -29,7 +29,7 @@ from tl_skillneurons.scoring import require_two_classes, score_neurons
 from tl_skillneurons.selected import rule_answers
 from tl_skillneurons.sites import has_language_model_head, model_label, require_supported
 from tl_skillneurons.soft_prompt import SoftPrompt
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.tokenizing import label_token_ids
 from tl_skillneurons.tuning import fit_soft_prompts
 

@@ -38,7 +38,7 @@ from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.selection import selection_size
 from tl_skillneurons.sites import neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, describe_model
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 
 
 def measure_effects(

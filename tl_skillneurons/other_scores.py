@@ -32,7 +32,7 @@ from tl_skillneurons.soft_prompt import SoftPrompt, describe_model
 from tl_skillneurons.statistic import NeuronStatistic
 from tl_skillneurons.streaming import READINGS, stand_alike
 from tl_skillneurons.tallies import threshold
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 
 LABEL_SCORES = (*OF_VALUES, *OF_HITS, "best_threshold")
 ANSWERS = ("confidence", "probability", "loss", "logit_diff")

@@ -17,7 +17,7 @@ from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.sites import neuron_shape
 from tl_skillneurons.streaming import stream_activations
 from tl_skillneurons.tallies import Summary, add_moments, count_above, moments, summarize, threshold
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 
 
 def summaries(

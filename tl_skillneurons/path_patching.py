@@ -33,7 +33,7 @@ from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.sites import head_hooks, neuron_hooks, neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens
 from tl_skillneurons.statistics import rank_p_value
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,7 @@ from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.scoring import as_list, require_measured_here, require_sees_text
 from tl_skillneurons.soft_prompt import SoftPrompt
 from tl_skillneurons.statistics import clopper_pearson
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.tuning_steps import embedding_rows
 
 _N_SAMPLED = 2000  # words, and random directions, that percentiles come from

@@ -39,7 +39,7 @@ from tl_skillneurons.sites import neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, describe_model, model_differences
 from tl_skillneurons.streaming import READINGS, stand_alike
 from tl_skillneurons.tallies import Summary
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 
 
 def score_neurons(

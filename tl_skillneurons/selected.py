@@ -21,7 +21,7 @@ from tl_skillneurons.scores import NeuronScores, best_positions
 from tl_skillneurons.scoring import as_list, require_measured_here
 from tl_skillneurons.soft_prompt import SoftPrompt
 from tl_skillneurons.streaming import stream_activations
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 
 
 @dataclass(frozen=True, eq=False)

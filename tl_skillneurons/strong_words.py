@@ -29,7 +29,7 @@ from tl_skillneurons.scoring import as_list, require_two_classes
 from tl_skillneurons.selected import rule_answers
 from tl_skillneurons.soft_prompt import SoftPrompt
 from tl_skillneurons.statistics import rank_p_value
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.words import distinct_words, word_correlations, word_presence
 
 _MOST_NUMBERS = 2**24  # of one run's answers: 128 MB in float64

@@ -20,7 +20,7 @@ from tl_skillneurons.effects import ablation_effect
 from tl_skillneurons.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.soft_prompt import SoftPrompt
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 
 _ALPHA = 0.05
 

@@ -35,7 +35,7 @@ from tl_skillneurons.selected import rule_answers
 from tl_skillneurons.selection import top_neurons
 from tl_skillneurons.soft_prompt import SoftPrompt
 from tl_skillneurons.statistics import clopper_pearson
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 
 _ALPHA = 0.05
 

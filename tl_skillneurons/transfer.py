@@ -35,7 +35,7 @@ from tl_skillneurons.score_comparison import require_one_model
 from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.soft_prompt import SoftPrompt
 from tl_skillneurons.statistics import clopper_pearson
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 
 _N_BOOTSTRAP = 1000
 _ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)

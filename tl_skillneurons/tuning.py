@@ -42,7 +42,7 @@ from tl_skillneurons.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.sites import frozen, has_language_model_head, is_causal, require_supported
 from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens, describe_model
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.tokenizing import text_token_ids
 from tl_skillneurons.tuning_state import (
     TuningState,

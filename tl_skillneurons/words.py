@@ -43,7 +43,7 @@ from tl_skillneurons.position_share import position_share
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.sites import neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.tuning_steps import embedding_rows
 
 _MOST_NUMBERS = 2**22  # of one chunk of columns: 32 MB in float64

@@ -32,7 +32,7 @@ from tl_skillneurons.pre_activations import decompose_batch
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.scoring import require_two_classes
 from tl_skillneurons.soft_prompt import SoftPrompt
-from tl_skillneurons.task import Task
+from tl_skillneurons.tasks.task import Task
 
 _BATCH_TOKENS = 512  # a decomposition holds gradients for every neuron, so its batches are small
 Head = tuple[int, int]

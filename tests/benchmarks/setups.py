@@ -12,7 +12,7 @@ import transformers
 
 import tl_skillneurons as skn
 from tl_skillneurons.positions import PromptedTokens
-from tl_skillneurons.task_data import load_splits
+from tl_skillneurons.tasks.sources import load_splits
 
 _DATA = Path(__file__).parents[3] / "shared" / "data"
 _HUB = {"sst2": "stanfordnlp/sst2", "imdb": "stanfordnlp/imdb"}

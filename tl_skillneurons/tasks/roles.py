@@ -1,6 +1,6 @@
 """Which examples serve which role: splits chosen by name, missing roles made, no text in two roles.
 
-The roles and what they are for: see :mod:`~tl_skillneurons.task`.
+The roles and what they are for: see :mod:`~tl_skillneurons.tasks.task`.
 """
 
 import itertools
@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tl_skillneurons._checks import listed, near, require_option
-from tl_skillneurons.task_columns import Columns, column, column_names, each_once, take
-from tl_skillneurons.task_drawing import stratified
-from tl_skillneurons.task_reading import HIDDEN
+from tl_skillneurons.tasks.columns import Columns, column, column_names, each_once, take
+from tl_skillneurons.tasks.drawing import stratified
+from tl_skillneurons.tasks.reading import HIDDEN
 
 ROLES = ("train", "baseline", "select", "report")
 """What examples are used for, earliest first."""

@@ -25,11 +25,11 @@ from typing import Any
 from datasets import Dataset
 
 from tl_skillneurons._checks import require_int, require_option
-from tl_skillneurons._grammar import GRAMMARS, Grammar, Twin, fill, n_fillings
-from tl_skillneurons.task import Task
-from tl_skillneurons.task_columns import as_dataset
-from tl_skillneurons.task_drawing import apportion
-from tl_skillneurons.task_roles import ROLES
+from tl_skillneurons.tasks._grammar import GRAMMARS, Grammar, Twin, fill, n_fillings
+from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.columns import as_dataset
+from tl_skillneurons.tasks.drawing import apportion
+from tl_skillneurons.tasks.roles import ROLES
 
 SHARES = {"train": 50, "select": 25, "report": 25}
 """How the pairs are divided among the roles, in percent; baseline is train."""

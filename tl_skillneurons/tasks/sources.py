@@ -20,7 +20,7 @@ from datasets import Dataset, DatasetDict
 from datasets.table import InMemoryTable
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from tl_skillneurons.task_roles import SPLIT_NAMES
+from tl_skillneurons.tasks.roles import SPLIT_NAMES
 
 
 def load_splits(source: str | Path) -> DatasetDict | Dataset:

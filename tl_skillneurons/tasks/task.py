@@ -23,11 +23,11 @@ from typing import Any
 from datasets import Dataset
 
 from tl_skillneurons._checks import listed, near, require_int, require_option
-from tl_skillneurons.task_columns import as_dataset, columns_of, each_once, take
-from tl_skillneurons.task_drawing import draw
-from tl_skillneurons.task_groups import with_groups
-from tl_skillneurons.task_reading import as_splits, group_values, order_labels, parse_template, read
-from tl_skillneurons.task_roles import ROLES, choose_splits, make_roles, settle_overlap, where
+from tl_skillneurons.tasks.columns import as_dataset, columns_of, each_once, take
+from tl_skillneurons.tasks.drawing import draw
+from tl_skillneurons.tasks.groups import with_groups
+from tl_skillneurons.tasks.reading import as_splits, group_values, order_labels, parse_template, read
+from tl_skillneurons.tasks.roles import ROLES, choose_splits, make_roles, settle_overlap, where
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ class Task:
             group: A column whose equal values (an author, a review, a source) never straddle train, select and
                 report.
             near_duplicates: A similarity in (0, 1], such as 0.8, from which on texts count as one group
-                (:mod:`~tl_skillneurons.task_groups`).
+                (:mod:`~tl_skillneurons.tasks.groups`).
 
         Raises:
             TypeError: When ``data``, a label or a label word is of a kind that can't be used.

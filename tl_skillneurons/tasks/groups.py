@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from tl_skillneurons.task_columns import Columns
+from tl_skillneurons.tasks.columns import Columns
 
 _N_WORDS = 3
 

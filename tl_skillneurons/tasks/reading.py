@@ -7,7 +7,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 
 from tl_skillneurons._checks import listed, near
-from tl_skillneurons.task_columns import Columns, column, column_names
+from tl_skillneurons.tasks.columns import Columns, column, column_names
 
 HIDDEN = -1
 """The label that the Hub's benchmarks give to examples whose label is kept secret."""

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from tl_skillneurons.task_columns import Columns, take
+from tl_skillneurons.tasks.columns import Columns, take
 
 
 def apportion(n: int, weights: Sequence[int]) -> list[int]:

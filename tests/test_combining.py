@@ -6,7 +6,7 @@ import torch
 
 import tl_skillneurons as skn
 from tl_skillneurons.combining import majority
-from tl_skillneurons.intervals import mcnemar
+from tl_skillneurons.stats.intervals import mcnemar
 from tl_skillneurons.scores import best_positions
 
 from test_scoring import HOOKS, TASK, prompt_for, task_of  # isort: skip

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from tl_skillneurons.intervals import (
+from tl_skillneurons.stats.intervals import (
     bootstrap_mean,
     calibration_error,
     equivalence,

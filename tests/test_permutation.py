@@ -11,7 +11,7 @@ from datasets import Dataset
 from scipy import stats
 
 import tl_skillneurons as skn
-from tl_skillneurons.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
+from tl_skillneurons.stats.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
 from tl_skillneurons.outcomes import RuleOutcomes, count_right, pack
 from tl_skillneurons.permutation import permutation_null, permuted_labels, twin_pairs
 

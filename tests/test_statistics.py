@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from tl_skillneurons.statistics import best_of_chance, clopper_pearson, rank_p_value
+from tl_skillneurons.stats.chance import best_of_chance, clopper_pearson, rank_p_value
 
 ROBERTA_BASE = 12 * 3072 * 127  # layers, neurons, prompt positions
 

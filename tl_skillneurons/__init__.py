@@ -91,7 +91,7 @@ _MODULES = {
     "AccuracyWithoutWords": "strong_words",
     "AdaptedModel": "adaptation",
     "Calibration": "calibration",
-    "ChanceLevel": "statistics",
+    "ChanceLevel": "stats.chance",
     "CheckpointComparison": "checkpoint_comparison",
     "Diagnosis": "diagnosis",
     "EffectPanel": "panel",
@@ -124,7 +124,7 @@ _MODULES = {
     "adapt": "adaptation",
     "answer_targets": "other_scores",
     "attribute_neurons": "attribution",
-    "best_of_chance": "statistics",
+    "best_of_chance": "stats.chance",
     "check_calibration": "calibration",
     "combine_neurons": "combining",
     "compare_label_words": "label_words",
@@ -204,7 +204,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.selected import SelectedAccuracy, selected_accuracy
     from tl_skillneurons.soft_prompt import SoftPrompt
     from tl_skillneurons.statistic import NeuronStatistic
-    from tl_skillneurons.statistics import ChanceLevel, best_of_chance
+    from tl_skillneurons.stats.chance import ChanceLevel, best_of_chance
     from tl_skillneurons.strong_words import AccuracyWithoutWords, accuracy_without_words
     from tl_skillneurons.tasks.task import Task
     from tl_skillneurons.task_damage import TaskDamage, measure_damage

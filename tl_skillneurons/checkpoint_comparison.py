@@ -9,13 +9,13 @@ from jaxtyping import Float
 from rich.table import Table
 from torch import Tensor
 
-from tl_skillneurons.intervals import bootstrap_mean
+from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.overlaps import compare_sets
 from tl_skillneurons.score_agreement import agreements
 from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.selection import top_neurons
-from tl_skillneurons.statistics import rank_p_value
+from tl_skillneurons.stats.chance import rank_p_value
 from tl_skillneurons.tasks.task import Task
 
 

@@ -37,7 +37,7 @@ from tl_skillneurons.checkpoint_places import (
     stated_shape,
 )
 from tl_skillneurons.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.intervals import require_draws
+from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.scoring import require_two_classes, rule_accuracy, score_neurons

@@ -20,13 +20,13 @@ from transformer_lens.tools.analysis.sparse_probing import fit_sparse_probe
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons.input_cache import InputCache
-from tl_skillneurons.intervals import mcnemar
+from tl_skillneurons.stats.intervals import mcnemar
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.scores import NeuronScores, best_positions
 from tl_skillneurons.scoring import describe_prompt, require_sees_text
 from tl_skillneurons.selected import chosen_activations
 from tl_skillneurons.soft_prompt import SoftPrompt
-from tl_skillneurons.statistics import clopper_pearson
+from tl_skillneurons.stats.chance import clopper_pearson
 from tl_skillneurons.tasks.task import Task
 
 

@@ -25,7 +25,7 @@ from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompted import Hooks, PromptedModel
 from tl_skillneurons.sites import neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, describe_model
-from tl_skillneurons.statistics import rank_p_value
+from tl_skillneurons.stats.chance import rank_p_value
 from tl_skillneurons.tasks.task import Task
 
 KIND = "AblationEffect"

@@ -21,7 +21,7 @@ from tl_skillneurons._files import load_tensors, package_version, read_json, sav
 from tl_skillneurons._processes import rank_and_count
 from tl_skillneurons.effects import AblationEffect, ablation_effect
 from tl_skillneurons.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.intervals import require_draws
+from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.scoring import (

@@ -21,7 +21,7 @@ import torch
 from tl_skillneurons._checks import require_int
 from tl_skillneurons.effects import accuracy
 from tl_skillneurons.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.intervals import require_draws
+from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.overlaps import compare_sets, spearman
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.scores import NeuronScores

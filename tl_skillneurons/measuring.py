@@ -21,7 +21,7 @@ from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.ablation import Hook
 from tl_skillneurons.direct_effects import direct_logits
 from tl_skillneurons.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.intervals import require_draws
+from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.interventions import (
     POSITIONS,
     Intervention,

@@ -32,8 +32,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_skillneurons._checks import require_option
-from tl_skillneurons.intervals import bootstrap_mean, calibration_error, mcnemar
-from tl_skillneurons.statistics import clopper_pearson, rank_p_value
+from tl_skillneurons.stats.intervals import bootstrap_mean, calibration_error, mcnemar
+from tl_skillneurons.stats.chance import clopper_pearson, rank_p_value
 
 CONTROLS = ("random", "matched")
 TASK_METRICS = ("accuracy", "logit_diff", "probability", "calibration_error")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons.exact_tails import bound_p
-from tl_skillneurons.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
+from tl_skillneurons.stats.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
 from tl_skillneurons.outcomes import MOST_NUMBERS, RuleOutcomes, count_right
 
 

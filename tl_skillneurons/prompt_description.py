@@ -31,7 +31,7 @@ from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.scoring import as_list, require_measured_here, require_sees_text
 from tl_skillneurons.soft_prompt import SoftPrompt
-from tl_skillneurons.statistics import clopper_pearson
+from tl_skillneurons.stats.chance import clopper_pearson
 from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.tuning_steps import embedding_rows
 

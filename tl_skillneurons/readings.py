@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons.input_cache import InputCache
-from tl_skillneurons.intervals import bootstrap_mean
+from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.scoring import as_list, require_two_classes, score_neurons

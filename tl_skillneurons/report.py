@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tl_skillneurons.find import Findings
-from tl_skillneurons.statistics import clopper_pearson
+from tl_skillneurons.stats.chance import clopper_pearson
 
 N_SHOWN = 10
 ALPHA = 0.05

@@ -31,7 +31,7 @@ from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.outcomes import RuleOutcomes
 from tl_skillneurons.permutation import PermutationNull, combine, permutation_null
 from tl_skillneurons.selection import called_significant, top_neurons
-from tl_skillneurons.statistics import ChanceLevel, best_of_chance
+from tl_skillneurons.stats.chance import ChanceLevel, best_of_chance
 
 KIND = "NeuronScores"
 AGGREGATES = ("mean", "min")

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_skillneurons.input_cache import InputCache
-from tl_skillneurons.intervals import bootstrap_mean
+from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.scores import NeuronScores, best_positions

@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tl_skillneurons.effects import ablation_effect
-from tl_skillneurons.intervals import require_draws
+from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task

@@ -19,7 +19,7 @@ import torch
 from rich.table import Table
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.intervals import require_draws
+from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.overlaps import compare_sets
 from tl_skillneurons.score_agreement import agreements

@@ -25,7 +25,7 @@ from tl_skillneurons._checks import require_int
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.effects import accuracy
 from tl_skillneurons.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.intervals import require_draws
+from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.overlaps import compare_sets, spearman
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.score_comparison import require_one_model
@@ -34,7 +34,7 @@ from tl_skillneurons.scoring import as_list, require_two_classes, score_neurons
 from tl_skillneurons.selected import rule_answers
 from tl_skillneurons.selection import top_neurons
 from tl_skillneurons.soft_prompt import SoftPrompt
-from tl_skillneurons.statistics import clopper_pearson
+from tl_skillneurons.stats.chance import clopper_pearson
 from tl_skillneurons.tasks.task import Task
 
 _ALPHA = 0.05

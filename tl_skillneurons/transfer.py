@@ -34,7 +34,7 @@ from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.score_comparison import require_one_model
 from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.soft_prompt import SoftPrompt
-from tl_skillneurons.statistics import clopper_pearson
+from tl_skillneurons.stats.chance import clopper_pearson
 from tl_skillneurons.tasks.task import Task
 
 _N_BOOTSTRAP = 1000

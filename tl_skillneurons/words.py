@@ -37,7 +37,7 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int
 from tl_skillneurons.input_cache import InputCache
 from tl_skillneurons.interop import set_activations
-from tl_skillneurons.intervals import require_draws
+from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.position_share import position_share
 from tl_skillneurons.prompted import PromptedModel

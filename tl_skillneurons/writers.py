@@ -25,7 +25,7 @@ from tl_skillneurons._checks import require_int
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.attending import token_names
 from tl_skillneurons.batches import length_batches
-from tl_skillneurons.intervals import LabelDifference, bootstrap_mean, permutation_difference
+from tl_skillneurons.stats.intervals import LabelDifference, bootstrap_mean, permutation_difference
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.positions import PromptedTokens
 from tl_skillneurons.pre_activations import decompose_batch

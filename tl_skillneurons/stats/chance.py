@@ -40,7 +40,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._checks import require_int
+from tl_skillneurons._checks import require_int
 
 
 @dataclass(frozen=True)

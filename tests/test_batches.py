@@ -5,7 +5,7 @@ import tiny
 import torch
 
 import tl_skillneurons as skn
-from tl_skillneurons.batches import batch_tokens_on, length_batches, padding, run_batches
+from tl_skillneurons.models.batches import batch_tokens_on, length_batches, padding, run_batches
 
 LENGTHS = [3, 9, 4, 4, 8, 1, 30]
 

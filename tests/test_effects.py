@@ -16,7 +16,7 @@ from tl_skillneurons import (
     effects,
 )
 from tl_skillneurons.positions import current_tokens
-from tl_skillneurons.sites import neuron_hooks
+from tl_skillneurons.models.sites import neuron_hooks
 
 TASK = tiny.task(n_train=8, n_select=10, n_report=12)
 PLANTED = NeuronSet(torch.tensor([1]), torch.tensor([7]))

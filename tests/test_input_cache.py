@@ -10,7 +10,7 @@ from test_families import TEXTS as SOME_TEXTS
 
 import tl_skillneurons as skn
 from tl_skillneurons import input_cache
-from tl_skillneurons.sites import neuron_hooks
+from tl_skillneurons.models.sites import neuron_hooks
 
 TEXTS = [*SOME_TEXTS, "good film"]  # one stands there twice
 TASK = tiny.task()

@@ -6,7 +6,7 @@ import torch
 
 from tl_skillneurons import NeuronSet, PromptedModel, SoftPrompt, neuron_activations
 from tl_skillneurons.interventions import choose_interventions, hooks_of, measure_references
-from tl_skillneurons.sites import neuron_hooks
+from tl_skillneurons.models.sites import neuron_hooks
 
 TASK = tiny.task()
 NEURONS = NeuronSet([0, 1, 1], [3, 7, 9], n_layers=2, d_mlp=48)

@@ -312,7 +312,7 @@ def test_quiet_gives_settings_back_also_after_an_error(packaged):
 def test_the_packaged_models_are_real_and_preparing_them_is_quiet(name, kind, n_layers, d_mlp, capfd):
     from safetensors import safe_open
 
-    from tl_skillneurons.packaged import packaged_model
+    from tl_skillneurons.models.packaged import packaged_model
 
     state = torch.get_rng_state()
     try:

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 import tl_skillneurons as skn
-from tl_skillneurons.pruning import widths
+from tl_skillneurons.models.pruning import widths
 
 TEXTS = ["the film was good", "a dull plot and a bad cast", "not slow but very quick music"]
 

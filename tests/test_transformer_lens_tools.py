@@ -35,7 +35,7 @@ from tl_skillneurons.interop import (
     token_rows,
     with_gradients,
 )
-from tl_skillneurons.sites import has_foreign_hooks
+from tl_skillneurons.models.sites import has_foreign_hooks
 
 RANDOM = (NEURONS | DECOY).random_like(0)
 PAIRS = [pair for pair in planted.twins(80) if len(pair[0].split()) == 5][:10]

@@ -16,7 +16,7 @@ import torch
 
 from tl_skillneurons import PromptedModel, SoftPrompt, Task, fit_soft_prompts, tuning
 from tl_skillneurons._files import save_tensors
-from tl_skillneurons.sites import neuron_hooks
+from tl_skillneurons.models.sites import neuron_hooks
 
 CLASS_WORDS = (("bad", "dull", "slow"), ("good", "bright", "quick"))
 

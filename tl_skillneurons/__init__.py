@@ -95,7 +95,7 @@ _MODULES = {
     "CheckpointComparison": "checkpoint_comparison",
     "Diagnosis": "diagnosis",
     "EffectPanel": "panel",
-    "InputCache": "input_cache",
+    "InputCache": "models.input_cache",
     "LabelWordComparison": "label_words",
     "NeuronAttribution": "attribution",
     "NeuronPatching": "patching",
@@ -136,10 +136,10 @@ _MODULES = {
     "correlate_neurons": "other_scores",
     "describe_prompt": "prompt_description",
     "diagnose": "diagnosis",
-    "export_pruned": "pruned_files",
+    "export_pruned": "models.pruned_files",
     "fit_soft_prompts": "tuning",
-    "load_model": "loading",
-    "load_pruned": "pruned_files",
+    "load_model": "models.loading",
+    "load_pruned": "models.pruned_files",
     "measure_adapted": "adaptation",
     "measure_damage": "task_damage",
     "measure_effects": "measuring",
@@ -147,13 +147,13 @@ _MODULES = {
     "minimal_pairs": "tasks.minimal_pairs",
     "neuron_activations": "kept_activations",
     "over_checkpoints": "checkpoints",
-    "packaged_model": "packaged",
+    "packaged_model": "models.packaged",
     "patch_neurons": "patching",
     "plot_scores": "plots",
     "prompt_trajectory": "trajectory",
-    "prune": "pruning",
+    "prune": "models.pruning",
     "rule_accuracy": "scoring",
-    "save_pruned": "pruned_files",
+    "save_pruned": "models.pruned_files",
     "score_classes": "scoring",
     "score_gradients": "gradient_scores",
     "score_neurons": "scoring",
@@ -177,16 +177,16 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.diagnosis import Diagnosis, diagnose
     from tl_skillneurons.effects import AblationEffect, ablation_effect, accuracy
     from tl_skillneurons.gradient_scores import score_gradients
-    from tl_skillneurons.input_cache import InputCache
+    from tl_skillneurons.models.input_cache import InputCache
     from tl_skillneurons.kept_activations import neuron_activations
     from tl_skillneurons.label_words import LabelWordComparison, compare_label_words
-    from tl_skillneurons.loading import load_model
+    from tl_skillneurons.models.loading import load_model
     from tl_skillneurons.measuring import measure_effects
     from tl_skillneurons.neurons import NeuronSet
     from tl_skillneurons.other_scores import answer_targets, correlate_neurons, measure_scores
     from tl_skillneurons.outcomes import RuleOutcomes
     from tl_skillneurons.overlaps import Overlap, compare_sets
-    from tl_skillneurons.packaged import packaged_model
+    from tl_skillneurons.models.packaged import packaged_model
     from tl_skillneurons.tasks.minimal_pairs import minimal_pairs
     from tl_skillneurons.panel import EffectPanel
     from tl_skillneurons.patching import NeuronPatching, patch_neurons
@@ -195,8 +195,8 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.positions import PromptedTokens
     from tl_skillneurons.prompt_description import PromptDescription, describe_prompt
     from tl_skillneurons.prompted import PromptedModel
-    from tl_skillneurons.pruned_files import export_pruned, load_pruned, save_pruned
-    from tl_skillneurons.pruning import prune
+    from tl_skillneurons.models.pruned_files import export_pruned, load_pruned, save_pruned
+    from tl_skillneurons.models.pruning import prune
     from tl_skillneurons.readings import ReadingComparison, compare_readings
     from tl_skillneurons.score_comparison import ScoreComparison, compare_scores
     from tl_skillneurons.scores import NeuronScores, top_union

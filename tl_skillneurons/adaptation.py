@@ -35,7 +35,7 @@ from tl_skillneurons.effects import accuracy
 from tl_skillneurons.measuring import measure_effects
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompted import PromptedModel
-from tl_skillneurons.sites import has_language_model_head, is_causal, require_eval, require_supported
+from tl_skillneurons.models.sites import has_language_model_head, is_causal, require_eval, require_supported
 from tl_skillneurons.soft_prompt import SoftPrompt, describe_model
 from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.tuning_steps import batch_at, embedding_rows, hold_back, rate

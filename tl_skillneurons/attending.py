@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.batches import run_batches
+from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.positions import PromptedTokens
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.soft_prompt import SoftPrompt

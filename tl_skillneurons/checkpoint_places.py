@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tl_skillneurons._files import fingerprint
-from tl_skillneurons.loading import load_model, stated_config
-from tl_skillneurons.packaged import PACKAGED
-from tl_skillneurons.sites import neuron_shape, require_supported
+from tl_skillneurons.models.loading import load_model, stated_config
+from tl_skillneurons.models.packaged import PACKAGED
+from tl_skillneurons.models.sites import neuron_shape, require_supported
 from tl_skillneurons.soft_prompt import describe_model
 
 Checkpoint = Any

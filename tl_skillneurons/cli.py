@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from tl_skillneurons._files import package_version, write_whole
 from tl_skillneurons.find import RUN, find_skill_neurons, record
-from tl_skillneurons.loading import load_model
+from tl_skillneurons.models.loading import load_model
 from tl_skillneurons.tasks.minimal_pairs import minimal_pairs
 from tl_skillneurons.plots import plot_scores
 from tl_skillneurons.report import numbers, show

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformer_lens.tools.analysis.sparse_probing import fit_sparse_probe
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.input_cache import InputCache
+from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.stats.intervals import mcnemar
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.scores import NeuronScores, best_positions

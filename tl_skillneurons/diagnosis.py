@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.input_cache import InputCache
+from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.kept_activations import neuron_activations
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.outcomes import RuleOutcomes, count_right
@@ -31,7 +31,7 @@ from tl_skillneurons.overlaps import compare_sets, overlap_distribution, spearma
 from tl_skillneurons.permutation import combine
 from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.scoring import as_list, require_measured_here, score_neurons
-from tl_skillneurons.sites import neuron_shape
+from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task
 

@@ -20,7 +20,7 @@ from tl_skillneurons._checks import require_int
 from tl_skillneurons._files import load_tensors, package_version, read_json, save_tensors, write_json
 from tl_skillneurons._processes import rank_and_count
 from tl_skillneurons.effects import AblationEffect, ablation_effect
-from tl_skillneurons.input_cache import InputCache, runs_text_apart
+from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.scores import NeuronScores
@@ -32,10 +32,10 @@ from tl_skillneurons.scoring import (
     score_neurons,
 )
 from tl_skillneurons.selection import selection_size
-from tl_skillneurons.sites import SITE, has_language_model_head, neuron_shape
+from tl_skillneurons.models.sites import SITE, has_language_model_head, neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, describe_model
 from tl_skillneurons.tasks.task import Task
-from tl_skillneurons.tokenizing import label_token_ids
+from tl_skillneurons.models.tokenizing import label_token_ids
 from tl_skillneurons.tuning import fit_soft_prompts
 
 RUN, PROMPTS, SCORES, NEURONS, RULES, EFFECTS = (

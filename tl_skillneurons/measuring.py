@@ -20,7 +20,7 @@ from tl_skillneurons._files import fingerprint
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.ablation import Hook
 from tl_skillneurons.direct_effects import direct_logits
-from tl_skillneurons.input_cache import InputCache, runs_text_apart
+from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.interventions import (
     POSITIONS,
@@ -36,7 +36,7 @@ from tl_skillneurons.panel import CONTROLS, Condition, EffectPanel, Measured
 from tl_skillneurons.plain_text import cross_entropy, require_head
 from tl_skillneurons.prompted import PromptedModel
 from tl_skillneurons.selection import selection_size
-from tl_skillneurons.sites import neuron_shape
+from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, describe_model
 from tl_skillneurons.tasks.task import Task
 

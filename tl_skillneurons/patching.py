@@ -34,7 +34,7 @@ from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.positions import PromptedTokens, columns
 from tl_skillneurons.prompted import PromptedModel
-from tl_skillneurons.sites import neuron_hooks, neuron_shape
+from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens
 from tl_skillneurons.stats.chance import rank_p_value
 from tl_skillneurons.tasks.task import Task

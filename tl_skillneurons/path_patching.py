@@ -30,7 +30,7 @@ from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.patching import Twins, twins_of
 from tl_skillneurons.positions import PromptedTokens, columns
 from tl_skillneurons.prompted import PromptedModel
-from tl_skillneurons.sites import head_hooks, neuron_hooks, neuron_shape
+from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens
 from tl_skillneurons.stats.chance import rank_p_value
 from tl_skillneurons.tasks.task import Task

@@ -22,10 +22,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
-from tl_skillneurons.batches import run_batches
+from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompted import PromptedModel
-from tl_skillneurons.sites import neuron_hooks, neuron_shape
+from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt
 
 

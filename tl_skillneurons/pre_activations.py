@@ -31,7 +31,7 @@ from tl_skillneurons._checks import require_option
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.positions import PromptedTokens
 from tl_skillneurons.prompted import PromptedModel
-from tl_skillneurons.sites import model_label, neuron_hooks, neuron_shape
+from tl_skillneurons.models.sites import model_label, neuron_hooks, neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens
 
 PROJECTIONS = {"pre": "hook_pre", "up": "hook_pre_linear"}

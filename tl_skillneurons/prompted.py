@@ -19,10 +19,10 @@ from torch import Tensor
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons._checks import require_int, require_option
-from tl_skillneurons.batches import batch_tokens_on, length_batches, run_batches
-from tl_skillneurons.input_cache import InputCache, fork, prefill, runs_text_apart
+from tl_skillneurons.models.batches import batch_tokens_on, length_batches, run_batches
+from tl_skillneurons.models.input_cache import InputCache, fork, prefill, runs_text_apart
 from tl_skillneurons.positions import PADDING_SIDES, PromptedTokens, arrange, truncate
-from tl_skillneurons.sites import (
+from tl_skillneurons.models.sites import (
     embedding_width,
     is_causal,
     last_mlp_input,
@@ -32,7 +32,7 @@ from tl_skillneurons.sites import (
     require_supported,
 )
 from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens, attach
-from tl_skillneurons.tokenizing import (
+from tl_skillneurons.models.tokenizing import (
     label_token_ids,
     resolve_prepend_bos,
     special_token_ids,

@@ -29,13 +29,13 @@ from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import fingerprint
 from tl_skillneurons._processes import rank_and_count
 from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.input_cache import InputCache
+from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.outcomes import RuleOutcomes
 from tl_skillneurons.passes import correct_of, count_correct, rule_outcomes, summaries
 from tl_skillneurons.permutation import permuted_labels, twin_pairs
 from tl_skillneurons.prompted import Hooks, PromptedModel
 from tl_skillneurons.scores import NeuronScores
-from tl_skillneurons.sites import neuron_shape
+from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt, describe_model, model_differences
 from tl_skillneurons.streaming import READINGS, stand_alike
 from tl_skillneurons.tallies import Summary

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_skillneurons.input_cache import InputCache
+from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompted import PromptedModel

@@ -25,7 +25,7 @@ from tl_skillneurons._checks import require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons.peft_files import read_peft, write_peft
 from tl_skillneurons.positions import PLACEMENTS, PromptedTokens, from_ids, published
-from tl_skillneurons.sites import (
+from tl_skillneurons.models.sites import (
     SITE,
     embedding_width,
     has_foreign_hooks,

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons._progress import Advance
-from tl_skillneurons.batches import padding, run_batches
+from tl_skillneurons.models.batches import padding, run_batches
 from tl_skillneurons.positions import PromptedTokens
 from tl_skillneurons.prompted import Hooks, PromptedModel
-from tl_skillneurons.sites import neuron_hooks
+from tl_skillneurons.models.sites import neuron_hooks
 
 READINGS = ("prompt", "last", "mean", "max")
 

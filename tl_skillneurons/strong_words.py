@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.input_cache import InputCache
+from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.stats.intervals import bootstrap_mean, require_draws
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompted import PromptedModel

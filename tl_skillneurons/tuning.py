@@ -37,13 +37,13 @@ from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import require_writable
 from tl_skillneurons._processes import gather, rank_and_count
 from tl_skillneurons._progress import Advance, progress_bar
-from tl_skillneurons.batches import run_batches
-from tl_skillneurons.input_cache import InputCache, runs_text_apart
+from tl_skillneurons.models.batches import run_batches
+from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.prompted import PromptedModel
-from tl_skillneurons.sites import frozen, has_language_model_head, is_causal, require_supported
+from tl_skillneurons.models.sites import frozen, has_language_model_head, is_causal, require_supported
 from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens, describe_model
 from tl_skillneurons.tasks.task import Task
-from tl_skillneurons.tokenizing import text_token_ids
+from tl_skillneurons.models.tokenizing import text_token_ids
 from tl_skillneurons.tuning_state import (
     TuningState,
     parameters_of,

@@ -35,13 +35,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.input_cache import InputCache
+from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.interop import set_activations
 from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.position_share import position_share
 from tl_skillneurons.prompted import PromptedModel
-from tl_skillneurons.sites import neuron_shape
+from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.tuning_steps import embedding_rows

@@ -24,7 +24,7 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.attending import token_names
-from tl_skillneurons.batches import length_batches
+from tl_skillneurons.models.batches import length_batches
 from tl_skillneurons.stats.intervals import LabelDifference, bootstrap_mean, permutation_difference
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.positions import PromptedTokens

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 import tl_skillneurons as skn
 from tl_skillneurons.positions import PromptedTokens
-from tl_skillneurons.sites import neuron_hooks
+from tl_skillneurons.models.sites import neuron_hooks
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

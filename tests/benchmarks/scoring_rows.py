@@ -13,7 +13,7 @@ from setups import Setting, batches_as_scored, bridge, random_prompts, task_of, 
 
 import tl_skillneurons as skn
 from tl_skillneurons.positions import PromptedTokens
-from tl_skillneurons.sites import neuron_shape
+from tl_skillneurons.models.sites import neuron_shape
 
 ATTENTION = {"default": {}, "eager": {"attn_implementation": "eager"}}
 

@@ -11,7 +11,7 @@ from measure import Measured
 from setups import Setting, bridge, task_of, untouched
 
 import tl_skillneurons as skn
-from tl_skillneurons.tokenizing import text_token_ids
+from tl_skillneurons.models.tokenizing import text_token_ids
 from tl_skillneurons.tuning_steps import batch_at, hold_back
 
 BATCH_SIZE = 16

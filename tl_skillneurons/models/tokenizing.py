@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformer_lens import utilities as tl_utilities
 
-from tl_skillneurons.sites import has_language_model_head, is_causal
+from tl_skillneurons.models.sites import has_language_model_head, is_causal
 
 
 def resolve_prepend_bos(model: Any, prepend_bos: bool | None) -> bool | None:

@@ -26,8 +26,8 @@ from torch import Tensor
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 from transformers import DynamicCache
 
-from tl_skillneurons.batches import batch_tokens_on, length_batches
-from tl_skillneurons.sites import is_causal, model_label, remove_hook, require_supported
+from tl_skillneurons.models.batches import batch_tokens_on, length_batches
+from tl_skillneurons.models.sites import is_causal, model_label, remove_hook, require_supported
 
 Key = tuple[int, ...]
 """A text's token ids."""

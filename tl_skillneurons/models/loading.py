@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import listed, near, require_option
-from tl_skillneurons.packaged import PACKAGED, packaged_model, quiet
-from tl_skillneurons.sites import (
+from tl_skillneurons.models.packaged import PACKAGED, packaged_model, quiet
+from tl_skillneurons.models.sites import (
     config_refusal,
     has_language_model_head,
     neuron_widths,
@@ -50,7 +50,7 @@ def load_model(
     Causal language models and masked-LM BERT and RoBERTa go through ``TransformerBridge.boot_transformers``
     as they are. A BERT or RoBERTa checkpoint without a language-model head is booted as a masked language
     model whose head is random (the same in every run) and never read: ``config.architectures`` then names the
-    bare encoder, which :func:`~tl_skillneurons.sites.has_language_model_head` looks at.
+    bare encoder, which :func:`~tl_skillneurons.models.sites.has_language_model_head` looks at.
 
     Args:
         name_or_path: ``"smollm2"`` or ``"minilm"`` (packaged, taken before any folder or hub model of that

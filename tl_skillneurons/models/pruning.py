@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.sites import neuron_shape
+from tl_skillneurons.models.sites import neuron_shape
 
 
 def prune(

@@ -61,7 +61,7 @@ def test_planted_neurons_carry_the_label_together_and_random_ones_do_not(monkeyp
     flip = {text: torch.rand(6, generator=generator) < 0.25 for text in label}
 
     def plant(act, hook):
-        from tl_skillneurons.positions import current_tokens
+        from tl_skillneurons.prompts.positions import current_tokens
 
         tokens = current_tokens(hook)
         act = act.clone()

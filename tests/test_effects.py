@@ -15,7 +15,7 @@ from tl_skillneurons import (
     accuracy,
     effects,
 )
-from tl_skillneurons.positions import current_tokens
+from tl_skillneurons.prompts.positions import current_tokens
 from tl_skillneurons.models.sites import neuron_hooks
 
 TASK = tiny.task(n_train=8, n_select=10, n_report=12)

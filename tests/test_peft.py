@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from tl_skillneurons import PromptedModel, SoftPrompt, score_neurons
-from tl_skillneurons.peft_files import CONFIG, WEIGHTS
+from tl_skillneurons.prompts.peft_files import CONFIG, WEIGHTS
 
 # peft 0.19 asks transformers 5 for a property under its old name
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tl_skillneurons.positions import PromptedTokens, arrange, columns, current_tokens, from_ids, published
+from tl_skillneurons.prompts.positions import PromptedTokens, arrange, columns, current_tokens, from_ids, published
 
 PAD, BOS, EOS, MASK, BASE = 0, 1, 2, 4, 40
 SPECIAL = frozenset({PAD, BOS, EOS, MASK})

@@ -11,7 +11,7 @@ from transformer_lens import patching
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
 import tl_skillneurons as skn
-from tl_skillneurons.positions import current_tokens
+from tl_skillneurons.prompts.positions import current_tokens
 
 LABEL_WORDS = {0: "negative", 1: "positive"}
 LABEL_IDS = [tiny.VOCABULARY["negative"], tiny.VOCABULARY["positive"]]

@@ -8,7 +8,7 @@ import tiny
 import torch
 
 import tl_skillneurons as skn
-from tl_skillneurons.positions import current_tokens
+from tl_skillneurons.prompts.positions import current_tokens
 from tl_skillneurons.tallies import threshold
 
 LABEL_WORDS = {0: "negative", 1: "positive"}

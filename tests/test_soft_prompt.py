@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from tl_skillneurons import PromptedModel, SoftPrompt, fit_soft_prompts
 from tl_skillneurons._files import save_tensors
-from tl_skillneurons.soft_prompt import describe_model
+from tl_skillneurons.prompts.soft_prompt import describe_model
 
 
 def embedding(n=3, width=32, seed=0):

@@ -10,7 +10,7 @@ from scipy import stats
 
 import tl_skillneurons as skn
 from tl_skillneurons.label_words import random_label_words
-from tl_skillneurons.positions import current_tokens
+from tl_skillneurons.prompts.positions import current_tokens
 from tl_skillneurons.strong_words import strongest_words
 from tl_skillneurons.words import distinct_words
 

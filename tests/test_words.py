@@ -9,7 +9,7 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 import tl_skillneurons as skn
 from tl_skillneurons.position_share import epsilon_squared, position_share
-from tl_skillneurons.positions import current_tokens
+from tl_skillneurons.prompts.positions import current_tokens
 from tl_skillneurons.words import word_correlations, word_presence
 
 from test_scoring import prompt_for, task_of  # isort: skip

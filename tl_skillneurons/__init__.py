@@ -107,13 +107,13 @@ _MODULES = {
     "PromptDescription": "prompt_description",
     "PromptTrajectory": "trajectory",
     "PromptTransfer": "transfer",
-    "PromptedModel": "prompted",
-    "PromptedTokens": "positions",
+    "PromptedModel": "prompts.prompted_model",
+    "PromptedTokens": "prompts.positions",
     "ReadingComparison": "readings",
     "RuleOutcomes": "outcomes",
     "ScoreComparison": "score_comparison",
     "SelectedAccuracy": "selected",
-    "SoftPrompt": "soft_prompt",
+    "SoftPrompt": "prompts.soft_prompt",
     "Task": "tasks.task",
     "TaskComparison": "task_similarity",
     "TaskDamage": "task_damage",
@@ -137,7 +137,7 @@ _MODULES = {
     "describe_prompt": "prompt_description",
     "diagnose": "diagnosis",
     "export_pruned": "models.pruned_files",
-    "fit_soft_prompts": "tuning",
+    "fit_soft_prompts": "prompts.tuning.fit",
     "load_model": "models.loading",
     "load_pruned": "models.pruned_files",
     "measure_adapted": "adaptation",
@@ -145,7 +145,7 @@ _MODULES = {
     "measure_effects": "measuring",
     "measure_scores": "other_scores",
     "minimal_pairs": "tasks.minimal_pairs",
-    "neuron_activations": "kept_activations",
+    "neuron_activations": "prompts.activations",
     "over_checkpoints": "checkpoints",
     "packaged_model": "models.packaged",
     "patch_neurons": "patching",
@@ -178,7 +178,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.effects import AblationEffect, ablation_effect, accuracy
     from tl_skillneurons.gradient_scores import score_gradients
     from tl_skillneurons.models.input_cache import InputCache
-    from tl_skillneurons.kept_activations import neuron_activations
+    from tl_skillneurons.prompts.activations import neuron_activations
     from tl_skillneurons.label_words import LabelWordComparison, compare_label_words
     from tl_skillneurons.models.loading import load_model
     from tl_skillneurons.measuring import measure_effects
@@ -192,9 +192,9 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.patching import NeuronPatching, patch_neurons
     from tl_skillneurons.permutation import PermutationNull
     from tl_skillneurons.plots import plot_scores
-    from tl_skillneurons.positions import PromptedTokens
+    from tl_skillneurons.prompts.positions import PromptedTokens
     from tl_skillneurons.prompt_description import PromptDescription, describe_prompt
-    from tl_skillneurons.prompted import PromptedModel
+    from tl_skillneurons.prompts.prompted_model import PromptedModel
     from tl_skillneurons.models.pruned_files import export_pruned, load_pruned, save_pruned
     from tl_skillneurons.models.pruning import prune
     from tl_skillneurons.readings import ReadingComparison, compare_readings
@@ -202,7 +202,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.scores import NeuronScores, top_union
     from tl_skillneurons.scoring import rule_accuracy, score_classes, score_neurons
     from tl_skillneurons.selected import SelectedAccuracy, selected_accuracy
-    from tl_skillneurons.soft_prompt import SoftPrompt
+    from tl_skillneurons.prompts.soft_prompt import SoftPrompt
     from tl_skillneurons.statistic import NeuronStatistic
     from tl_skillneurons.stats.chance import ChanceLevel, best_of_chance
     from tl_skillneurons.strong_words import AccuracyWithoutWords, accuracy_without_words
@@ -211,7 +211,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.task_similarity import TaskComparison, compare_tasks
     from tl_skillneurons.trajectory import PromptTrajectory, prompt_trajectory
     from tl_skillneurons.transfer import PromptTransfer, transfer_prompts
-    from tl_skillneurons.tuning import fit_soft_prompts
+    from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
     from tl_skillneurons.words import weight_words, word_selectivity
 
 else:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.positions import columns, current_tokens
+from tl_skillneurons.prompts.positions import columns, current_tokens
 
 Hook = tuple[str, Callable[..., Tensor]]
 """A hook point's name and the function to run there."""

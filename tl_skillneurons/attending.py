@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.models.batches import run_batches
-from tl_skillneurons.positions import PromptedTokens
-from tl_skillneurons.prompted import PromptedModel
-from tl_skillneurons.soft_prompt import SoftPrompt
+from tl_skillneurons.prompts.positions import PromptedTokens
+from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task
 
 KEYS = ("text", "special", "prompt")

@@ -10,7 +10,7 @@ from tl_skillneurons._files import fingerprint
 from tl_skillneurons.models.loading import load_model, stated_config
 from tl_skillneurons.models.packaged import PACKAGED
 from tl_skillneurons.models.sites import neuron_shape, require_supported
-from tl_skillneurons.soft_prompt import describe_model
+from tl_skillneurons.prompts.soft_prompt import describe_model
 
 Checkpoint = Any
 """A booted model; a folder, a packaged name, or a hub model with or without a revision, such as

@@ -27,10 +27,10 @@ from transformer_lens.hook_points import HookPoint
 
 from tl_skillneurons.ablation import Hook
 from tl_skillneurons.models.batches import run_batches
-from tl_skillneurons.positions import PromptedTokens, published
-from tl_skillneurons.prompted import PromptedModel
+from tl_skillneurons.prompts.positions import PromptedTokens, published
+from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.models.sites import neuron_hooks
-from tl_skillneurons.soft_prompt import VirtualTokens
+from tl_skillneurons.prompts.soft_prompt import VirtualTokens
 
 
 def direct_logits(

@@ -33,10 +33,10 @@ from tl_skillneurons.scoring import (
 )
 from tl_skillneurons.selection import selection_size
 from tl_skillneurons.models.sites import SITE, has_language_model_head, neuron_shape
-from tl_skillneurons.soft_prompt import SoftPrompt, describe_model
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model
 from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.models.tokenizing import label_token_ids
-from tl_skillneurons.tuning import fit_soft_prompts
+from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
 
 RUN, PROMPTS, SCORES, NEURONS, RULES, EFFECTS = (
     "run.json",

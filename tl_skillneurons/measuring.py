@@ -34,10 +34,10 @@ from tl_skillneurons.kept_outputs import KeptOutputs
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.panel import CONTROLS, Condition, EffectPanel, Measured
 from tl_skillneurons.plain_text import cross_entropy, require_head
-from tl_skillneurons.prompted import PromptedModel
+from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.selection import selection_size
 from tl_skillneurons.models.sites import neuron_shape
-from tl_skillneurons.soft_prompt import SoftPrompt, describe_model
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model
 from tl_skillneurons.tasks.task import Task
 
 

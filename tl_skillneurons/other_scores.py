@@ -20,17 +20,17 @@ from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import fingerprint
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.models.input_cache import InputCache
-from tl_skillneurons.kept_activations import MEMORY, layers_at_a_time
+from tl_skillneurons.prompts.activations import MEMORY, layers_at_a_time
 from tl_skillneurons.outcomes import MOST_NUMBERS
 from tl_skillneurons.passes import summaries
 from tl_skillneurons.permutation import NullTally, permuted_labels, twin_pairs
-from tl_skillneurons.prompted import PromptedModel
+from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.score_kinds import CORRELATIONS, OF_HITS, OF_VALUES, accuracy, best_threshold
 from tl_skillneurons.scoring import as_list, describe_prompt, require_sees_text, require_two_classes
 from tl_skillneurons.models.sites import neuron_shape
-from tl_skillneurons.soft_prompt import SoftPrompt, describe_model
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model
 from tl_skillneurons.statistic import NeuronStatistic
-from tl_skillneurons.streaming import READINGS, stand_alike
+from tl_skillneurons.prompts.streaming import READINGS, stand_alike
 from tl_skillneurons.tallies import threshold
 from tl_skillneurons.tasks.task import Task
 

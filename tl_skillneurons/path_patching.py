@@ -28,10 +28,10 @@ from tl_skillneurons.heads import Head, random_heads_like
 from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.patching import Twins, twins_of
-from tl_skillneurons.positions import PromptedTokens, columns
-from tl_skillneurons.prompted import PromptedModel
+from tl_skillneurons.prompts.positions import PromptedTokens, columns
+from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
-from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
 from tl_skillneurons.stats.chance import rank_p_value
 from tl_skillneurons.tasks.task import Task
 

@@ -29,10 +29,10 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons._checks import require_option
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.positions import PromptedTokens
-from tl_skillneurons.prompted import PromptedModel
+from tl_skillneurons.prompts.positions import PromptedTokens
+from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.models.sites import model_label, neuron_hooks, neuron_shape
-from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
 
 PROJECTIONS = {"pre": "hook_pre", "up": "hook_pre_linear"}
 """The pre-activation proper (of a gated MLP: the gate's), and what a gated MLP multiplies it with."""

@@ -27,13 +27,13 @@ from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.attending import attention_over_task
 from tl_skillneurons.effects import accuracy
 from tl_skillneurons.overlaps import spearman
-from tl_skillneurons.prompted import PromptedModel
+from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.scoring import as_list, require_measured_here, require_sees_text
-from tl_skillneurons.soft_prompt import SoftPrompt
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.chance import clopper_pearson
 from tl_skillneurons.tasks.task import Task
-from tl_skillneurons.tuning_steps import embedding_rows
+from tl_skillneurons.prompts.tuning.schedule import embedding_rows
 
 _N_SAMPLED = 2000  # words, and random directions, that percentiles come from
 _COMPARED = ("peak_share", "best", "median", "without", "norm_percentile", "to_text", "from_text")

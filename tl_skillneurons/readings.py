@@ -34,10 +34,10 @@ from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.scoring import as_list, require_two_classes, score_neurons
 from tl_skillneurons.selected import rule_answers
 from tl_skillneurons.models.sites import neuron_shape
-from tl_skillneurons.soft_prompt import SoftPrompt
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task
-from tl_skillneurons.tuning import fit_soft_prompts
-from tl_skillneurons.tuning_steps import embedding_rows
+from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
+from tl_skillneurons.prompts.tuning.schedule import embedding_rows
 
 POOLED = ("last", "mean", "max")
 

@@ -1,6 +1,6 @@
 """Score every MLP neuron in two streaming passes: one over role ``baseline``, one over ``select``.
 
-The equations are in :mod:`~tl_skillneurons.scores`, the passes in :mod:`~tl_skillneurons.streaming`: an
+The equations are in :mod:`~tl_skillneurons.scores`, the passes in :mod:`~tl_skillneurons.prompts.streaming`: an
 activation is gone with its batch, and what is kept (:mod:`~tl_skillneurons.tallies`) has [layer, position,
 neuron] entries however many examples there are.
 
@@ -33,11 +33,11 @@ from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.outcomes import RuleOutcomes
 from tl_skillneurons.passes import correct_of, count_correct, rule_outcomes, summaries
 from tl_skillneurons.permutation import permuted_labels, twin_pairs
-from tl_skillneurons.prompted import Hooks, PromptedModel
+from tl_skillneurons.prompts.prompted_model import Hooks, PromptedModel
 from tl_skillneurons.scores import NeuronScores
 from tl_skillneurons.models.sites import neuron_shape
-from tl_skillneurons.soft_prompt import SoftPrompt, describe_model, model_differences
-from tl_skillneurons.streaming import READINGS, stand_alike
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model, model_differences
+from tl_skillneurons.prompts.streaming import READINGS, stand_alike
 from tl_skillneurons.tallies import Summary
 from tl_skillneurons.tasks.task import Task
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from tl_skillneurons.effects import ablation_effect
 from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.soft_prompt import SoftPrompt
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task
 
 _ALPHA = 0.05

@@ -40,11 +40,11 @@ from tl_skillneurons.interop import set_activations
 from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.position_share import position_share
-from tl_skillneurons.prompted import PromptedModel
+from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.models.sites import neuron_shape
-from tl_skillneurons.soft_prompt import SoftPrompt
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task
-from tl_skillneurons.tuning_steps import embedding_rows
+from tl_skillneurons.prompts.tuning.schedule import embedding_rows
 
 _MOST_NUMBERS = 2**22  # of one chunk of columns: 32 MB in float64
 

@@ -27,11 +27,11 @@ from tl_skillneurons.attending import token_names
 from tl_skillneurons.models.batches import length_batches
 from tl_skillneurons.stats.intervals import LabelDifference, bootstrap_mean, permutation_difference
 from tl_skillneurons.neurons import SITE, NeuronSet
-from tl_skillneurons.positions import PromptedTokens
+from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.pre_activations import decompose_batch
-from tl_skillneurons.prompted import PromptedModel
+from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.scoring import require_two_classes
-from tl_skillneurons.soft_prompt import SoftPrompt
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task
 
 _BATCH_TOKENS = 512  # a decomposition holds gradients for every neuron, so its batches are small

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 import tl_skillneurons as skn
-from tl_skillneurons.positions import PromptedTokens
+from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.models.sites import neuron_hooks
 
 

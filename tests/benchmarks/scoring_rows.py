@@ -12,7 +12,7 @@ from measure import Measured
 from setups import Setting, batches_as_scored, bridge, random_prompts, task_of, untouched
 
 import tl_skillneurons as skn
-from tl_skillneurons.positions import PromptedTokens
+from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.models.sites import neuron_shape
 
 ATTENTION = {"default": {}, "eager": {"attn_implementation": "eager"}}

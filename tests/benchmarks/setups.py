@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import tl_skillneurons as skn
-from tl_skillneurons.positions import PromptedTokens
+from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.tasks.sources import load_splits
 
 _DATA = Path(__file__).parents[3] / "shared" / "data"

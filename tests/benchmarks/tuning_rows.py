@@ -12,7 +12,7 @@ from setups import Setting, bridge, task_of, untouched
 
 import tl_skillneurons as skn
 from tl_skillneurons.models.tokenizing import text_token_ids
-from tl_skillneurons.tuning_steps import batch_at, hold_back
+from tl_skillneurons.prompts.tuning.schedule import batch_at, hold_back
 
 BATCH_SIZE = 16
 HELD_BACK = 0.02

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tl_skillneurons._files import load_tensors, save_tensors
-from tl_skillneurons.soft_prompt import SoftPrompt
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 
 KIND = "SoftPrompt checkpoint"
 

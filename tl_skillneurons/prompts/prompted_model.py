@@ -5,7 +5,7 @@ before the vocabulary, and ``W_U``'s columns of the label words do the rest. An 
 language-model head is read out by the linear read-out that was trained with the prompt.
 
 No result depends on what else is in a batch, on its size or on the padding side (see
-:mod:`~tl_skillneurons.positions`).
+:mod:`~tl_skillneurons.prompts.positions`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons.models.batches import batch_tokens_on, length_batches, run_batches
 from tl_skillneurons.models.input_cache import InputCache, fork, prefill, runs_text_apart
-from tl_skillneurons.positions import PADDING_SIDES, PromptedTokens, arrange, truncate
+from tl_skillneurons.prompts.positions import PADDING_SIDES, PromptedTokens, arrange, truncate
 from tl_skillneurons.models.sites import (
     embedding_width,
     is_causal,
@@ -31,7 +31,7 @@ from tl_skillneurons.models.sites import (
     require_eval,
     require_supported,
 )
-from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens, attach
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens, attach
 from tl_skillneurons.models.tokenizing import (
     label_token_ids,
     resolve_prepend_bos,

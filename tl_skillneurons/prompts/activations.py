@@ -1,6 +1,6 @@
 """Activations of a few layers at a time, kept for all examples: for scores that need them together, such as ranks.
 
-Where sums and counts are enough nothing is kept (:mod:`~tl_skillneurons.streaming`). Ranks, and any score under
+Where sums and counts are enough nothing is kept (:mod:`~tl_skillneurons.prompts.streaming`). Ranks, and any score under
 permuted targets, need every example's value. So as many layers as fit into ``memory`` bytes are kept per pass,
 in the model's dtype, in the order of the examples whatever the batches; more layers take more passes.
 """
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons.models.input_cache import InputCache
-from tl_skillneurons.prompted import PromptedModel
+from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.scoring import require_sees_text
 from tl_skillneurons.models.sites import neuron_shape
-from tl_skillneurons.soft_prompt import SoftPrompt
-from tl_skillneurons.streaming import READINGS, stream_activations
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+from tl_skillneurons.prompts.streaming import READINGS, stream_activations
 
 MEMORY = 2**30
 
@@ -34,10 +34,10 @@ def layers_at_a_time(
     """One layer after another, with every prompt's activations on all texts.
 
     Args:
-        prompted: Prompts that stand alike (:func:`~tl_skillneurons.streaming.stand_alike`).
+        prompted: Prompts that stand alike (:func:`~tl_skillneurons.prompts.streaming.stand_alike`).
         n_positions: Positions that are read.
         memory: Bytes that kept activations may take; at least one layer is kept.
-        options: Of :func:`~tl_skillneurons.streaming.stream_activations`.
+        options: Of :func:`~tl_skillneurons.prompts.streaming.stream_activations`.
     """
     model = prompted[0].model
     n_layers, d_mlp = neuron_shape(model)

@@ -39,12 +39,12 @@ from tl_skillneurons._processes import gather, rank_and_count
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.prompted import PromptedModel
+from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.models.sites import frozen, has_language_model_head, is_causal, require_supported
-from tl_skillneurons.soft_prompt import SoftPrompt, VirtualTokens, describe_model
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens, describe_model
 from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.models.tokenizing import text_token_ids
-from tl_skillneurons.tuning_state import (
+from tl_skillneurons.prompts.tuning.state import (
     TuningState,
     parameters_of,
     require_same,
@@ -52,7 +52,7 @@ from tl_skillneurons.tuning_state import (
     save_state,
     stack_snapshots,
 )
-from tl_skillneurons.tuning_steps import (
+from tl_skillneurons.prompts.tuning.schedule import (
     INITS,
     batch_at,
     embedding_rows,

@@ -1,0 +1,1 @@
+"""Prompt tuning: gradient descent on a few virtual tokens, the model frozen."""

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 import tl_skillneurons as skn
-from tl_skillneurons.calibration import _plant
+from tl_skillneurons.scores.calibration import _plant
 
 from test_permutation import random_outcomes  # isort: skip
 from test_scoring import prompt_for, task_of  # isort: skip

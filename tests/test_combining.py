@@ -7,7 +7,7 @@ import torch
 import tl_skillneurons as skn
 from tl_skillneurons.combining import majority
 from tl_skillneurons.stats.intervals import mcnemar
-from tl_skillneurons.scores import best_positions
+from tl_skillneurons.scores.neuron_scores import best_positions
 
 from test_scoring import HOOKS, TASK, prompt_for, task_of  # isort: skip
 from test_other_scores import read  # isort: skip

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 import tl_skillneurons as skn
-from tl_skillneurons.overlaps import (
+from tl_skillneurons.scores.overlap import (
     average_ranks,
     compare_sets,
     hypergeometric,

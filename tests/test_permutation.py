@@ -12,8 +12,8 @@ from scipy import stats
 
 import tl_skillneurons as skn
 from tl_skillneurons.stats.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
-from tl_skillneurons.outcomes import RuleOutcomes, count_right, pack
-from tl_skillneurons.permutation import permutation_null, permuted_labels, twin_pairs
+from tl_skillneurons.scores.outcomes import RuleOutcomes, count_right, pack
+from tl_skillneurons.scores.null import permutation_null, permuted_labels, twin_pairs
 
 from test_scoring import TASK, prompt_for, task_of  # isort: skip
 
@@ -44,7 +44,7 @@ def slow_predictivity(above, labels, aggregate="mean"):
 
 @pytest.mark.parametrize("aggregate", ["mean", "min"])
 def test_the_null_equals_a_slow_loop_over_permutations_neurons_and_positions(aggregate, monkeypatch):
-    monkeypatch.setattr("tl_skillneurons.outcomes.MOST_NUMBERS", 2000)  # chunks of one byte
+    monkeypatch.setattr("tl_skillneurons.scores.outcomes.MOST_NUMBERS", 2000)  # chunks of one byte
     above, outcomes = random_outcomes()
     null = permutation_null(outcomes, n_permutations=30, seed=3, aggregate=aggregate)
     observed = slow_predictivity(above, outcomes.labels, aggregate)

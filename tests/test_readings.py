@@ -5,7 +5,7 @@ import tiny
 import torch
 
 import tl_skillneurons as skn
-from tl_skillneurons.selected import rule_answers
+from tl_skillneurons.scores.rules import rule_answers
 
 from test_scoring import TASK, prompt_for, task_of  # isort: skip
 

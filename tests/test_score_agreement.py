@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 
 import tl_skillneurons as skn
-from tl_skillneurons.outcomes import RuleOutcomes, count_right, pack
-from tl_skillneurons.permutation import permutation_null, permuted_scores
-from tl_skillneurons.score_agreement import agreements
+from tl_skillneurons.scores.outcomes import RuleOutcomes, count_right, pack
+from tl_skillneurons.scores.null import permutation_null, permuted_scores
+from tl_skillneurons.scores.agreement import agreements
 
 N, D_MLP = 100, 64
 

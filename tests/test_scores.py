@@ -8,7 +8,7 @@ import torch
 
 import tl_skillneurons as skn
 from tl_skillneurons._files import load_tensors, save_tensors
-from tl_skillneurons.scores import best_positions
+from tl_skillneurons.scores.neuron_scores import best_positions
 
 N_SELECT = 12
 

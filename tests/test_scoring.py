@@ -9,7 +9,7 @@ import torch
 
 import tl_skillneurons as skn
 from tl_skillneurons.prompts.positions import current_tokens
-from tl_skillneurons.tallies import threshold
+from tl_skillneurons.scores.tallies import threshold
 
 LABEL_WORDS = {0: "negative", 1: "positive"}
 EXACT = 1e-12  # a few roundings of 1e-16 on numbers of order 1, in models that compute in float64 throughout
@@ -118,7 +118,7 @@ def test_counts_do_not_depend_on_the_padding_side(models, family, positions, mon
         def on_this_side(*args, side=side, **settings):
             return skn.PromptedModel(*args, **settings, padding_side=side)
 
-        monkeypatch.setattr("tl_skillneurons.scoring.PromptedModel", on_this_side)
+        monkeypatch.setattr("tl_skillneurons.scores.predictivity.PromptedModel", on_this_side)
         scores[side] = score(models[family], prompt_for(family), positions=positions)
     assert torch.equal(scores["left"].correct, scores["right"].correct)
     torch.testing.assert_close(scores["left"].baseline, scores["right"].baseline, rtol=0, atol=EXACT)

@@ -90,7 +90,7 @@ _MODULES = {
     "AblationEffect": "effects",
     "AccuracyWithoutWords": "strong_words",
     "AdaptedModel": "adaptation",
-    "Calibration": "calibration",
+    "Calibration": "scores.calibration",
     "ChanceLevel": "stats.chance",
     "CheckpointComparison": "checkpoint_comparison",
     "Diagnosis": "diagnosis",
@@ -99,20 +99,20 @@ _MODULES = {
     "LabelWordComparison": "label_words",
     "NeuronAttribution": "attribution",
     "NeuronPatching": "patching",
-    "NeuronScores": "scores",
+    "NeuronScores": "scores.neuron_scores",
     "NeuronSet": "neurons",
-    "NeuronStatistic": "statistic",
-    "Overlap": "overlaps",
-    "PermutationNull": "permutation",
+    "NeuronStatistic": "scores.neuron_statistic",
+    "Overlap": "scores.overlap",
+    "PermutationNull": "scores.null",
     "PromptDescription": "prompt_description",
     "PromptTrajectory": "trajectory",
     "PromptTransfer": "transfer",
     "PromptedModel": "prompts.prompted_model",
     "PromptedTokens": "prompts.positions",
     "ReadingComparison": "readings",
-    "RuleOutcomes": "outcomes",
+    "RuleOutcomes": "scores.outcomes",
     "ScoreComparison": "score_comparison",
-    "SelectedAccuracy": "selected",
+    "SelectedAccuracy": "scores.rules",
     "SoftPrompt": "prompts.soft_prompt",
     "Task": "tasks.task",
     "TaskComparison": "task_similarity",
@@ -122,18 +122,18 @@ _MODULES = {
     "accuracy": "effects",
     "accuracy_without_words": "strong_words",
     "adapt": "adaptation",
-    "answer_targets": "other_scores",
+    "answer_targets": "scores.other_scores",
     "attribute_neurons": "attribution",
     "best_of_chance": "stats.chance",
-    "check_calibration": "calibration",
+    "check_calibration": "scores.calibration",
     "combine_neurons": "combining",
     "compare_label_words": "label_words",
     "compare_readings": "readings",
     "compare_scores": "score_comparison",
-    "compare_sets": "overlaps",
+    "compare_sets": "scores.overlap",
     "compare_tasks": "task_similarity",
     "compare_with_exact": "attribution",
-    "correlate_neurons": "other_scores",
+    "correlate_neurons": "scores.other_scores",
     "describe_prompt": "prompt_description",
     "diagnose": "diagnosis",
     "export_pruned": "models.pruned_files",
@@ -143,7 +143,7 @@ _MODULES = {
     "measure_adapted": "adaptation",
     "measure_damage": "task_damage",
     "measure_effects": "measuring",
-    "measure_scores": "other_scores",
+    "measure_scores": "scores.other_scores",
     "minimal_pairs": "tasks.minimal_pairs",
     "neuron_activations": "prompts.activations",
     "over_checkpoints": "checkpoints",
@@ -152,14 +152,14 @@ _MODULES = {
     "plot_scores": "plots",
     "prompt_trajectory": "trajectory",
     "prune": "models.pruning",
-    "rule_accuracy": "scoring",
+    "rule_accuracy": "scores.predictivity",
     "save_pruned": "models.pruned_files",
-    "score_classes": "scoring",
-    "score_gradients": "gradient_scores",
-    "score_neurons": "scoring",
-    "selected_accuracy": "selected",
+    "score_classes": "scores.predictivity",
+    "score_gradients": "scores.gradients",
+    "score_neurons": "scores.predictivity",
+    "selected_accuracy": "scores.rules",
     "shuffle_layers": "checkpoints",
-    "top_union": "scores",
+    "top_union": "scores.neuron_scores",
     "transfer_prompts": "transfer",
     "weight_words": "words",
     "word_selectivity": "words",
@@ -170,27 +170,27 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.ablation import ablate
     from tl_skillneurons.adaptation import AdaptedModel, adapt, measure_adapted
     from tl_skillneurons.attribution import NeuronAttribution, attribute_neurons, compare_with_exact
-    from tl_skillneurons.calibration import Calibration, check_calibration
+    from tl_skillneurons.scores.calibration import Calibration, check_calibration
     from tl_skillneurons.checkpoint_comparison import CheckpointComparison
     from tl_skillneurons.checkpoints import over_checkpoints, shuffle_layers
     from tl_skillneurons.combining import combine_neurons
     from tl_skillneurons.diagnosis import Diagnosis, diagnose
     from tl_skillneurons.effects import AblationEffect, ablation_effect, accuracy
-    from tl_skillneurons.gradient_scores import score_gradients
+    from tl_skillneurons.scores.gradients import score_gradients
     from tl_skillneurons.models.input_cache import InputCache
     from tl_skillneurons.prompts.activations import neuron_activations
     from tl_skillneurons.label_words import LabelWordComparison, compare_label_words
     from tl_skillneurons.models.loading import load_model
     from tl_skillneurons.measuring import measure_effects
     from tl_skillneurons.neurons import NeuronSet
-    from tl_skillneurons.other_scores import answer_targets, correlate_neurons, measure_scores
-    from tl_skillneurons.outcomes import RuleOutcomes
-    from tl_skillneurons.overlaps import Overlap, compare_sets
+    from tl_skillneurons.scores.other_scores import answer_targets, correlate_neurons, measure_scores
+    from tl_skillneurons.scores.outcomes import RuleOutcomes
+    from tl_skillneurons.scores.overlap import Overlap, compare_sets
     from tl_skillneurons.models.packaged import packaged_model
     from tl_skillneurons.tasks.minimal_pairs import minimal_pairs
     from tl_skillneurons.panel import EffectPanel
     from tl_skillneurons.patching import NeuronPatching, patch_neurons
-    from tl_skillneurons.permutation import PermutationNull
+    from tl_skillneurons.scores.null import PermutationNull
     from tl_skillneurons.plots import plot_scores
     from tl_skillneurons.prompts.positions import PromptedTokens
     from tl_skillneurons.prompt_description import PromptDescription, describe_prompt
@@ -199,11 +199,11 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.models.pruning import prune
     from tl_skillneurons.readings import ReadingComparison, compare_readings
     from tl_skillneurons.score_comparison import ScoreComparison, compare_scores
-    from tl_skillneurons.scores import NeuronScores, top_union
-    from tl_skillneurons.scoring import rule_accuracy, score_classes, score_neurons
-    from tl_skillneurons.selected import SelectedAccuracy, selected_accuracy
+    from tl_skillneurons.scores.neuron_scores import NeuronScores, top_union
+    from tl_skillneurons.scores.predictivity import rule_accuracy, score_classes, score_neurons
+    from tl_skillneurons.scores.rules import SelectedAccuracy, selected_accuracy
     from tl_skillneurons.prompts.soft_prompt import SoftPrompt
-    from tl_skillneurons.statistic import NeuronStatistic
+    from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
     from tl_skillneurons.stats.chance import ChanceLevel, best_of_chance
     from tl_skillneurons.strong_words import AccuracyWithoutWords, accuracy_without_words
     from tl_skillneurons.tasks.task import Task

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.overlaps import compare_sets
-from tl_skillneurons.score_agreement import agreements
-from tl_skillneurons.scores import NeuronScores
-from tl_skillneurons.selection import top_neurons
+from tl_skillneurons.scores.overlap import compare_sets
+from tl_skillneurons.scores.agreement import agreements
+from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.scores.selection import top_neurons
 from tl_skillneurons.stats.chance import rank_p_value
 from tl_skillneurons.tasks.task import Task
 
@@ -42,7 +42,7 @@ class CheckpointComparison:
             this model's best neurons (``top_report``) and of the last model's (``last_top_report``), beside the
             median, the largest and the rank p of random neurons of the same layers (``random_report``,
             ``random_report_max``, ``p_random``); ``spearman`` with the last model's predictivities beside permuted
-            labels (``null_low``, ``null_high``, ``p_value``; :mod:`~tl_skillneurons.score_agreement`); of the tops
+            labels (``null_low``, ``null_high``, ``p_value``; :mod:`~tl_skillneurons.scores.agreement`); of the tops
             ``n_shared`` and ``p_shared`` under permuted labels, ``jaccard``, and of random sets ``chance_jaccard`` and
             ``p_overlap``.
         layers: A row per model and layer: ``best`` and ``median`` predictivity, ``n_significant``, and the agreement

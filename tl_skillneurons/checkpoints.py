@@ -39,9 +39,9 @@ from tl_skillneurons.checkpoint_places import (
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.scores import NeuronScores
-from tl_skillneurons.scoring import require_two_classes, rule_accuracy, score_neurons
-from tl_skillneurons.selection import selection_size
+from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.scores.predictivity import require_two_classes, rule_accuracy, score_neurons
+from tl_skillneurons.scores.selection import selection_size
 from tl_skillneurons.models.sites import neuron_shape, require_supported
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task

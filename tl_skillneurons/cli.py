@@ -18,7 +18,7 @@ from tl_skillneurons.models.loading import load_model
 from tl_skillneurons.tasks.minimal_pairs import minimal_pairs
 from tl_skillneurons.plots import plot_scores
 from tl_skillneurons.report import numbers, show
-from tl_skillneurons.scores import NeuronScores
+from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.tasks.sources import load_splits
 

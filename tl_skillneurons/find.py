@@ -23,15 +23,15 @@ from tl_skillneurons.effects import AblationEffect, ablation_effect
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.scores import NeuronScores
-from tl_skillneurons.scoring import (
+from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.scores.predictivity import (
     describe_prompt,
     require_orders,
     require_two_classes,
     rule_accuracy,
     score_neurons,
 )
-from tl_skillneurons.selection import selection_size
+from tl_skillneurons.scores.selection import selection_size
 from tl_skillneurons.models.sites import SITE, has_language_model_head, neuron_shape
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model
 from tl_skillneurons.tasks.task import Task

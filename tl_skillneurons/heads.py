@@ -29,7 +29,7 @@ from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.panel import per_example
 from tl_skillneurons.prompts.positions import columns, current_tokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.scoring import require_two_classes
+from tl_skillneurons.scores.predictivity import require_two_classes
 from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.chance import rank_p_value

@@ -22,11 +22,11 @@ from tl_skillneurons._checks import require_int
 from tl_skillneurons.effects import accuracy
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.stats.intervals import require_draws
-from tl_skillneurons.overlaps import compare_sets, spearman
+from tl_skillneurons.scores.overlap import compare_sets, spearman
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.scores import NeuronScores
-from tl_skillneurons.scoring import require_two_classes, score_neurons
-from tl_skillneurons.selected import rule_answers
+from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.scores.predictivity import require_two_classes, score_neurons
+from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.models.sites import has_language_model_head, model_label, require_supported
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task

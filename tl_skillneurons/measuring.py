@@ -35,7 +35,7 @@ from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.panel import CONTROLS, Condition, EffectPanel, Measured
 from tl_skillneurons.plain_text import cross_entropy, require_head
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.selection import selection_size
+from tl_skillneurons.scores.selection import selection_size
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model
 from tl_skillneurons.tasks.task import Task

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from tl_skillneurons.score_comparison import strength
-from tl_skillneurons.scores import NeuronScores
-from tl_skillneurons.statistic import NeuronStatistic
+from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 

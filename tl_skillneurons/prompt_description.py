@@ -26,10 +26,10 @@ from tl_skillneurons._checks import require_int
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.attending import attention_over_task
 from tl_skillneurons.effects import accuracy
-from tl_skillneurons.overlaps import spearman
+from tl_skillneurons.scores.overlap import spearman
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.scores import NeuronScores
-from tl_skillneurons.scoring import as_list, require_measured_here, require_sees_text
+from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.scores.predictivity import as_list, require_measured_here, require_sees_text
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.chance import clopper_pearson
 from tl_skillneurons.tasks.task import Task

@@ -30,9 +30,9 @@ from tl_skillneurons._checks import require_int
 from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.scores import NeuronScores
-from tl_skillneurons.scoring import as_list, require_two_classes, score_neurons
-from tl_skillneurons.selected import rule_answers
+from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.scores.predictivity import as_list, require_two_classes, score_neurons
+from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task

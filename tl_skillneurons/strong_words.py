@@ -24,9 +24,9 @@ from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.stats.intervals import bootstrap_mean, require_draws
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.scores import NeuronScores
-from tl_skillneurons.scoring import as_list, require_two_classes
-from tl_skillneurons.selected import rule_answers
+from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.scores.predictivity import as_list, require_two_classes
+from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.chance import rank_p_value
 from tl_skillneurons.tasks.task import Task

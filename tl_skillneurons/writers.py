@@ -30,7 +30,7 @@ from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.pre_activations import decompose_batch
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.scoring import require_two_classes
+from tl_skillneurons.scores.predictivity import require_two_classes
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task
 

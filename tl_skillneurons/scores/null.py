@@ -4,7 +4,7 @@ The labels of role ``select`` are permuted among its examples, the same for all 
 so that everything that makes scores correlated stays as it is. Where the examples are twins, labels are
 exchanged within pairs: that is what "labels mean nothing" says there.
 
-A rule's answer is one bit per example (:mod:`~tl_skillneurons.outcomes`), so a thousand permutations are one
+A rule's answer is one bit per example (:mod:`~tl_skillneurons.scores.outcomes`), so a thousand permutations are one
 matrix product. For each permutation the best score of all neurons is kept, and for each neuron how often its own
 score (best over positions, combined over prompts) was reached. Counts decide, so that ties are ties.
 
@@ -22,9 +22,9 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.exact_tails import bound_p
+from tl_skillneurons.scores.exact_tails import bound_p
 from tl_skillneurons.stats.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
-from tl_skillneurons.outcomes import MOST_NUMBERS, RuleOutcomes, count_right
+from tl_skillneurons.scores.outcomes import MOST_NUMBERS, RuleOutcomes, count_right
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class PermutationNull:
         p_family: Each neuron's family-wise p-value: how often the largest of all reaches its score.
         p_value: Each neuron's own p-value: how often its own score is reached. At least 1 / (1 + permutations).
         seed: Of the permutations.
-        p_bound: Where the score has an exact law (:mod:`~tl_skillneurons.exact_tails`), a bound of ``p_value`` that
+        p_bound: Where the score has an exact law (:mod:`~tl_skillneurons.scores.exact_tails`), a bound of ``p_value`` that
             may be as small as it is.
     """
 

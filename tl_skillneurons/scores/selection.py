@@ -7,7 +7,7 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.permutation import PermutationNull
+from tl_skillneurons.scores.null import PermutationNull
 
 CORRECTIONS = ("family", "fdr")
 

@@ -1,7 +1,7 @@
 """Score every MLP neuron in two streaming passes: one over role ``baseline``, one over ``select``.
 
-The equations are in :mod:`~tl_skillneurons.scores`, the passes in :mod:`~tl_skillneurons.prompts.streaming`: an
-activation is gone with its batch, and what is kept (:mod:`~tl_skillneurons.tallies`) has [layer, position,
+The equations are in :mod:`~tl_skillneurons.scores.neuron_scores`, the passes in :mod:`~tl_skillneurons.prompts.streaming`: an
+activation is gone with its batch, and what is kept (:mod:`~tl_skillneurons.scores.tallies`) has [layer, position,
 neuron] entries however many examples there are.
 
 Read at the prompt positions, or, as the paper's comparison, at the text's own tokens (special tokens left
@@ -30,15 +30,15 @@ from tl_skillneurons._files import fingerprint
 from tl_skillneurons._processes import rank_and_count
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.models.input_cache import InputCache
-from tl_skillneurons.outcomes import RuleOutcomes
-from tl_skillneurons.passes import correct_of, count_correct, rule_outcomes, summaries
-from tl_skillneurons.permutation import permuted_labels, twin_pairs
+from tl_skillneurons.scores.outcomes import RuleOutcomes
+from tl_skillneurons.scores.passes import correct_of, count_correct, rule_outcomes, summaries
+from tl_skillneurons.scores.null import permuted_labels, twin_pairs
 from tl_skillneurons.prompts.prompted_model import Hooks, PromptedModel
-from tl_skillneurons.scores import NeuronScores
+from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model, model_differences
 from tl_skillneurons.prompts.streaming import READINGS, stand_alike
-from tl_skillneurons.tallies import Summary
+from tl_skillneurons.scores.tallies import Summary
 from tl_skillneurons.tasks.task import Task
 
 

@@ -9,7 +9,7 @@ With a(N, p, x) the activation of neuron N at prompt position p on input x::
 Of a task with more classes, each class has scores of its own: "label 1" is that class, all others are label 0.
 
 The best of hundreds of thousands of such scores is far above one half by luck. How far, permuted labels say
-(``null``, :mod:`~tl_skillneurons.permutation`), and an upper bound without them is
+(``null``, :mod:`~tl_skillneurons.scores.null`), and an upper bound without them is
 :meth:`NeuronScores.chance_level`. A predictive neuron need not be one that the model uses; ablation beside
 random controls tells.
 """
@@ -28,9 +28,9 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons.neurons import SITE, NeuronSet
-from tl_skillneurons.outcomes import RuleOutcomes
-from tl_skillneurons.permutation import PermutationNull, combine, permutation_null
-from tl_skillneurons.selection import called_significant, top_neurons
+from tl_skillneurons.scores.outcomes import RuleOutcomes
+from tl_skillneurons.scores.null import PermutationNull, combine, permutation_null
+from tl_skillneurons.scores.selection import called_significant, top_neurons
 from tl_skillneurons.stats.chance import ChanceLevel, best_of_chance
 
 KIND = "NeuronScores"
@@ -161,7 +161,7 @@ class NeuronScores:
         Args:
             alpha: With ``correction="family"`` the probability that any of them is there by luck (largest score
                 under permuted labels; Westfall and Young); with ``"fdr"`` the expected share of them that is
-                (Benjamini and Hochberg, by exact bounds: :mod:`~tl_skillneurons.exact_tails`).
+                (Benjamini and Hochberg, by exact bounds: :mod:`~tl_skillneurons.scores.exact_tails`).
 
         Raises:
             ValueError: Without a permutation null, or with too few permutations for ``alpha``.

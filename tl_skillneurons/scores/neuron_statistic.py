@@ -13,8 +13,8 @@ from torch import Tensor
 from tl_skillneurons._checks import require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons.neurons import SITE, NeuronSet
-from tl_skillneurons.permutation import PermutationNull
-from tl_skillneurons.selection import called_significant, top_neurons
+from tl_skillneurons.scores.null import PermutationNull
+from tl_skillneurons.scores.selection import called_significant, top_neurons
 
 KIND = "NeuronStatistic"
 AGGREGATES = ("mean", "min")
@@ -25,7 +25,7 @@ class NeuronStatistic:
     """A signed score of every neuron at every position, for each prompt of a set; 0 says no relation.
 
     Attributes:
-        name: What was measured (:mod:`~tl_skillneurons.score_kinds`, :mod:`~tl_skillneurons.gradient_scores`).
+        name: What was measured (:mod:`~tl_skillneurons.scores.kinds`, :mod:`~tl_skillneurons.scores.gradients`).
         values: The score; positive where a high activation goes with a high target or with label 1.
         n_examples: Examples it was measured on.
         role: Where they come from.

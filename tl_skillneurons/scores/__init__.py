@@ -1,0 +1,1 @@
+"""How well each neuron tells labels apart: scores, what luck gives, and which neurons are chosen."""

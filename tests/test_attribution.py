@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from tl_skillneurons import PromptedModel, SoftPrompt
-from tl_skillneurons.attribution import attribute_neurons, compare_with_exact
+from tl_skillneurons.interventions.attribution import attribute_neurons, compare_with_exact
 
 TWINS = planted.twins(4)
 LABELS = [planted.label_of(clean) for clean, _ in TWINS]

@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from tl_skillneurons import NeuronSet, PromptedModel, SoftPrompt, ablate
-from tl_skillneurons.direct_effects import direct_logits
+from tl_skillneurons.interventions.direct_effects import direct_logits
 
 TEXTS = ["the film is good", "a dull plot and a slow scene", "music was very bright"]
 WORDS = {0: "negative", 1: "positive"}

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from tl_skillneurons import NeuronSet, PromptedModel, SoftPrompt, neuron_activations
-from tl_skillneurons.interventions import choose_interventions, hooks_of, measure_references
+from tl_skillneurons.interventions.kinds import choose_interventions, hooks_of, measure_references
 from tl_skillneurons.models.sites import neuron_hooks
 
 TASK = tiny.task()

@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from tl_skillneurons import InputCache, NeuronSet, PromptedModel, SoftPrompt, ablate, measuring
-from tl_skillneurons.measuring import measure_effects, output_norms
+from tl_skillneurons.interventions.measure_effects import measure_effects, output_norms
 
 QUICK = {"n_random": 19, "n_reference": 16, "progress": False}
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tl_skillneurons.panel import Condition, EffectPanel, Measured, per_example, value_of
+from tl_skillneurons.interventions.effect_panel import Condition, EffectPanel, Measured, per_example, value_of
 
 LABELS = torch.tensor([0, 1, 1, 0])
 INTACT = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0], [1.0, 0.0]])  # all right

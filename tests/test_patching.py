@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from tl_skillneurons import NeuronSet, PromptedModel, SoftPrompt, minimal_pairs
-from tl_skillneurons.patching import patch_neurons
+from tl_skillneurons.interventions.patching import patch_neurons
 
 QUICK = {"n_random": 19, "progress": False}
 TWINS = planted.twins()

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from tl_skillneurons import NeuronSet, PromptedModel, SoftPrompt, ablate
-from tl_skillneurons.plain_text import MASKED_SHARE, cross_entropy
+from tl_skillneurons.interventions.plain_text import MASKED_SHARE, cross_entropy
 
 TEXTS = ["the film is good", "a dull plot and a slow scene but not bad", "music was very bright"]
 

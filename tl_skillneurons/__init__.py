@@ -87,18 +87,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AblationEffect": "effects",
+    "AblationEffect": "interventions.effects",
     "AccuracyWithoutWords": "strong_words",
     "AdaptedModel": "adaptation",
     "Calibration": "scores.calibration",
     "ChanceLevel": "stats.chance",
     "CheckpointComparison": "checkpoint_comparison",
     "Diagnosis": "diagnosis",
-    "EffectPanel": "panel",
+    "EffectPanel": "interventions.effect_panel",
     "InputCache": "models.input_cache",
     "LabelWordComparison": "label_words",
-    "NeuronAttribution": "attribution",
-    "NeuronPatching": "patching",
+    "NeuronAttribution": "interventions.attribution",
+    "NeuronPatching": "interventions.patching",
     "NeuronScores": "scores.neuron_scores",
     "NeuronSet": "neurons",
     "NeuronStatistic": "scores.neuron_statistic",
@@ -117,13 +117,13 @@ _MODULES = {
     "Task": "tasks.task",
     "TaskComparison": "task_similarity",
     "TaskDamage": "task_damage",
-    "ablate": "ablation",
-    "ablation_effect": "effects",
-    "accuracy": "effects",
+    "ablate": "interventions.ablation",
+    "ablation_effect": "interventions.effects",
+    "accuracy": "interventions.effects",
     "accuracy_without_words": "strong_words",
     "adapt": "adaptation",
     "answer_targets": "scores.other_scores",
-    "attribute_neurons": "attribution",
+    "attribute_neurons": "interventions.attribution",
     "best_of_chance": "stats.chance",
     "check_calibration": "scores.calibration",
     "combine_neurons": "combining",
@@ -132,7 +132,7 @@ _MODULES = {
     "compare_scores": "score_comparison",
     "compare_sets": "scores.overlap",
     "compare_tasks": "task_similarity",
-    "compare_with_exact": "attribution",
+    "compare_with_exact": "interventions.attribution",
     "correlate_neurons": "scores.other_scores",
     "describe_prompt": "prompt_description",
     "diagnose": "diagnosis",
@@ -142,13 +142,13 @@ _MODULES = {
     "load_pruned": "models.pruned_files",
     "measure_adapted": "adaptation",
     "measure_damage": "task_damage",
-    "measure_effects": "measuring",
+    "measure_effects": "interventions.measure_effects",
     "measure_scores": "scores.other_scores",
     "minimal_pairs": "tasks.minimal_pairs",
     "neuron_activations": "prompts.activations",
     "over_checkpoints": "checkpoints",
     "packaged_model": "models.packaged",
-    "patch_neurons": "patching",
+    "patch_neurons": "interventions.patching",
     "plot_scores": "plots",
     "prompt_trajectory": "trajectory",
     "prune": "models.pruning",
@@ -167,29 +167,29 @@ _MODULES = {
 """The module that each exported name comes from."""
 
 if TYPE_CHECKING:  # the same for type checkers and editors, which would take any name from a __getattr__
-    from tl_skillneurons.ablation import ablate
+    from tl_skillneurons.interventions.ablation import ablate
     from tl_skillneurons.adaptation import AdaptedModel, adapt, measure_adapted
-    from tl_skillneurons.attribution import NeuronAttribution, attribute_neurons, compare_with_exact
+    from tl_skillneurons.interventions.attribution import NeuronAttribution, attribute_neurons, compare_with_exact
     from tl_skillneurons.scores.calibration import Calibration, check_calibration
     from tl_skillneurons.checkpoint_comparison import CheckpointComparison
     from tl_skillneurons.checkpoints import over_checkpoints, shuffle_layers
     from tl_skillneurons.combining import combine_neurons
     from tl_skillneurons.diagnosis import Diagnosis, diagnose
-    from tl_skillneurons.effects import AblationEffect, ablation_effect, accuracy
+    from tl_skillneurons.interventions.effects import AblationEffect, ablation_effect, accuracy
     from tl_skillneurons.scores.gradients import score_gradients
     from tl_skillneurons.models.input_cache import InputCache
     from tl_skillneurons.prompts.activations import neuron_activations
     from tl_skillneurons.label_words import LabelWordComparison, compare_label_words
     from tl_skillneurons.models.loading import load_model
-    from tl_skillneurons.measuring import measure_effects
+    from tl_skillneurons.interventions.measure_effects import measure_effects
     from tl_skillneurons.neurons import NeuronSet
     from tl_skillneurons.scores.other_scores import answer_targets, correlate_neurons, measure_scores
     from tl_skillneurons.scores.outcomes import RuleOutcomes
     from tl_skillneurons.scores.overlap import Overlap, compare_sets
     from tl_skillneurons.models.packaged import packaged_model
     from tl_skillneurons.tasks.minimal_pairs import minimal_pairs
-    from tl_skillneurons.panel import EffectPanel
-    from tl_skillneurons.patching import NeuronPatching, patch_neurons
+    from tl_skillneurons.interventions.effect_panel import EffectPanel
+    from tl_skillneurons.interventions.patching import NeuronPatching, patch_neurons
     from tl_skillneurons.scores.null import PermutationNull
     from tl_skillneurons.plots import plot_scores
     from tl_skillneurons.prompts.positions import PromptedTokens

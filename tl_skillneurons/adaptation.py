@@ -31,8 +31,8 @@ from torch.nn import functional
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.effects import accuracy
-from tl_skillneurons.measuring import measure_effects
+from tl_skillneurons.interventions.effects import accuracy
+from tl_skillneurons.interventions.measure_effects import measure_effects
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.models.sites import has_language_model_head, is_causal, require_eval, require_supported

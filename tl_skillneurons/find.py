@@ -19,7 +19,7 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._files import load_tensors, package_version, read_json, save_tensors, write_json
 from tl_skillneurons._processes import rank_and_count
-from tl_skillneurons.effects import AblationEffect, ablation_effect
+from tl_skillneurons.interventions.effects import AblationEffect, ablation_effect
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.effects import accuracy
+from tl_skillneurons.interventions.effects import accuracy
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.scores.overlap import compare_sets, spearman

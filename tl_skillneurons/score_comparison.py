@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_skillneurons.scores.overlap import compare_sets, spearman
-from tl_skillneurons.panel import EffectPanel
+from tl_skillneurons.interventions.effect_panel import EffectPanel
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from rich.table import Table
 from torch import Tensor
 
-from tl_skillneurons.effects import ablation_effect
+from tl_skillneurons.interventions.effects import ablation_effect
 from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt

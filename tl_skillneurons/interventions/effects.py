@@ -19,7 +19,7 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._files import FORMAT, fingerprint, read_json, write_json
 from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.ablation import ablate
+from tl_skillneurons.interventions.ablation import ablate
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import Hooks, PromptedModel

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tl_skillneurons._files import load_tensors, save_tensors
 from tl_skillneurons._progress import Advance
-from tl_skillneurons.ablation import Hook
-from tl_skillneurons.panel import Condition
+from tl_skillneurons.interventions.ablation import Hook
+from tl_skillneurons.interventions.effect_panel import Condition
 
 KIND = "EffectPanel"
 _SECONDS_BETWEEN_WRITES = 5.0

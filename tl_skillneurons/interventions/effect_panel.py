@@ -2,14 +2,14 @@
 
 Read from class logits ``z`` of each example with label ``y`` (total effect: the model runs on with the
 intervention; direct effect: later layers and norm scales as in the intact run, see
-:mod:`~tl_skillneurons.direct_effects`):
+:mod:`~tl_skillneurons.interventions.direct_effects`):
 
 * ``accuracy``: share of examples with ``argmax z = y``; with the exact interval of Clopper and Pearson and
   McNemar's paired test against the intact model
 * ``logit_diff``: mean of ``z_y - max over other classes``
 * ``probability``: mean of ``softmax(z)_y`` over the class logits
 * ``calibration_error``: expected calibration error (Guo et al., 2017), 10 bins of equal width
-* ``cross_entropy``: of plain text without a prompt, in nats per token (:mod:`~tl_skillneurons.plain_text`)
+* ``cross_entropy``: of plain text without a prompt, in nats per token (:mod:`~tl_skillneurons.interventions.plain_text`)
 
 Larger is better for the first three, worse for the last two; ``change`` is value minus intact.
 

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_skillneurons._checks import require_option
-from tl_skillneurons.ablation import Hook, ablate
+from tl_skillneurons.interventions.ablation import Hook, ablate
 from tl_skillneurons.prompts.activations import neuron_activations
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel

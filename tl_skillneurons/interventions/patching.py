@@ -29,7 +29,7 @@ from transformer_lens.tools.analysis.interchange import NormMatchedPlacebo, Subs
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.ablation import Hook
+from tl_skillneurons.interventions.ablation import Hook
 from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.positions import PromptedTokens, columns

@@ -1,4 +1,4 @@
-"""Run a model under interventions on neurons and on their controls; :mod:`~tl_skillneurons.panel` reads it.
+"""Run a model under interventions on neurons and on their controls; :mod:`~tl_skillneurons.interventions.effect_panel` reads it.
 
 What is kept of a run is its class logits, a few numbers per example; every metric, interval and test comes
 from them afterwards.
@@ -18,11 +18,11 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import fingerprint
 from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.ablation import Hook
-from tl_skillneurons.direct_effects import direct_logits
+from tl_skillneurons.interventions.ablation import Hook
+from tl_skillneurons.interventions.direct_effects import direct_logits
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.stats.intervals import require_draws
-from tl_skillneurons.interventions import (
+from tl_skillneurons.interventions.kinds import (
     POSITIONS,
     Intervention,
     References,
@@ -30,10 +30,10 @@ from tl_skillneurons.interventions import (
     hooks_of,
     measure_references,
 )
-from tl_skillneurons.kept_outputs import KeptOutputs
+from tl_skillneurons.interventions._kept_outputs import KeptOutputs
 from tl_skillneurons.neurons import SITE, NeuronSet
-from tl_skillneurons.panel import CONTROLS, Condition, EffectPanel, Measured
-from tl_skillneurons.plain_text import cross_entropy, require_head
+from tl_skillneurons.interventions.effect_panel import CONTROLS, Condition, EffectPanel, Measured
+from tl_skillneurons.interventions.plain_text import cross_entropy, require_head
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.scores.selection import selection_size
 from tl_skillneurons.models.sites import neuron_shape
@@ -71,7 +71,7 @@ def measure_effects(
 
     Args:
         interventions: Of "zero", "mean", "class_mean", "other_class_mean", "resample", "noise", "scale" and
-            "keep" (:mod:`~tl_skillneurons.interventions`).
+            "keep" (:mod:`~tl_skillneurons.interventions.kinds`).
         positions: Of "prompt", "text" and "all"; where only the prompt is touched, the keys and values of the
             texts are computed once for all conditions (causal models, suffix prompts).
         sizes: Sets of these sizes instead of the whole one: shares of a layer's neurons or counts per layer,
@@ -83,7 +83,7 @@ def measure_effects(
         reference: Whose examples give means, spreads and values to resample, up to ``n_reference`` of them,
             evenly from the classes. ``None`` for none: then only "zero" and "scale", and controls are matched on
             output weights alone.
-        direct: Whether to give direct effects too (:mod:`~tl_skillneurons.direct_effects`).
+        direct: Whether to give direct effects too (:mod:`~tl_skillneurons.interventions.direct_effects`).
         other_tasks: Tasks with a prompt of their own that the same neurons are tried on, held at their own
             reference values; they answer with the same role.
         plain_texts: Texts whose cross-entropy is measured without a prompt, under interventions at "text" and

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from tl_skillneurons.ablation import Hook
+from tl_skillneurons.interventions.ablation import Hook
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.prompts.positions import PromptedTokens, published
 from tl_skillneurons.prompts.prompted_model import PromptedModel

@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from tl_skillneurons import PromptedModel, SoftPrompt
-from tl_skillneurons.attending import attention_over_task, example_pattern
+from tl_skillneurons.attention.patterns import attention_over_task, example_pattern
 
 TASK = tiny.task()
 

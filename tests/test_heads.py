@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from tl_skillneurons import NeuronSet, PromptedModel, SoftPrompt
-from tl_skillneurons.heads import ablate_heads, head_effects, mean_head_outputs, random_heads_like
+from tl_skillneurons.attention.heads import ablate_heads, head_effects, mean_head_outputs, random_heads_like
 
 QUICK = {"n_random": 19, "progress": False}
 TEXTS = ["the film was good", "a dull plot and a slow scene but not bad", "music"]

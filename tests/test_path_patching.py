@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from tl_skillneurons import NeuronSet, SoftPrompt
-from tl_skillneurons.path_patching import patch_heads_to_neurons
+from tl_skillneurons.attention.path_patching import patch_heads_to_neurons
 
 TWINS = planted.twins(6)
 LABELS = [planted.label_of(clean) for clean, _ in TWINS]

@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from tl_skillneurons import NeuronSet, SoftPrompt
-from tl_skillneurons.pre_activations import decompose
+from tl_skillneurons.attention.decomposition import decompose
 
 NEURONS = NeuronSet([1, 0, 1], [3, 5, 40])
 TEXT = ["the film was very good"]

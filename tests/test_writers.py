@@ -6,8 +6,8 @@ import tiny
 import torch
 
 from tl_skillneurons import NeuronSet, SoftPrompt
-from tl_skillneurons.pre_activations import decompose
-from tl_skillneurons.writers import coloured_sources, head_writers, source_words
+from tl_skillneurons.attention.decomposition import decompose
+from tl_skillneurons.attention.head_writers import coloured_sources, head_writers, source_words
 
 QUICK = {"progress": False}
 

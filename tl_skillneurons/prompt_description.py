@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.attending import attention_over_task
+from tl_skillneurons.attention.patterns import attention_over_task
 from tl_skillneurons.interventions.effects import accuracy
 from tl_skillneurons.scores.overlap import spearman
 from tl_skillneurons.prompts.prompted_model import PromptedModel

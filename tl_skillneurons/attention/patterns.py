@@ -1,8 +1,8 @@
 """What the prompt positions attend to, and who attends to them, per layer and head, over a task.
 
 Read off ``attn.hook_pattern`` (after the softmax), so each query's shares sum to 1. Attention says where a head
-looked, not what it moved (:mod:`~tl_skillneurons.writers`) nor whether that matters
-(:mod:`~tl_skillneurons.heads`): a head that has nothing to move often looks at the first token.
+looked, not what it moved (:mod:`~tl_skillneurons.attention.head_writers`) nor whether that matters
+(:mod:`~tl_skillneurons.attention.heads`): a head that has nothing to move often looks at the first token.
 """
 
 from collections.abc import Sequence

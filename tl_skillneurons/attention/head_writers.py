@@ -1,6 +1,6 @@
 """Which heads bring the label to chosen neurons, and from which words: decompositions averaged over a task.
 
-For each example, what a head writes into a neuron's pre-activation (:mod:`~tl_skillneurons.pre_activations`)
+For each example, what a head writes into a neuron's pre-activation (:mod:`~tl_skillneurons.attention.decomposition`)
 is averaged over the prompt positions. A head *separates* the labels at a neuron by the difference of its class
 means, label 1 minus label 0. The null permutes the labels among the examples, the same for all heads and
 neurons; the family-wise p-value compares with the largest difference, in standard deviations, of all of them.
@@ -23,12 +23,12 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.attending import token_names
+from tl_skillneurons.attention.patterns import token_names
 from tl_skillneurons.models.batches import length_batches
 from tl_skillneurons.stats.intervals import LabelDifference, bootstrap_mean, permutation_difference
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.positions import PromptedTokens
-from tl_skillneurons.pre_activations import decompose_batch
+from tl_skillneurons.attention.decomposition import decompose_batch
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.scores.predictivity import require_two_classes
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -138,7 +138,7 @@ def head_writers(
     Keeps ``examples * neurons * layers * heads`` numbers.
 
     Args:
-        projection: "pre", or "up" of a gated MLP (:func:`~tl_skillneurons.pre_activations.decompose`).
+        projection: "pre", or "up" of a gated MLP (:func:`~tl_skillneurons.attention.decomposition.decompose`).
         batch_size, batch_tokens: Most texts and most tokens of a batch; without either 512 tokens.
 
     Raises:

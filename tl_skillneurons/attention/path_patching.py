@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.heads import Head, random_heads_like
+from tl_skillneurons.attention.heads import Head, random_heads_like
 from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.interventions.patching import Twins, twins_of

@@ -14,17 +14,17 @@ head_effects           what ablating heads does to neurons and answers, beside r
 ====================== ==================================================================================
 """
 
-from tl_skillneurons.attending import PromptAttention, attention_over_task, example_pattern
-from tl_skillneurons.heads import (
+from tl_skillneurons.attention.patterns import PromptAttention, attention_over_task, example_pattern
+from tl_skillneurons.attention.heads import (
     HeadEffects,
     ablate_heads,
     head_effects,
     mean_head_outputs,
     random_heads_like,
 )
-from tl_skillneurons.path_patching import PathPatching, patch_heads_to_neurons
-from tl_skillneurons.pre_activations import PreActivationParts, decompose
-from tl_skillneurons.writers import HeadWriters, coloured_sources, head_writers, source_words
+from tl_skillneurons.attention.path_patching import PathPatching, patch_heads_to_neurons
+from tl_skillneurons.attention.decomposition import PreActivationParts, decompose
+from tl_skillneurons.attention.head_writers import HeadWriters, coloured_sources, head_writers, source_words
 
 __all__ = [
     "HeadEffects",

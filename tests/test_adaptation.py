@@ -5,7 +5,7 @@ import tiny
 import torch
 
 import tl_skillneurons as skn
-from tl_skillneurons.adaptation import METHODS
+from tl_skillneurons.studies.adaptation import METHODS
 
 SETTINGS = {"n_steps": 30, "batch_size": 8, "learning_rate": 0.02, "width": 4, "progress": False}
 

@@ -6,7 +6,7 @@ import tiny
 import torch
 
 import tl_skillneurons as skn
-from tl_skillneurons.checkpoint_places import file_name, stated_shape
+from tl_skillneurons.studies.checkpoints.places import file_name, stated_shape
 
 TASK = planted.task(n_train=40, n_select=60, n_report=40)
 QUICK = {"n_permutations": 99, "amount": 2, "progress": False}

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 import tl_skillneurons as skn
-from tl_skillneurons.combining import majority
+from tl_skillneurons.studies.combining import majority
 from tl_skillneurons.stats.intervals import mcnemar
 from tl_skillneurons.scores.neuron_scores import best_positions
 

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 import tl_skillneurons as skn
-from tl_skillneurons.diagnosis import _bootstrap_weights, bootstrap_jaccard, nearest_outside
+from tl_skillneurons.studies.diagnosis import _bootstrap_weights, bootstrap_jaccard, nearest_outside
 from tl_skillneurons.scores.outcomes import RuleOutcomes, pack
 
 from test_permutation import random_outcomes, slow_predictivity  # isort: skip

@@ -11,7 +11,7 @@ from scipy import stats
 
 import tl_skillneurons as skn
 from tl_skillneurons import transfer
-from tl_skillneurons.transfer import mantel
+from tl_skillneurons.studies.across_tasks.transfer import mantel
 
 from test_scoring import prompt_for, task_of  # isort: skip
 

@@ -9,10 +9,10 @@ import torch
 from scipy import stats
 
 import tl_skillneurons as skn
-from tl_skillneurons.label_words import random_label_words
+from tl_skillneurons.studies.words.label_words import random_label_words
 from tl_skillneurons.prompts.positions import current_tokens
-from tl_skillneurons.strong_words import strongest_words
-from tl_skillneurons.words import distinct_words
+from tl_skillneurons.studies.words.without_words import strongest_words
+from tl_skillneurons.studies.words.selectivity import distinct_words
 
 from test_scoring import LABEL_WORDS, prompt_for, task_of  # isort: skip
 
@@ -182,7 +182,7 @@ def test_every_number_is_what_a_slow_loop_gives(family, task, monkeypatch):
         assert row.p_random == pytest.approx((1 + int((draws >= mean - 1e-9).sum())) / 21)
         right = (answers == labels)[:, group].double().mean()
         assert row.n_examples == int(group.sum()) and row.prompt_accuracy == pytest.approx(float(right))
-    monkeypatch.setattr("tl_skillneurons.strong_words._MOST_NUMBERS", 1)  # one draw a run
+    monkeypatch.setattr("tl_skillneurons.studies.words.without_words._MOST_NUMBERS", 1)  # one draw a run
     again = skn.accuracy_without_words(model, prompts, task, scores, top, n_words=3, min_texts=2)
     pd.testing.assert_frame_equal(again.groups, found.groups)
 
@@ -330,7 +330,7 @@ def test_random_label_words_are_plain_tokens_of_which_none_is_drawn_twice(family
 
 
 def test_wordings_that_cannot_be_compared_are_refused_before_anything_is_tuned(task, monkeypatch):
-    monkeypatch.setattr("tl_skillneurons.label_words.fit_soft_prompts", lambda *a, **k: pytest.fail("it ran"))
+    monkeypatch.setattr("tl_skillneurons.studies.words.label_words.fit_soft_prompts", lambda *a, **k: pytest.fail("it ran"))
     model, encoder = tiny.bridge("gpt2"), tiny.bridge("bert")
     encoder.original_model.config.architectures = ["BertModel"]
     ask = skn.compare_label_words

@@ -8,9 +8,9 @@ from scipy import stats
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 import tl_skillneurons as skn
-from tl_skillneurons.position_share import epsilon_squared, position_share
+from tl_skillneurons.studies.words.position_share import epsilon_squared, position_share
 from tl_skillneurons.prompts.positions import current_tokens
-from tl_skillneurons.words import word_correlations, word_presence
+from tl_skillneurons.studies.words.selectivity import word_correlations, word_presence
 
 from test_scoring import prompt_for, task_of  # isort: skip
 
@@ -147,7 +147,7 @@ def test_nothing_depends_on_how_many_columns_are_worked_on_at_a_time(task, monke
     model, prompt, neurons = tiny.bridge("gpt2"), prompt_for("gpt2"), skn.NeuronSet([0, 1, 1], [3, 9, 4])
     whole = skn.word_selectivity(model, prompt, task, neurons, n_permutations=19)
     for most in (1, 180 * 2, 180 * 7):
-        monkeypatch.setattr("tl_skillneurons.words._MOST_NUMBERS", most)
+        monkeypatch.setattr("tl_skillneurons.studies.words.selectivity._MOST_NUMBERS", most)
         frame = skn.word_selectivity(model, prompt, task, neurons, n_permutations=19)
         pd.testing.assert_frame_equal(frame, whole)
 

@@ -88,15 +88,15 @@ __all__ = [
 
 _MODULES = {
     "AblationEffect": "interventions.effects",
-    "AccuracyWithoutWords": "strong_words",
-    "AdaptedModel": "adaptation",
+    "AccuracyWithoutWords": "studies.words.without_words",
+    "AdaptedModel": "studies.adaptation",
     "Calibration": "scores.calibration",
     "ChanceLevel": "stats.chance",
-    "CheckpointComparison": "checkpoint_comparison",
-    "Diagnosis": "diagnosis",
+    "CheckpointComparison": "studies.checkpoints.comparison",
+    "Diagnosis": "studies.diagnosis",
     "EffectPanel": "interventions.effect_panel",
     "InputCache": "models.input_cache",
-    "LabelWordComparison": "label_words",
+    "LabelWordComparison": "studies.words.label_words",
     "NeuronAttribution": "interventions.attribution",
     "NeuronPatching": "interventions.patching",
     "NeuronScores": "scores.neuron_scores",
@@ -104,53 +104,53 @@ _MODULES = {
     "NeuronStatistic": "scores.neuron_statistic",
     "Overlap": "scores.overlap",
     "PermutationNull": "scores.null",
-    "PromptDescription": "prompt_description",
-    "PromptTrajectory": "trajectory",
-    "PromptTransfer": "transfer",
+    "PromptDescription": "studies.prompt_description",
+    "PromptTrajectory": "studies.trajectory",
+    "PromptTransfer": "studies.across_tasks.transfer",
     "PromptedModel": "prompts.prompted_model",
     "PromptedTokens": "prompts.positions",
-    "ReadingComparison": "readings",
+    "ReadingComparison": "studies.readings",
     "RuleOutcomes": "scores.outcomes",
-    "ScoreComparison": "score_comparison",
+    "ScoreComparison": "studies.score_comparison",
     "SelectedAccuracy": "scores.rules",
     "SoftPrompt": "prompts.soft_prompt",
     "Task": "tasks.task",
-    "TaskComparison": "task_similarity",
-    "TaskDamage": "task_damage",
+    "TaskComparison": "studies.across_tasks.similarity",
+    "TaskDamage": "studies.across_tasks.damage",
     "ablate": "interventions.ablation",
     "ablation_effect": "interventions.effects",
     "accuracy": "interventions.effects",
-    "accuracy_without_words": "strong_words",
-    "adapt": "adaptation",
+    "accuracy_without_words": "studies.words.without_words",
+    "adapt": "studies.adaptation",
     "answer_targets": "scores.other_scores",
     "attribute_neurons": "interventions.attribution",
     "best_of_chance": "stats.chance",
     "check_calibration": "scores.calibration",
-    "combine_neurons": "combining",
-    "compare_label_words": "label_words",
-    "compare_readings": "readings",
-    "compare_scores": "score_comparison",
+    "combine_neurons": "studies.combining",
+    "compare_label_words": "studies.words.label_words",
+    "compare_readings": "studies.readings",
+    "compare_scores": "studies.score_comparison",
     "compare_sets": "scores.overlap",
-    "compare_tasks": "task_similarity",
+    "compare_tasks": "studies.across_tasks.similarity",
     "compare_with_exact": "interventions.attribution",
     "correlate_neurons": "scores.other_scores",
-    "describe_prompt": "prompt_description",
-    "diagnose": "diagnosis",
+    "describe_prompt": "studies.prompt_description",
+    "diagnose": "studies.diagnosis",
     "export_pruned": "models.pruned_files",
     "fit_soft_prompts": "prompts.tuning.fit",
     "load_model": "models.loading",
     "load_pruned": "models.pruned_files",
-    "measure_adapted": "adaptation",
-    "measure_damage": "task_damage",
+    "measure_adapted": "studies.adaptation",
+    "measure_damage": "studies.across_tasks.damage",
     "measure_effects": "interventions.measure_effects",
     "measure_scores": "scores.other_scores",
     "minimal_pairs": "tasks.minimal_pairs",
     "neuron_activations": "prompts.activations",
-    "over_checkpoints": "checkpoints",
+    "over_checkpoints": "studies.checkpoints.run",
     "packaged_model": "models.packaged",
     "patch_neurons": "interventions.patching",
     "plot_scores": "plots",
-    "prompt_trajectory": "trajectory",
+    "prompt_trajectory": "studies.trajectory",
     "prune": "models.pruning",
     "rule_accuracy": "scores.predictivity",
     "save_pruned": "models.pruned_files",
@@ -158,28 +158,28 @@ _MODULES = {
     "score_gradients": "scores.gradients",
     "score_neurons": "scores.predictivity",
     "selected_accuracy": "scores.rules",
-    "shuffle_layers": "checkpoints",
+    "shuffle_layers": "studies.checkpoints.run",
     "top_union": "scores.neuron_scores",
-    "transfer_prompts": "transfer",
-    "weight_words": "words",
-    "word_selectivity": "words",
+    "transfer_prompts": "studies.across_tasks.transfer",
+    "weight_words": "studies.words.selectivity",
+    "word_selectivity": "studies.words.selectivity",
 }
 """The module that each exported name comes from."""
 
 if TYPE_CHECKING:  # the same for type checkers and editors, which would take any name from a __getattr__
     from tl_skillneurons.interventions.ablation import ablate
-    from tl_skillneurons.adaptation import AdaptedModel, adapt, measure_adapted
+    from tl_skillneurons.studies.adaptation import AdaptedModel, adapt, measure_adapted
     from tl_skillneurons.interventions.attribution import NeuronAttribution, attribute_neurons, compare_with_exact
     from tl_skillneurons.scores.calibration import Calibration, check_calibration
-    from tl_skillneurons.checkpoint_comparison import CheckpointComparison
-    from tl_skillneurons.checkpoints import over_checkpoints, shuffle_layers
-    from tl_skillneurons.combining import combine_neurons
-    from tl_skillneurons.diagnosis import Diagnosis, diagnose
+    from tl_skillneurons.studies.checkpoints.comparison import CheckpointComparison
+    from tl_skillneurons.studies.checkpoints.run import over_checkpoints, shuffle_layers
+    from tl_skillneurons.studies.combining import combine_neurons
+    from tl_skillneurons.studies.diagnosis import Diagnosis, diagnose
     from tl_skillneurons.interventions.effects import AblationEffect, ablation_effect, accuracy
     from tl_skillneurons.scores.gradients import score_gradients
     from tl_skillneurons.models.input_cache import InputCache
     from tl_skillneurons.prompts.activations import neuron_activations
-    from tl_skillneurons.label_words import LabelWordComparison, compare_label_words
+    from tl_skillneurons.studies.words.label_words import LabelWordComparison, compare_label_words
     from tl_skillneurons.models.loading import load_model
     from tl_skillneurons.interventions.measure_effects import measure_effects
     from tl_skillneurons.neurons import NeuronSet
@@ -193,26 +193,26 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which would take an
     from tl_skillneurons.scores.null import PermutationNull
     from tl_skillneurons.plots import plot_scores
     from tl_skillneurons.prompts.positions import PromptedTokens
-    from tl_skillneurons.prompt_description import PromptDescription, describe_prompt
+    from tl_skillneurons.studies.prompt_description import PromptDescription, describe_prompt
     from tl_skillneurons.prompts.prompted_model import PromptedModel
     from tl_skillneurons.models.pruned_files import export_pruned, load_pruned, save_pruned
     from tl_skillneurons.models.pruning import prune
-    from tl_skillneurons.readings import ReadingComparison, compare_readings
-    from tl_skillneurons.score_comparison import ScoreComparison, compare_scores
+    from tl_skillneurons.studies.readings import ReadingComparison, compare_readings
+    from tl_skillneurons.studies.score_comparison import ScoreComparison, compare_scores
     from tl_skillneurons.scores.neuron_scores import NeuronScores, top_union
     from tl_skillneurons.scores.predictivity import rule_accuracy, score_classes, score_neurons
     from tl_skillneurons.scores.rules import SelectedAccuracy, selected_accuracy
     from tl_skillneurons.prompts.soft_prompt import SoftPrompt
     from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
     from tl_skillneurons.stats.chance import ChanceLevel, best_of_chance
-    from tl_skillneurons.strong_words import AccuracyWithoutWords, accuracy_without_words
+    from tl_skillneurons.studies.words.without_words import AccuracyWithoutWords, accuracy_without_words
     from tl_skillneurons.tasks.task import Task
-    from tl_skillneurons.task_damage import TaskDamage, measure_damage
-    from tl_skillneurons.task_similarity import TaskComparison, compare_tasks
-    from tl_skillneurons.trajectory import PromptTrajectory, prompt_trajectory
-    from tl_skillneurons.transfer import PromptTransfer, transfer_prompts
+    from tl_skillneurons.studies.across_tasks.damage import TaskDamage, measure_damage
+    from tl_skillneurons.studies.across_tasks.similarity import TaskComparison, compare_tasks
+    from tl_skillneurons.studies.trajectory import PromptTrajectory, prompt_trajectory
+    from tl_skillneurons.studies.across_tasks.transfer import PromptTransfer, transfer_prompts
     from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
-    from tl_skillneurons.words import weight_words, word_selectivity
+    from tl_skillneurons.studies.words.selectivity import weight_words, word_selectivity
 
 else:
 

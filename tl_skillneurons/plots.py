@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from tl_skillneurons.score_comparison import strength
+from tl_skillneurons.studies.score_comparison import strength
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
 

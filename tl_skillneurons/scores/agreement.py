@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tl_skillneurons.scores.overlap import average_ranks
 from tl_skillneurons.scores.null import permuted_scores
-from tl_skillneurons.score_comparison import Scored, strength
+from tl_skillneurons.studies.score_comparison import Scored, strength
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 
 _QUANTILES = (0.025, 0.975)

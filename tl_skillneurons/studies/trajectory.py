@@ -28,7 +28,7 @@ from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.scores.overlap import compare_sets, spearman
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.score_comparison import require_one_model
+from tl_skillneurons.studies.score_comparison import require_one_model
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.predictivity import as_list, require_two_classes, score_neurons
 from tl_skillneurons.scores.rules import rule_answers

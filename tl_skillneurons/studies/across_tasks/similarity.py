@@ -4,7 +4,7 @@ Spearman's correlation of predictivities and what the tops share, in each layer 
 (:mod:`~tl_skillneurons.scores.agreement`): score with ``keep_outcomes=True``. Without them neurons are permuted in place
 of labels, and that null, like the hypergeometric one, takes neurons to be independent: too narrow, so that a Spearman
 of 0.1 or a few shared neurons may be nothing. Whether the model uses what is shared is another question:
-:mod:`~tl_skillneurons.task_damage`.
+:mod:`~tl_skillneurons.studies.across_tasks.damage`.
 
 What it does not show: shared neurons can do different things; and tasks on like texts share what has nothing to do
 with their labels, for example neurons that follow length or topic.
@@ -23,7 +23,7 @@ from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.scores.overlap import compare_sets
 from tl_skillneurons.scores.agreement import agreements
-from tl_skillneurons.score_comparison import Scored, require_one_model, strength
+from tl_skillneurons.studies.score_comparison import Scored, require_one_model, strength
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,8 +25,8 @@ from rich.console import Console
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import fingerprint, load_tensors, require_writable, save_tensors, sound
-from tl_skillneurons.checkpoint_comparison import CheckpointComparison, Measures, compare_checkpoints
-from tl_skillneurons.checkpoint_places import (
+from tl_skillneurons.studies.checkpoints.comparison import CheckpointComparison, Measures, compare_checkpoints
+from tl_skillneurons.studies.checkpoints.places import (
     Checkpoint,
     boot_checkpoint,
     file_name,

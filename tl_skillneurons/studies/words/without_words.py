@@ -30,7 +30,7 @@ from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.chance import rank_p_value
 from tl_skillneurons.tasks.task import Task
-from tl_skillneurons.words import distinct_words, word_correlations, word_presence
+from tl_skillneurons.studies.words.selectivity import distinct_words, word_correlations, word_presence
 
 _MOST_NUMBERS = 2**24  # of one run's answers: 128 MB in float64
 _ROUNDING = 1e-9  # of a correlation that is 0

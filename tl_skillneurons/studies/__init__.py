@@ -1,0 +1,1 @@
+"""Questions asked of whole discoveries: is it stable, what else explains it, does it carry over?"""

@@ -1,0 +1,1 @@
+"""Several tasks: similar neurons, damage to others, prompts that transfer."""

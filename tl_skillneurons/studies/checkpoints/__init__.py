@@ -1,0 +1,1 @@
+"""The same discovery in several models or training checkpoints."""

@@ -1,0 +1,1 @@
+"""Is it words? How selective neurons are for words, and what is left without the strongest."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._files import FORMAT, package_version, read_json, sound, write_whole
-from tl_skillneurons.controls import draw_nearest, finite_match
+from tl_skillneurons._matching import draw_nearest, finite_match
 
 SITE = "mlp.hook_post"
 """The hook point, below ``blocks.{layer}.``, whose coordinates are the neurons: the input of the MLP's output

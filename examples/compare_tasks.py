@@ -37,7 +37,7 @@ console = Console(width=160)
 first = next(iter(tasks))
 noise = tasks[first].with_shuffled_labels(1, roles=("select",))
 control = skn.score_neurons(model, prompts[first], noise, progress=False, **kept)
-found = skn.compare_tasks({**scores, f"{first}, shuffled labels": control})
+found = skn.studies.compare_tasks({**scores, f"{first}, shuffled labels": control})
 console.print(found.to_table())
 print("\nSpearman by layer")
 by_layer = found.pairs[found.pairs.layer >= 0].pivot(
@@ -47,10 +47,10 @@ print(by_layer.round(3).to_string())
 
 # %% Every prompt on every task; of few tasks a warning says that nothing foretold can be significant
 if len(tasks) > 2:
-    console.print(skn.transfer_prompts(model, tasks, prompts, scores).to_table())
+    console.print(skn.studies.transfer_prompts(model, tasks, prompts, scores).to_table())
 
 # %% Hold each task's best 2 % at their mean, measure each task; 20 draws of random neurons of the same layers
-damage = skn.measure_damage(
+damage = skn.studies.measure_damage(
     model,
     {name: task.limit(report=12 if SMALL else 80) for name, task in tasks.items()},  # 22 passes for each cell
     prompts,

@@ -26,7 +26,7 @@ prompts = skn.fit_soft_prompts(
 scores = skn.score_neurons(model, prompts, task)
 
 # %% A row per position: peaks beside a uniform share, nearest words beside chance, attention, accuracy without it
-found = skn.describe_prompt(model, prompts, task, scores, n_shuffles=2 if SMALL else 10)
+found = skn.studies.describe_prompt(model, prompts, task, scores, n_shuffles=2 if SMALL else 10)
 pd.set_option("display.width", 250)
 print("\npositions of each prompt: peaks and scores on role select, accuracies and attention on role report")
 print(
@@ -40,7 +40,7 @@ print("\ndo the prompts agree on which positions matter? (Spearman over position
 print(found.agreement.round(3).to_string(index=False))
 
 # %% How it came about: every neuron scored with the prompts as they were during tuning, step 0 being random words
-history = skn.prompt_trajectory(model, prompts, task).to_dataframe()
+history = skn.studies.prompt_trajectory(model, prompts, task).to_dataframe()
 shown = ["prompt", "step", "kept", "accuracy", "best", "level", "n_significant", "median"]
 print(
     "\nfrom the initial prompt to the last, report accuracy; all neurons' predictivity on select, level of luck"
@@ -56,7 +56,7 @@ print(history[[*shown, "jaccard", "chance_jaccard", "spearman"]].round(3).to_str
 random = [
     skn.SoftPrompt(prompt.initial, placement=prompt.placement, readout=prompt.readout) for prompt in prompts
 ]
-control = skn.describe_prompt(
+control = skn.studies.describe_prompt(
     model, random, task, skn.score_neurons(model, random, task, progress=False), n_shuffles=1, progress=False
 )
 shown = ["prompt", "token", "peak_share", "uniform", "best", "nearest", "cosine", "chance_cosine", "without"]

@@ -18,7 +18,7 @@ scores = skn.score_neurons(model, prompts, task)
 skill = scores.top(0.02)
 
 # %% The best neurons: select chose them, report did not
-on_report = scores.rule_accuracy(skill, skn.rule_accuracy(model, prompts, task, scores, role="report"))
+on_report = scores.rule_accuracy(skill, skn.scores.rule_accuracy(model, prompts, task, scores, role="report"))
 chance = scores.chance_level()
 print(f"\n{len(skill)} skill neurons; the best of all scores reaches {chance.expected:.3f} by luck alone")
 best = skill.to_dataframe().assign(select=scores.rule_accuracy(skill), report=on_report).head(5)
@@ -26,7 +26,7 @@ print(best.round(3).to_string(index=False))
 
 # %% Does the model use them? Hold them at their mean, and as many random neurons of the same layers
 values = [scores.mean_baseline(k) for k in range(len(prompts))]
-effect = skn.ablation_effect(model, prompts, task, skill, values=values, n_random=5)
+effect = skn.interventions.ablation_effect(model, prompts, task, skill, values=values, n_random=5)
 random = effect.random.mean(0)
 print(f"\naccuracy on {effect.n_examples} examples of role {effect.role}")
 print(f"  intact                  {effect.intact.mean():.3f}")

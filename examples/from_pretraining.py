@@ -29,8 +29,8 @@ skill = scores.top(0.02)
 
 # %% The same discovery without pre-training (random weights), and with its parts but not the whole (layers shuffled)
 untrained = random_init_bridge(str(skn.packaged_model(name)), seed=0)
-found = skn.over_checkpoints(
-    {"random weights": untrained, "layers shuffled": skn.shuffle_layers(model), "pre-trained": model},
+found = skn.studies.over_checkpoints(
+    {"random weights": untrained, "layers shuffled": skn.studies.shuffle_layers(model), "pre-trained": model},
     task,
     **tuning,
 )
@@ -42,12 +42,14 @@ methods = (
 )  # Llama models have no biases
 steps = 10 if SMALL else 300
 adapted = {
-    "tuned prompt": skn.AdaptedModel(model, prompt, "prompt", sum(p.numel() for p in prompt.parameters()))
+    "tuned prompt": skn.studies.AdaptedModel(
+        model, prompt, "prompt", sum(p.numel() for p in prompt.parameters())
+    )
 }
-adapted |= {how: skn.adapt(model, task, how, n_steps=steps) for how in methods}
+adapted |= {how: skn.studies.adapt(model, task, how, n_steps=steps) for how in methods}
 
 # %% Are the neurons that the prompt found needed there too? Beside random neurons, 20 draws of each control
-damage = skn.measure_adapted(adapted, task, skill, positions=("all",))
+damage = skn.studies.measure_adapted(adapted, task, skill, positions=("all",))
 shown = [
     "adapted",
     "n_trained",

@@ -34,13 +34,13 @@ for name, task in tasks.items():
 # %% The same rules on words that no other role has: what is left of the accuracy is not memory of words
 for name, task in tasks.items():
     top = scores[name].top(10, per="model")
-    print(f"{name}: the best", skn.selected_accuracy(model, prompts[name], task, scores[name], top))
+    print(f"{name}: the best", skn.scores.selected_accuracy(model, prompts[name], task, scores[name], top))
 task, [prompt] = tasks["shared words"], prompts["shared words"]
 skill = scores["shared words"].top(20, per="model")
 
 # %% The same rules on texts without the words that go most with the label, beside random neurons and the prompt
 strong = {"n_words": 20} if len(sys.argv) > 1 else {"n_words": 60, "min_texts": 1 if SMALL else 2}
-found = skn.accuracy_without_words(model, prompt, task, scores["shared words"], skill, **strong)
+found = skn.studies.accuracy_without_words(model, prompt, task, scores["shared words"], skill, **strong)
 print(f"\nthe {len(found.words)} strongest words of role train, with their correlation with label 1:")
 print(", ".join(f"{row.word} {row.r:+.2f}" for row in found.words.head(12).itertuples()), "...")
 print(f"accuracy of the {len(skill)} best neurons on role report, and of as many random ones of their layers")
@@ -51,7 +51,7 @@ print(found.to_dataframe()[shown + controls].round(3).to_string(index=False))
 # %% How much of a neuron does one word explain? The best neurons beside random ones of the same layers
 print("\nwhat single words of the text explain at the prompt positions, on role report")
 for name, neurons in (("skill", skill), ("random", skill.random_like(0))):
-    frame = skn.word_selectivity(model, prompt, task, neurons, n_permutations=199 if SMALL else 1000)
+    frame = skn.studies.word_selectivity(model, prompt, task, neurons, n_permutations=199 if SMALL else 1000)
     print(
         f"{name}: one word explains {frame.word_r.pow(2).mean():.3f} of the variance on average, the label "
         f"{frame.label_r.pow(2).mean():.3f}; of {len(frame)}, {frame.token_detector.sum()} are token detectors, "
@@ -64,14 +64,18 @@ for name, neurons in (("skill", skill), ("random", skill.random_like(0))):
 
 # %% Words near to their weights, beside how near random neurons come
 print("\nwords nearest to input and output weights")
-print(skn.weight_words(model, scores["shared words"].top(5, per="model")).round(3).to_string(index=False))
+print(
+    skn.studies.weight_words(model, scores["shared words"].top(5, per="model"))
+    .round(3)
+    .to_string(index=False)
+)
 
 # %% Other label words: do they change the set more than another seed does? MiniLM has no head to read any with
 if len(sys.argv) == 1:
     model = skn.load_model("smollm2")
     task = skn.minimal_pairs("movie_reviews", n_pairs=20 if SMALL else 100, tokenizer=model.tokenizer)
     settings = {"n_virtual_tokens": 4, "n_steps": 2 if SMALL else 40}
-compared = skn.compare_label_words(
+compared = skn.studies.compare_label_words(
     model,
     task,
     {} if SMALL else {"bad or good": {0: " bad", 1: " good"}},

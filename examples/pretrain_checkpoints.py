@@ -101,10 +101,12 @@ if not all((place / "tokenizer.json").exists() for place in checkpoints.values()
 # %% The same discovery at every checkpoint: prompts tuned anew, and those of the last one carried back
 tuning = {"n_virtual_tokens": 4, "n_steps": 10 if SMALL else 60, "seeds": [0]}
 trained = skn.load_model(checkpoints[f"step {KEPT[-1]}"], verbose=False)
-shuffled = {"layers shuffled": skn.shuffle_layers(trained)}  # a control: trained parts, no trained whole
+shuffled = {
+    "layers shuffled": skn.studies.shuffle_layers(trained)
+}  # a control: trained parts, no trained whole
 console = Console(width=160)
 for prompts, what in (("each", "tuned at every checkpoint"), ("last", "tuned at the last, carried back")):
-    found = skn.over_checkpoints(
+    found = skn.studies.over_checkpoints(
         {**shuffled, **checkpoints}, task, prompts=prompts, folder=folder / f"prompts-{prompts}", **tuning
     )
     print(f"\nprompts {what}")

@@ -27,16 +27,16 @@ tuning = {"n_virtual_tokens": 4, "n_steps": 10 if SMALL else 100}
 # %% More than two classes: one prompt for all, each class scored against the rest in the same pass
 if task.n_classes > 2:
     prompts = skn.fit_soft_prompts(model, task, seeds=range(2), **tuning)
-    classes = skn.score_classes(model, prompts, task, n_permutations=1000)
+    classes = skn.scores.score_classes(model, prompts, task, n_permutations=1000)
     for scores, word in zip(classes, task.label_words.values(), strict=True):
-        rules = skn.rule_accuracy(model, prompts, task, scores, progress=False)
+        rules = skn.scores.rule_accuracy(model, prompts, task, scores, progress=False)
         best = scores.top(1, per="model")
         print(
             f"{word.strip()} against the rest: {len(scores.significant())} neurons significant on select, best "
             f"{scores.predictivity.max():.3f} (level {scores.null.level():.3f}), "
             f"on report {scores.rule_accuracy(best, rules)[0]:.3f}"
         )
-    print(f"union of the best 0.5 % per class and layer: {len(skn.top_union(classes, 0.005))} neurons")
+    print(f"union of the best 0.5 % per class and layer: {len(skn.scores.top_union(classes, 0.005))} neurons")
     task = task.binary_subtasks("pairs")[0]
     print(f"\nwhat follows: {task.name}, {task.n_examples}")
 
@@ -52,12 +52,12 @@ print(
     f"{len(scores.significant(correction='fdr'))} at a false discovery rate of 5 %"
 )
 top = scores.top(10, per="model")
-print("the best", skn.selected_accuracy(model, prompts, task, scores, top))
+print("the best", skn.scores.selected_accuracy(model, prompts, task, scores, top))
 if len(found):
-    print("all significant", skn.selected_accuracy(model, prompts, task, scores, found))
+    print("all significant", skn.scores.selected_accuracy(model, prompts, task, scores, found))
 
 # %% Does the null keep its promise here? Labels shuffled, again and again
-checked = skn.check_calibration(scores.outcomes, n_repetitions=20 if SMALL else 200)
+checked = skn.scores.check_calibration(scores.outcomes, n_repetitions=20 if SMALL else 200)
 low, high = checked.false_interval
 print(
     f"\nshuffled labels called significant in {checked.n_false} of {checked.n_repetitions} repetitions "
@@ -68,12 +68,12 @@ print(
 # %% Would another prompt, or other examples, have named the same? Is there a neuron outside that says the same?
 skill = scores.top(0.02)
 print(f"\nstability of {len(skill)} neurons, the best 2 % of each layer")
-stable = skn.diagnose(model, prompts, task, skill, scores=scores)
+stable = skn.studies.diagnose(model, prompts, task, skill, scores=scores)
 print(stable.to_dataframe().round(3).to_string(index=False))
 
 # %% Do other scores name the same neurons?
-others = skn.measure_scores(model, prompts, task, ["auc", "mean_difference", "mutual_information"])
-compared = skn.compare_scores({"predictivity": scores, **others})
+others = skn.scores.measure_scores(model, prompts, task, ["auc", "mean_difference", "mutual_information"])
+compared = skn.studies.compare_scores({"predictivity": scores, **others})
 print("\nagreement of scores, all neurons and the best 2 %")
 print(compared.agreement.round(3).to_string(index=False))
 
@@ -81,11 +81,11 @@ print(compared.agreement.round(3).to_string(index=False))
 own = skn.score_neurons(model, prompts[0], task, progress=False)
 print("\nthe best k neurons together, on report, beside the prompt and random neurons")
 shown = ["k", "vote", "vote_low", "vote_high", "random_vote", "probe", "random_probe", "prompt", "n_examples"]
-curve = skn.combine_neurons(model, prompts[0], task, own, [1, 4, 16, 64])
+curve = skn.studies.combine_neurons(model, prompts[0], task, own, [1, 4, 16, 64])
 print(curve[shown].round(3).to_string(index=False))
 
 # %% Why prompt tuning? The same scores with everything less
-readings = skn.compare_readings(
+readings = skn.studies.compare_readings(
     model,
     prompts,
     task,

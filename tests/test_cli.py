@@ -89,20 +89,24 @@ def test_the_printed_numbers_are_those_of_the_plain_python_calls(cli, data, tmp_
     )
     scores = skn.score_neurons(model, prompts, task, batch_size=8, progress=False)
     skill = scores.top(2)
-    rules = skn.rule_accuracy(model, prompts, task, scores, batch_size=8, progress=False)
+    rules = skn.scores.rule_accuracy(model, prompts, task, scores, batch_size=8, progress=False)
     best = said["skill_neurons"]["best"]
     assert [(row["layer"], row["index"]) for row in best] == list(skill)
     assert [row["accuracy_on_report"] for row in best] == pytest.approx(
         scores.rule_accuracy(skill, rules).tolist()
     )
     values = [scores.mean_baseline(k) for k in range(2)]
-    effect = skn.ablation_effect(model, prompts, task, skill, values=values, batch_size=8, progress=False)
+    effect = skn.interventions.ablation_effect(
+        model, prompts, task, skill, values=values, batch_size=8, progress=False
+    )
     assert said["ablation"]["skill_neurons_ablated"] == pytest.approx(float(effect.ablated.mean()))
     assert said["ablation"]["random_median"] == pytest.approx(float(effect.random.mean(0).median()))
 
 
 def test_a_finished_run_is_not_computed_again(cli, data, tmp_path, monkeypatch):
-    from tl_skillneurons import effects, find, tuning
+    from tl_skillneurons import find
+    from tl_skillneurons.interventions import effects
+    from tl_skillneurons.prompts.tuning import fit as tuning
 
     out = tmp_path / "run"
     first = run(cli, *quick(data, out))

@@ -5,13 +5,9 @@ import pytest
 import torch
 from planted import DECOY, HEADS, NEURONS, SHAPE
 
-from tl_skillneurons import (
-    PromptedModel,
-    ablate,
-    accuracy,
-    neuron_activations,
-    score_neurons,
-)
+from tl_skillneurons import PromptedModel, ablate, score_neurons
+from tl_skillneurons.interventions import accuracy
+from tl_skillneurons.prompts import neuron_activations
 
 TASK = planted.task(n_train=40, n_select=24, n_report=24)
 TEXTS, LABELS = TASK.split("report")["text"][:], TASK.split("report")["label"][:]

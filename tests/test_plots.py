@@ -5,10 +5,9 @@ import sys
 import pytest
 import tiny
 import torch
+from toy import TASK, prompt_for
 
 import tl_skillneurons as skn
-
-from test_scoring import TASK, prompt_for  # isort: skip
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def test_the_picture_has_each_layers_best_neuron_and_the_level_of_the_null(gpt2)
 def test_without_a_null_predictivity_shows_its_bound_and_other_scores_none(gpt2):
     scores = skn.score_neurons(gpt2, prompt_for("gpt2"), TASK, progress=False)
     assert skn.plot_scores(scores).layout.shapes[0].y0 == scores.chance_level().threshold
-    [auc] = skn.measure_scores(gpt2, prompt_for("gpt2"), TASK, ["auc"], progress=False).values()
+    [auc] = skn.scores.measure_scores(gpt2, prompt_for("gpt2"), TASK, ["auc"], progress=False).values()
     figure = skn.plot_scores(auc)
     assert not figure.layout.shapes and figure.layout.yaxis.title.text == "auc"
     torch.testing.assert_close(torch.tensor(figure.data[0].y), auc.score.quantile(0.5, dim=1).float())

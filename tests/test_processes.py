@@ -23,7 +23,7 @@ prompts = skn.fit_soft_prompts(
     model, task, n_virtual_tokens=2, n_steps=4, batch_size=4, seeds=(0, 1, 2), progress=False
 )
 scores = skn.score_neurons(model, prompts, task, batch_size=4, progress=False)
-rules = skn.rule_accuracy(model, prompts, task, scores, batch_size=4, progress=False)
+rules = skn.scores.rule_accuracy(model, prompts, task, scores, batch_size=4, progress=False)
 few = skn.score_neurons(  # one batch: a process has none
     model, prompts[0], task, batch_size=64, n_permutations=19, keep_outcomes=True, progress=False
 )
@@ -48,7 +48,7 @@ def run(folder, family, *launcher):
     folder.mkdir()
     job = folder / "job.py"
     job.write_text(JOB)
-    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(HERE / "support"), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *launcher, str(job), str(folder), family]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

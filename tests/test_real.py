@@ -109,8 +109,8 @@ def test_minilm_learns_sst2_and_its_best_neurons_beat_chance_on_report(skn, mode
     prompts = skn.fit_soft_prompts(model, task, n_virtual_tokens=4, seeds=[0], n_steps=60, progress=False)
     scores = skn.score_neurons(model, prompts, task, n_permutations=99, progress=False)
     skill = scores.top(10, per="model")
-    rules = skn.rule_accuracy(model, prompts, task, scores, progress=False)
-    level = skn.best_of_chance(
+    rules = skn.scores.rule_accuracy(model, prompts, task, scores, progress=False)
+    level = skn.stats.best_of_chance(
         task.n_examples["report"], 1
     )  # chosen elsewhere: each is a single score on report
     assert prompts[0].provenance["held_back_accuracy"] > 0.6

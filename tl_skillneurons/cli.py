@@ -15,12 +15,12 @@ from rich.markup import escape
 from tl_skillneurons._files import package_version, write_whole
 from tl_skillneurons.find import RUN, find_skill_neurons, record
 from tl_skillneurons.models.loading import load_model
-from tl_skillneurons.tasks.minimal_pairs import minimal_pairs
 from tl_skillneurons.plots import plot_scores
 from tl_skillneurons.report import numbers, show
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.pairs import minimal_pairs
 from tl_skillneurons.tasks.sources import load_splits
+from tl_skillneurons.tasks.task import Task
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

@@ -21,8 +21,11 @@ from tl_skillneurons._files import load_tensors, package_version, read_json, sav
 from tl_skillneurons._processes import rank_and_count
 from tl_skillneurons.interventions.effects import AblationEffect, ablation_effect
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.stats.intervals import require_draws
+from tl_skillneurons.models.sites import SITE, has_language_model_head, neuron_shape
+from tl_skillneurons.models.tokenizing import label_token_ids
 from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model
+from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.predictivity import (
     describe_prompt,
@@ -32,11 +35,8 @@ from tl_skillneurons.scores.predictivity import (
     score_neurons,
 )
 from tl_skillneurons.scores.selection import selection_size
-from tl_skillneurons.models.sites import SITE, has_language_model_head, neuron_shape
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model
+from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.tasks.task import Task
-from tl_skillneurons.models.tokenizing import label_token_ids
-from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
 
 RUN, PROMPTS, SCORES, NEURONS, RULES, EFFECTS = (
     "run.json",

@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 import tl_skillneurons as skn
-from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.models.sites import neuron_hooks
+from tl_skillneurons.prompts.positions import PromptedTokens
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,8 @@ from measure import Measured
 from setups import Setting, batches_as_scored, bridge, random_prompts, task_of, untouched
 
 import tl_skillneurons as skn
-from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.models.sites import neuron_shape
+from tl_skillneurons.prompts.positions import PromptedTokens
 
 ATTENTION = {"default": {}, "eager": {"attn_implementation": "eager"}}
 

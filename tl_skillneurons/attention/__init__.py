@@ -14,33 +14,6 @@ head_effects           what ablating heads does to neurons and answers, beside r
 ====================== ==================================================================================
 """
 
-from tl_skillneurons.attention.patterns import PromptAttention, attention_over_task, example_pattern
-from tl_skillneurons.attention.heads import (
-    HeadEffects,
-    ablate_heads,
-    head_effects,
-    mean_head_outputs,
-    random_heads_like,
-)
-from tl_skillneurons.attention.path_patching import PathPatching, patch_heads_to_neurons
-from tl_skillneurons.attention.decomposition import PreActivationParts, decompose
-from tl_skillneurons.attention.head_writers import HeadWriters, coloured_sources, head_writers, source_words
+from tl_skillneurons._rooms import open_room
 
-__all__ = [
-    "HeadEffects",
-    "HeadWriters",
-    "PathPatching",
-    "PreActivationParts",
-    "PromptAttention",
-    "ablate_heads",
-    "attention_over_task",
-    "coloured_sources",
-    "decompose",
-    "example_pattern",
-    "head_effects",
-    "head_writers",
-    "mean_head_outputs",
-    "patch_heads_to_neurons",
-    "random_heads_like",
-    "source_words",
-]
+__getattr__, __dir__, __all__ = open_room(__name__, __file__)

@@ -28,10 +28,10 @@ from torch import Tensor
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons._checks import require_option
+from tl_skillneurons.models.sites import model_label, neuron_hooks, neuron_shape
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.models.sites import model_label, neuron_hooks, neuron_shape
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
 
 PROJECTIONS = {"pre": "hook_pre", "up": "hook_pre_linear"}

@@ -22,17 +22,17 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.interventions.ablation import Hook
+from tl_skillneurons.interventions.effect_panel import per_example
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.stats.intervals import require_draws
+from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
 from tl_skillneurons.neurons import SITE, NeuronSet
-from tl_skillneurons.interventions.effect_panel import per_example
 from tl_skillneurons.prompts.positions import columns, current_tokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.scores.predictivity import require_two_classes
-from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+from tl_skillneurons.scores.predictivity import require_two_classes
 from tl_skillneurons.stats.chance import rank_p_value
+from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.tasks.task import Task
 
 Head = tuple[int, int]

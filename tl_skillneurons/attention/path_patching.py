@@ -25,14 +25,14 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.attention.heads import Head, random_heads_like
-from tl_skillneurons.stats.intervals import require_draws
-from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.interventions.patching import Twins, twins_of
+from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
+from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.positions import PromptedTokens, columns
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
 from tl_skillneurons.stats.chance import rank_p_value
+from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.tasks.task import Task
 
 

@@ -47,7 +47,7 @@ def ablate(
         values: For ``"mean"`` what each neuron is held at, ``[layer, neuron]`` (``scores.mean_baseline()``); for
             ``"class_mean"`` the same for each class, ``[class, layer, neuron]``.
             For ``"resample"`` reference activations ``[example, layer, neuron]``
-            (:func:`~tl_skillneurons.neuron_activations`), of which each example of the run takes all its
+            (:func:`~tl_skillneurons.prompts.neuron_activations`), of which each example of the run takes all its
             neurons from one, drawn by ``seed``. For ``"noise"`` the standard deviations that ``sigma`` counts
             in (``scores.mean_std()``), or ``None`` for a ``sigma`` in the activation's own units.
         positions: ``"all"``; ``"prompt"`` or ``"text"``, in :class:`~tl_skillneurons.PromptedModel` and

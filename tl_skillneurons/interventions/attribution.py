@@ -24,11 +24,11 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.interventions.patching import DIRECTIONS, Twins, patch_neurons, twins_of
+from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
+from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.positions import PromptedTokens, columns
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
 from tl_skillneurons.tasks.task import Task
 

@@ -27,9 +27,9 @@ from transformer_lens.hook_points import HookPoint
 
 from tl_skillneurons.interventions.ablation import Hook
 from tl_skillneurons.models.batches import run_batches
+from tl_skillneurons.models.sites import neuron_hooks
 from tl_skillneurons.prompts.positions import PromptedTokens, published
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.models.sites import neuron_hooks
 from tl_skillneurons.prompts.soft_prompt import VirtualTokens
 
 

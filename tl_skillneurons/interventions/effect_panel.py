@@ -9,7 +9,8 @@ intervention; direct effect: later layers and norm scales as in the intact run, 
 * ``logit_diff``: mean of ``z_y - max over other classes``
 * ``probability``: mean of ``softmax(z)_y`` over the class logits
 * ``calibration_error``: expected calibration error (Guo et al., 2017), 10 bins of equal width
-* ``cross_entropy``: of plain text without a prompt, in nats per token (:mod:`~tl_skillneurons.interventions.plain_text`)
+* ``cross_entropy``: of plain text without a prompt, in nats per token
+  (:mod:`~tl_skillneurons.interventions.plain_text`)
 
 Larger is better for the first three, worse for the last two; ``change`` is value minus intact.
 
@@ -32,8 +33,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_skillneurons._checks import require_option
-from tl_skillneurons.stats.intervals import bootstrap_mean, calibration_error, mcnemar
 from tl_skillneurons.stats.chance import clopper_pearson, rank_p_value
+from tl_skillneurons.stats.intervals import bootstrap_mean, calibration_error, mcnemar
 
 CONTROLS = ("random", "matched")
 TASK_METRICS = ("accuracy", "logit_diff", "probability", "calibration_error")

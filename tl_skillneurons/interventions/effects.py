@@ -21,9 +21,9 @@ from tl_skillneurons._files import FORMAT, fingerprint, read_json, write_json
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.interventions.ablation import ablate
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
+from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import Hooks, PromptedModel
-from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model
 from tl_skillneurons.stats.chance import rank_p_value
 from tl_skillneurons.tasks.task import Task

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_option
 from tl_skillneurons.interventions.ablation import Hook, ablate
-from tl_skillneurons.prompts.activations import neuron_activations
 from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.prompts.activations import neuron_activations
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.tasks.task import Task
 

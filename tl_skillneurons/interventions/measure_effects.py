@@ -1,4 +1,6 @@
-"""Run a model under interventions on neurons and on their controls; :mod:`~tl_skillneurons.interventions.effect_panel` reads it.
+"""Run a model under interventions on neurons and on their controls.
+
+:mod:`~tl_skillneurons.interventions.effect_panel` reads what they did.
 
 What is kept of a run is its class logits, a few numbers per example; every metric, interval and test comes
 from them afterwards.
@@ -18,10 +20,10 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import fingerprint
 from tl_skillneurons._progress import progress_bar
+from tl_skillneurons.interventions._kept_outputs import KeptOutputs
 from tl_skillneurons.interventions.ablation import Hook
 from tl_skillneurons.interventions.direct_effects import direct_logits
-from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.stats.intervals import require_draws
+from tl_skillneurons.interventions.effect_panel import CONTROLS, Condition, EffectPanel, Measured
 from tl_skillneurons.interventions.kinds import (
     POSITIONS,
     Intervention,
@@ -30,14 +32,14 @@ from tl_skillneurons.interventions.kinds import (
     hooks_of,
     measure_references,
 )
-from tl_skillneurons.interventions._kept_outputs import KeptOutputs
-from tl_skillneurons.neurons import SITE, NeuronSet
-from tl_skillneurons.interventions.effect_panel import CONTROLS, Condition, EffectPanel, Measured
 from tl_skillneurons.interventions.plain_text import cross_entropy, require_head
-from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.scores.selection import selection_size
+from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.sites import neuron_shape
+from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model
+from tl_skillneurons.scores.selection import selection_size
+from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.tasks.task import Task
 
 

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_skillneurons.models.batches import run_batches
+from tl_skillneurons.models.sites import has_language_model_head, model_label
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import Hooks, PromptedModel
-from tl_skillneurons.models.sites import has_language_model_head, model_label
 
 MASKED_SHARE = 0.15
 

@@ -1,1 +1,5 @@
 """A TransformerBridge: loading it, where its neurons are, its tokenizer, its batches, and what is kept of its texts."""
+
+from tl_skillneurons._rooms import open_room
+
+__getattr__, __dir__, __all__ = open_room(__name__, __file__)

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformer_lens.tools.analysis.interchange import random_init_bridge
 
 from tl_skillneurons._files import load_tensors, save_tensors, sound
-from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.models.packaged import PACKAGED, packaged_model
 from tl_skillneurons.models.pruning import prune, widths
 from tl_skillneurons.models.sites import SITE, neuron_shape
+from tl_skillneurons.neurons import NeuronSet
 
 KIND = "PrunedModel"
 

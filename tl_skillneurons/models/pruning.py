@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.models.sites import neuron_shape
+from tl_skillneurons.neurons import NeuronSet
 
 
 def prune(

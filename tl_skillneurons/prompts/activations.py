@@ -14,11 +14,11 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons.models.input_cache import InputCache
-from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.scores.predictivity import require_sees_text
 from tl_skillneurons.models.sites import neuron_shape
+from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.streaming import READINGS, stream_activations
+from tl_skillneurons.scores.predictivity import require_sees_text
 
 MEMORY = 2**30
 

@@ -21,7 +21,6 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons.models.batches import batch_tokens_on, length_batches, run_batches
 from tl_skillneurons.models.input_cache import InputCache, fork, prefill, runs_text_apart
-from tl_skillneurons.prompts.positions import PADDING_SIDES, PromptedTokens, arrange, truncate
 from tl_skillneurons.models.sites import (
     embedding_width,
     is_causal,
@@ -31,13 +30,14 @@ from tl_skillneurons.models.sites import (
     require_eval,
     require_supported,
 )
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens, attach
 from tl_skillneurons.models.tokenizing import (
     label_token_ids,
     resolve_prepend_bos,
     special_token_ids,
     text_token_ids,
 )
+from tl_skillneurons.prompts.positions import PADDING_SIDES, PromptedTokens, arrange, truncate
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens, attach
 
 Hooks = Sequence[tuple[Any, Any]]
 """Pairs of hook-point name and function, as ``model.run_with_hooks(fwd_hooks=...)`` takes them."""

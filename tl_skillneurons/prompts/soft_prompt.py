@@ -23,8 +23,6 @@ from torch.nn import functional
 
 from tl_skillneurons._checks import require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
-from tl_skillneurons.prompts.peft_files import read_peft, write_peft
-from tl_skillneurons.prompts.positions import PLACEMENTS, PromptedTokens, from_ids, published
 from tl_skillneurons.models.sites import (
     SITE,
     embedding_width,
@@ -35,6 +33,8 @@ from tl_skillneurons.models.sites import (
     remove_hook,
     require_supported,
 )
+from tl_skillneurons.prompts.peft_files import read_peft, write_peft
+from tl_skillneurons.prompts.positions import PLACEMENTS, PromptedTokens, from_ids, published
 
 KIND = "SoftPrompt"
 

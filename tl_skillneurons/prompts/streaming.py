@@ -15,9 +15,9 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons._progress import Advance
 from tl_skillneurons.models.batches import padding, run_batches
+from tl_skillneurons.models.sites import neuron_hooks
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import Hooks, PromptedModel
-from tl_skillneurons.models.sites import neuron_hooks
 
 READINGS = ("prompt", "last", "mean", "max")
 

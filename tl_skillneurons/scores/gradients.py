@@ -21,15 +21,20 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.models.batches import run_batches
-from tl_skillneurons.scores.outcomes import MOST_NUMBERS
-from tl_skillneurons.scores.null import NullTally, PermutationNull, permuted_labels, twin_pairs
+from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.scores.predictivity import as_list, describe_prompt, require_sees_text, require_two_classes
-from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens, describe_model
-from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
 from tl_skillneurons.prompts.streaming import reading, stand_alike
+from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
+from tl_skillneurons.scores.null import NullTally, PermutationNull, permuted_labels, twin_pairs
+from tl_skillneurons.scores.outcomes import MOST_NUMBERS
+from tl_skillneurons.scores.predictivity import (
+    as_list,
+    describe_prompt,
+    require_sees_text,
+    require_two_classes,
+)
 from tl_skillneurons.tasks.task import Task
 
 KINDS = ("gradient", "conductance")

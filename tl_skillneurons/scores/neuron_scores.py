@@ -28,8 +28,8 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons.neurons import SITE, NeuronSet
-from tl_skillneurons.scores.outcomes import RuleOutcomes
 from tl_skillneurons.scores.null import PermutationNull, combine, permutation_null
+from tl_skillneurons.scores.outcomes import RuleOutcomes
 from tl_skillneurons.scores.selection import called_significant, top_neurons
 from tl_skillneurons.stats.chance import ChanceLevel, best_of_chance
 
@@ -215,7 +215,7 @@ class NeuronScores:
         prompt.
 
         Args:
-            accuracy: Accuracies on another role (:func:`~tl_skillneurons.rule_accuracy`); ``None`` takes
+            accuracy: Accuracies on another role (:func:`~tl_skillneurons.scores.rule_accuracy`); ``None`` takes
                 those on ``select``, where they were chosen and are too good. On another role they may fall
                 below one half.
 
@@ -342,7 +342,7 @@ def top_union(scores: Sequence[NeuronScores], amount: float | int, *, per: str =
     many of each (Wang et al., 2022).
 
     Args:
-        scores: Of each of ``task.binary_subtasks()``, or what :func:`~tl_skillneurons.score_classes` gives.
+        scores: Of each of ``task.binary_subtasks()``, or what :func:`~tl_skillneurons.scores.score_classes` gives.
         amount: For each subtask: 0.005 of four gives 2 % of a layer at most, less what they share.
 
     Raises:

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons.scores.exact_tails import bound_p
-from tl_skillneurons.stats.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
 from tl_skillneurons.scores.outcomes import MOST_NUMBERS, RuleOutcomes, count_right
+from tl_skillneurons.stats.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +36,8 @@ class PermutationNull:
         p_family: Each neuron's family-wise p-value: how often the largest of all reaches its score.
         p_value: Each neuron's own p-value: how often its own score is reached. At least 1 / (1 + permutations).
         seed: Of the permutations.
-        p_bound: Where the score has an exact law (:mod:`~tl_skillneurons.scores.exact_tails`), a bound of ``p_value`` that
-            may be as small as it is.
+        p_bound: Where the score has an exact law (:mod:`~tl_skillneurons.scores.exact_tails`), a bound of
+            ``p_value`` that may be as small as it is.
     """
 
     largest: Float[Tensor, "scope draw"]

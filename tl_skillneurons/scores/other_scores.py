@@ -3,7 +3,7 @@
 :func:`measure_scores` gives any of the scores of :mod:`~tl_skillneurons.scores.kinds` for a task's labels from one
 pass over ``select`` (with another over ``baseline`` where thresholds are needed). :func:`correlate_neurons` takes
 any number per example: a rating, a reward margin of two answers, the model's own confidence or loss
-(:func:`answer_targets`). Both give :class:`~tl_skillneurons.NeuronStatistic`.
+(:func:`answer_targets`). Both give :class:`~tl_skillneurons.scores.NeuronStatistic`.
 
 Memory: the activations of as many layers as fit into ``memory`` bytes; more layers take more passes.
 """
@@ -20,17 +20,22 @@ from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import fingerprint
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.models.input_cache import InputCache
+from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.prompts.activations import MEMORY, layers_at_a_time
+from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model
+from tl_skillneurons.prompts.streaming import READINGS, stand_alike
+from tl_skillneurons.scores.kinds import CORRELATIONS, OF_HITS, OF_VALUES, accuracy, best_threshold
+from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
+from tl_skillneurons.scores.null import NullTally, permuted_labels, twin_pairs
 from tl_skillneurons.scores.outcomes import MOST_NUMBERS
 from tl_skillneurons.scores.passes import summaries
-from tl_skillneurons.scores.null import NullTally, permuted_labels, twin_pairs
-from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.scores.kinds import CORRELATIONS, OF_HITS, OF_VALUES, accuracy, best_threshold
-from tl_skillneurons.scores.predictivity import as_list, describe_prompt, require_sees_text, require_two_classes
-from tl_skillneurons.models.sites import neuron_shape
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model
-from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
-from tl_skillneurons.prompts.streaming import READINGS, stand_alike
+from tl_skillneurons.scores.predictivity import (
+    as_list,
+    describe_prompt,
+    require_sees_text,
+    require_two_classes,
+)
 from tl_skillneurons.scores.tallies import threshold
 from tl_skillneurons.tasks.task import Task
 

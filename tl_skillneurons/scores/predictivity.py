@@ -1,7 +1,7 @@
 """Score every MLP neuron in two streaming passes: one over role ``baseline``, one over ``select``.
 
-The equations are in :mod:`~tl_skillneurons.scores.neuron_scores`, the passes in :mod:`~tl_skillneurons.prompts.streaming`: an
-activation is gone with its batch, and what is kept (:mod:`~tl_skillneurons.scores.tallies`) has [layer, position,
+The equations are in :mod:`~tl_skillneurons.scores.neuron_scores`, the passes in
+:mod:`~tl_skillneurons.prompts.streaming`: an activation is gone with its batch, and what is kept (:mod:`~tl_skillneurons.scores.tallies`) has [layer, position,
 neuron] entries however many examples there are.
 
 Read at the prompt positions, or, as the paper's comparison, at the text's own tokens (special tokens left
@@ -30,14 +30,14 @@ from tl_skillneurons._files import fingerprint
 from tl_skillneurons._processes import rank_and_count
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.models.input_cache import InputCache
-from tl_skillneurons.scores.outcomes import RuleOutcomes
-from tl_skillneurons.scores.passes import correct_of, count_correct, rule_outcomes, summaries
-from tl_skillneurons.scores.null import permuted_labels, twin_pairs
-from tl_skillneurons.prompts.prompted_model import Hooks, PromptedModel
-from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.models.sites import neuron_shape
+from tl_skillneurons.prompts.prompted_model import Hooks, PromptedModel
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model, model_differences
 from tl_skillneurons.prompts.streaming import READINGS, stand_alike
+from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.scores.null import permuted_labels, twin_pairs
+from tl_skillneurons.scores.outcomes import RuleOutcomes
+from tl_skillneurons.scores.passes import correct_of, count_correct, rule_outcomes, summaries
 from tl_skillneurons.scores.tallies import Summary
 from tl_skillneurons.tasks.task import Task
 
@@ -69,7 +69,7 @@ def score_neurons(
         aggregate: How prompts are combined: ``"mean"``, or ``"min"``.
         n_permutations: Label permutations, drawn by ``seed``, for ``scores.significant()``; 0 for none. They take
             one bit of memory per prompt, example of ``select``, layer, position and neuron.
-        keep_outcomes: Keep these bits with the scores, for :func:`~tl_skillneurons.diagnose`.
+        keep_outcomes: Keep these bits with the scores, for :func:`~tl_skillneurons.studies.diagnose`.
         batch_size, batch_tokens: Most texts and most tokens of a batch (see :meth:`PromptedModel.batches`).
         fwd_hooks: Run in every batch before the neurons are read, for example an ablation upstream of them.
         cache: Keys and values of the texts (causal models, suffix prompts), kept from tuning or for later
@@ -128,7 +128,7 @@ def score_classes(
 
     One pass over each role serves all classes: the cheaper way beside a prompt for each of
     ``task.binary_subtasks()``. The skill neurons of the task are the union of equally many of each class
-    (:func:`~tl_skillneurons.top_union`). Arguments as for :func:`score_neurons`; each class has a null of its own,
+    (:func:`~tl_skillneurons.scores.top_union`). Arguments as for :func:`score_neurons`; each class has a null of its own,
     by the same permutations. Of ``k`` equally frequent classes a rule that says "another" to everything is right on
     ``1 - 1/k``: scores, and the level of luck, start there. ``measure_scores`` on a binary subtask has
     "balanced_accuracy", which starts at one half.

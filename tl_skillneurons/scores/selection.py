@@ -5,9 +5,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_option
-from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.scores.null import PermutationNull
+from tl_skillneurons.stats.intervals import require_draws
 
 CORRECTIONS = ("family", "fdr")
 

@@ -20,13 +20,13 @@ from transformer_lens.tools.analysis.sparse_probing import fit_sparse_probe
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons.models.input_cache import InputCache
-from tl_skillneurons.stats.intervals import mcnemar
 from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.neuron_scores import NeuronScores, best_positions
 from tl_skillneurons.scores.predictivity import describe_prompt, require_sees_text
 from tl_skillneurons.scores.rules import chosen_activations
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.chance import clopper_pearson
+from tl_skillneurons.stats.intervals import mcnemar
 from tl_skillneurons.tasks.task import Task
 
 

@@ -26,14 +26,14 @@ from tl_skillneurons._checks import require_int
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.attention.patterns import attention_over_task
 from tl_skillneurons.interventions.effects import accuracy
-from tl_skillneurons.scores.overlap import spearman
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.predictivity import as_list, require_measured_here, require_sees_text
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+from tl_skillneurons.prompts.tuning.schedule import embedding_rows
+from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.scores.overlap import spearman
+from tl_skillneurons.scores.predictivity import as_list, require_measured_here, require_sees_text
 from tl_skillneurons.stats.chance import clopper_pearson
 from tl_skillneurons.tasks.task import Task
-from tl_skillneurons.prompts.tuning.schedule import embedding_rows
 
 _N_SAMPLED = 2000  # words, and random directions, that percentiles come from
 _COMPARED = ("peak_share", "best", "median", "without", "norm_percentile", "to_text", "from_text")
@@ -76,7 +76,7 @@ def describe_prompt(
     batch_tokens: int | None = None,
     progress: bool = True,
 ) -> PromptDescription:
-    """Describe every position of each prompt. How it came to be that way: :func:`~tl_skillneurons.prompt_trajectory`.
+    """Describe every position of each prompt. How it came to be that way: :func:`~tl_skillneurons.studies.prompt_trajectory`.
 
     Args:
         scores: Of these prompts on this task.

@@ -8,10 +8,10 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_skillneurons.scores.overlap import compare_sets, spearman
 from tl_skillneurons.interventions.effect_panel import EffectPanel
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
+from tl_skillneurons.scores.overlap import compare_sets, spearman
 
 Scored = Any
 """A :class:`NeuronScores` or a :class:`NeuronStatistic`."""

@@ -39,19 +39,10 @@ from tl_skillneurons._processes import gather, rank_and_count
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.models.sites import frozen, has_language_model_head, is_causal, require_supported
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens, describe_model
-from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.models.tokenizing import text_token_ids
-from tl_skillneurons.prompts.tuning.state import (
-    TuningState,
-    parameters_of,
-    require_same,
-    resume_state,
-    save_state,
-    stack_snapshots,
-)
+from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens, describe_model
 from tl_skillneurons.prompts.tuning.schedule import (
     INITS,
     batch_at,
@@ -61,6 +52,15 @@ from tl_skillneurons.prompts.tuning.schedule import (
     rate,
     start_ids,
 )
+from tl_skillneurons.prompts.tuning.state import (
+    TuningState,
+    parameters_of,
+    require_same,
+    resume_state,
+    save_state,
+    stack_snapshots,
+)
+from tl_skillneurons.tasks.task import Task
 
 READOUTS = ("auto", "label_words", "linear")
 
@@ -117,7 +117,7 @@ def fit_soft_prompts(
         max_length: Longest sequence, virtual tokens included; longer texts are cut and counted in
             ``provenance``.
         snapshots: Whether a prompt keeps what it was at each evaluation, step 0 included (``prompt.snapshots``), for
-            :func:`~tl_skillneurons.prompt_trajectory`.
+            :func:`~tl_skillneurons.studies.prompt_trajectory`.
         folder: Where finished prompts and checkpoints are kept. The same call goes on where it stopped, to
             the same bits.
         cache: The texts' keys and values (causal models), to share with scoring; by default one of its own.

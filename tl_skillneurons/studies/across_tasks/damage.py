@@ -17,9 +17,9 @@ from rich.table import Table
 from torch import Tensor
 
 from tl_skillneurons.interventions.effects import ablation_effect
-from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.tasks.task import Task
 
 _ALPHA = 0.05
@@ -92,7 +92,7 @@ def measure_damage(
         tasks, prompts, neurons: By the task's name, the same names in each.
         values: By the task that is measured, what its prompts' runs are ablated with, for ``how="mean"``
             (``[scores.mean_baseline(k) for k in ...]``).
-        options: Of :func:`~tl_skillneurons.ablation_effect`.
+        options: Of :func:`~tl_skillneurons.interventions.ablation_effect`.
 
     Raises:
         ValueError: When the names differ, or for fewer draws than a p-value of 0.05 needs.

@@ -1,8 +1,8 @@
 """Do tasks share their skill neurons? (Wang et al., 2022, section 5.2)
 
 Spearman's correlation of predictivities and what the tops share, in each layer and in all, beside permuted labels
-(:mod:`~tl_skillneurons.scores.agreement`): score with ``keep_outcomes=True``. Without them neurons are permuted in place
-of labels, and that null, like the hypergeometric one, takes neurons to be independent: too narrow, so that a Spearman
+(:mod:`~tl_skillneurons.scores.agreement`): score with ``keep_outcomes=True``. Without them neurons are permuted in
+place of labels, and that null, like the hypergeometric one, takes neurons to be independent: too narrow, so that a Spearman
 of 0.1 or a few shared neurons may be nothing. Whether the model uses what is shared is another question:
 :mod:`~tl_skillneurons.studies.across_tasks.damage`.
 
@@ -19,10 +19,10 @@ import torch
 from rich.table import Table
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.scores.overlap import compare_sets
 from tl_skillneurons.scores.agreement import agreements
+from tl_skillneurons.scores.overlap import compare_sets
+from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.studies.score_comparison import Scored, require_one_model, strength
 
 

@@ -29,12 +29,12 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.scores.overlap import spearman
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.studies.score_comparison import require_one_model
-from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.scores.overlap import spearman
 from tl_skillneurons.stats.chance import clopper_pearson
+from tl_skillneurons.studies.score_comparison import require_one_model
 from tl_skillneurons.tasks.task import Task
 
 _N_BOOTSTRAP = 1000

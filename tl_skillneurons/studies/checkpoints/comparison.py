@@ -9,13 +9,13 @@ from jaxtyping import Float
 from rich.table import Table
 from torch import Tensor
 
-from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.scores.overlap import compare_sets
 from tl_skillneurons.scores.agreement import agreements
 from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.scores.overlap import compare_sets
 from tl_skillneurons.scores.selection import top_neurons
 from tl_skillneurons.stats.chance import rank_p_value
+from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.tasks.task import Task
 
 

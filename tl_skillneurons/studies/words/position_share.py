@@ -23,9 +23,9 @@ from torch import Tensor
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons.models.batches import run_batches
+from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 
 

@@ -18,8 +18,8 @@ What is kept is therefore each text's distinct words and a few columns of all wo
 
 Flags: ``token_detector`` where one word explains at least as much as the label, and beyond chance; ``length_neuron``
 likewise for the number of tokens; ``position_neuron`` where a token's place in the text explains much of the
-activation at the text's own tokens (:mod:`~tl_skillneurons.studies.words.position_share`); ``dead`` where the activation at the
-prompt positions never changes. Long texts have more words, so one that follows length can be called all of these.
+activation at the text's own tokens (:mod:`~tl_skillneurons.studies.words.position_share`); ``dead`` where the
+activation at the prompt positions never changes. Long texts have more words, so one that follows length can be called all of these.
 
 What it does not show: a neuron can follow a set of words, each of which explains little. Texts without the strongest
 words (:mod:`~tl_skillneurons.studies.words.without_words`, ``minimal_pairs(disjoint_words=True)``) tell more.
@@ -35,16 +35,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.interop import set_activations
-from tl_skillneurons.stats.intervals import require_draws
-from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.studies.words.position_share import position_share
-from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.models.sites import neuron_shape
+from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
-from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.prompts.tuning.schedule import embedding_rows
+from tl_skillneurons.stats.intervals import require_draws
+from tl_skillneurons.studies.words.position_share import position_share
+from tl_skillneurons.tasks.task import Task
 
 _MOST_NUMBERS = 2**22  # of one chunk of columns: 32 MB in float64
 

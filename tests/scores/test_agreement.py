@@ -1,0 +1,107 @@
+"""Rankings and tops that agree by luck: a null that keeps what neurons have in common, and scipy's Spearman."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import tl_skillneurons as skn
+from tl_skillneurons.scores.agreement import agreements
+from tl_skillneurons.scores.null import permutation_null, permuted_scores
+from tl_skillneurons.scores.outcomes import RuleOutcomes, count_right, pack
+
+N, D_MLP = 100, 64
+
+
+def scores_of(above, labels):
+    """Scores whose single answers are ``above`` [example, layer, neuron]."""
+    bits = above[None, :, :, None, :]
+    outcomes = RuleOutcomes(pack(bits), labels, D_MLP)
+    right = (above == (labels[:, None, None] == 1)).sum(0)[None, :, None]
+    filled = torch.zeros(right.shape, dtype=torch.float64)
+    counts = tuple(torch.bincount(labels).tolist())
+    return skn.NeuronScores(filled, filled.float(), filled.float(), right, N, N, counts, outcomes=outcomes)
+
+
+def groups_of_neurons(seed, n_groups=4):
+    """Answers of neurons that come in groups which nearly always say the same: effectively few neurons."""
+    generator = torch.Generator().manual_seed(seed)
+    own = torch.rand(N, 2, n_groups, generator=generator) > 0.5
+    above = own.repeat_interleave(D_MLP // n_groups, dim=2)
+    return above ^ (torch.rand(above.shape, generator=generator) < 0.02)
+
+
+def labels_of(seed):
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
+    return (order < N // 2).long()
+
+
+def test_spearman_and_shared_tops_are_those_of_each_layer_and_of_all():
+    one, other = (scores_of(groups_of_neurons(s), labels_of(s)) for s in (0, 1))
+    found = agreements({"a": one, "b": other}, [("a", "b")], 5, n_permutations=19)["a", "b"]
+    for layer in range(2):
+        expected = stats.spearmanr(one.predictivity[layer], other.predictivity[layer]).statistic
+        assert float(found.spearman[layer]) == pytest.approx(expected)
+        shared = one.top(5).by_layer()[layer].tolist(), other.top(5).by_layer()[layer].tolist()
+        assert int(found.n_shared[layer]) == len(set(shared[0]) & set(shared[1]))
+    flat = [score.predictivity.flatten() for score in (one, other)]
+    assert float(found.spearman[-1]) == pytest.approx(stats.spearmanr(*flat).statistic)
+    assert int(found.n_shared[-1]) == int(found.n_shared[:-1].sum()) and found.null.shape == (38, 3)
+
+
+def test_each_draw_is_what_scoring_permuted_labels_gives():
+    score = scores_of(groups_of_neurons(0), labels_of(0))
+    other = scores_of(groups_of_neurons(1), labels_of(1))
+    [drawn] = list(permuted_scores(score.outcomes, 19, seed=3))
+    found = agreements(
+        {"a": score, "b": dataclasses.replace(other, outcomes=None)},
+        [("a", "b")],
+        5,
+        n_permutations=19,
+        seed=3,
+    )["a", "b"]
+    for draw in range(19):
+        expected = stats.spearmanr(drawn[draw].flatten(), other.predictivity.flatten()).statistic
+        assert float(found.null[draw, -1]) == pytest.approx(expected)
+    largest = permutation_null(score.outcomes, n_permutations=19, seed=3).largest[-1]
+    assert (0.5 + drawn.amax((1, 2)) / (2 * N)).tolist() == pytest.approx(largest.tolist())
+    rows = torch.stack([score.outcomes.labels])
+    for layer, neurons, counted in count_right(score.outcomes, torch.ones_like(rows), rows):
+        best = counted[0][0].abs().amax(0)
+        assert (0.5 + best / (2 * N)).tolist() == pytest.approx(score.predictivity[layer, neurons].tolist())
+
+
+def test_permuted_labels_stay_honest_where_permuted_neurons_call_correlated_ones_alike():
+    """Twins of neurons: two tasks on the same texts with labels that have nothing to do with each other."""
+    by_labels, by_neurons = [], []
+    for seed in range(20):
+        above = groups_of_neurons(seed)
+        one, other = (scores_of(above, labels_of(100 + 2 * seed + side)) for side in range(2))
+        options = {"n_permutations": 39, "seed": seed}
+        honest = agreements({"a": one, "b": other}, [("a", "b")], 5, **options)["a", "b"].row(-1)
+        bare = {name: dataclasses.replace(s, outcomes=None) for name, s in (("a", one), ("b", other))}
+        naive = agreements(bare, [("a", "b")], 5, **options)["a", "b"].row(-1)
+        assert (honest["permuted"], naive["permuted"]) == ("labels", "neurons")
+        assert np.isnan(naive["p_shared"]) and 0 < honest["p_shared"] <= 1
+        by_labels.append(honest["p_value"] <= 0.05)
+        by_neurons.append(naive["p_value"] <= 0.05)
+    assert sum(by_labels) <= 3 < 6 <= sum(by_neurons)  # of 20, at 5 %
+
+
+def test_a_layer_whose_neurons_all_score_the_same_has_no_correlation():
+    above = groups_of_neurons(0)
+    above[:, 0] = False
+    one, other = scores_of(above, labels_of(0)), scores_of(groups_of_neurons(1), labels_of(1))
+    row = agreements({"a": one, "b": other}, [("a", "b")], 5, n_permutations=19)["a", "b"].row(0)
+    assert np.isnan(row["spearman"]) and np.isnan(row["p_value"])
+
+
+def test_compare_tasks_says_which_null_it_used():
+    one, other = (scores_of(groups_of_neurons(s), labels_of(s)) for s in (0, 1))
+    frame = skn.studies.compare_tasks({"a": one, "b": other}, amount=5, n_permutations=19).pairs
+    assert set(frame.permuted) == {"labels"} and frame.p_shared.between(0, 1).all()
+    bare = {name: dataclasses.replace(s, outcomes=None) for name, s in (("a", one), ("b", other))}
+    frame = skn.studies.compare_tasks(bare, amount=5, n_permutations=19).pairs
+    assert set(frame.permuted) == {"neurons"} and frame.p_shared.isna().all()

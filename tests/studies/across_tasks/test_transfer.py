@@ -1,0 +1,133 @@
+"""Prompts tried on each other's tasks, and Mantel's test against all orders by hand."""
+
+import io
+import itertools
+
+import pytest
+import tiny
+import torch
+from rich.console import Console
+from scipy import stats
+from toy import prompt_for, task_of
+
+import tl_skillneurons as skn
+from tl_skillneurons.studies.across_tasks import transfer
+from tl_skillneurons.studies.across_tasks.transfer import mantel
+
+
+def away(matrix):
+    return matrix[~torch.eye(len(matrix), dtype=torch.bool)].numpy()
+
+
+def test_mantel_equals_trying_all_orders():
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randn(2, 5, 5, generator=generator, dtype=torch.float64)
+    found, p = mantel(one, other)
+    assert found == pytest.approx(stats.spearmanr(away(one), away(other)).statistic)
+    values = [
+        stats.spearmanr(away(one), away(other[list(order)][:, list(order)])).statistic
+        for order in itertools.permutations(range(5))
+    ]
+    assert p == pytest.approx(sum(value >= found - 1e-9 for value in values) / 120)
+    assert mantel(one, one)[1] == pytest.approx(1 / 120)
+    sampled = mantel(one, other, n_permutations=60)[1]
+    assert abs(sampled - p) < 0.25
+    assert mantel(torch.ones(4, 4), one[:4, :4])[1] == 1.0
+
+
+@pytest.fixture(scope="module")
+def three():
+    model = tiny.bridge("gpt2")
+    names = ("a", "b", "c")
+    tasks = {name: task_of(tiny.sentences(54, seed=seed)) for seed, name in enumerate(names)}
+    prompts = {name: prompt_for("gpt2", seed=seed) for seed, name in enumerate(names)}
+    scores = {name: skn.score_neurons(model, prompts[name], tasks[name], progress=False) for name in names}
+    return model, tasks, prompts, scores
+
+
+def test_every_prompt_answers_every_task_and_similarities_are_what_they_say(three):
+    model, tasks, prompts, scores = three
+    with pytest.warns(UserWarning) as warned:
+        found = skn.studies.transfer_prompts(*three, progress=False)
+    said = " ".join(str(one.message) for one in warned)
+    assert "3 tasks have 6 orders, too few for a p-value of 0.05" in said
+    row = found.pairs[(found.pairs.source == "a") & (found.pairs.target == "b")].iloc[0]
+    split = tasks["b"].split("report")
+    prompted = skn.PromptedModel(model, prompts["a"], tasks["b"].label_words)
+    assert row.accuracy == skn.interventions.accuracy(prompted, split["text"], split["label"])
+    assert row["skill"] == pytest.approx(
+        stats.spearmanr(scores["a"].predictivity.flatten(), scores["b"].predictivity.flatten()).statistic
+    )
+    on = [scores[name].baseline[0] > 0 for name in "ab"]
+    assert row.activated == pytest.approx(float((on[0] & on[1]).sum() / (on[0] | on[1]).sum()))
+    vectors = [prompts[name].embedding.detach() for name in "ab"]
+    cosines = [torch.nn.functional.cosine_similarity(x, y, dim=0) for x in vectors[0] for y in vectors[1]]
+    assert row.cosine == pytest.approx(float(sum(cosines) / len(cosines)))
+    n = len(split)
+    exact = stats.binomtest(round(row.accuracy * n), n).proportion_ci(method="exact")
+    assert (row.accuracy_low, row.accuracy_high) == pytest.approx((exact.low, exact.high))
+    own = found.matrix("relative").to_numpy().diagonal()
+    assert all(
+        value == pytest.approx(1) or value != value for value in own
+    )  # NaN where the own prompt only guesses
+    assert list(found.foretold.similarity) == ["skill", "activated", "cosine"]
+    assert set(found.foretold.n_pairs) == {6} and set(found.foretold.n_orders) == {6}
+    assert found.foretold.low.isna().all()  # two tasks have one similarity, and nothing to be correlated
+    assert found.to_dataframe().equals(found.pairs) and found.to_dataframe() is not found.pairs
+    console = Console(width=200, file=io.StringIO())
+    console.print(found.to_table())
+    printed = " ".join(console.file.getvalue().split())
+    assert f"{row.accuracy:.3f} ({row.relative:.2f})" in printed and f"{row.guessing:.3f} (0.00)" in printed
+    assert "cosine foretells it: Spearman" in printed and "over 6 orders of the tasks" in printed
+
+
+def test_beside_the_interval_stand_the_extremes_of_leaving_out_each_task_in_turn(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+
+    def mostly_right(prompted, texts, labels, batches):
+        return (torch.rand(len(texts), generator=generator) < 0.9).double()
+
+    monkeypatch.setattr(transfer, "_right_answers", mostly_right)
+    model = tiny.bridge("gpt2")
+    names = "abcd"
+    tasks = {name: task_of(tiny.sentences(54, seed=seed)) for seed, name in enumerate(names)}
+    prompts = {name: prompt_for("gpt2", seed=seed) for seed, name in enumerate(names)}
+    scores = {name: skn.score_neurons(model, prompts[name], tasks[name], progress=False) for name in names}
+    with pytest.warns(UserWarning, match="4 tasks have 24 orders"):
+        found = skn.studies.transfer_prompts(model, tasks, prompts, scores, progress=False)
+    similar, relative = found.matrix("cosine"), found.matrix("relative")
+    left = []
+    for name in names:
+        rest = [other for other in names if other != name]
+        x, y = (torch.tensor(frame.loc[rest, rest].to_numpy()) for frame in (similar, relative))
+        left.append(stats.spearmanr(away(x), away(y)).statistic)
+    row = found.foretold.set_index("similarity").loc["cosine"]
+    assert (row.least_without, row.most_without) == pytest.approx((min(left), max(left)))
+    assert row.least_without < row.most_without and -1 <= row.low < row.correlation < row.high <= 1
+    pairs = found.pairs[found.pairs.source != found.pairs.target]
+    assert (pairs.relative_low <= pairs.relative).all() and (pairs.relative <= pairs.relative_high).all()
+
+
+def test_an_own_prompt_that_may_only_guess_is_warned_of(three, monkeypatch):
+    ten = torch.tensor([1.0] * 10 + [0.0] * 5, dtype=torch.float64)
+    monkeypatch.setattr(transfer, "_right_answers", lambda *args: ten)
+    with pytest.warns(UserWarning) as warned:
+        skn.studies.transfer_prompts(*three, progress=False)
+    said = " ".join(str(one.message) for one in warned)
+    assert "the own prompt of a (0.667, 0.384 to 0.882; guessing 0.533), b (" in said
+    assert "may be no better than guessing, so what is relative to it is mostly noise" in said
+
+
+def test_transfers_that_cannot_be_compared_are_refused(three):
+    model, tasks, prompts, scores = three
+    two = ["a", "b"]
+    with pytest.raises(ValueError, match="at least three tasks"):
+        skn.studies.transfer_prompts(
+            model, *({name: part[name] for name in two} for part in (tasks, prompts, scores))
+        )
+    with pytest.raises(ValueError, match="prompts must go by the names of the tasks"):
+        skn.studies.transfer_prompts(model, tasks, {name: prompts[name] for name in two}, scores)
+    longer = prompt_for("gpt2", n=5)
+    other = {**scores, "c": skn.score_neurons(model, longer, tasks["c"], progress=False)}
+    with pytest.raises(ValueError, match="prompts positions"):
+        skn.studies.transfer_prompts(model, tasks, {**prompts, "c": longer}, other)

@@ -1,0 +1,212 @@
+"""Planted skill neurons that are there from a known checkpoint on; resuming; models that can't be compared."""
+
+import planted
+import pytest
+import tiny
+import torch
+
+import tl_skillneurons as skn
+from tl_skillneurons.studies.checkpoints.places import file_name, stated_shape
+
+TASK = planted.task(n_train=40, n_select=60, n_report=40)
+QUICK = {"n_permutations": 99, "amount": 2, "progress": False}
+TUNING = {"n_virtual_tokens": 2, "n_steps": 2, "batch_size": 4, "seeds": [0]}
+
+
+def blank(seed):
+    """The planted model before its neurons read the label."""
+    model = planted.model(seed=seed)
+    with torch.no_grad():
+        for layer, index in [*planted.NEURONS, *planted.DECOY]:
+            getattr(model.blocks[layer].mlp, "in").original_component.weight[index] = 0
+    return model
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return planted.model()
+
+
+@pytest.fixture(scope="module")
+def found(trained):
+    checkpoints = {"0": blank(1), "10": blank(0), "20": planted.model(), "30": trained}
+    return skn.studies.over_checkpoints(checkpoints, TASK, prompts=planted.prompt(), n_top=4, **QUICK)
+
+
+def test_skill_neurons_appear_at_the_checkpoint_from_which_they_are_there(found):
+    frame = found.to_dataframe().set_index("checkpoint")
+    assert (frame.n_significant[["0", "10"]] == 0).all() and (frame.n_significant[["20", "30"]] >= 4).all()
+    assert found.appears() == "20"
+    assert (frame.best[["0", "10"]] <= frame.level[["0", "10"]]).all() and frame.best["20"] == 1
+    assert (frame.last_top_report[["20", "30"]] == 1).all() and (
+        frame.last_top_report[["0", "10"]] < 0.7
+    ).all()
+    assert frame.p_random["20"] == pytest.approx(1 / 21) and frame.p_random["10"] > 0.05
+    assert (frame.accuracy[["20", "30"]] == 1).all() and (frame.accuracy[["0", "10"]] < 0.8).all()
+    assert (frame.accuracy_low <= frame.accuracy).all() and (frame.accuracy <= frame.accuracy_high).all()
+    assert frame.spearman["30"] == pytest.approx(1) and frame.jaccard["30"] == 1
+    assert set(frame.role_of_scores) == {"select"} and set(frame.role_of_accuracy) == {"report"}
+    last = found.layers[found.layers.checkpoint == "30"]
+    assert last.n_significant.tolist()[1:] == [2, 2] and last.n_shared.tolist() == [2, 2, 2]
+    assert set(frame.permuted) == {"labels"} and frame.p_shared["20"] <= 0.05 < frame.p_shared["0"]
+    assert frame.p_value["20"] <= 0.05 < frame.p_value["0"]
+    assert found.to_table().row_count == 4
+
+
+def test_a_model_that_forgets_has_no_point_of_appearance_before_that(trained):
+    late = skn.studies.over_checkpoints(
+        {"first": planted.model(), "forgot": blank(0), "last": trained},
+        TASK,
+        prompts=planted.prompt(),
+        **QUICK,
+    )
+    assert late.appears() == "last"
+    never = skn.studies.over_checkpoints(
+        {"a": blank(0), "b": blank(1)}, TASK, prompts=planted.prompt(), **QUICK
+    )
+    assert never.appears() is None
+
+
+def test_each_row_is_what_the_same_discovery_alone_gives():
+    model, other = tiny.bridge("gpt2"), tiny.bridge("gpt2", seed=1)
+    task = tiny.task(n_train=30, n_select=20, n_report=20)
+    state = torch.get_rng_state()
+    found = skn.studies.over_checkpoints({"other": other, "model": model}, task, **QUICK, **TUNING)
+    assert torch.equal(state, torch.get_rng_state())
+    with pytest.warns(UserWarning, match="not below chance"):
+        prompts = skn.fit_soft_prompts(other, task, progress=False, **TUNING)
+    scores = skn.score_neurons(other, prompts, task, n_permutations=99, progress=False)
+    row = found.checkpoints.iloc[0]
+    assert torch.equal(found.scores["other"].correct, scores.correct)
+    assert (row.best, row.level) == (float(scores.predictivity.max()), scores.null.level())
+    rules = skn.scores.rule_accuracy(other, prompts, task, scores, progress=False)
+    assert row.top_report == pytest.approx(
+        float(scores.rule_accuracy(scores.top(10, per="model"), rules).mean())
+    )
+    split = task.split("report")
+    prompted = skn.PromptedModel(other, prompts[0], task.label_words)
+    assert row.accuracy == skn.interventions.accuracy(prompted, split["text"], split["label"])
+
+
+def test_an_interrupted_comparison_goes_on_and_loads_nothing_that_is_measured(tmp_path):
+    task = tiny.task(n_train=30, n_select=20, n_report=20)
+    booted = []
+
+    def maker(name, seed, fails=False):
+        def make():
+            booted.append(name)
+            if fails:
+                raise KeyboardInterrupt
+            return tiny.bridge("gpt2", seed=seed)
+
+        return make
+
+    options = {**QUICK, **TUNING, "prompts": "last"}
+    with pytest.raises(KeyboardInterrupt):
+        skn.studies.over_checkpoints(
+            {"a": maker("a", 0), "b": maker("b", 1, fails=True), "c": maker("c", 2)},
+            task,
+            folder=tmp_path,
+            **options,
+        )
+    assert booted == ["c", "a", "b"]
+    checkpoints = {name: maker(name, seed) for seed, name in enumerate("abc")}
+    booted.clear()
+    found = skn.studies.over_checkpoints(checkpoints, task, folder=tmp_path, **options)
+    assert booted == ["c", "b", "c"]
+    booted.clear()
+    again = skn.studies.over_checkpoints(checkpoints, task, folder=tmp_path, **options)
+    assert not booted and again.checkpoints.equals(found.checkpoints) and again.layers.equals(found.layers)
+    at_once = skn.studies.over_checkpoints(checkpoints, task, **options)
+    assert at_once.checkpoints.equals(found.checkpoints)
+    with pytest.raises(ValueError, match=r"holds measures of another run \(tuning differ\)"):
+        skn.studies.over_checkpoints(checkpoints, task, folder=tmp_path, **{**options, "n_steps": 3})
+
+
+def test_folders_are_loaded_as_checkpoints(tmp_path):
+    task = tiny.task(n_train=30, n_select=20, n_report=20)
+    for seed in (0, 1):
+        tiny.hf_model("llama", seed).save_pretrained(tmp_path / str(seed))
+        tiny.tokenizer("llama").save_pretrained(tmp_path / str(seed))
+    places = {"first": tmp_path / "0", "last": str(tmp_path / "1")}
+    found = skn.studies.over_checkpoints(places, task, **QUICK, **TUNING)
+    direct = skn.studies.over_checkpoints(
+        {name: skn.load_model(place, verbose=False) for name, place in places.items()},
+        task,
+        **QUICK,
+        **TUNING,
+    )
+    assert found.checkpoints.equals(direct.checkpoints)
+
+
+def test_checkpoints_of_other_shapes_are_named_before_anything_is_measured(tmp_path):
+    task = tiny.task(n_train=30, n_select=20, n_report=20)
+    for name in ("llama", "stablelm"):
+        config = tiny.hf_model(name).config
+        config.num_hidden_layers = 2 if name == "llama" else 3
+        config.architectures = [{"llama": "LlamaForCausalLM", "stablelm": "StableLmForCausalLM"}[name]]
+        config.save_pretrained(tmp_path / name)
+        for file in ("model.safetensors", "tokenizer.json"):  # never read, since the configs differ
+            (tmp_path / name / file).touch()
+    message = r"one shape: 'a' has \[n_layers, d_mlp, d_model\] = \[2, 48, 32\], 'b' has \[3, 48, 32\]"
+    with pytest.raises(ValueError, match=message):
+        skn.studies.over_checkpoints(
+            {"a": tmp_path / "llama", "b": tmp_path / "stablelm"}, task, folder=tmp_path / "out", **QUICK
+        )
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=r"'one' has .* \[2, 48, 32\], 'other' has \[2, 128, 32\]"):
+        skn.studies.over_checkpoints(
+            {"one": tiny.bridge("gpt2"), "other": tiny.bridge("bloom")}, task, **QUICK
+        )
+    late = {"one": lambda: tiny.bridge("gpt2"), "other": lambda: tiny.bridge("bloom")}
+    with pytest.raises(ValueError, match="checkpoints must have one shape"):
+        skn.studies.over_checkpoints(late, task, folder=tmp_path / "late", **QUICK, **TUNING)
+    assert (tmp_path / "late" / "one" / "measures.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        ("a", {}, "at least two checkpoints by name"),
+        ("ab", {"prompts": "first"}, "prompts must be one of 'each', 'last', got 'first'"),
+        ("ab", {"prompts": []}, "at least one soft prompt to carry over, got none"),
+        (
+            "ab",
+            {"prompts": [planted.prompt()], "n_steps": 3},
+            r"tuned already, got settings of tuning as well \(n_steps\)",
+        ),
+        ("ab", {"n_permutations": 5}, "n_permutations must be at least 19"),
+        ("ab", {"n_random": 5}, "n_random must be at least 19"),
+        (["a/b", "a:b"], {}, "would be kept in one folder"),
+        ("ab", {"amount": 0.01}, r"amount must give 1 to 48 neurons per layer, got 0.01 \(0 neurons\)"),
+        ("ab", {"n_top": 1000}, "1 to 96 neurons"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(names, options, message):
+    model = tiny.bridge("llama")
+    with pytest.raises(ValueError, match=message):
+        skn.studies.over_checkpoints(dict.fromkeys(names, model), tiny.task(), **{**QUICK, **options})
+
+
+def test_hub_names_with_a_revision_become_names_of_folders_and_places():
+    assert file_name("EleutherAI/pythia-70m@step1000") == "EleutherAI-pythia-70m-step1000"
+    assert stated_shape(lambda: None) is None and stated_shape("minilm") is None
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        stated_shape("./nowhere/at/all")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "llama", "phi3"])
+def test_shuffled_layers_are_the_models_own_in_another_order(family):
+    model = tiny.bridge(family)
+    shuffled = skn.studies.shuffle_layers(model, seed=3)
+    for layer in range(2):
+        for one, other in zip(
+            model.blocks[layer].parameters(), shuffled.blocks[1 - layer].parameters(), strict=True
+        ):
+            assert torch.equal(one, other)
+    ids = torch.tensor([[1, 6, 7, 8]])
+    with torch.no_grad():
+        assert not torch.allclose(model(ids), shuffled(ids), atol=1e-3)
+        back = skn.studies.shuffle_layers(shuffled, seed=3)
+        torch.testing.assert_close(back(ids), model(ids))
+    assert all(not p.requires_grad for p in shuffled.parameters()) and not shuffled.training

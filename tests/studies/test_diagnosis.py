@@ -1,0 +1,113 @@
+"""Stability of neuron sets: slow loops, planted twins, and what is refused."""
+
+import pytest
+import tiny
+import torch
+from drawn import random_outcomes, slow_predictivity
+from toy import TASK, prompt_for
+
+import tl_skillneurons as skn
+from tl_skillneurons.scores.outcomes import RuleOutcomes, pack
+from tl_skillneurons.studies.diagnosis import _bootstrap_weights, bootstrap_jaccard, nearest_outside
+
+
+def test_the_bootstrap_equals_resampling_the_examples_by_hand():
+    above, outcomes = random_outcomes()
+    neurons = skn.NeuronSet.from_pairs([(0, 1), (0, 12), (1, 3)], n_layers=2, d_mlp=13)
+    found = bootstrap_jaccard(outcomes, neurons, n_draws=5, seed=4)
+    drawn = torch.randint(24, (5, 24), generator=torch.Generator().manual_seed(4))
+    for number, rows in enumerate(drawn):
+        score = slow_predictivity(above[:, rows], outcomes.labels[rows])[-1]
+        tops = [
+            sorted(range(13), key=lambda i, k=k, score=score: (-round(float(score[k, i]), 9), i))[:n]
+            for k, n in ((0, 2), (1, 1))
+        ]
+        shared = len({(k, i) for k, top in enumerate(tops) for i in top} & set(neurons))
+        assert float(found[number]) == pytest.approx(shared / (6 - shared))
+
+
+def test_a_strong_set_is_found_again_and_a_random_one_is_not():
+    above, outcomes = random_outcomes(n=100, d_mlp=50, seed=2)
+    right = outcomes.labels.bool()
+    noise = torch.rand(2, 100, 3, 4, generator=torch.Generator().manual_seed(1)) < 0.1
+    above[:, :, 1, :, :4] = right[None, :, None, None] ^ noise
+    outcomes = RuleOutcomes(pack(above), outcomes.labels, 50)
+    planted = skn.NeuronSet.from_pairs([(1, i) for i in range(4)], n_layers=2, d_mlp=50)
+    assert bootstrap_jaccard(outcomes, planted).min() == 1
+    assert bootstrap_jaccard(outcomes, planted.random_like(0)).max() == 0
+
+
+def test_twins_are_resampled_together():
+    _, outcomes = random_outcomes(n=20)
+    pairs = torch.arange(20) // 2
+    paired = RuleOutcomes(outcomes.above, outcomes.labels, 13, pairs=pairs)
+    neurons = skn.NeuronSet.from_pairs([(0, 1), (1, 3)], n_layers=2, d_mlp=13)
+    weights = _bootstrap_weights(paired, 30, 0)
+    assert torch.equal(weights[:, 0::2], weights[:, 1::2]) and (weights.sum(1) == 20).all()
+    assert not torch.equal(weights[:, 0], weights[:, 2])
+    assert len(bootstrap_jaccard(paired, neurons, n_draws=7)) == 7
+
+
+def test_a_planted_twin_is_named_with_its_sign_and_a_lonely_neuron_has_none():
+    acts = torch.randn(200, 2, 30, generator=torch.Generator().manual_seed(0))
+    acts[:, 1, 7] = -2 * acts[:, 0, 3] + 0.1 * acts[:, 1, 7]
+    acts[:, 0, 4] = 5.0  # constant
+    frame = nearest_outside(acts, skn.NeuronSet.from_pairs([(0, 3), (0, 9), (0, 4)], n_layers=2, d_mlp=30))
+    twin, lonely, constant = frame.itertuples()
+    assert (twin.nearest_layer, twin.nearest_index) == (1, 7) and twin.correlation < -0.99
+    expected = torch.corrcoef(torch.stack([acts[:, 0, 3], acts[:, 1, 7]]))[0, 1]
+    assert twin.correlation == pytest.approx(float(expected), abs=1e-6)
+    assert abs(lonely.correlation) < 0.35 and constant.correlation == 0
+
+
+def test_a_neuron_of_the_set_is_nobodys_twin():
+    acts = torch.randn(100, 1, 5, generator=torch.Generator().manual_seed(0))
+    acts[:, 0, 1] = acts[:, 0, 0]
+    frame = nearest_outside(acts, skn.NeuronSet.from_pairs([(0, 0), (0, 1)], n_layers=1, d_mlp=5))
+    assert not set(frame.nearest_index) & {0, 1} and frame.correlation.abs().max() < 0.4
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return tiny.bridge("gpt2", dtype=torch.float64)
+
+
+def test_one_call_answers_all_three_for_any_set(gpt2):
+    prompts = [prompt_for("gpt2", seed=seed) for seed in range(3)]
+    scores = skn.score_neurons(gpt2, prompts, TASK, keep_outcomes=True, progress=False)
+    neurons = skn.NeuronSet.from_pairs([(0, 1), (0, 5), (1, 2)])
+    found = skn.studies.diagnose(gpt2, prompts, TASK, neurons, scores=scores, n_bootstrap=20)
+    assert len(found.prompts) == 3 and len(found.jaccard) == 20 and len(found.twins) == 3
+    frame = found.to_dataframe()
+    assert list(frame.quantity) == [
+        "prompts: Spearman of predictivity",
+        "prompts: Jaccard of the tops",
+        "examples: bootstrap Jaccard",
+        "twins: correlation outside",
+    ]
+    assert (frame.low <= frame.value).all() and (frame.value <= frame.high).all()
+    assert frame.control.notna().all() and set(frame.role) == {"select"} and set(frame.n_examples) == {15}
+    again = skn.studies.diagnose(gpt2, prompts, TASK, neurons, n_bootstrap=20, progress=False)
+    assert torch.equal(again.jaccard, found.jaccard) and again.prompts.equals(found.prompts)
+    alone = skn.studies.diagnose(gpt2, prompts[0], TASK, neurons, n_bootstrap=20, progress=False)
+    assert len(alone.prompts) == 0 and len(alone.to_dataframe()) == 2
+
+
+def test_what_cannot_be_diagnosed_is_refused(gpt2):
+    prompt = prompt_for("gpt2")
+    scores = skn.score_neurons(gpt2, prompt, TASK, progress=False)
+    with pytest.raises(ValueError, match="kept no outcomes; score this task with keep_outcomes=True"):
+        skn.studies.diagnose(gpt2, prompt, TASK, scores.top(1), scores=scores)
+    other = skn.score_neurons(gpt2, prompt_for("gpt2", seed=5), TASK, keep_outcomes=True, progress=False)
+    with pytest.raises(ValueError, match="prompts that are not the 1 given"):
+        skn.studies.diagnose(gpt2, prompt, TASK, scores.top(1), scores=other)
+    with pytest.raises(ValueError, match="at least one neuron"):
+        skn.studies.diagnose(gpt2, prompt, TASK, skn.NeuronSet([], []))
+    with pytest.raises(ValueError, match=r"layer must be in \[0, 2\)"):
+        skn.studies.diagnose(gpt2, prompt, TASK, skn.NeuronSet([2], [0]))
+
+
+def test_readings_of_the_bare_text_are_diagnosed_too(gpt2):
+    scores = skn.score_neurons(gpt2, None, TASK, positions="mean", keep_outcomes=True, progress=False)
+    found = skn.studies.diagnose(gpt2, None, TASK, scores.top(2), scores=scores, n_bootstrap=20)
+    assert len(found.prompts) == 0 and len(found.twins) == 4 and found.jaccard.mean() > found.chance_jaccard

@@ -1,0 +1,211 @@
+"""Neurons that follow one word are told from those that follow the label; words near to weights, beside chance."""
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+from scipy import stats
+from toy import prompt_for, task_of
+from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
+import tl_skillneurons as skn
+from tl_skillneurons.prompts.positions import current_tokens
+from tl_skillneurons.studies.words.position_share import epsilon_squared, position_share
+from tl_skillneurons.studies.words.selectivity import word_correlations, word_presence
+
+
+@pytest.fixture(scope="module")
+def task():
+    rows = tiny.sentences(260, seed=4)
+    return task_of(rows, train=rows[:40], validation=rows[40:80], test=rows[80:])
+
+
+def plant(task, word_neuron=3, label_neuron=5, length_neuron=7, position_neuron=11):
+    """Neurons of layer 1 that follow the word "was", the label, the number of tokens, and each token's position."""
+    model = tiny.bridge("gpt2")
+    label = {
+        tuple(skn.PromptedModel(model, None).encode([row["text"]])[0]): row["label"]
+        for row in task.split("report")
+    }
+    noise = torch.Generator().manual_seed(0)
+
+    def hook_function(act, hook):
+        tokens = current_tokens(hook)
+        act = act.clone()
+        for row in range(len(act)):
+            own = tuple(tokens.ids[row][tokens.is_text[row]].tolist())
+            shake = 0.3 * torch.randn(3, generator=noise)
+            act[row, :, word_neuron] = float(tiny.VOCABULARY["was"] in own) + shake[0]
+            act[row, :, label_neuron] = float(label[own]) + shake[1]
+            act[row, :, length_neuron] = len(own) + shake[2]
+            act[row, :, 9] = 2.0
+            positions = torch.arange(act.shape[1]) - int(tokens.is_padding[row].sum())  # padded on the left
+            act[row, :, position_neuron] = positions + 0.3 * torch.randn(act.shape[1], generator=noise)
+        return act
+
+    model.add_hook("blocks.1.mlp.hook_post", hook_function)
+    return model
+
+
+def test_detectors_of_a_word_length_and_position_are_flagged_and_a_neuron_of_the_label_is_not(task):
+    model = plant(task)
+    neurons = skn.NeuronSet([1, 1, 1, 1, 1], [3, 5, 7, 9, 11])
+    try:
+        frame = skn.studies.word_selectivity(model, prompt_for("gpt2"), task, neurons, n_permutations=199)
+    finally:
+        model.reset_hooks()
+    word, label, length, dead, position = frame.itertuples()
+    assert word.word == "was" and word.word_r > 0.7 and word.token_detector and word.p_word == 0.005
+    assert label.label_r > 0.7 and not label.token_detector and not label.length_neuron
+    assert length.length_r > 0.9 and length.length_neuron
+    assert dead.dead and not dead.token_detector and not dead.length_neuron and dead.word_r == 0
+    assert position.position_share > 0.9 and position.length_neuron  # the prompt comes after the text
+    assert abs(label.position_share) < 0.05 and dead.position_share == 0
+    assert frame.position_neuron.tolist() == [False, False, False, False, True]
+    assert set(frame.role) == {"report"} and set(frame.n_examples) == {180}
+
+
+def test_correlations_are_the_point_biserial_ones_of_scipy(task):
+    model, prompt = tiny.bridge("bert"), prompt_for("bert")
+    neurons = skn.NeuronSet([0, 1], [3, 9])
+    frame = skn.studies.word_selectivity(model, prompt, task, neurons, n_permutations=19)
+    texts = list(task.split("report")["text"])
+    acts = skn.prompts.neuron_activations(model, prompt, texts)[:, neurons.layer, neurons.index]
+    words, present = word_presence(texts, 5)
+    for number, row in enumerate(frame.itertuples()):
+        found = [
+            stats.pointbiserialr(column.numpy(), acts[:, number].numpy()).statistic
+            for column in present.to_dense()
+        ]
+        best = max(range(len(words)), key=lambda i, found=found: abs(found[i]))
+        assert row.word == words[best] and row.word_r == pytest.approx(found[best], abs=1e-5)
+        expected = stats.pointbiserialr(task.split("report")["label"], acts[:, number].numpy()).statistic
+        assert row.label_r == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_the_share_that_positions_explain_is_epsilon_squared_over_the_texts_own_tokens(family, task):
+    model, prompt = tiny.bridge(family, dtype=torch.float64), prompt_for(family)
+    neurons = skn.NeuronSet([1, 0, 1], [4, 7, 30])
+    texts = list(task.split("report")["text"])[:40]
+    by_place = {}
+    for text in texts:
+        _, cache = skn.PromptedModel(model, prompt).run_with_cache([text])
+        first = {"gpt2": 1, "bert": 1 + 3 + 1}[family]  # BOS; mask, virtual tokens and [CLS]
+        for place in range(len(text.split())):
+            acts = [cache[f"blocks.{at}.mlp.hook_post"][0, first + place, i] for at, i in neurons]
+            by_place.setdefault(place, []).append(torch.stack(acts))
+    groups = [torch.stack(values) for values in by_place.values()]
+    every = torch.cat(groups)
+    within = sum((group - group.mean(0)).square().sum(0) for group in groups) / (len(every) - len(groups))
+    expected = 1 - within / every.var(0, correction=1)
+    for options in ({}, {"batch_size": 1}, {"batch_size": 7}):
+        found = position_share(model, prompt, texts, neurons, **options)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_a_layer_that_never_runs_is_no_neuron_without_variance():
+    model = tiny.bridge("gpt2")
+
+    def stop(act, hook):
+        raise StopAtLayerException(act)
+
+    model.add_hook("blocks.1.hook_in", stop)
+    with pytest.raises(RuntimeError, match=r"expected layers \[0, 1\] to show their neurons once, saw \[0\]"):
+        position_share(model, None, ["the film", "a plot was"], skn.NeuronSet([1, 0], [3, 4]))
+
+
+def test_places_explain_nothing_on_average_of_noise_however_few_tokens_each_has():
+    count = torch.tensor([9, 5, 2, 1, 0])
+    values = torch.randn(17, 4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    total = torch.stack([part.sum(0) for part in values.split(count.tolist())])
+    found = epsilon_squared(count, total, values.square().sum(0))
+    assert abs(float(found.mean())) < 4 * float(found.std()) / 4000**0.5 < 0.02 and float(found.min()) < 0
+
+
+def test_what_is_kept_of_texts_is_their_distinct_words_alone():
+    texts = ["The plot was good", "the the the plot", "a good good plot", "a film"]
+    words, present = word_presence(texts)
+    assert words == ["a", "film", "good", "plot", "the", "was"]
+    assert present.is_sparse and present.values().tolist() == [1] * 11
+    assert present.to_dense().T.tolist() == [
+        [0, 0, 1, 1, 1, 1],
+        [0, 0, 0, 1, 1, 0],
+        [1, 0, 1, 1, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+    ]
+    many = [f"own{number} word{number % 7}" for number in range(20_000)]  # dense: 3.2 GB
+    words, present = word_presence(many)
+    labels = torch.tensor([float(number % 7 == 3) for number in range(20_000)])
+    found = word_correlations(present, labels[:, None])
+    assert len(words) == 20_007 and words[int(found.argmax())] == "word3"
+    assert float(found.max()) == pytest.approx(1)
+
+
+def test_nothing_depends_on_how_many_columns_are_worked_on_at_a_time(task, monkeypatch):
+    model, prompt, neurons = tiny.bridge("gpt2"), prompt_for("gpt2"), skn.NeuronSet([0, 1, 1], [3, 9, 4])
+    whole = skn.studies.word_selectivity(model, prompt, task, neurons, n_permutations=19)
+    for most in (1, 180 * 2, 180 * 7):
+        monkeypatch.setattr("tl_skillneurons.studies.words.selectivity._MOST_NUMBERS", most)
+        frame = skn.studies.word_selectivity(model, prompt, task, neurons, n_permutations=19)
+        pd.testing.assert_frame_equal(frame, whole)
+
+
+def test_the_p_value_of_a_neuron_of_noise_is_corrected_for_the_number_of_words(task):
+    neurons = skn.NeuronSet([0] * 48, list(range(48)))
+    model = tiny.bridge("gpt2")
+
+    def noise(act, hook):
+        return torch.randn(act.shape)
+
+    model.add_hook("blocks.0.mlp.hook_post", noise)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            frame = skn.studies.word_selectivity(model, prompt_for("gpt2"), task, neurons, n_permutations=99)
+    finally:
+        model.reset_hooks()
+    assert (frame.p_word <= 0.05).mean() < 0.2 and (frame.p_length <= 0.05).mean() < 0.2
+
+
+def test_weights_that_point_at_a_word_name_it_and_random_neurons_come_less_near():
+    model = tiny.bridge("llama")
+    good, bad = tiny.VOCABULARY["good"], tiny.VOCABULARY["bad"]
+    with torch.no_grad():
+        model.blocks[0].mlp.out.original_component.weight[:, 4] = model.W_U[:, good] * 3
+        model.blocks[0].mlp.gate.original_component.weight[4] = -model.W_E[bad] * 2
+    frame = skn.studies.weight_words(model, skn.NeuronSet([0, 1], [4, 2]), n_words=2).set_index(
+        ["layer", "side"]
+    )
+    assert frame.words[(0, "out")].split()[0] == "good" and frame.cosine[(0, "out")] == pytest.approx(
+        1, abs=1e-5
+    )
+    assert frame.words[(0, "in")].split()[0] == "-bad" and frame.cosine[(0, "in")] == pytest.approx(
+        -1, abs=1e-5
+    )
+    assert frame.p_random[(0, "out")] == frame.p_random[(0, "in")] == pytest.approx(1 / 21)
+    assert abs(frame.cosine[(1, "out")]) < 0.8 and frame.random_median.max() < 0.8
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_weights_of_every_family_can_be_read(family):
+    frame = skn.studies.weight_words(
+        tiny.bridge(family), skn.NeuronSet([0, 1], [4, 2]), n_words=3, n_random=19
+    )
+    assert len(frame) == 4 and frame.cosine.abs().between(0.05, 1).all()
+
+
+def test_what_cannot_be_told_is_refused(task):
+    model, prompt, neurons = tiny.bridge("gpt2"), prompt_for("gpt2"), skn.NeuronSet([0], [0])
+    with pytest.raises(ValueError, match="no word stands in at least 100 of 180 texts"):
+        skn.studies.word_selectivity(model, prompt, task, neurons, min_texts=100)
+    with pytest.raises(ValueError, match="n_permutations must be at least 19"):
+        skn.studies.word_selectivity(model, prompt, task, neurons, n_permutations=5)
+    with pytest.raises(ValueError, match=r"position_threshold is a share and must be in \(0, 1\], got 0"):
+        skn.studies.word_selectivity(model, prompt, task, neurons, position_threshold=0)
+    with pytest.raises(ValueError, match="takes at least 2 texts, got 1"):
+        position_share(model, prompt, ["the film"], neurons)
+    with pytest.raises(ValueError, match="nothing to read of an empty set"):
+        position_share(model, prompt, ["the film", "a film"], skn.NeuronSet([], []))
+    with pytest.raises(ValueError, match="at least one neuron"):
+        skn.studies.weight_words(model, skn.NeuronSet([], []))

@@ -1,0 +1,11 @@
+from .ablation import ablate as ablate
+from .attribution import NeuronAttribution as NeuronAttribution
+from .attribution import attribute_neurons as attribute_neurons
+from .attribution import compare_with_exact as compare_with_exact
+from .effect_panel import EffectPanel as EffectPanel
+from .effects import AblationEffect as AblationEffect
+from .effects import ablation_effect as ablation_effect
+from .effects import accuracy as accuracy
+from .measure_effects import measure_effects as measure_effects
+from .patching import NeuronPatching as NeuronPatching
+from .patching import patch_neurons as patch_neurons

@@ -21,22 +21,17 @@ from tl_skillneurons._files import load_tensors, package_version, read_json, sav
 from tl_skillneurons._processes import rank_and_count
 from tl_skillneurons.interventions.effects import AblationEffect, ablation_effect
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
+from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import SITE, has_language_model_head, neuron_shape
 from tl_skillneurons.models.tokenizing import label_token_ids
-from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model
+from tl_skillneurons.neurons import NeuronSet, selection_size
+from tl_skillneurons.prompts.run import prompt_record
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.predictivity import (
-    describe_prompt,
-    require_orders,
-    require_two_classes,
-    rule_accuracy,
-    score_neurons,
-)
-from tl_skillneurons.scores.selection import selection_size
+from tl_skillneurons.scores.predictivity import require_orders, rule_accuracy, score_neurons
 from tl_skillneurons.stats.intervals import require_draws
-from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.task import Task, require_two_classes
 
 RUN, PROMPTS, SCORES, NEURONS, RULES, EFFECTS = (
     "run.json",
@@ -115,7 +110,7 @@ def find_skill_neurons(
     if has_language_model_head(model):
         label_token_ids(model, task.label_words)
     settings = {
-        "model": describe_model(model),
+        "model": model_record(model),
         "site": SITE,
         "task": describe_task(task),
         "n_virtual_tokens": n_virtual_tokens,
@@ -226,7 +221,7 @@ def _scores(
 ) -> NeuronScores:
     """The scores of all prompts with their null; each prompt's are kept until all are there."""
     whole = out / SCORES
-    described = [describe_prompt(prompt) for prompt in prompts]
+    described = [prompt_record(prompt) for prompt in prompts]
     if whole.exists():
         scores = NeuronScores.load(whole)
         _require_of(whole, scores, described, task)

@@ -26,14 +26,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_skillneurons._checks import require_int, require_option
-from tl_skillneurons.models.input_cache import InputCache
-from tl_skillneurons.models.sites import neuron_shape, remove_hook, require_supported
+from tl_skillneurons._checks import require_int
+from tl_skillneurons.models.hooks import remove_hook
+from tl_skillneurons.models.sites import require_supported
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt
-from tl_skillneurons.prompts.streaming import READINGS, stream_activations
-from tl_skillneurons.scores.predictivity import require_sees_text
 
 
 def neuron_index(neurons: NeuronSet, layer: int) -> Int[Tensor, " neuron"]:
@@ -84,51 +81,6 @@ def patch_neuron(
     patched = corrupted.clone()  # other hooks may keep the original
     patched[:, position, neuron] = clean[:, position, neuron]
     return patched
-
-
-def set_activations(
-    model: Any,
-    prompt: SoftPrompt | None,
-    texts: Sequence[str],
-    neurons: NeuronSet,
-    *,
-    positions: str = "prompt",
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
-    cache: InputCache | None = None,
-) -> Float[Tensor, "example feature"]:
-    """Activations of the set alone, averaged over the scored positions; feature ``i`` is neuron ``i`` of the set.
-
-    For ``fit_sparse_probe`` and any other probe. All that is kept is ``len(texts) * len(neurons)`` numbers, in
-    the model's dtype.
-
-    Args:
-        positions: ``"prompt"``, or ``"last"``, ``"mean"`` or ``"max"`` over the text's own tokens.
-        batch_size, batch_tokens: Most texts and most tokens of a batch (see :meth:`PromptedModel.batches`).
-
-    Raises:
-        ValueError: For an empty set, neurons outside the model, or positions that never see the text.
-    """
-    require_option(positions, "positions", READINGS)
-    prompted = PromptedModel(model, prompt, cache=cache)
-    require_sees_text(prompted, positions)
-    neurons.require_fits(*neuron_shape(model))
-    if not len(neurons):
-        raise ValueError("there is nothing to read of an empty set; give at least one neuron")
-    feature = {layer: (neurons.layer == layer).nonzero()[:, 0] for layer in neurons.by_layer()}
-    kept = torch.empty(len(texts), len(neurons), dtype=model.W_E.dtype)
-
-    def reduce(number: int, layer: int, acts: Tensor, example: Tensor) -> Tensor:
-        index = neurons.index[feature[layer]] if layer in feature else torch.empty(0, dtype=torch.long)
-        return acts[..., index.to(acts.device)].mean(1).cpu()
-
-    def add(number: int, layer: int, means: Tensor, example: Tensor) -> None:
-        if layer in feature:
-            kept[example[:, None], feature[layer]] = means
-
-    options = {"positions": positions, "batch_size": batch_size, "batch_tokens": batch_tokens}
-    stream_activations([prompted], texts, reduce, add, **options)
-    return kept
 
 
 def token_rows(prompted: PromptedModel, texts: Sequence[str]) -> Int[Tensor, "batch pos"]:

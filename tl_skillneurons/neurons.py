@@ -384,3 +384,25 @@ def _require_distinct(neurons: NeuronSet) -> None:
         if pair in seen:
             raise ValueError(f"neurons must be distinct, got {pair} twice; name each (layer, index) once")
         seen.add(pair)
+
+
+def selection_size(amount: float | int, available: int, *, per: str) -> int:
+    """How many of ``available`` neurons ``amount`` is: int(share * available) of a float, an integer as it
+    is.
+
+    Raises:
+        ValueError: When that is no neuron, or more than there are.
+    """
+    if isinstance(amount, float):
+        if not 0 < amount <= 1:
+            raise ValueError(
+                f"amount as a share must be in (0, 1], got {amount}; give an integer for a count"
+            )
+        count = int(amount * available)
+    else:
+        count = require_int(amount, "amount")
+    if not 1 <= count <= available:
+        raise ValueError(
+            f"amount must give 1 to {available} neurons per {per}, got {amount} ({count} neurons)"
+        )
+    return count

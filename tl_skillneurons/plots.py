@@ -6,7 +6,7 @@ import torch
 
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
-from tl_skillneurons.studies.score_comparison import strength
+from tl_skillneurons.scores.ranked import strength
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 

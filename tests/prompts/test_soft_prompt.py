@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from tl_skillneurons import PromptedModel, SoftPrompt, fit_soft_prompts
 from tl_skillneurons._files import save_tensors
-from tl_skillneurons.prompts.soft_prompt import describe_model
+from tl_skillneurons.models.records import model_record
 
 
 def embedding(n=3, width=32, seed=0):
@@ -161,7 +161,7 @@ def test_a_suffix_is_refused_by_a_bidirectional_model(bert):
 
 
 def test_another_model_of_the_same_width_is_warned_of_with_what_differs(llama):
-    here = describe_model(llama)
+    here = model_record(llama)
     other = here | {"name": "other", "n_layers": 9, "dtype": "bfloat16"}
     with pytest.warns(UserWarning) as caught:
         suffix(provenance={"model": other}).require_fits(llama)

@@ -27,16 +27,10 @@ from transformer_lens.tools.analysis.interchange import (
 )
 
 from tl_skillneurons import NeuronSet, PromptedModel, SoftPrompt, ablate
-from tl_skillneurons.interop import (
-    neuron_index,
-    patch_neuron,
-    patching_index,
-    set_activations,
-    token_rows,
-    with_gradients,
-)
-from tl_skillneurons.models.sites import has_foreign_hooks
+from tl_skillneurons.interop import neuron_index, patch_neuron, patching_index, token_rows, with_gradients
+from tl_skillneurons.models.hooks import has_foreign_hooks
 from tl_skillneurons.prompts import neuron_activations
+from tl_skillneurons.prompts.activations import set_activations
 
 RANDOM = (NEURONS | DECOY).random_like(0)
 PAIRS = [pair for pair in planted.twins(80) if len(pair[0].split()) == 5][:10]

@@ -12,9 +12,11 @@ from scipy import stats
 from toy import TASK, prompt_for, task_of
 
 import tl_skillneurons as skn
-from tl_skillneurons.scores.null import permutation_null, permuted_labels, twin_pairs
+from tl_skillneurons.scores.null import permutation_null
 from tl_skillneurons.scores.outcomes import RuleOutcomes, count_right, pack
 from tl_skillneurons.stats.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
+from tl_skillneurons.stats.permutation import permuted_labels
+from tl_skillneurons.tasks.task import twin_pairs
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "min"])

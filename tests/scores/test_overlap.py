@@ -6,13 +6,8 @@ import torch
 from scipy import stats
 
 import tl_skillneurons as skn
-from tl_skillneurons.scores.overlap import (
-    average_ranks,
-    compare_sets,
-    hypergeometric,
-    overlap_distribution,
-    spearman,
-)
+from tl_skillneurons.scores.overlap import compare_sets, hypergeometric, overlap_distribution
+from tl_skillneurons.stats.ranks import average_ranks, spearman
 
 
 @pytest.mark.parametrize("total, marked, drawn", [(50, 7, 12), (10, 8, 9), (5, 5, 5), (20, 1, 0)])

@@ -1,9 +1,5 @@
 from .decomposition import PreActivationParts as PreActivationParts
 from .decomposition import decompose as decompose
-from .writers import HeadWriters as HeadWriters
-from .writers import coloured_sources as coloured_sources
-from .writers import head_writers as head_writers
-from .writers import source_words as source_words
 from .heads import HeadEffects as HeadEffects
 from .heads import ablate_heads as ablate_heads
 from .heads import head_effects as head_effects
@@ -14,3 +10,7 @@ from .path_patching import patch_heads_to_neurons as patch_heads_to_neurons
 from .patterns import PromptAttention as PromptAttention
 from .patterns import attention_over_task as attention_over_task
 from .patterns import example_pattern as example_pattern
+from .writers import HeadWriters as HeadWriters
+from .writers import coloured_sources as coloured_sources
+from .writers import head_writers as head_writers
+from .writers import source_words as source_words

@@ -30,10 +30,9 @@ from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.positions import columns, current_tokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
-from tl_skillneurons.scores.predictivity import require_two_classes
 from tl_skillneurons.stats.chance import rank_p_value
 from tl_skillneurons.stats.intervals import require_draws
-from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.task import Task, require_two_classes
 
 Head = tuple[int, int]
 """A head's layer and its number there."""

@@ -30,9 +30,8 @@ from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
-from tl_skillneurons.scores.predictivity import require_two_classes
 from tl_skillneurons.stats.intervals import LabelDifference, bootstrap_mean, permutation_difference
-from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.task import Task, require_two_classes
 
 _BATCH_TOKENS = 512  # a decomposition holds gradients for every neuron, so its batches are small
 Head = tuple[int, int]

@@ -21,10 +21,11 @@ from tl_skillneurons._files import FORMAT, fingerprint, read_json, write_json
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.interventions.ablation import ablate
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
+from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import Hooks, PromptedModel
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.chance import rank_p_value
 from tl_skillneurons.tasks.task import Task
 
@@ -134,7 +135,7 @@ def ablation_effect(
     conditions: dict[str, NeuronSet | None] = {"intact": None, "ablated": neurons}
     conditions |= {f"random {draw}": control for draw, control in enumerate(controls)}
     settings = {
-        "model": describe_model(model),
+        "model": model_record(model),
         "prompts": [[p.placement, p.prepend_bos, fingerprint(*p.parameters())] for p in chosen],
         "max_length": max_length,
         "task": task.fingerprint,

@@ -34,11 +34,11 @@ from tl_skillneurons.interventions.kinds import (
 )
 from tl_skillneurons.interventions.plain_text import cross_entropy, require_head
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
+from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_shape
-from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.neurons import SITE, NeuronSet, selection_size
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model
-from tl_skillneurons.scores.selection import selection_size
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.tasks.task import Task
 
@@ -123,7 +123,7 @@ def measure_effects(
         require_head(plain)
     sized = _sized(neurons, sizes, d_mlp)
     settings = {
-        "model": describe_model(model),
+        "model": model_record(model),
         "site": SITE,
         "tasks": [[t.name, t.fingerprint, fingerprint(*p.parameters())] for t, p in tasks],
         "role": role,

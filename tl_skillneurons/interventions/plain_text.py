@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_skillneurons.models.batches import run_batches
-from tl_skillneurons.models.sites import has_language_model_head, model_label
+from tl_skillneurons.models.records import model_label
+from tl_skillneurons.models.sites import has_language_model_head
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import Hooks, PromptedModel
 

@@ -27,7 +27,9 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 from transformers import DynamicCache
 
 from tl_skillneurons.models.batches import batch_tokens_on, length_batches
-from tl_skillneurons.models.sites import is_causal, model_label, remove_hook, require_supported
+from tl_skillneurons.models.hooks import remove_hook
+from tl_skillneurons.models.records import model_label
+from tl_skillneurons.models.sites import is_causal, require_supported
 
 Key = tuple[int, ...]
 """A text's token ids."""

@@ -5,13 +5,13 @@ a gated MLP that is ``act(gate) * up``. Hook points go by their canonical names 
 after ``enable_compatibility_mode()``: a hook under its canonical name fires once per forward in both.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from tl_skillneurons.models.records import model_label
 from tl_skillneurons.neurons import SITE
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -199,43 +199,3 @@ def _named_parts(model: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
     for prefix, root in (("model", model), ("model.original_model", model.original_model)):
         for name, part in root.named_modules():
             yield (f"{prefix}.{name}" if name else prefix), part
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter of ``model`` asks for a gradient in here; each asks again as before afterwards, also after
-    an error."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-
-
-def remove_hook(point: Any, handle: Any) -> None:
-    """Take one hook that ``point.add_hook`` gave ``handle`` for away again, and no other."""
-    handle.hook.remove()
-    point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
-
-
-def has_foreign_hooks(points: Mapping[str, Any]) -> bool:
-    """Whether anybody but TransformerLens itself has put a hook on these points (``model.hook_dict``)."""
-    handles = [
-        h for point in points.values() if point.has_hooks() for h in (*point.fwd_hooks, *point.bwd_hooks)
-    ]
-    hooks = [handle.user_hook for handle in handles]
-    return any(not _module_of(hook).startswith("transformer_lens.") for hook in hooks)
-
-
-def _module_of(hook: Any) -> str:
-    hook = getattr(hook, "func", hook)  # of a partial
-    return str(getattr(hook, "__module__", ""))
-
-
-def model_label(model: TransformerBridge) -> str:
-    """What to call the model in a message: the name it was booted under and its class."""
-    name, kind = getattr(model.cfg, "model_name", None), type(model.original_model).__name__
-    return f"{name} ({kind})" if name else kind

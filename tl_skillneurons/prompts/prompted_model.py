@@ -20,13 +20,13 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons.models.batches import batch_tokens_on, length_batches, run_batches
+from tl_skillneurons.models.hooks import remove_hook
 from tl_skillneurons.models.input_cache import InputCache, fork, prefill, runs_text_apart
 from tl_skillneurons.models.sites import (
     embedding_width,
     is_causal,
     last_mlp_input,
     max_length,
-    remove_hook,
     require_eval,
     require_supported,
 )

@@ -23,14 +23,14 @@ from torch.nn import functional
 
 from tl_skillneurons._checks import require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons.models.hooks import has_foreign_hooks, remove_hook
+from tl_skillneurons.models.records import model_differences
 from tl_skillneurons.models.sites import (
     SITE,
     embedding_width,
-    has_foreign_hooks,
     head_hooks,
     is_causal,
     neuron_hooks,
-    remove_hook,
     require_supported,
 )
 from tl_skillneurons.prompts.peft_files import read_peft, write_peft
@@ -295,25 +295,3 @@ def _require_snapshots_match(prompt: SoftPrompt) -> None:
                 f"{name} must be {'none' if wanted is None else wanted}, one for each of {len(prompt.history)} entries "
                 f"of history, got {shape}"
             )
-
-
-def describe_model(model: Any) -> dict[str, Any]:
-    """What artifacts record of a model: its name, architecture, sizes and dtype."""
-    cfg = model.cfg
-    return {
-        "name": str(cfg.model_name).rstrip("/").rpartition("/")[2]
-        if os.path.isdir(str(cfg.model_name))
-        else str(cfg.model_name),
-        "architecture": str(cfg.architecture),
-        "n_layers": int(cfg.n_layers),
-        "d_model": int(cfg.d_model),
-        "d_vocab": int(model.W_E.shape[0]),
-        "dtype": str(cfg.dtype).removeprefix("torch."),
-    }
-
-
-def model_differences(recorded: dict[str, Any], model: Any) -> str:
-    """How the model that an artifact records differs from this one, or nothing; their dtypes may differ."""
-    here = describe_model(model)
-    differs = {k: v for k, v in recorded.items() if k in here and k != "dtype" and here[k] != v}
-    return "; ".join(f"{k}: {was!r} then, {here[k]!r} here" for k, was in differs.items())

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.null import permuted_scores
-from tl_skillneurons.scores.overlap import average_ranks
-from tl_skillneurons.studies.score_comparison import Scored, strength
+from tl_skillneurons.scores.ranked import Scored, strength
+from tl_skillneurons.stats.ranks import average_ranks
 
 _QUANTILES = (0.025, 0.975)
 

@@ -12,10 +12,11 @@ import torch
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.scores.null import permutation_null, permuted_labels
+from tl_skillneurons.scores.null import permutation_null
 from tl_skillneurons.scores.outcomes import RuleOutcomes, pack
 from tl_skillneurons.stats.chance import clopper_pearson
 from tl_skillneurons.stats.intervals import require_draws
+from tl_skillneurons.stats.permutation import permuted_labels
 
 
 @dataclass(frozen=True)

@@ -21,21 +21,18 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.models.batches import run_batches
+from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens, describe_model
+from tl_skillneurons.prompts.run import as_list, prompt_record, require_sees_text
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
 from tl_skillneurons.prompts.streaming import reading, stand_alike
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
-from tl_skillneurons.scores.null import NullTally, PermutationNull, permuted_labels, twin_pairs
+from tl_skillneurons.scores.null import NullTally, PermutationNull
 from tl_skillneurons.scores.outcomes import MOST_NUMBERS
-from tl_skillneurons.scores.predictivity import (
-    as_list,
-    describe_prompt,
-    require_sees_text,
-    require_two_classes,
-)
-from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.stats.permutation import permuted_labels
+from tl_skillneurons.tasks.task import Task, require_two_classes, twin_pairs
 
 KINDS = ("gradient", "conductance")
 
@@ -100,8 +97,8 @@ def score_gradients(
     else:
         values, null = torch.stack(kept) / n, None
     provenance = {
-        "model": describe_model(model),
-        "prompts": [describe_prompt(prompt) for prompt in chosen],
+        "model": model_record(model),
+        "prompts": [prompt_record(prompt) for prompt in chosen],
         "task": {"name": task.name, "fingerprint": task.fingerprint},
         "target": "label",
         "steps": steps if kind == "conductance" else None,

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
-from tl_skillneurons.scores.overlap import average_ranks
+from tl_skillneurons.stats.ranks import average_ranks
 
 _ROUNDING = 1e-12  # of a sum of squares, relative: below it a column is constant
 

@@ -12,19 +12,19 @@ Exact when, without an effect, labels are exchangeable among the examples. Near-
 break that; group them into one role (``Task.from_datasets(group=...)``), and keep one of each there.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons.scores.exact_tails import bound_p
 from tl_skillneurons.scores.outcomes import MOST_NUMBERS, RuleOutcomes, count_right
 from tl_skillneurons.stats.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
+from tl_skillneurons.stats.permutation import permuted_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,49 +91,6 @@ class PermutationNull:
         if not 0 <= require_int(prompt, "prompt", minimum=0) < n_prompts:
             raise ValueError(f"prompt must be in [0, {n_prompts}), got {prompt}")
         return prompt
-
-
-def permuted_labels(
-    labels: Int[Tensor, " example"],
-    n_permutations: int,
-    *,
-    seed: int = 0,
-    pairs: Int[Tensor, " example"] | None = None,
-) -> Int[Tensor, "draw example"]:
-    """The labels in random orders, within pairs where there are any.
-
-    Raises:
-        ValueError: When the labels have fewer orders than ``n_permutations``.
-    """
-    require_int(n_permutations, "n_permutations")
-    require_int(seed, "seed", minimum=0)
-    if (n_orders := _log_orders(labels, pairs)) < math.log(n_permutations + 1) - 1e-9:
-        counts = torch.bincount(labels).tolist()
-        raise ValueError(
-            f"{len(labels)} examples with {counts} of each class can be labelled in only "
-            f"{round(math.exp(n_orders))} ways{' within pairs' if pairs is not None else ''}, too few for "
-            f"{n_permutations} permutations; give more examples of each class"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(n_permutations, len(labels), generator=generator, dtype=torch.float64).argsort(1)
-    if pairs is None:
-        return labels[order]
-    order = order.gather(1, pairs[order].argsort(dim=1, stable=True))  # a random order within each pair
-    place = pairs.argsort(stable=True)
-    shuffled = torch.empty_like(order)
-    shuffled[:, place] = labels[order]
-    return shuffled
-
-
-def twin_pairs(split: Any) -> Int[Tensor, " example"] | None:
-    """The number that two twins share, of a role whose every example has a twin of the other of two classes."""
-    if "pair" not in split.column_names:
-        return None
-    twins: dict[int, list[int]] = {}
-    for pair, label in zip(split["pair"], split["label"], strict=True):
-        twins.setdefault(pair, []).append(label)
-    complete = all(sorted(labels) == [0, 1] for labels in twins.values())
-    return torch.tensor(split["pair"]) if complete else None
 
 
 def permutation_null(
@@ -235,14 +192,3 @@ class NullTally:
 def combine(best: Num[Tensor, "prompt *axes"], aggregate: str) -> Num[Tensor, "*axes"]:
     """Whole numbers of several prompts as one: their sum (which ranks as the mean does), or the lowest."""
     return best.sum(0) if aggregate == "mean" else best.amin(0)
-
-
-def _log_orders(labels: Tensor, pairs: Tensor | None) -> float:
-    """The logarithm of the number of ways in which the labels can be dealt out."""
-    if pairs is not None:
-        groups: dict[int, set[int]] = {}
-        for pair, label in zip(pairs.tolist(), labels.tolist(), strict=True):
-            groups.setdefault(pair, set()).add(label)
-        return sum(math.log(len(own)) for own in groups.values())
-    counts = torch.bincount(labels).double()
-    return float(torch.lgamma(counts.sum() + 1) - torch.lgamma(counts + 1).sum())

@@ -20,24 +20,21 @@ from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import fingerprint
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.models.input_cache import InputCache
+from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.prompts.activations import MEMORY, layers_at_a_time
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model
+from tl_skillneurons.prompts.run import as_list, prompt_record, require_sees_text
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.streaming import READINGS, stand_alike
 from tl_skillneurons.scores.kinds import CORRELATIONS, OF_HITS, OF_VALUES, accuracy, best_threshold
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
-from tl_skillneurons.scores.null import NullTally, permuted_labels, twin_pairs
+from tl_skillneurons.scores.null import NullTally
 from tl_skillneurons.scores.outcomes import MOST_NUMBERS
 from tl_skillneurons.scores.passes import summaries
-from tl_skillneurons.scores.predictivity import (
-    as_list,
-    describe_prompt,
-    require_sees_text,
-    require_two_classes,
-)
 from tl_skillneurons.scores.tallies import threshold
-from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.stats.permutation import permuted_labels
+from tl_skillneurons.tasks.task import Task, require_two_classes, twin_pairs
 
 LABEL_SCORES = (*OF_VALUES, *OF_HITS, "best_threshold")
 ANSWERS = ("confidence", "probability", "loss", "logit_diff")
@@ -314,8 +311,8 @@ def _n_positions(prompted: PromptedModel, positions: str) -> int:
 
 
 def _provenance(model: Any, prompts: Any, prompted: list[PromptedModel]) -> dict[str, Any]:
-    described = [None if one is None else describe_prompt(one) for one in as_list(prompts)]
-    return {"model": describe_model(model), "prompts": described, "max_length": prompted[0].max_length}
+    described = [None if one is None else prompt_record(one) for one in as_list(prompts)]
+    return {"model": model_record(model), "prompts": described, "max_length": prompted[0].max_length}
 
 
 def _targets(targets: Any, n: int) -> Float[Tensor, " example"]:

@@ -14,10 +14,9 @@ from tl_skillneurons._processes import gather
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.streaming import stream_activations
-from tl_skillneurons.scores.null import twin_pairs
 from tl_skillneurons.scores.outcomes import RuleOutcomes, count_right, pack
 from tl_skillneurons.scores.tallies import Summary, add_moments, count_above, moments, summarize, threshold
-from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.task import Task, twin_pairs
 
 
 def summaries(

@@ -16,7 +16,6 @@ Under ``torchrun`` or ``accelerate launch`` each process runs its share of the b
 scores of one process alone.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,20 +25,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_option
-from tl_skillneurons._files import fingerprint
 from tl_skillneurons._processes import rank_and_count
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.models.input_cache import InputCache
-from tl_skillneurons.models.sites import neuron_shape
+from tl_skillneurons.models.records import model_record
 from tl_skillneurons.prompts.prompted_model import Hooks, PromptedModel
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model, model_differences
+from tl_skillneurons.prompts.run import as_list, prompt_record, require_sees_text
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.streaming import READINGS, stand_alike
+from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.null import permuted_labels, twin_pairs
 from tl_skillneurons.scores.outcomes import RuleOutcomes
 from tl_skillneurons.scores.passes import correct_of, count_correct, rule_outcomes, summaries
 from tl_skillneurons.scores.tallies import Summary
-from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.stats.permutation import permuted_labels
+from tl_skillneurons.tasks.task import Task, require_two_classes, twin_pairs
 
 
 def score_neurons(
@@ -198,82 +198,6 @@ def rule_accuracy(
     return torch.stack(scored)
 
 
-def as_list(prompts: Any) -> list[SoftPrompt | None]:
-    chosen = [prompts] if prompts is None or isinstance(prompts, SoftPrompt) else list(prompts)
-    if not chosen:
-        raise ValueError("prompts must hold at least one soft prompt; give None to score the bare text")
-    return chosen
-
-
-def require_two_classes(task: Task) -> None:
-    """Refuse a task that predictivity is not defined for.
-
-    Raises:
-        ValueError: When the task has more than two classes.
-    """
-    if task.n_classes != 2:
-        raise ValueError(
-            f"predictivity is defined for two classes, {task.name} has {task.n_classes}; "
-            "score each of task.binary_subtasks() with prompts of its own, or each class by score_classes"
-        )
-
-
-def require_measured_here(scores: NeuronScores, model: Any, prompts: Sequence[SoftPrompt | None]) -> None:
-    """Refuse scores of another model, or of other prompts.
-
-    Raises:
-        ValueError: Otherwise.
-    """
-    here, there = neuron_shape(model), (scores.n_layers, scores.d_mlp)
-    if here != there:
-        name = scores.provenance.get("model", {}).get("name", "another model")
-        raise ValueError(
-            f"the scores are of {name} with [layer, neuron] = {list(there)}, {model.cfg.model_name} has "
-            f"{list(here)}; score this model"
-        )
-    differs = model_differences(scores.provenance.get("model", {}), model)
-    if differs:
-        warnings.warn(f"these scores are of another model ({differs})", stacklevel=3)
-    measured = scores.provenance.get("prompts", [None] * len(scores.baseline))
-    given = [None if prompt is None else describe_prompt(prompt) for prompt in prompts]
-    if len(given) != len(scores.baseline) or any(m and g != m for m, g in zip(measured, given, strict=True)):
-        raise ValueError(
-            f"the scores are of {len(scores.baseline)} prompts that are not the {len(given)} given; "
-            "give the prompts that were scored, in the same order"
-        )
-
-
-def require_sees_text(prompted: PromptedModel, positions: str) -> None:
-    """Refuse positions at which nothing of the text is seen.
-
-    Raises:
-        ValueError: For prompt positions without a prompt, or of a causal model's prefix.
-    """
-    if positions != "prompt":
-        return
-    if prompted.prompt is None:
-        raise ValueError(
-            "without a prompt there are no prompt positions; use positions='last', 'mean' or 'max'"
-        )
-    if prompted.causal and prompted.prompt.placement == "prefix":
-        raise ValueError(
-            "this prompt is a prefix and the model is causal: its positions come before the text and never see it, "
-            "so their activations are the same for every input and predict nothing; use positions='last', 'mean' or "
-            "'max', or tune a suffix prompt with fit_soft_prompts"
-        )
-
-
-def describe_prompt(prompt: SoftPrompt) -> dict[str, Any]:
-    """What scores record of the prompt they were measured with."""
-    return {
-        "seed": prompt.seed,
-        "n_virtual_tokens": prompt.n_virtual_tokens,
-        "placement": prompt.placement,
-        "prepend_bos": prompt.prepend_bos,
-        "sha256": fingerprint(*prompt.parameters()),
-    }
-
-
 def _score(
     model: Any,
     prompts: SoftPrompt | Sequence[SoftPrompt] | None,
@@ -310,13 +234,13 @@ def _score(
         single = keep_outcomes or n_permutations > 0
         measured = _measure(alike, task, classes, options, single, phase, progress)
         described = {
-            "model": describe_model(model),
+            "model": model_record(model),
             "task": {"name": task.name, "fingerprint": task.fingerprint},
             "max_length": alike[0].max_length,
             "batches": measured.batches,
         }
         for place, number in enumerate(group):
-            prompt = None if chosen[number] is None else describe_prompt(chosen[number])
+            prompt = None if chosen[number] is None else prompt_record(chosen[number])
             provenance = {**described, "prompts": [prompt]}
             for at, class_id in enumerate(classes):
                 right = measured.correct[place][at][None]

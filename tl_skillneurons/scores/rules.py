@@ -16,10 +16,11 @@ from torch import Tensor
 from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.run import as_list
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.streaming import stream_activations
+from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores, best_positions
-from tl_skillneurons.scores.predictivity import as_list, require_measured_here
 from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.tasks.task import Task
 

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_skillneurons._checks import require_int, require_option
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons._checks import require_option
+from tl_skillneurons.neurons import NeuronSet, selection_size
 from tl_skillneurons.scores.null import PermutationNull
 from tl_skillneurons.stats.intervals import require_draws
 
@@ -52,25 +52,3 @@ def called_significant(
     flat = called[score.flatten()[called].argsort(descending=True, stable=True)]
     n_layers, d_mlp = score.shape
     return NeuronSet(flat // d_mlp, flat % d_mlp, n_layers=n_layers, d_mlp=d_mlp, model=model)
-
-
-def selection_size(amount: float | int, available: int, *, per: str) -> int:
-    """How many of ``available`` neurons ``amount`` is: int(share * available) of a float, an integer as it
-    is.
-
-    Raises:
-        ValueError: When that is no neuron, or more than there are.
-    """
-    if isinstance(amount, float):
-        if not 0 < amount <= 1:
-            raise ValueError(
-                f"amount as a share must be in (0, 1], got {amount}; give an integer for a count"
-            )
-        count = int(amount * available)
-    else:
-        count = require_int(amount, "amount")
-    if not 1 <= count <= available:
-        raise ValueError(
-            f"amount must give 1 to {available} neurons per {per}, got {amount} ({count} neurons)"
-        )
-    return count

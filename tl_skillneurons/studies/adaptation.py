@@ -33,10 +33,11 @@ from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.interventions.effects import accuracy
 from tl_skillneurons.interventions.measure_effects import measure_effects
+from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import has_language_model_head, is_causal, require_eval, require_supported
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, describe_model
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.schedule import batch_at, embedding_rows, hold_back, rate
 from tl_skillneurons.tasks.task import Task
 
@@ -127,7 +128,7 @@ def adapt(
     adapted.requires_grad_(False)
     prompt.requires_grad_(False)
     provenance = {
-        "model": describe_model(model),
+        "model": model_record(model),
         "task": {"name": task.name, "fingerprint": task.fingerprint, "role": "train"},
         "settings": settings,
         "seed": seed,

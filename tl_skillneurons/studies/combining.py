@@ -21,9 +21,9 @@ from transformer_lens.tools.analysis.sparse_probing import fit_sparse_probe
 from tl_skillneurons._checks import require_int
 from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.run import prompt_record, require_sees_text
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.neuron_scores import NeuronScores, best_positions
-from tl_skillneurons.scores.predictivity import describe_prompt, require_sees_text
 from tl_skillneurons.scores.rules import chosen_activations
 from tl_skillneurons.stats.chance import clopper_pearson
 from tl_skillneurons.stats.intervals import mcnemar
@@ -58,7 +58,7 @@ def combine_neurons(
     Raises:
         ValueError: When the scores are of another prompt or of several, or a size is more than there are neurons.
     """
-    if scores.provenance.get("prompts", [None]) != [describe_prompt(prompt)]:
+    if scores.provenance.get("prompts", [None]) != [prompt_record(prompt)]:
         raise ValueError("give the scores of this prompt alone: score_neurons(model, prompt, task)")
     for size in sizes:
         require_int(size, "sizes")

@@ -27,12 +27,15 @@ from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.activations import neuron_activations
+from tl_skillneurons.prompts.run import as_list
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.null import combine
 from tl_skillneurons.scores.outcomes import RuleOutcomes, count_right
-from tl_skillneurons.scores.overlap import compare_sets, overlap_distribution, spearman
-from tl_skillneurons.scores.predictivity import as_list, require_measured_here, score_neurons
+from tl_skillneurons.scores.overlap import compare_sets, overlap_distribution
+from tl_skillneurons.scores.predictivity import score_neurons
+from tl_skillneurons.stats.ranks import spearman
 from tl_skillneurons.tasks.task import Task
 
 

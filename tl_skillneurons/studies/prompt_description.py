@@ -27,12 +27,13 @@ from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.attention.patterns import attention_over_task
 from tl_skillneurons.interventions.effects import accuracy
 from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.run import as_list, require_sees_text
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.schedule import embedding_rows
+from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.overlap import spearman
-from tl_skillneurons.scores.predictivity import as_list, require_measured_here, require_sees_text
 from tl_skillneurons.stats.chance import clopper_pearson
+from tl_skillneurons.stats.ranks import spearman
 from tl_skillneurons.tasks.task import Task
 
 _N_SAMPLED = 2000  # words, and random directions, that percentiles come from
@@ -61,7 +62,7 @@ class PromptDescription:
     agreement: pd.DataFrame
 
 
-def describe_prompt(
+def prompt_record(
     model: Any,
     prompts: SoftPrompt | Sequence[SoftPrompt],
     task: Task,

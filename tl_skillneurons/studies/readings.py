@@ -30,14 +30,15 @@ from tl_skillneurons._checks import require_int
 from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.prompts.run import as_list
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
 from tl_skillneurons.prompts.tuning.schedule import embedding_rows
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.predictivity import as_list, require_two_classes, score_neurons
+from tl_skillneurons.scores.predictivity import score_neurons
 from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.stats.intervals import bootstrap_mean
-from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.task import Task, require_two_classes
 
 POOLED = ("last", "mean", "max")
 

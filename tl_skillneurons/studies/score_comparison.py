@@ -2,19 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import pandas as pd
-from jaxtyping import Float
-from torch import Tensor
 
 from tl_skillneurons.interventions.effect_panel import EffectPanel
-from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
-from tl_skillneurons.scores.overlap import compare_sets, spearman
-
-Scored = Any
-"""A :class:`NeuronScores` or a :class:`NeuronStatistic`."""
+from tl_skillneurons.scores.overlap import compare_sets
+from tl_skillneurons.scores.ranked import Scored, require_one_model, strength
+from tl_skillneurons.stats.ranks import spearman
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,26 +82,3 @@ def _effects(panels: Mapping[str, EffectPanel], names: list[str], metric: str) -
     wanted += ["random_median", "random_min", "p_random", "matched_median", "p_matched"]
     order = joined.sort_values(["intervention", "n_neurons", "change"], kind="stable")
     return order[[name for name in wanted if name in order]].reset_index(drop=True)
-
-
-def require_one_model(scores: Mapping[str, Scored]) -> None:
-    """Refuse scores that can't be compared.
-
-    Raises:
-        ValueError: For fewer than two, or scores of different models.
-    """
-    if len(scores) < 2:
-        raise ValueError(f"give at least two scores by name to compare, got {list(scores)}")
-    shapes = {name: tuple(strength(score).shape) for name, score in scores.items()}
-    models = {name: score.provenance.get("model", {}).get("name") for name, score in scores.items()}
-    if len(set(shapes.values())) > 1 or len(set(models.values())) > 1:
-        raise ValueError(f"scores must be of one model, got {models} with [layer, neuron] = {shapes}")
-
-
-def strength(score: Scored) -> Float[Tensor, "layer neuron"]:
-    """What ranks the neurons: predictivity, or the absolute score."""
-    if isinstance(score, NeuronScores):
-        return score.predictivity
-    if isinstance(score, NeuronStatistic):
-        return score.score
-    raise TypeError(f"a score must be a NeuronScores or a NeuronStatistic, got {type(score).__name__}")

@@ -26,16 +26,18 @@ from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.interventions.effects import accuracy
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.run import as_list
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.overlap import compare_sets, spearman
-from tl_skillneurons.scores.predictivity import as_list, require_two_classes, score_neurons
+from tl_skillneurons.scores.overlap import compare_sets
+from tl_skillneurons.scores.predictivity import score_neurons
+from tl_skillneurons.scores.ranked import require_one_model
 from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.scores.selection import top_neurons
 from tl_skillneurons.stats.chance import clopper_pearson
 from tl_skillneurons.stats.intervals import require_draws
-from tl_skillneurons.studies.score_comparison import require_one_model
-from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.stats.ranks import spearman
+from tl_skillneurons.tasks.task import Task, require_two_classes
 
 _ALPHA = 0.05
 

@@ -20,7 +20,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from datasets import Dataset
+from jaxtyping import Int
+from torch import Tensor
 
 from tl_skillneurons._checks import listed, near, require_int, require_option
 from tl_skillneurons.tasks.columns import as_dataset, columns_of, each_once, take
@@ -370,3 +373,27 @@ def _regroup(dataset: Dataset, class_of: dict[int, int]) -> Dataset:
     columns = columns_of(dataset)
     kept = take(columns, [i for i, label in enumerate(columns["label"]) if label in class_of])
     return as_dataset({**kept, "label": [class_of[label] for label in kept["label"]]})
+
+
+def require_two_classes(task: Task) -> None:
+    """Refuse a task that predictivity is not defined for.
+
+    Raises:
+        ValueError: When the task has more than two classes.
+    """
+    if task.n_classes != 2:
+        raise ValueError(
+            f"predictivity is defined for two classes, {task.name} has {task.n_classes}; "
+            "score each of task.binary_subtasks() with prompts of its own, or each class by score_classes"
+        )
+
+
+def twin_pairs(split: Any) -> Int[Tensor, " example"] | None:
+    """The number that two twins share, of a role whose every example has a twin of the other of two classes."""
+    if "pair" not in split.column_names:
+        return None
+    twins: dict[int, list[int]] = {}
+    for pair, label in zip(split["pair"], split["label"], strict=True):
+        twins.setdefault(pair, []).append(label)
+    complete = all(sorted(labels) == [0, 1] for labels in twins.values())
+    return torch.tensor(split["pair"]) if complete else None

@@ -38,11 +38,13 @@ from tl_skillneurons._files import require_writable
 from tl_skillneurons._processes import gather, rank_and_count
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.models.batches import run_batches
+from tl_skillneurons.models.hooks import frozen
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.models.sites import frozen, has_language_model_head, is_causal, require_supported
+from tl_skillneurons.models.records import model_record
+from tl_skillneurons.models.sites import has_language_model_head, is_causal, require_supported
 from tl_skillneurons.models.tokenizing import text_token_ids
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens, describe_model
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
 from tl_skillneurons.prompts.tuning.schedule import (
     INITS,
     batch_at,
@@ -232,7 +234,7 @@ def _prepare(model: Any, task: Task, settings: dict[str, Any]) -> _Data:
         scale=scale,
         chance_loss=float(torch.special.entr(share).sum()),
         provenance={
-            "model": describe_model(model),
+            "model": model_record(model),
             "units": "embed.hook_out",
             "embedding_scale": embedding_scale,
             "task": {"name": task.name, "fingerprint": task.fingerprint, "role": "train"},

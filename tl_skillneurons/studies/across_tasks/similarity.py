@@ -22,8 +22,8 @@ from tl_skillneurons._checks import require_int
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.scores.agreement import agreements
 from tl_skillneurons.scores.overlap import compare_sets
+from tl_skillneurons.scores.ranked import Scored, require_one_model, strength
 from tl_skillneurons.stats.intervals import require_draws
-from tl_skillneurons.studies.score_comparison import Scored, require_one_model, strength
 
 
 @dataclass(frozen=True, eq=False)

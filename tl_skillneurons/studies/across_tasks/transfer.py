@@ -32,9 +32,9 @@ from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.overlap import spearman
+from tl_skillneurons.scores.ranked import require_one_model
 from tl_skillneurons.stats.chance import clopper_pearson
-from tl_skillneurons.studies.score_comparison import require_one_model
+from tl_skillneurons.stats.ranks import spearman
 from tl_skillneurons.tasks.task import Task
 
 _N_BOOTSTRAP = 1000

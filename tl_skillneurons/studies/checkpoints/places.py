@@ -9,8 +9,8 @@ from typing import Any
 from tl_skillneurons._files import fingerprint
 from tl_skillneurons.models.loading import load_model, stated_config
 from tl_skillneurons.models.packaged import PACKAGED
+from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_shape, require_supported
-from tl_skillneurons.prompts.soft_prompt import describe_model
 
 Checkpoint = Any
 """A booted model; a folder, a packaged name, or a hub model with or without a revision, such as
@@ -81,7 +81,7 @@ def identity(where: Checkpoint) -> Any:
     """What tells a checkpoint from another in a folder of measures: its place, or some of a booted model's weights."""
     if hasattr(where, "cfg"):
         some = [where.W_E, where.blocks[0].mlp.W_out, where.blocks[len(where.blocks) - 1].mlp.W_out]
-        return {**describe_model(where), "sha256": fingerprint(*some)}
+        return {**model_record(where), "sha256": fingerprint(*some)}
     return os.fspath(where) if isinstance(where, (str, os.PathLike)) else "made by a function"
 
 

@@ -27,12 +27,12 @@ from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import fingerprint, load_tensors, require_writable, save_tensors, sound
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.sites import neuron_shape, require_supported
+from tl_skillneurons.neurons import selection_size
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.predictivity import require_two_classes, rule_accuracy, score_neurons
-from tl_skillneurons.scores.selection import selection_size
+from tl_skillneurons.scores.predictivity import rule_accuracy, score_neurons
 from tl_skillneurons.stats.intervals import require_draws
 from tl_skillneurons.studies.checkpoints.comparison import CheckpointComparison, Measures, compare_checkpoints
 from tl_skillneurons.studies.checkpoints.places import (
@@ -45,7 +45,7 @@ from tl_skillneurons.studies.checkpoints.places import (
     shape_of,
     stated_shape,
 )
-from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.task import Task, require_two_classes
 
 KIND = "checkpoint measures"
 PROMPTS, SCORES, MEASURES = "prompts", "scores.safetensors", "measures.safetensors"

@@ -21,17 +21,19 @@ import torch
 from tl_skillneurons._checks import require_int
 from tl_skillneurons.interventions.effects import accuracy
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.models.sites import has_language_model_head, model_label, require_supported
+from tl_skillneurons.models.records import model_label
+from tl_skillneurons.models.sites import has_language_model_head, require_supported
 from tl_skillneurons.models.tokenizing import label_token_ids
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.overlap import compare_sets, spearman
-from tl_skillneurons.scores.predictivity import require_two_classes, score_neurons
+from tl_skillneurons.scores.overlap import compare_sets
+from tl_skillneurons.scores.predictivity import score_neurons
 from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.stats.intervals import require_draws
-from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.stats.ranks import spearman
+from tl_skillneurons.tasks.task import Task, require_two_classes
 
 _N_BEST = 10  # neurons whose accuracy on report stands beside each wording
 

@@ -23,14 +23,14 @@ from tl_skillneurons._checks import require_int
 from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.run import as_list
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.predictivity import as_list, require_two_classes
 from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.stats.chance import rank_p_value
 from tl_skillneurons.stats.intervals import bootstrap_mean, require_draws
 from tl_skillneurons.studies.words.selectivity import distinct_words, word_correlations, word_presence
-from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.task import Task, require_two_classes
 
 _MOST_NUMBERS = 2**24  # of one run's answers: 128 MB in float64
 _ROUNDING = 1e-9  # of a correlation that is 0

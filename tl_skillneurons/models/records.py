@@ -1,0 +1,34 @@
+"""How a model is described in files and messages, and how it differs from one that was described."""
+
+import os
+from typing import Any
+
+from transformer_lens.model_bridge import TransformerBridge
+
+
+def model_record(model: Any) -> dict[str, Any]:
+    """What artifacts record of a model: its name, architecture, sizes and dtype."""
+    cfg = model.cfg
+    return {
+        "name": str(cfg.model_name).rstrip("/").rpartition("/")[2]
+        if os.path.isdir(str(cfg.model_name))
+        else str(cfg.model_name),
+        "architecture": str(cfg.architecture),
+        "n_layers": int(cfg.n_layers),
+        "d_model": int(cfg.d_model),
+        "d_vocab": int(model.W_E.shape[0]),
+        "dtype": str(cfg.dtype).removeprefix("torch."),
+    }
+
+
+def model_differences(recorded: dict[str, Any], model: Any) -> str:
+    """How the model that an artifact records differs from this one, or nothing; their dtypes may differ."""
+    here = model_record(model)
+    differs = {k: v for k, v in recorded.items() if k in here and k != "dtype" and here[k] != v}
+    return "; ".join(f"{k}: {was!r} then, {here[k]!r} here" for k, was in differs.items())
+
+
+def model_label(model: TransformerBridge) -> str:
+    """What to call the model in a message: the name it was booted under and its class."""
+    name, kind = getattr(model.cfg, "model_name", None), type(model.original_model).__name__
+    return f"{name} ({kind})" if name else kind

@@ -1,0 +1,80 @@
+"""How to run, and what every run of prompts asks for first.
+
+:class:`RunOptions` never decides what is measured: no result depends on it but in the last bits, where a batch
+of another shape rounds differently.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tl_skillneurons._files import fingerprint
+from tl_skillneurons.models.input_cache import InputCache
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+
+if TYPE_CHECKING:
+    from tl_skillneurons.prompts.prompted_model import PromptedModel
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run: batches, what is kept of the texts, progress; the same value everywhere, as ``run=``.
+
+    Attributes:
+        batch_tokens: Most tokens of a batch, padding and virtual tokens included; without either limit 1,024 on a
+            CPU and 16,384 elsewhere.
+        batch_size: Most texts of a batch.
+        cache: Keys and values of texts (causal models, suffix prompts), kept from earlier runs or for later ones.
+        progress: Whether to show a bar, on stderr.
+
+    Example:
+        >>> run = RunOptions(batch_tokens=4096, progress=False)
+    """
+
+    batch_tokens: int | None = None
+    batch_size: int | None = None
+    cache: InputCache | None = None
+    progress: bool = True
+
+
+def as_list(prompts: SoftPrompt | Sequence[SoftPrompt] | None) -> list[SoftPrompt | None]:
+    """The prompts as a list; ``None``, the bare text, is a list of one.
+
+    Raises:
+        ValueError: For an empty list.
+    """
+    chosen = [prompts] if prompts is None or isinstance(prompts, SoftPrompt) else list(prompts)
+    if not chosen:
+        raise ValueError("prompts must hold at least one soft prompt; give None to score the bare text")
+    return chosen
+
+
+def prompt_record(prompt: SoftPrompt) -> dict[str, Any]:
+    """What results record of a prompt that they were measured with, as plain JSON values."""
+    return {
+        "seed": prompt.seed,
+        "n_virtual_tokens": prompt.n_virtual_tokens,
+        "placement": prompt.placement,
+        "prepend_bos": prompt.prepend_bos,
+        "sha256": fingerprint(*prompt.parameters()),
+    }
+
+
+def require_sees_text(prompted: "PromptedModel", positions: str) -> None:
+    """Refuse positions at which nothing of the text is seen.
+
+    Raises:
+        ValueError: For prompt positions without a prompt, or of a causal model's prefix.
+    """
+    if positions != "prompt":
+        return
+    if prompted.prompt is None:
+        raise ValueError(
+            "without a prompt there are no prompt positions; use positions='last', 'mean' or 'max'"
+        )
+    if prompted.causal and prompted.prompt.placement == "prefix":
+        raise ValueError(
+            "this prompt is a prefix and the model is causal: its positions come before the text and never see it, "
+            "so their activations are the same for every input and predict nothing; use positions='last', 'mean' or "
+            "'max', or tune a suffix prompt with fit_soft_prompts"
+        )

@@ -1,7 +1,7 @@
 """What bad input gets: one sentence that names what was wrong, what is allowed and what came."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -39,3 +39,10 @@ def require_int(value: Any, name: str, *, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
     return int(value)
+
+
+def differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In which of the settings ``now`` an earlier record differs: one clause each, in their order."""
+    return [
+        f"{key}: {was.get(key)!r} there, {value!r} now" for key, value in now.items() if was.get(key) != value
+    ]

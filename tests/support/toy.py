@@ -4,6 +4,7 @@ import tiny
 import torch
 
 import tl_skillneurons as skn
+from tl_skillneurons.prompts.run import RunOptions
 
 LABEL_WORDS = {0: "negative", 1: "positive"}
 EXACT = 1e-12  # a few roundings of 1e-16 on numbers of order 1, in models that compute in float64 throughout
@@ -39,3 +40,7 @@ def read(model, prompt, texts):
             _, cache = prompted.run_with_cache([text], names_filter=HOOKS)
         rows.append(torch.stack([cache[name][0, at] for name in HOOKS]))
     return torch.stack(rows)
+
+
+QUIET = RunOptions(progress=False)
+"""Without a progress bar."""

@@ -1,10 +1,16 @@
 """Hooks put on a model and taken off it again, and those that somebody else has put there."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+
+Hook = tuple[str, Callable[..., Any]]
+"""A hook point's name and the function to run there, as ``model.run_with_hooks(fwd_hooks=[...])`` takes them."""
+
+Hooks = Sequence[Hook]
+"""Several of them."""
 
 
 @contextmanager

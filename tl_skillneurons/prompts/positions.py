@@ -24,9 +24,43 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from tl_skillneurons._checks import require_option
+
 PLACEMENTS = ("prefix", "suffix")
 PADDING_SIDES = ("left", "right")
+NAMED = ("all", "prompt", "text")
+"""The positions that go by a name."""
 _KEY = "tl_skillneurons.tokens"
+
+
+@dataclass(frozen=True)
+class ActsAt:
+    """A hook function that declares at which positions it reads or writes.
+
+    What a run may leave out (a text's keys and values that are kept, the last MLP beside the read-out) is decided
+    by this declaration; a hook that declares nothing is taken to act anywhere.
+
+    Args:
+        positions: "prompt", "text", "all" (whatever position a batch has, each on its own), or "chosen" for others.
+        function: In TransformerLens' form, ``(act, hook) -> act``, or ``None`` to leave it.
+
+    Example:
+        >>> hook = ("blocks.0.mlp.hook_post", ActsAt("prompt", lambda act, hook: act))
+    """
+
+    positions: str
+    function: Callable[..., Tensor | None]
+
+    def __post_init__(self) -> None:
+        require_option(self.positions, "positions", (*NAMED, "chosen"))
+
+    def __call__(self, act: Tensor, hook: Any) -> Tensor | None:
+        return self.function(act, hook=hook)
+
+
+def all_act_at(positions: str, hooks: Iterable[tuple[Any, Any]]) -> bool:
+    """Whether every one of these hooks declares just these positions."""
+    return all(isinstance(function, ActsAt) and function.positions == positions for _, function in hooks)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Ranks, rank correlation and the median."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
@@ -30,3 +32,8 @@ def correlation(one: Num[Tensor, "item *axes"], other: Num[Tensor, "item *axes"]
     a, b = (x.double() - x.double().mean(0) for x in (one, other))
     r = (a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt()
     return r.clamp(-1, 1)
+
+
+def median(values: Num[Tensor, " value"] | Sequence[float]) -> float:
+    """The 0.5 quantile: of an even number of values the mean of the middle two (torch's own gives the lower)."""
+    return float(torch.as_tensor(values, dtype=torch.float64).quantile(0.5))

@@ -9,7 +9,6 @@ from .adaptation import adapt as adapt
 from .adaptation import measure_adapted as measure_adapted
 from .checkpoints.comparison import CheckpointComparison as CheckpointComparison
 from .checkpoints.run import over_checkpoints as over_checkpoints
-from .checkpoints.run import shuffle_layers as shuffle_layers
 from .combining import combine_neurons as combine_neurons
 from .diagnosis import Diagnosis as Diagnosis
 from .diagnosis import diagnose as diagnose

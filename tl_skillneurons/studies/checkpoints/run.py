@@ -26,7 +26,6 @@ from rich.console import Console
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import fingerprint, load_tensors, require_writable, save_tensors, sound
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.models.sites import neuron_shape, require_supported
 from tl_skillneurons.neurons import selection_size
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -144,32 +143,6 @@ def over_checkpoints(
     return compare_checkpoints(
         {name: measured[name] for name in names}, task, amount, n_top, n_random, n_permutations, seed
     )
-
-
-def shuffle_layers(model: Any, seed: int = 0) -> Any:
-    """A copy of ``model`` whose layers' weights stand in a random other order: trained parts, no trained whole.
-
-    Raises:
-        ValueError: When there is one layer, or layers differ in the shapes of their weights.
-    """
-    require_supported(model)
-    n_layers, _ = neuron_shape(model)
-    if n_layers < 2:
-        raise ValueError(f"there is nothing to shuffle in one layer ({model.cfg.model_name})")
-    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
-    order = torch.arange(n_layers)
-    while (order == torch.arange(n_layers)).all():
-        order = torch.randperm(n_layers, generator=generator)
-    shuffled = copy.deepcopy(model)
-    for layer, source in enumerate(order.tolist()):
-        try:
-            shuffled.blocks[layer].load_state_dict(model.blocks[source].state_dict())
-        except RuntimeError as error:
-            raise ValueError(
-                f"layers {layer} and {source} of {model.cfg.model_name} differ in their weights and can't change places"
-            ) from error
-    shuffled.cfg.model_name = f"{model.cfg.model_name}, layers shuffled"
-    return shuffled
 
 
 def _measure(

@@ -1,4 +1,4 @@
-"""What the results of studies record of how they were made, and how their tables are kept in files.
+"""What studies share: the prompts they are given, what their results record, and how their tables are kept in files.
 
 A result made of tables is one JSON file; one that also holds scores is a folder with that file and a file for each
 score, the JSON written last. Numbers come back to the last bit, NaN included.
@@ -23,6 +23,18 @@ from tl_skillneurons.tasks.task import Task
 
 TABLES = "tables.json"
 _KINDS = {"b": "bool", "i": "int64", "u": "int64", "f": "float64"}
+
+
+def soft_prompts(prompts: SoftPrompt | Sequence[SoftPrompt]) -> list[SoftPrompt]:
+    """One prompt, or several, as a list.
+
+    Raises:
+        ValueError: For none.
+    """
+    chosen = [prompts] if isinstance(prompts, SoftPrompt) else list(prompts)
+    if not chosen:
+        raise ValueError("prompts must hold at least one soft prompt, got none")
+    return chosen
 
 
 def settings_of(

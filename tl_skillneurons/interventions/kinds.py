@@ -1,197 +1,283 @@
-"""What can be done to a set of neurons in :func:`~tl_skillneurons.measure_effects`, and the values it needs.
+"""What can be done to chosen neurons, each a small value: the place to add an intervention.
 
 ==================== ================================================================================
-zero                 held at 0
-mean                 held at the reference mean
-class_mean           held at the reference mean of the example's own class: what is lost is all but the class
-other_class_mean     held at the mean of the next class (of two: the other one): says the wrong label
-resample             held at the values of one reference example, drawn for each example
-noise                plus Gaussian noise, ``sigma`` times each neuron's reference standard deviation
-scale                times ``factor``
-keep                 all *other* neurons of the model held at the reference mean: sufficiency, not necessity
+Zero                 held at 0, which may be far from any value they take
+Mean                 held at the reference mean
+ClassMean            held at the reference mean of the example's own class: what is lost is all but the class
+OtherClassMean       held at the mean of the next class (of two: the other one): says the wrong label
+Resample             held at the values of one reference example, drawn for each example
+Noise(sigma)         plus Gaussian noise, ``sigma`` times each neuron's reference standard deviation: one vector
+                     per example and layer, the same at every position (Wang et al., 2022, section 4)
+Scale(factor)        times ``factor``; several factors make a dose-response curve
+Keep(other)          all *other* neurons of the model edited (held at the mean): sufficiency, not necessity
 ==================== ================================================================================
 
-Reference values are taken apart at the prompt positions and at the text, since neurons do other things there:
-an intervention at all positions holds each position at the value of its kind. A value that is usual at the
-prompt can be far from usual in the text, and would harm whatever the neuron encodes.
+A new one is a frozen class with :meth:`Intervention.edit`, and a row of :data:`SHORT_NAMES` if it deserves a short
+name. A plain function ``(act, hook) -> act`` over the chosen neurons' activations works as well.
+
+What none of them shows by itself: that the neurons encode what is lost. The control is the same done to random
+neurons (:meth:`~tl_skillneurons.NeuronSet.random_like`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tl_skillneurons._checks import require_option
-from tl_skillneurons.interventions.ablation import Hook, ablate
-from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.prompts.activations import neuron_activations
-from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.interventions.references import At
 
-INTERVENTIONS = (
-    "zero",
-    "mean",
-    "class_mean",
-    "other_class_mean",
-    "resample",
-    "noise",
-    "scale",
-    "keep",
-)
-POSITIONS = ("all", "prompt", "text")
-_NO_REFERENCE = ("zero", "scale")
-_PER_CLASS = ("class_mean", "other_class_mean")
-_VALUES = {"mean": "mean", "class_mean": "class_mean", "resample": "activations", "noise": "std"}
+Edited = Float[Tensor, "batch pos feature"]
+"""The chosen features of one batch: neurons of a layer, or heads' outputs with ``head`` and ``d_head`` as one axis."""
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """One thing to do to a set of neurons; ``amount`` is the sigma of "noise" and the factor of "scale"."""
+    """One thing to do to features of a model; subclass it, frozen, with :meth:`edit`.
 
-    how: str
-    amount: float | None = None
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class TwiceTheMean(Intervention):
+        ...     uses = ("mean",)
+        ...
+        ...     def edit(self, old, at):
+        ...         return 2 * at.mean.to(old).expand_as(old)
+    """
 
-    def __str__(self) -> str:
-        return self.how if self.amount is None else f"{self.how} {self.amount:g}"
+    uses: ClassVar[tuple[str, ...]] = ()
+    """Which reference values :meth:`edit` reads: of "mean", "std", "class_mean" and "activations"."""
+    edits_others: ClassVar[bool] = False
+    """Whether what is edited is everything but what was chosen."""
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether it holds neurons at, or measures in, what they do on reference examples."""
-        return self.how not in _NO_REFERENCE
+    def name(self) -> str:
+        """The class in small letters, and its numbers: "other_class_mean", "scale 0.5"."""
+        words = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+        amounts = [getattr(self, field.name) for field in fields(self)]
+        return " ".join([words, *(f"{a:g}" for a in amounts if isinstance(a, int | float))])
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Which reference values this one reads."""
+        return self.uses
 
     @property
     def needs_labels(self) -> bool:
         """Whether it depends on the class of each example."""
-        return self.how in _PER_CLASS
+        return "class_mean" in self.needs
+
+    @property
+    def per_position(self) -> bool:
+        """Whether what happens at a position depends on nothing at other positions."""
+        return True
+
+    def edit(self, old: Edited, at: At) -> Edited:
+        """What ``old`` becomes, in a new tensor of the same shape, dtype and device.
+
+        Each position is edited on its own, from its own value and what ``at`` knows: where only some positions
+        run, only these are given.
+        """
+        raise NotImplementedError(f"{type(self).__name__} says nothing of what to do; define edit(old, at)")
 
 
-def choose_interventions(
-    names: Sequence[str], sigmas: Sequence[float | int], factors: Sequence[float | int]
-) -> list[Intervention]:
-    """The interventions by name: one for each sigma where noise is among them, for each factor where scale is.
+@dataclass(frozen=True)
+class Zero(Intervention):
+    """Held at 0."""
+
+    def edit(self, old: Edited, at: At) -> Edited:
+        return torch.zeros_like(old)
+
+
+@dataclass(frozen=True)
+class Mean(Intervention):
+    """Held at the reference mean."""
+
+    uses = ("mean",)
+
+    def edit(self, old: Edited, at: At) -> Edited:
+        return at.mean.to(old).expand_as(old)
+
+
+@dataclass(frozen=True)
+class ClassMean(Intervention):
+    """Held at the reference mean of the example's own class."""
+
+    uses = ("class_mean",)
+
+    def edit(self, old: Edited, at: At) -> Edited:
+        return at.class_mean[at.classes].to(old)[:, None].expand_as(old)
+
+
+@dataclass(frozen=True)
+class OtherClassMean(Intervention):
+    """Held at the reference mean of the next class, of two classes the other one."""
+
+    uses = ("class_mean",)
+
+    def edit(self, old: Edited, at: At) -> Edited:
+        following = (at.classes + 1) % len(at.class_mean)
+        return at.class_mean[following].to(old)[:, None].expand_as(old)
+
+
+@dataclass(frozen=True)
+class Resample(Intervention):
+    """Held at the values of one reference example: another for each example, the same in every layer."""
+
+    uses = ("activations",)
+
+    def edit(self, old: Edited, at: At) -> Edited:
+        n = len(at.activations)
+        drawn = [int(torch.randint(n, (), generator=generator)) for generator in at.generators()]
+        return at.activations[drawn].to(old)[:, None].expand_as(old)
+
+
+@dataclass(frozen=True)
+class Noise(Intervention):
+    """Plus Gaussian noise, one vector per example and layer, the same at every position.
+
+    Args:
+        sigma: In standard deviations of the neuron.
+        absolute: Counts ``sigma`` in the activation's own units instead, as the paper does (0.1 there).
 
     Raises:
-        ValueError: For an unknown name, none at all, a sigma that is not positive or a negative factor.
+        ValueError: For a sigma that is not positive and finite.
     """
-    if isinstance(names, str) or not names:
-        raise ValueError(f"interventions must be a list of at least one name, got {names!r}")
-    chosen: list[Intervention] = []
-    for name in dict.fromkeys(names):
-        require_option(name, "interventions", INTERVENTIONS)
-        amounts: Sequence[float | int | None] = {"noise": sigmas, "scale": factors}.get(name, [None])
-        if not len(amounts):
-            raise ValueError(
-                f"intervention {name!r} needs {'sigmas' if name == 'noise' else 'factors'}, got none"
-            )
-        chosen += [Intervention(name, None if a is None else float(a)) for a in amounts]
-    for one in chosen:
-        low = one.amount is not None and (one.amount <= 0 if one.how == "noise" else one.amount < 0)
-        if low or one.amount in (float("inf"),) or one.amount != one.amount:
-            bound = "sigmas must be positive" if one.how == "noise" else "factors must be at least 0"
-            raise ValueError(f"{bound} and finite, got {one.amount}")
+
+    sigma: float | int = 1.0
+    absolute: bool = False
+    uses = ("std",)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma < math.inf:
+            raise ValueError(f"sigma must be positive and finite, got {self.sigma}")
+
+    @property
+    def name(self) -> str:
+        return f"noise {self.sigma:g}" + (" absolute" if self.absolute else "")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return () if self.absolute else self.uses
+
+    def edit(self, old: Edited, at: At) -> Edited:
+        n = old.shape[-1]
+        noise = torch.stack([torch.randn(n, generator=own) for own in at.generators(per_layer=True)])
+        scale = self.sigma if self.absolute else self.sigma * at.std.to(noise)
+        return old + (scale * noise).to(old)[:, None]
+
+
+@dataclass(frozen=True)
+class Scale(Intervention):
+    """Times ``factor``: 0 is zero ablation, 1 changes nothing.
+
+    Raises:
+        ValueError: For a factor that is negative or not finite.
+    """
+
+    factor: float | int = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.factor < math.inf:
+            raise ValueError(f"factor must be at least 0 and finite, got {self.factor}")
+
+    def edit(self, old: Edited, at: At) -> Edited:
+        return old * self.factor
+
+
+@dataclass(frozen=True)
+class Keep(Intervention):
+    """All other neurons of the model edited by ``other``, and the chosen ones left alone."""
+
+    other: Intervention = Mean()
+    edits_others = True
+
+    def __post_init__(self) -> None:
+        if self.other.edits_others:
+            raise ValueError(f"{self.other.name!r} edits all others itself; give Keep(Mean()) or the like")
+
+    @property
+    def name(self) -> str:
+        return "keep" if self.other == Mean() else f"keep, others {self.other.name}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return self.other.needs
+
+    def edit(self, old: Edited, at: At) -> Edited:
+        return self.other.edit(old, at)
+
+
+@dataclass(frozen=True)
+class Call(Intervention):
+    """What a plain function ``(act, hook) -> act`` makes of them; ``None`` leaves them as they are."""
+
+    function: Callable[..., Tensor | None]
+
+    @property
+    def name(self) -> str:
+        return str(getattr(self.function, "__name__", type(self.function).__name__))
+
+    @property
+    def per_position(self) -> bool:
+        return False  # nobody knows
+
+    def edit(self, old: Edited, at: At) -> Edited:
+        new = self.function(old, hook=at.hook)
+        return old if new is None else new
+
+
+SHORT_NAMES: dict[str, Intervention] = {
+    "zero": Zero(),
+    "mean": Mean(),
+    "class_mean": ClassMean(),
+    "other_class_mean": OtherClassMean(),
+    "resample": Resample(),
+    "noise": Noise(),
+    "scale": Scale(),
+    "keep": Keep(),
+}
+"""What a string stands for."""
+
+How = str | Intervention | Callable[..., Tensor | None]
+"""An intervention: a short name, a value, or a function ``(act, hook) -> act``."""
+
+
+def as_intervention(how: How, name: str = "how") -> Intervention:
+    """The value that a short name, a value or a function stands for.
+
+    Raises:
+        ValueError: For an unknown name.
+        TypeError: For anything else.
+    """
+    if isinstance(how, str):
+        return SHORT_NAMES[require_option(how, name, SHORT_NAMES)]
+    if isinstance(how, Intervention):
+        return how
+    if callable(how) and not isinstance(how, type):
+        return Call(how)
+    raise TypeError(
+        f"{name} must be a name such as 'mean', an intervention such as Mean(), or a function (act, hook) -> act; "
+        f"got {how!r}"
+    )
+
+
+def as_interventions(how: How | Sequence[How]) -> list[Intervention]:
+    """Several of them, each once.
+
+    Raises:
+        ValueError: For none, or for two different ones of one name.
+    """
+    given: Sequence[Any] = how if isinstance(how, Sequence) and not isinstance(how, str) else [how]
+    chosen = list(dict.fromkeys(as_intervention(one, "interventions") for one in given))
+    if not chosen:
+        raise ValueError("interventions must hold at least one, got none")
+    names = [one.name for one in chosen]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"two interventions are called {twice[0]!r}; give their functions different names")
     return chosen
-
-
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """What every neuron does at one kind of position on reference examples, averaged within each example.
-
-    Attributes:
-        activations: In the model's dtype.
-        labels: Class of each reference example.
-    """
-
-    activations: Float[Tensor, "example layer neuron"]
-    labels: Int[Tensor, " example"]
-
-    @cached_property
-    def mean(self) -> Float[Tensor, "layer neuron"]:
-        """Mean over all reference examples."""
-        return self.activations.double().mean(0).float()
-
-    @cached_property
-    def class_mean(self) -> Float[Tensor, "class layer neuron"]:
-        """Mean over the reference examples of each class."""
-        classes = range(int(self.labels.max()) + 1)
-        return torch.stack([self.activations[self.labels == c].double().mean(0) for c in classes]).float()
-
-    @cached_property
-    def std(self) -> Float[Tensor, "layer neuron"]:
-        """Standard deviation over reference examples."""
-        return self.activations.double().std(0, correction=0).float()
-
-    @cached_property
-    def mean_absolute(self) -> Float[Tensor, "layer neuron"]:
-        """Mean of the absolute activation."""
-        return self.activations.double().abs().mean(0).float()
-
-
-References = Mapping[str, Reference]
-"""The reference at "prompt" and at "text" positions, or at those of the two that are needed."""
-
-
-def measure_references(
-    prompted: PromptedModel, task: Task, role: str, n_examples: int, places: Iterable[str]
-) -> dict[str, Reference]:
-    """Activations on up to ``n_examples`` of ``role``, evenly from all classes: the first of each.
-
-    Keeps ``n_examples * n_layers * d_mlp`` numbers for each of ``places`` ("prompt", "text").
-
-    Raises:
-        ValueError: When a class has no example there.
-    """
-    split = task.split(role)
-    labels = torch.tensor(split["label"])
-    quota = max(1, n_examples // task.n_classes)
-    rows = torch.cat([(labels == c).nonzero().flatten()[:quota] for c in range(task.n_classes)]).sort().values
-    missing = sorted(set(range(task.n_classes)) - set(labels[rows].tolist()))
-    if missing:
-        raise ValueError(
-            f"role {role!r} of {task.name} has no example of class {missing[0]} to take reference values from; "
-            "choose another reference role"
-        )
-    texts = list(split["text"])
-    texts = [texts[row] for row in rows.tolist()]
-    reading = {"prompt": "prompt", "text": "mean"}
-    model, prompt, cache = prompted.model, prompted.prompt, prompted.cache
-    return {
-        place: Reference(
-            neuron_activations(model, prompt, texts, positions=reading[place], cache=cache), labels[rows]
-        )
-        for place in places
-    }
-
-
-def hooks_of(
-    intervention: Intervention,
-    neurons: NeuronSet,
-    positions: str,
-    references: References,
-    *,
-    labels: Int[Tensor, " example"] | None,
-    n_classes: int,
-    seed: int,
-) -> list[Hook]:
-    """The hooks of one intervention on one set; ``labels`` are the classes of the examples that will run."""
-    how, amount = intervention.how, intervention.amount
-    options: dict[str, Any] = {"seed": seed}
-    if how == "zero":
-        return ablate(neurons, how="zero", positions=positions)
-    if how == "scale":
-        return ablate(neurons, how="scale", factor=amount, positions=positions)
-    if how == "keep":
-        neurons, how = neurons.complement(), "mean"
-    if how in _PER_CLASS:
-        options["classes"] = labels if how == "class_mean" else (labels + 1) % n_classes
-    if how == "noise":
-        options["sigma"] = amount
-    hooks: list[Hook] = []
-    for where in ("prompt", "text") if positions == "all" else (positions,):
-        method = "class_mean" if how in _PER_CLASS else how
-        values = getattr(references[where], _VALUES[method])
-        hooks += ablate(neurons, how=method, values=values, positions=where, **options)
-    return hooks

@@ -21,10 +21,7 @@ from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import fingerprint
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.interventions._kept_outputs import KeptOutputs
-from tl_skillneurons.interventions.ablation import Hook
-from tl_skillneurons.interventions.direct_effects import direct_logits
-from tl_skillneurons.interventions.effect_panel import CONTROLS, Condition, EffectPanel, Measured
-from tl_skillneurons.interventions.kinds import (
+from tl_skillneurons.interventions._old_kinds import (
     POSITIONS,
     Intervention,
     References,
@@ -32,6 +29,9 @@ from tl_skillneurons.interventions.kinds import (
     hooks_of,
     measure_references,
 )
+from tl_skillneurons.interventions.ablation import Hook
+from tl_skillneurons.interventions.direct_effects import direct_logits
+from tl_skillneurons.interventions.effect_panel import CONTROLS, Condition, EffectPanel, Measured
 from tl_skillneurons.interventions.plain_text import cross_entropy, require_head
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.records import model_record
@@ -39,7 +39,7 @@ from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons import SITE, NeuronSet, selection_size
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
-from tl_skillneurons.stats.intervals import require_draws
+from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.tasks.task import Task
 
 

@@ -1,0 +1,268 @@
+"""What neurons (or other features) do on reference examples, and what an intervention gets to see of it.
+
+Reference values are taken apart at the prompt positions and at the text, since neurons do other things there: an
+intervention at all positions holds each position at the value of its kind. A value that is usual at the prompt can
+be far from usual in the text, and would harm whatever the neuron encodes.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from tl_skillneurons._checks import require_int
+from tl_skillneurons.prompts.activations import neuron_activations
+from tl_skillneurons.prompts.positions import current_tokens
+from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.tasks.task import Task
+
+VALUES = {
+    "mean": "[layer, neuron]",
+    "std": "[layer, neuron]",
+    "class_mean": "[class, layer, neuron]",
+    "activations": "[example, layer, neuron]",
+}
+"""The kinds of reference values, by their axes."""
+_SOURCES = {
+    "mean": "scores.mean_baseline()",
+    "std": "scores.mean_std()",
+    "class_mean": "each class's mean, [class, layer, neuron]",
+    "activations": "neuron_activations(model, prompt, texts)",
+}
+
+
+class ReferenceValues(Protocol):
+    """Anything that has reference values, by layer; ``None`` for a kind that is not to be had."""
+
+    @property
+    def mean(self) -> Float[Tensor, "layer feature"] | None: ...
+    @property
+    def std(self) -> Float[Tensor, "layer feature"] | None: ...
+    @property
+    def class_mean(self) -> Float[Tensor, "class layer feature"] | None: ...
+    @property
+    def activations(self) -> Float[Tensor, "example layer feature"] | None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class GivenValues:
+    """Reference values that somebody brings along, e.g. ``GivenValues(mean=scores.mean_baseline())``."""
+
+    mean: Float[Tensor, "layer feature"] | None = None
+    std: Float[Tensor, "layer feature"] | None = None
+    class_mean: Float[Tensor, "class layer feature"] | None = None
+    activations: Float[Tensor, "example layer feature"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What every neuron does at one kind of position on reference examples, averaged within each example.
+
+    Attributes:
+        activations: In the model's dtype.
+        labels: Class of each reference example.
+    """
+
+    activations: Float[Tensor, "example layer neuron"]
+    labels: Int[Tensor, " example"]
+
+    @cached_property
+    def mean(self) -> Float[Tensor, "layer neuron"]:
+        """Mean over all reference examples."""
+        return self.activations.double().mean(0).float()
+
+    @cached_property
+    def class_mean(self) -> Float[Tensor, "class layer neuron"]:
+        """Mean over the reference examples of each class."""
+        classes = range(int(self.labels.max()) + 1)
+        return torch.stack([self.activations[self.labels == c].double().mean(0) for c in classes]).float()
+
+    @cached_property
+    def std(self) -> Float[Tensor, "layer neuron"]:
+        """Standard deviation over reference examples."""
+        return self.activations.double().std(0, correction=0).float()
+
+    @cached_property
+    def mean_absolute(self) -> Float[Tensor, "layer neuron"]:
+        """Mean of the absolute activation."""
+        return self.activations.double().abs().mean(0).float()
+
+
+References = Mapping[str, Reference]
+"""The reference at "prompt" and at "text" positions, or at those of the two that are needed."""
+
+
+@dataclass(frozen=True, eq=False)
+class At:
+    """Where an edit happens and what it may need to know: one layer's chosen features, in one batch.
+
+    Attributes:
+        hook: The hook point.
+        layer: Its layer.
+        feature: Which of the layer's features were chosen, in the order of the last axis of what is edited.
+        n_rows: How many examples the batch has.
+        reference: Where reference values come from, if from anywhere.
+        labels: Class of every example that runs, in the caller's order.
+        seed: Of whatever is drawn.
+    """
+
+    hook: HookPoint
+    layer: int
+    feature: Int[Tensor, " feature"]
+    n_rows: int
+    reference: ReferenceValues | None = None
+    labels: Int[Tensor, " example"] | None = None
+    seed: int = 0
+    kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def mean(self) -> Float[Tensor, " feature"]:
+        """Reference mean of each chosen feature."""
+        return self._of("mean")
+
+    @property
+    def std(self) -> Float[Tensor, " feature"]:
+        """Reference standard deviation of each chosen feature."""
+        return self._of("std")
+
+    @property
+    def class_mean(self) -> Float[Tensor, "class feature"]:
+        """Reference mean of each class."""
+        return self._of("class_mean")
+
+    @property
+    def activations(self) -> Float[Tensor, "reference feature"]:
+        """The chosen features on each reference example."""
+        return self._of("activations")
+
+    @cached_property
+    def examples(self) -> list[int]:
+        """Each row's number in the caller's order; its row where nobody said otherwise."""
+        tokens = current_tokens(self.hook)
+        return list(range(self.n_rows)) if tokens is None else tokens.example.tolist()
+
+    @property
+    def classes(self) -> Int[Tensor, " batch"]:
+        """Each row's class.
+
+        Raises:
+            ValueError: When the classes of the examples were not given, or of too few.
+        """
+        if self.labels is None:
+            raise ValueError("nobody gave the classes of the examples; give ablate(classes=...)")
+        if max(self.examples) >= len(self.labels):
+            raise ValueError(
+                f"classes names the class of {len(self.labels)} examples, and example {max(self.examples)} runs; "
+                "give one for each text, in their order"
+            )
+        return self.labels[self.examples]
+
+    def generators(self, *, per_layer: bool = False) -> list[torch.Generator]:
+        """One for each row, which depends on the seed and the example's number alone, whatever the batch.
+
+        Args:
+            per_layer: Whether the layer counts as well; otherwise an example has the same one in every layer.
+        """
+        more = (self.layer,) if per_layer else ()
+        return [_generator(self.seed, example, *more) for example in self.examples]
+
+    def _of(self, kind: str) -> Tensor:
+        """Reference values of the chosen features, cut out once for all batches."""
+        if kind not in self.kept:
+            values = None if self.reference is None else getattr(self.reference, kind)
+            if values is None:
+                raise ValueError(
+                    f"this intervention reads the reference {kind!r}, which nobody gave; give values="
+                    f"{_SOURCES[kind]}"
+                )
+            self.kept[kind] = values[..., self.layer, self.feature]
+        return self.kept[kind]
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number + 1) % 2**63
+    return torch.Generator().manual_seed(seed)
+
+
+def given_values(name: str, needs: tuple[str, ...], values: Tensor | None) -> GivenValues | None:
+    """One tensor of reference values as the kind that an intervention needs.
+
+    Args:
+        name: What the intervention is called, for messages.
+        needs: The kinds of values that it reads, see :data:`VALUES`.
+
+    Raises:
+        ValueError: When values are missing or not needed, of the wrong shape, empty or not finite.
+    """
+    if not needs:
+        if values is not None:
+            raise ValueError(f"how={name!r} takes no values; use how='mean' to hold neurons at values")
+        return None
+    kind, axes = needs[0], VALUES[needs[0]]
+    if values is None:
+        raise ValueError(
+            f"how={name!r} needs values to hold the neurons at, got none; give values={_SOURCES[kind]}"
+        )
+    if len(needs) > 1:
+        raise ValueError(
+            f"how={name!r} needs several kinds of values ({', '.join(needs)}); give GivenValues(...) with each"
+        )
+    if values.ndim != axes.count(",") + 1:
+        raise ValueError(f"values for how={name!r} must be {axes}, got shape {tuple(values.shape)}")
+    if not len(values):
+        raise ValueError(f"values for how={name!r} must not be empty, got shape {tuple(values.shape)}")
+    if not values.isfinite().all():
+        raise ValueError(f"values for how={name!r} must be finite")
+    return GivenValues(**{kind: values})
+
+
+def measure_references(
+    prompted: PromptedModel, task: Task, role: str, n_examples: int | None, places: Iterable[str]
+) -> dict[str, Reference]:
+    """Activations on up to ``n_examples`` of ``role``, evenly from all classes: the first of each.
+
+    Keeps ``n_examples * n_layers * d_mlp`` numbers for each of ``places`` ("prompt", "text").
+
+    Args:
+        n_examples: ``None`` for all.
+
+    Raises:
+        ValueError: When a class has no example there, or activations are not finite.
+    """
+    split = task.split(role)
+    labels = torch.tensor(split["label"])
+    most = len(labels) if n_examples is None else require_int(n_examples, "n_reference")
+    quota = most if n_examples is None else max(1, most // task.n_classes)
+    rows = torch.cat([(labels == c).nonzero().flatten()[:quota] for c in range(task.n_classes)]).sort().values
+    missing = sorted(set(range(task.n_classes)) - set(labels[rows].tolist()))
+    if missing:
+        raise ValueError(
+            f"role {role!r} of {task.name} has no example of class {missing[0]} to take reference values from; "
+            "choose another reference role"
+        )
+    texts = list(split["text"])
+    texts = [texts[row] for row in rows.tolist()]
+    reading = {"prompt": "prompt", "text": "mean"}
+    found = {}
+    for place in places:
+        activations = neuron_activations(
+            prompted.model,
+            prompted.prompt,
+            texts,
+            positions=reading[place],
+            max_length=prompted.max_length,
+            run=prompted.run,
+        )
+        if not activations.isfinite().all():
+            raise ValueError(
+                "activations on the reference examples are not finite; load the model in float32"
+            )
+        found[place] = Reference(activations, labels[rows])
+    return found

@@ -1,6 +1,7 @@
-"""The README's code runs, so its names can't drift."""
+"""The code of README and of the pages beside the examples runs, so its names can't drift."""
 
 import re
+import typing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,15 +11,40 @@ import torch
 from datasets import Dataset
 from tiny import bridge
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(page for page in (ROOT / "examples").glob("*.md") if "```python" in page.read_text())
+SMALLER = {
+    "n_steps=40": "n_steps=2",
+    "n_steps=300": "n_steps=2",
+    "0.02": "0.1",  # 0.02 of 48 is none
+    "top_heads(10)": "top_heads(3)",
+    "n_permutations=1000": "n_permutations=39",  # six pairs have 64 orders
+    "n_random=20": "n_random=5",
+}
 
 
-@pytest.fixture
-def small(skn, monkeypatch):
-    """A tiny model behind ``load_model`` that knows the README's label words, and few twins that it can read."""
+def text_of(page):
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", text_of(page), flags=re.DOTALL)
+
+
+def run_page(page, names):
+    for block in blocks(page):
+        for large, small in SMALLER.items():
+            block = block.replace(large, small)
+        exec(compile(block, page.name, "exec"), names)
+
+
+@pytest.fixture(scope="module")
+def of_readme(skn, tmp_path_factory):
+    """What the README's code leaves and prints, with a tiny model behind ``load_model`` that knows its label words,
+    and few twins that it can read."""
     model = bridge("llama")
     real = skn.minimal_pairs
+    printed = []
 
     def fewer(kind, *, n_pairs, tokenizer):
         assert kind == "movie_reviews" and tokenizer is model.tokenizer
@@ -31,41 +57,72 @@ def small(skn, monkeypatch):
         splits = {"train": train, "baseline": train, "select": select, "report": report}
         return replace(real(kind, n_pairs=3, label_words={0: "negative", 1: "positive"}), splits=splits)
 
-    monkeypatch.setattr(skn, "load_model", lambda name: model)
-    monkeypatch.setattr(skn, "minimal_pairs", fewer)
-    return model
+    names = {"print": lambda *what: printed.append(" ".join(map(str, what)))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("readme"))
+        patch.setattr(skn, "load_model", lambda name: model)
+        patch.setattr(skn, "minimal_pairs", fewer)
+        run_page(ROOT / "README.md", names)
+    return names, "\n".join(printed)
 
 
-def test_the_readme_has_the_main_example_and_the_one_with_transformer_lens():
-    assert len(BLOCKS) == 6 and "InputCache" in BLOCKS[5] and "measure_effects" in BLOCKS[2]
-    assert "over_checkpoints" in BLOCKS[4]
-    assert "fit_soft_prompts" in BLOCKS[0] and "ablation_effect" in BLOCKS[0]
+untaught = pytest.mark.filterwarnings(  # two steps teach a random model nothing
+    "ignore:the prompt of seed:UserWarning", "ignore:adapting by:UserWarning"
+)
 
 
-@pytest.mark.usefixtures("small")
-@pytest.mark.filterwarnings("ignore:the prompt of seed:UserWarning")  # two steps teach a random model nothing
-@pytest.mark.filterwarnings("ignore:adapting by:UserWarning")
-def test_the_readmes_code_runs_and_prints_the_effect_beside_its_control(capsys, tmp_path, monkeypatch):
+@untaught
+def test_the_readmes_code_prints_the_effect_beside_both_controls(of_readme):
+    names, printed = of_readme
+    for column in ("intact", "value", "random_median", "p_random", "matched_median", "p_matched"):
+        assert column in printed
+    assert {"accuracy", "logit_diff"} <= set(names["frame"].metric)
+
+
+@untaught
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_pages_code_runs_after_the_readmes(of_readme, page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    names = {"torch": torch}
-    for block in BLOCKS:
-        exec(
-            block.replace("n_steps=40", "n_steps=2")
-            .replace("n_steps=300", "n_steps=2")
-            .replace("0.02", "0.1")
-            .replace("top_heads(10)", "top_heads(3)")
-            .replace("n_permutations=1000", "n_permutations=39"),  # six pairs have 64 orders
-            names,
-        )  # 0.02 of 48 is none
-    printed = capsys.readouterr().out
-    assert re.search(
-        r"intact \d\.\d+, skill neurons ablated \d\.\d+, random neurons ablated \d\.\d+", printed
-    )
-    assert names["cache"]["blocks.0.mlp.hook_post"].shape[1] == names["tokens"].shape[1]
-    assert names["logits"].shape == (1, 2)
+    names = {**of_readme[0], "torch": torch, "print": print}
+    run_page(page, names)
+    if page.stem == "effects":
+        assert names["cache"]["blocks.0.mlp.hook_post"].shape[1] == names["tokens"].shape[1]
+        assert names["logits"].shape == (1, 2)
+    if page.stem != "speed":
+        assert len(capsys.readouterr().out) > 200
 
 
-def test_every_name_in_the_readmes_table_is_public(skn):
-    called = re.findall(r"`(?:skn\.)?([A-Za-z_]+)\(", README.split("## What answers what")[1])
-    known = set(skn.__all__) | {"top", "binary_subtasks", "chance_level", "attached", "random_like"}
-    assert set(called) <= known, set(called) - known
+def test_the_readme_is_short_and_every_page_is_in_the_index():
+    assert (ROOT / "README.md").stat().st_size <= 8000
+    index = text_of(ROOT / "examples" / "README.md")
+    for path in (ROOT / "examples").iterdir():
+        if path.suffix in (".md", ".py") and path.name != "README.md":
+            assert f"{path.name}" in index, path.name
+
+
+@pytest.mark.parametrize("page", ["README.md", "examples/README.md", *[f"examples/{p.name}" for p in PAGES]])
+def test_every_link_to_a_file_leads_to_one(page):
+    path = ROOT / page
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", text_of(path)):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    ("page", "heading"),
+    [("README.md", "## What answers what"), ("examples/everything.md", "# What answers what")],
+)
+def test_every_name_in_the_tables_of_questions_is_public(skn, page, heading):
+    rows = [row for row in text_of(ROOT / page).split(heading)[1].splitlines() if row.startswith("| ")][2:]
+    assert len(rows) >= 12
+    rooms = [name for name in skn.__all__ if name.islower() and isinstance(getattr(skn, name), type(typing))]
+    for row in rows:
+        for code in re.findall(r"`([^`]+)`", row.split("|")[2]):
+            name = re.match(r"(?:skn\.)?([A-Za-z_.]+)", code)[1]
+            values = {"scores": skn.NeuronScores, "prompt": skn.SoftPrompt}
+            first, _, rest = name.partition(".")
+            places = [skn, *(getattr(skn, room) for room in rooms)] if not rest else []
+            if rest and first in rooms:
+                places.append(getattr(skn, first))
+            if rest and first in values:
+                places.append(values[first])
+            assert any(hasattr(place, rest or first) for place in places), code

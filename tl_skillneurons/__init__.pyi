@@ -22,6 +22,7 @@ from .models.pruning import prune as prune
 from .neurons import NeuronSet as NeuronSet
 from .plots import plot_scores as plot_scores
 from .prompts.prompted_model import PromptedModel as PromptedModel
+from .prompts.run import RunOptions as RunOptions
 from .prompts.soft_prompt import SoftPrompt as SoftPrompt
 from .prompts.tuning.fit import fit_soft_prompts as fit_soft_prompts
 from .scores.neuron_scores import NeuronScores as NeuronScores

@@ -1,16 +1,44 @@
-"""Hooks put on a model and taken off it again, and those that somebody else has put there."""
+"""Hooks put on a model and taken off it again, and those that somebody else has put there.
+
+A model is borrowed: what is put on here is taken off here, also after an exception, and nothing else is touched.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
 
 Hook = tuple[str, Callable[..., Any]]
 """A hook point's name and the function to run there, as ``model.run_with_hooks(fwd_hooks=[...])`` takes them."""
 
 Hooks = Sequence[Hook]
 """Several of them."""
+
+_TORCH_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@contextmanager
+def hooked(
+    model: TransformerBridge, fwd_hooks: Hooks, points: Mapping[str, HookPoint] | None = None
+) -> Iterator[None]:
+    """The hooks stand on the model in here, in the order given, and are gone afterwards.
+
+    Args:
+        points: ``model.hook_dict``, where the caller has it already (it is made anew at each look).
+    """
+    points = model.hook_dict if points is None else points
+    placed = []
+    try:
+        for name, function in fwd_hooks:
+            model.check_hooks_to_add(points[name], name, function)
+            placed.append((points[name], points[name].add_hook(function)))
+        yield
+    finally:
+        for point, handle in placed:
+            remove_hook(point, handle)
 
 
 @contextmanager
@@ -27,21 +55,32 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def remove_hook(point: Any, handle: Any) -> None:
+def remove_hook(point: HookPoint, handle: Any) -> None:
     """Take one hook that ``point.add_hook`` gave ``handle`` for away again, and no other."""
     handle.hook.remove()
     point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
 
 
-def has_foreign_hooks(points: Mapping[str, Any]) -> bool:
-    """Whether anybody but TransformerLens itself has put a hook on these points (``model.hook_dict``)."""
-    handles = [
-        h for point in points.values() if point.has_hooks() for h in (*point.fwd_hooks, *point.bwd_hooks)
-    ]
-    hooks = [handle.user_hook for handle in handles]
-    return any(not _module_of(hook).startswith("transformer_lens.") for hook in hooks)
+def has_foreign_hooks(model: TransformerBridge, points: Mapping[str, HookPoint] | None = None) -> bool:
+    """Whether anybody but TransformerLens itself has put a hook on the model, of whatever kind.
+
+    Seen are TransformerLens' hooks on hook points and plain torch hooks on any module (other tools' included).
+
+    Args:
+        points: ``model.hook_dict``, where the caller has it already.
+    """
+    points = model.hook_dict if points is None else points
+    handles = [h for point in points.values() for h in (*point.fwd_hooks, *point.bwd_hooks)]
+    if not all(_is_transformer_lens(handle.user_hook) for handle in handles):
+        return True
+    # a hook point's own hooks are wrapped by TransformerLens, and were looked at above
+    parts = {id(part): part for root in (model, model.original_model) for part in root.modules()}
+    hooks = (
+        hook for part in parts.values() for kind in _TORCH_HOOKS for hook in getattr(part, kind).values()
+    )
+    return not all(_is_transformer_lens(hook) for hook in hooks)
 
 
-def _module_of(hook: Any) -> str:
+def _is_transformer_lens(hook: Any) -> bool:
     hook = getattr(hook, "func", hook)  # of a partial
-    return str(getattr(hook, "__module__", ""))
+    return str(getattr(hook, "__module__", "")).startswith("transformer_lens.")

@@ -1,4 +1,19 @@
-"""Soft prompts: the virtual tokens, where they stand, how they are tuned, and batches of text with them in place."""
+"""Soft prompts: the virtual tokens, where they stand, how they are tuned, and batches of text with them in place.
+
+Only this room knows positions, masks and padding. It needs no scores: a prompt of your own will do.
+
+======================= ===========================================================================
+SoftPrompt              the virtual tokens; ``attached(model)`` makes them tokens of the model
+PromptedModel           a model with a prompt and label words: batches of text in, class logits out
+fit_soft_prompts        tunes one prompt per seed, with ``TrainingOptions``
+RunOptions              how to run (batches, cache, progress), never what is measured
+neuron_activations      every neuron's activation on texts, ``set_activations`` those of a set
+stream_activations      every layer's activations, batch by batch, reduced and gone with their batch
+ActsAt                  a hook function that declares at which positions it acts
+PromptedTokens          one batch of tokens, with what is prompt, text and padding
+VirtualTokens           the virtual tokens of a prompt that is attached
+======================= ===========================================================================
+"""
 
 from tl_skillneurons._rooms import open_room
 

@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option
-from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.run import require_sees_text
+from tl_skillneurons.prompts.run import RunOptions, require_sees_text
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.streaming import READINGS, stream_activations
 
 MEMORY = 2**30
+"""Bytes that kept activations take at most, unless asked otherwise."""
 
 
 def layers_at_a_time(
@@ -65,22 +66,32 @@ def layers_at_a_time(
 
 
 def neuron_activations(
-    model: Any,
+    model: TransformerBridge,
     prompt: SoftPrompt | None,
     texts: Sequence[str],
     *,
     positions: str = "prompt",
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
-    cache: InputCache | None = None,
+    max_length: int | None = None,
+    run: RunOptions = RunOptions(),
 ) -> Float[Tensor, "example layer neuron"]:
     """Each text's neuron activations, averaged over the scored positions: reference values for resample
     ablation.
 
     Unlike scoring it keeps every activation, ``len(texts) * n_layers * d_mlp`` numbers in the model's dtype.
+
+    Args:
+        positions: ``"prompt"``, or ``"last"``, ``"mean"`` or ``"max"`` over the text's own tokens.
+        max_length: Longest sequence in tokens; by default what the prompt was tuned with.
+
+    Raises:
+        ValueError: For positions that never see the text, or an activation that is not finite.
+
+    Example:
+        >>> values = skn.prompts.neuron_activations(model, prompt, texts)
+        >>> hooks = skn.ablate(skill, how="resample", values=values)
     """
     require_option(positions, "positions", READINGS)
-    prompted = PromptedModel(model, prompt, cache=cache)
+    prompted = PromptedModel(model, prompt, max_length=max_length, run=run)
     require_sees_text(prompted, positions)
     n_layers, d_mlp = neuron_shape(model)
     kept = torch.empty(len(texts), n_layers, d_mlp, dtype=model.W_E.dtype)
@@ -91,21 +102,19 @@ def neuron_activations(
     def add(number: int, layer: int, means: Tensor, example: Tensor) -> None:
         kept[example, layer] = means
 
-    options = {"positions": positions, "batch_size": batch_size, "batch_tokens": batch_tokens}
-    stream_activations([prompted], texts, reduce, add, **options)
+    stream_activations([prompted], texts, reduce, add, positions=positions)
     return kept
 
 
 def set_activations(
-    model: Any,
+    model: TransformerBridge,
     prompt: SoftPrompt | None,
     texts: Sequence[str],
     neurons: NeuronSet,
     *,
     positions: str = "prompt",
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
-    cache: InputCache | None = None,
+    max_length: int | None = None,
+    run: RunOptions = RunOptions(),
 ) -> Float[Tensor, "example feature"]:
     """Activations of the set alone, averaged over the scored positions; feature ``i`` is neuron ``i`` of the set.
 
@@ -114,13 +123,17 @@ def set_activations(
 
     Args:
         positions: ``"prompt"``, or ``"last"``, ``"mean"`` or ``"max"`` over the text's own tokens.
-        batch_size, batch_tokens: Most texts and most tokens of a batch (see :meth:`PromptedModel.batches`).
+        max_length: Longest sequence in tokens; by default what the prompt was tuned with.
 
     Raises:
         ValueError: For an empty set, neurons outside the model, or positions that never see the text.
+
+    Example:
+        >>> features = skn.prompts.set_activations(model, prompt, texts, skill)
+        >>> fit_sparse_probe(features, labels, k=1)
     """
     require_option(positions, "positions", READINGS)
-    prompted = PromptedModel(model, prompt, cache=cache)
+    prompted = PromptedModel(model, prompt, max_length=max_length, run=run)
     require_sees_text(prompted, positions)
     neurons.require_fits(*neuron_shape(model))
     if not len(neurons):
@@ -136,6 +149,5 @@ def set_activations(
         if layer in feature:
             kept[example[:, None], feature[layer]] = means
 
-    options = {"positions": positions, "batch_size": batch_size, "batch_tokens": batch_tokens}
-    stream_activations([prompted], texts, reduce, add, **options)
+    stream_activations([prompted], texts, reduce, add, positions=positions)
     return kept

@@ -20,8 +20,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_option
+from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons.models.hooks import has_foreign_hooks, remove_hook
 from tl_skillneurons.models.records import model_differences
@@ -47,6 +49,8 @@ class SoftPrompt(nn.Module):
         placement: ``"suffix"`` after the text (causal models) or ``"prefix"`` before it (bidirectional ones).
         readout: A linear read-out for encoders without a language-model head; ``None`` reads label words.
         prepend_bos: Whether texts get a BOS token; ``None`` follows the model (``cfg.default_prepend_bos``).
+        max_length: The longest sequence in tokens, virtual tokens included, that it was tuned with; whatever runs
+            the prompt cuts texts to it unless told otherwise. ``None`` for what the model takes.
         initial: The embedding that training started from.
         snapshots, readout_snapshots: The embedding (and the linear read-out, if any) at each evaluation during
             training, one for each entry of ``history``; ``None`` where they were not kept.
@@ -62,6 +66,7 @@ class SoftPrompt(nn.Module):
         placement: str,
         readout: Float[Tensor, "n_classes d_model"] | None = None,
         prepend_bos: bool | None = None,
+        max_length: int | None = None,
         initial: Float[Tensor, "virtual_token d_embed"] | None = None,
         snapshots: Float[Tensor, "evaluation virtual_token d_embed"] | None = None,
         readout_snapshots: Float[Tensor, "evaluation n_classes d_model"] | None = None,
@@ -83,6 +88,7 @@ class SoftPrompt(nn.Module):
             self.register_buffer(name, None if tensor is None else tensor.detach().clone())
         self.placement = require_option(placement, "placement", PLACEMENTS)
         self.prepend_bos = prepend_bos
+        self.max_length = None if max_length is None else require_int(max_length, "max_length")
         self.seed = seed
         self.history = history or []
         _require_snapshots_match(self)
@@ -97,7 +103,7 @@ class SoftPrompt(nn.Module):
         n, width = self.embedding.shape
         return f"{n} virtual tokens of width {width}, placement={self.placement!r}, seed={self.seed}"
 
-    def require_fits(self, model: Any) -> None:
+    def require_fits(self, model: TransformerBridge) -> None:
         """Refuse a model that can't take this prompt; warn of one that it was not trained on.
 
         Raises:
@@ -121,7 +127,7 @@ class SoftPrompt(nn.Module):
             warnings.warn(f"this soft prompt was trained on another model ({differs})", stacklevel=3)
 
     @contextmanager
-    def attached(self, model: Any) -> Iterator["VirtualTokens"]:
+    def attached(self, model: TransformerBridge) -> Iterator["VirtualTokens"]:
         """A context in which ids from ``d_vocab`` on stand for the virtual tokens of this prompt.
 
         Yields:
@@ -142,6 +148,7 @@ class SoftPrompt(nn.Module):
         header = {
             "placement": self.placement,
             "prepend_bos": self.prepend_bos,
+            "max_length": self.max_length,
             "site": SITE,
             "units": "embed.hook_out",
             "seed": self.seed,
@@ -159,7 +166,7 @@ class SoftPrompt(nn.Module):
             ValueError: When the file is corrupt or holds something else.
         """
         tensors, header = load_tensors(path, KIND)
-        fields = ("placement", "prepend_bos", "seed", "history", "provenance")
+        fields = ("placement", "prepend_bos", "max_length", "seed", "history", "provenance")
         with sound(path, KIND):
             return cls(**tensors, **{name: header[name] for name in fields})
 
@@ -213,9 +220,10 @@ class VirtualTokens:
         safe_id: int,
         mask_id: int | None,
         device: Any,
-        points: Mapping[str, Any],
+        points: Mapping[str, HookPoint],
+        alone: bool,
     ) -> None:
-        self.points, self.alone = points, not has_foreign_hooks(points)
+        self.points, self.alone = points, alone
         self.embedding, self._base, self._safe_id, self._mask_id = embedding, base, safe_id, mask_id
         self._device = device
         self._row: Tensor | None = None
@@ -257,19 +265,22 @@ class VirtualTokens:
 
 
 @contextmanager
-def attach(model: Any, embedding: Float[Tensor, "virtual_token d_embed"]) -> Iterator[VirtualTokens]:
+def attach(
+    model: TransformerBridge, embedding: Float[Tensor, "virtual_token d_embed"]
+) -> Iterator[VirtualTokens]:
     """Let ids from ``d_vocab`` on stand for the rows of ``embedding`` (perhaps none) while the context lasts."""
     tokenizer = model.tokenizer
     pad_id = getattr(tokenizer, "pad_token_id", None)
+    points = model.hook_dict
     virtual = VirtualTokens(
         embedding,
         base=model.W_E.shape[0],
         safe_id=1 if pad_id == 0 else 0,  # RoBERTa takes position ids from where the pad id stands
         mask_id=None if is_causal(model) else getattr(tokenizer, "mask_token_id", None),
         device=model.cfg.device,
-        points=model.hook_dict,
+        points=points,
+        alone=not has_foreign_hooks(model, points),
     )
-    points = virtual.points
     hooked = [(points["embed.hook_in"], virtual.on_ids), (points["embed.hook_out"], virtual.on_embed)]
     handles = []
     sites = [points[name] for name in (*neuron_hooks(model), *head_hooks(model)) if name in points]

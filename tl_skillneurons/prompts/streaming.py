@@ -15,9 +15,10 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons._progress import Advance
 from tl_skillneurons.models.batches import padding, run_batches
+from tl_skillneurons.models.hooks import Hook, Hooks
 from tl_skillneurons.models.sites import neuron_hooks
 from tl_skillneurons.prompts.positions import PromptedTokens
-from tl_skillneurons.prompts.prompted_model import Hooks, PromptedModel
+from tl_skillneurons.prompts.prompted_model import PromptedModel
 
 READINGS = ("prompt", "last", "mean", "max")
 
@@ -36,8 +37,6 @@ def stream_activations(
     add: Add,
     *,
     positions: str = "prompt",
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
     fwd_hooks: Hooks = (),
     rank_and_count: tuple[int, int] = (0, 1),
     advance: Advance | None = None,
@@ -45,7 +44,8 @@ def stream_activations(
     """Run ``texts`` in batches of similar length; ``add`` what ``reduce`` keeps of each layer.
 
     Args:
-        prompted: One model with one prompt or several that stand alike (see :func:`stand_alike`).
+        prompted: One model with one prompt or several that stand alike (see :func:`stand_alike`); batches are those
+            that the first one's ``run`` asks for.
         add: Called when a whole batch is done, so that a batch that fails leaves nothing behind.
         rank_and_count: Every ``count``-th batch from ``rank`` on runs here.
 
@@ -59,18 +59,18 @@ def stream_activations(
     first = prompted[0]
     names = neuron_hooks(first.model)
     ids = first.encode(texts)
-    batches = first.batches(ids, batch_tokens, batch_size)
+    batches = first.batches(ids)
     with first.attached() as virtual, torch.no_grad():
         apart = positions == "prompt" and first.runs_apart(virtual, fwd_hooks)
-        if apart and first.cache is not None:
-            first.cache.plan(first.cut(ids))
+        if apart and first.run.cache is not None:
+            first.run.cache.plan(first.cut(ids))
         alone = positions == "prompt" and not apart and not fwd_hooks and virtual.alone
         narrow_at = first.last_mlp if alone else None
 
         def look(batch: list[int], exactly: bool = False) -> list[tuple[int, int, Tensor]]:
             tokens = first.assemble([ids[i] for i in batch], batch)
             past = first.past(tokens) if apart else None
-            read = reading(tokens.last(first.prompt.n_virtual_tokens) if apart else tokens, positions)
+            read = reading(tokens.last(first.layout.n_virtual_tokens) if apart else tokens, positions)
             found: list[tuple[int, int, Tensor]] = []
             sums: list[Tensor] = []
             for number, model in enumerate(prompted):
@@ -139,7 +139,7 @@ def _hooks(
     def narrow(act: Tensor, hook: Any) -> Tensor:
         return read(act)
 
-    hooks = [(name, at(layer)) for layer, name in enumerate(names)]
+    hooks: list[Hook] = [(name, at(layer)) for layer, name in enumerate(names)]
     return hooks if narrow_at is None else [(narrow_at, narrow), *hooks]
 
 

@@ -23,15 +23,15 @@ A prompt is not evidence of a skill: an untuned prompt, or one tuned on shuffled
 import math
 import os
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from torch.nn import functional
+from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import require_writable
@@ -44,14 +44,14 @@ from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import has_language_model_head, is_causal, require_supported
 from tl_skillneurons.models.tokenizing import text_token_ids
 from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
 from tl_skillneurons.prompts.tuning.schedule import (
     INITS,
-    batch_at,
+    TrainingOptions,
     embedding_rows,
     hold_back,
     initial_embedding,
-    rate,
     start_ids,
 )
 from tl_skillneurons.prompts.tuning.state import (
@@ -62,35 +62,26 @@ from tl_skillneurons.prompts.tuning.state import (
     save_state,
     stack_snapshots,
 )
+from tl_skillneurons.prompts.tuning.training import Examples, Steps, batch_logits, training_steps
 from tl_skillneurons.tasks.task import Task
 
 READOUTS = ("auto", "label_words", "linear")
 
 
 def fit_soft_prompts(
-    model: Any,
+    model: TransformerBridge,
     task: Task,
     *,
     n_virtual_tokens: int = 16,
     seeds: Iterable[int] = (0,),
     init: str | Sequence[str] = "vocabulary",
     n_steps: int = 300,
-    batch_size: int = 16,
-    learning_rate: float = 0.3,
-    readout_learning_rate: float = 0.003,
-    warmup: float = 0.06,
-    clip: float = 1.0,
-    held_back: float = 0.1,
-    evaluate_every: int = 25,
-    patience: int = 6,
     readout: str = "auto",
     prepend_bos: bool | None = None,
     max_length: int | None = None,
-    snapshots: bool = False,
+    training: TrainingOptions = TrainingOptions(),
     folder: str | os.PathLike[str] | None = None,
-    cache: InputCache | None = None,
-    cache_budget: float | int = 0.25,
-    progress: bool = True,
+    run: RunOptions = RunOptions(),
 ) -> list[SoftPrompt]:
     """One soft prompt per seed, tuned on role ``train`` of ``task``.
 
@@ -103,28 +94,18 @@ def fit_soft_prompts(
         init: ``"vocabulary"`` (embeddings of random tokens), ``"normal"`` (mean 0, the embeddings' standard
             deviation), or ``["a text"]`` whose tokens' embeddings are repeated or cut to
             ``n_virtual_tokens``.
-        learning_rate: Adam's rate for the virtual tokens, in standard deviations of the model's token
-            embeddings.
-        readout_learning_rate: Adam's rate for a linear read-out.
-        warmup: Share of the steps over which the rate rises from zero.
-        clip: Largest norm of the gradient of the virtual tokens (and of the read-out, separately); larger
-            ones are scaled.
-        held_back: Share of ``train`` that is kept for early stopping (256 examples at most).
-        evaluate_every: Steps between evaluations on the held-back part; checkpoints are written then.
-        patience: Evaluations without a better prompt after which training stops.
         readout: ``"label_words"`` reads the language-model head, ``"linear"`` trains ``[n_classes,
             d_model]``; ``"auto"`` takes the head where the model has one.
         prepend_bos: Whether texts get a BOS (causal models); ``None`` follows ``cfg.default_prepend_bos``.
             The prompt keeps it.
         max_length: Longest sequence, virtual tokens included; longer texts are cut and counted in
-            ``provenance``.
-        snapshots: Whether a prompt keeps what it was at each evaluation, step 0 included (``prompt.snapshots``), for
-            :func:`~tl_skillneurons.studies.prompt_trajectory`.
+            ``provenance``. The prompt keeps it, and is run with it from then on.
+        training: Batches, rates, evaluations and when to stop.
         folder: Where finished prompts and checkpoints are kept. The same call goes on where it stopped, to
             the same bits.
-        cache: The texts' keys and values (causal models), to share with scoring; by default one of its own.
-        cache_budget: Memory of that one: bytes as an integer, or a share of what is free; see
-            :class:`~tl_skillneurons.InputCache`. What does not fit is computed again in every step.
+        run: ``run.cache`` holds the texts' keys and values (causal models), to share with scoring; by default one
+            of its own, of at most a quarter of the memory that is free. What does not fit is computed again in
+            every step.
 
     Returns:
         The prompts in the order of ``seeds``. ``provenance["outcome"]`` is "fitted", or says what went wrong
@@ -135,6 +116,10 @@ def fit_soft_prompts(
     Raises:
         ValueError: For a model in train mode or of an unsupported kind, label words that are not one token,
             options outside their range, or a ``folder`` that holds prompts of other settings.
+
+    Example:
+        >>> prompts = skn.fit_soft_prompts(model, task, n_virtual_tokens=8, seeds=range(2), n_steps=100)
+        >>> [prompt.provenance["held_back_accuracy"] for prompt in prompts]
     """
     require_supported(model)
     seeds = [require_int(seed, "a seed", minimum=0) for seed in seeds]
@@ -143,21 +128,11 @@ def fit_soft_prompts(
     counts = {
         "n_virtual_tokens": n_virtual_tokens,
         "n_steps": n_steps,
-        "batch_size": batch_size,
-        "evaluate_every": evaluate_every,
-        "patience": patience,
+        "batch_size": training.batch_size,
+        "evaluate_every": training.evaluate_every,
+        "patience": training.patience,
     }
     counts = {name: require_int(value, name) for name, value in counts.items()}
-    for name, value, low, high in (
-        ("held_back", held_back, 0, 1),
-        ("learning_rate", learning_rate, 0, math.inf),
-        ("readout_learning_rate", readout_learning_rate, 0, math.inf),
-        ("clip", clip, 0, math.inf),
-    ):
-        if not low < value < high:
-            raise ValueError(f"{name} must be between {low} and {high}, got {value}")
-    if not 0 <= warmup < 1:
-        raise ValueError(f"warmup is a share of the steps and must be in [0, 1), got {warmup}")
     require_option(readout, "readout", READOUTS)
     linear = readout == "linear" or (readout == "auto" and not has_language_model_head(model))
     # refuses here what would be refused once training starts
@@ -169,25 +144,25 @@ def fit_soft_prompts(
     settings = {
         **counts,
         "init": require_option(init, "init", INITS) if isinstance(init, str) else list(init),
-        "learning_rate": learning_rate,
-        "readout_learning_rate": readout_learning_rate if linear else None,
-        "warmup": warmup,
-        "clip": clip,
-        "held_back": held_back,
+        "learning_rate": training.learning_rate,
+        "readout_learning_rate": training.readout_learning_rate if linear else None,
+        "warmup": training.warmup,
+        "clip": training.clip,
+        "held_back": training.held_back,
         "readout": "linear" if linear else "label_words",
         "prepend_bos": bare.prepend_bos,
         "max_length": max_length,
     }
-    if snapshots:  # only then, so that what was tuned without goes on matching
+    if training.snapshots:  # only then, so that what was tuned without goes on matching
         settings["snapshots"] = True
-    if cache is None and runs_text_apart(model):
-        cache = InputCache(model, cache_budget)
+    if run.cache is None and runs_text_apart(model):
+        run = replace(run, cache=InputCache(model))
     with frozen(model):
         data = _prepare(model, task, settings)
         rank, count = rank_and_count()
         mine: dict[int, SoftPrompt] = {}
         for seed in seeds[rank::count]:
-            prompt = _fit_one(model, task, data, settings, seed, folder, cache, progress)
+            prompt = _fit_one(model, task, data, settings, seed, folder, run)
             outcome = prompt.provenance["outcome"]
             if outcome != "fitted":
                 warnings.warn(
@@ -200,18 +175,15 @@ def fit_soft_prompts(
 
 @dataclass(frozen=True)
 class _Data:
-    """Role ``train`` as token ids, split into what is trained on and what is held back."""
+    """What every seed is given."""
 
-    ids: list[list[int]]
-    labels: Int[Tensor, " example"]
-    trained: list[int]
-    held: list[int]
+    examples: Examples
     scale: float
     chance_loss: float
     provenance: dict[str, Any]
 
 
-def _prepare(model: Any, task: Task, settings: dict[str, Any]) -> _Data:
+def _prepare(model: TransformerBridge, task: Task, settings: dict[str, Any]) -> _Data:
     split = task.split("train")
     labels = torch.tensor(split["label"])
     ids = text_token_ids(model, list(split["text"]), settings["prepend_bos"])
@@ -227,10 +199,7 @@ def _prepare(model: Any, task: Task, settings: dict[str, Any]) -> _Data:
     # rounded, because the last bits depend on the number of threads
     embedding_scale = round(float(rows.norm() / weights.norm()), 4) if same_width else None
     return _Data(
-        ids=ids,
-        labels=labels,
-        trained=trained,
-        held=held,
+        examples=Examples(ids, labels, trained, held),
         scale=scale,
         chance_loss=float(torch.special.entr(share).sum()),
         provenance={
@@ -247,14 +216,13 @@ def _prepare(model: Any, task: Task, settings: dict[str, Any]) -> _Data:
 
 
 def _fit_one(
-    model: Any,
+    model: TransformerBridge,
     task: Task,
     data: _Data,
     settings: dict[str, Any],
     seed: int,
-    folder: Any,
-    cache: InputCache | None,
-    progress: bool,
+    folder: str | os.PathLike[str] | None,
+    run: RunOptions,
 ) -> SoftPrompt:
     finished = None if folder is None else Path(folder) / f"prompt-seed{seed}.safetensors"
     checkpoint = None if folder is None else Path(folder) / f"prompt-seed{seed}.checkpoint"
@@ -267,24 +235,28 @@ def _fit_one(
     if checkpoint is not None and checkpoint.exists():
         resume_state(state, checkpoint, provenance)
     prompted = PromptedModel(
-        model, state.prompt, task.label_words, max_length=settings["max_length"], cache=cache
+        model, state.prompt, task.label_words, max_length=settings["max_length"], run=run
     )
-    cut = prompted.cut(data.ids)  # refuses a prompt that leaves no room for text
-    if cache is not None:
-        cache.plan(cut)
+    cut = prompted.cut(data.examples.ids)  # refuses a prompt that leaves no room for text
+    if run.cache is not None:
+        run.cache.plan(cut)
     if folder is not None:
         require_writable(folder)
-    with progress_bar(f"tuning, seed {seed}", settings["n_steps"], show=progress) as advance:
+    with progress_bar(f"tuning, seed {seed}", settings["n_steps"], show=run.progress) as advance:
         advance(state.step)
-        _train(prompted, data, settings, seed, state, checkpoint, provenance, advance)
-    prompt = _finish(state, prompted, data, settings, seed, provenance)
+        keep = None if checkpoint is None else partial(save_state, path=checkpoint, provenance=provenance)
+        _train(prompted, data.examples, settings, seed, state, keep, advance)
+    prompt = _finish(state, prompted, data, seed, provenance)
     if finished is not None:
         prompt.save(finished)
+    if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return prompt
 
 
-def _start(model: Any, task: Task, data: _Data, settings: dict[str, Any], seed: int) -> TuningState:
+def _start(
+    model: TransformerBridge, task: Task, data: _Data, settings: dict[str, Any], seed: int
+) -> TuningState:
     generator = torch.Generator().manual_seed(seed)
     initial = initial_embedding(model, settings["init"], settings["n_virtual_tokens"], data.scale, generator)
     initial = initial.to(
@@ -294,9 +266,17 @@ def _start(model: Any, task: Task, data: _Data, settings: dict[str, Any], seed: 
     if settings["readout"] == "linear":
         readout = torch.zeros(task.n_classes, model.cfg.d_model, dtype=initial.dtype, device=initial.device)
     placement = "suffix" if is_causal(model) else "prefix"
-    prompt = SoftPrompt(initial, placement=placement, readout=readout, prepend_bos=settings["prepend_bos"])
-    groups = [{"params": [prompt.embedding], "lr": settings["learning_rate"] * data.scale}]
-    if readout is not None:
+    prompt = SoftPrompt(
+        initial,
+        placement=placement,
+        readout=readout,
+        prepend_bos=settings["prepend_bos"],
+        max_length=settings["max_length"],
+    )
+    groups: list[dict[str, Any]] = [
+        {"params": [prompt.embedding], "lr": settings["learning_rate"] * data.scale}
+    ]
+    if prompt.readout is not None:
         groups.append({"params": [prompt.readout], "lr": settings["readout_learning_rate"]})
     optimizer = torch.optim.Adam(groups, foreach=False)
     snapshots = [] if settings.get("snapshots") else None
@@ -305,60 +285,43 @@ def _start(model: Any, task: Task, data: _Data, settings: dict[str, Any], seed: 
 
 def _train(
     prompted: PromptedModel,
-    data: _Data,
+    examples: Examples,
     settings: dict[str, Any],
     seed: int,
     state: TuningState,
-    checkpoint: Path | None,
-    provenance: dict[str, Any],
+    keep: Callable[[TuningState], None] | None,
     advance: Advance,
 ) -> None:
-    highest = [group["lr"] for group in state.optimizer.param_groups]
+    """Train until the steps or the patience are used up; ``keep`` is called after each evaluation."""
+    n_steps, patience = settings["n_steps"], settings["patience"]
+    steps = Steps(n_steps, settings["batch_size"], settings["warmup"], settings["clip"], seed)
+    each = [[parameter] for parameter in state.prompt.parameters()]
     with prompted.attached() as virtual, torch.enable_grad():
         if not state.history:
-            _evaluate(prompted, virtual, data, settings, state, None)
-        while (
-            state.diverged is None
-            and state.step < settings["n_steps"]
-            and state.waited() < settings["patience"]
-        ):
-            for group, most in zip(state.optimizer.param_groups, highest, strict=True):
-                group["lr"] = most * rate(state.step, settings["n_steps"], settings["warmup"])
-            batch = batch_at(state.step, data.trained, settings["batch_size"], seed)
-            logits = _logits(prompted, virtual, [data.ids[i] for i in batch])
-            loss = functional.cross_entropy(logits, data.labels[batch].to(logits.device))
-            state.optimizer.zero_grad()
-            loss.backward()
-            finite = loss.isfinite()
-            for parameter in state.prompt.parameters():
-                norm = torch.nn.utils.clip_grad_norm_(parameter, settings["clip"], foreach=False)
-                finite = finite & norm.isfinite()
-            if not finite:
-                state.diverged = state.step
-                break
-            state.optimizer.step()
-            state.step += 1
-            if state.step % settings["evaluate_every"] == 0 or state.step == settings["n_steps"]:
-                _evaluate(prompted, virtual, data, settings, state, float(loss.detach()))
-                if checkpoint is not None and state.diverged is None:
-                    save_state(state, checkpoint, provenance)
-                entry = state.history[-1]
-                advance(note=f"held back {entry['accuracy']:.3f}")
-            else:
+            _evaluate(prompted, virtual, examples, state, None)
+        if state.waited() >= patience:
+            return
+        taken = training_steps(prompted, virtual, examples, state.optimizer, each, steps, start=state.step)
+        for step in taken:
+            if not step.is_finite:
+                state.diverged = step.n_done
+                return
+            state.step = step.n_done
+            if state.step % settings["evaluate_every"] and state.step != n_steps:
                 advance()
-
-
-def _logits(prompted: PromptedModel, virtual: VirtualTokens, ids: list[list[int]]) -> Tensor:
-    tokens = prompted.assemble(ids)
-    apart = prompted.cache is not None and prompted.runs_apart(virtual)
-    return prompted.read_out(tokens, virtual, past=prompted.past(tokens) if apart else None)
+                continue
+            _evaluate(prompted, virtual, examples, state, step.loss)
+            if keep is not None and state.diverged is None:
+                keep(state)
+            advance(note=f"held back {state.history[-1]['accuracy']:.3f}")
+            if state.diverged is not None or state.waited() >= patience:
+                return
 
 
 def _evaluate(
     prompted: PromptedModel,
     virtual: VirtualTokens,
-    data: _Data,
-    settings: dict[str, Any],
+    data: Examples,
     state: TuningState,
     train_loss: float | None,
 ) -> None:
@@ -368,7 +331,7 @@ def _evaluate(
     def run(batch: list[int]) -> None:
         nonlocal total, correct
         examples = [data.held[i] for i in batch]
-        logits = _logits(prompted, virtual, [data.ids[i] for i in examples])
+        logits = batch_logits(prompted, virtual, [data.ids[i] for i in examples])
         labels = data.labels[examples].to(logits.device)
         loss = float(functional.cross_entropy(logits.double(), labels, reduction="sum"))
         correct += int((logits.argmax(1) == labels).sum())
@@ -402,7 +365,6 @@ def _finish(
     state: TuningState,
     prompted: PromptedModel,
     data: _Data,
-    settings: dict[str, Any],
     seed: int,
     provenance: dict[str, Any],
 ) -> SoftPrompt:
@@ -412,10 +374,6 @@ def _finish(
         outcome = f"diverged at step {state.diverged}"
     elif lowest >= data.chance_loss:
         outcome = f"not below chance (held-back loss {lowest:.3f}, guessing the class shares {data.chance_loss:.3f})"
-    n_truncated = 0
-    if prompted.max_length is not None:
-        room = prompted.max_length - prompted.n_prompt_positions
-        n_truncated = sum(len(ids) > room for ids in data.ids)
     best = state.best_entry()
     kept = stack_snapshots(state)
     return SoftPrompt(
@@ -423,6 +381,7 @@ def _finish(
         placement=state.prompt.placement,
         readout=state.best.get("readout"),
         prepend_bos=state.prompt.prepend_bos,
+        max_length=state.prompt.max_length,
         initial=state.initial,
         snapshots=kept.get("embedding"),
         readout_snapshots=kept.get("readout"),
@@ -432,7 +391,7 @@ def _finish(
             **provenance,
             "outcome": outcome,
             "n_steps_run": state.step,
-            "n_truncated": n_truncated,
+            "n_truncated": prompted.layout.n_cut(data.examples.ids),
             "held_back_accuracy": best["accuracy"],
             "best_step": best["step"],
         },

@@ -2,18 +2,89 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
+from tl_skillneurons._checks import require_int
 
 INITS = ("vocabulary", "normal")
 _MOST_HELD_BACK = 256
 
 
-def embedding_rows(model: Any, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_embed"]:
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How prompts are trained; the defaults are measured in :mod:`~tl_skillneurons.prompts.tuning.fit`.
+
+    Attributes:
+        batch_size: Examples of a training step.
+        learning_rate: Adam's rate for the virtual tokens, in standard deviations of the model's token embeddings.
+        readout_learning_rate: Adam's rate for a linear read-out.
+        warmup: Share of the steps over which the rate rises from zero; then it falls to zero.
+        clip: Largest norm of the gradient of the virtual tokens (and of the read-out, separately); larger ones
+            are scaled.
+        held_back: Share of ``train`` that is kept for early stopping (256 examples at most).
+        evaluate_every: Steps between evaluations on the held-back part; checkpoints are written then.
+        patience: Evaluations without a better prompt after which training stops.
+        snapshots: Whether a prompt keeps what it was at each evaluation, step 0 included (``prompt.snapshots``),
+            for :func:`~tl_skillneurons.studies.prompt_trajectory`.
+
+    Raises:
+        ValueError: For a value outside its range.
+
+    Example:
+        >>> skn.fit_soft_prompts(model, task, training=skn.prompts.TrainingOptions(learning_rate=0.1))
+    """
+
+    batch_size: int = 16
+    learning_rate: float = 0.3
+    readout_learning_rate: float = 0.003
+    warmup: float = 0.06
+    clip: float = 1.0
+    held_back: float = 0.1
+    evaluate_every: int = 25
+    patience: int = 6
+    snapshots: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "evaluate_every", "patience"):
+            require_int(getattr(self, name), name)
+        for name, high in (
+            ("held_back", 1.0),
+            ("learning_rate", math.inf),
+            ("readout_learning_rate", math.inf),
+            ("clip", math.inf),
+        ):
+            require_between(getattr(self, name), name, 0.0, high)
+        require_warmup(self.warmup)
+
+
+def require_between(value: float, name: str, low: float, high: float) -> None:
+    """Refuse a number that is not between two others, both excluded.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    if not low < value < high:
+        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
+
+
+def require_warmup(warmup: float) -> None:
+    """Refuse what is no share of the steps.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup is a share of the steps and must be in [0, 1), got {warmup}")
+
+
+def embedding_rows(model: TransformerBridge, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_embed"]:
     """What ``embed.hook_out`` gives for these token ids: the units that soft prompts are kept in."""
 
     def stop(act: Tensor, hook: Any) -> Tensor:
@@ -47,7 +118,11 @@ def hold_back(labels: Int[Tensor, " example"], share: float) -> tuple[list[int],
 
 
 def initial_embedding(
-    model: Any, init: str | Sequence[str], n_virtual_tokens: int, scale: float, generator: torch.Generator
+    model: TransformerBridge,
+    init: str | Sequence[str],
+    n_virtual_tokens: int,
+    scale: float,
+    generator: torch.Generator,
 ) -> Float[Tensor, "virtual_token d_embed"]:
     """The embedding that tuning starts from, in ``embed.hook_out`` units."""
     if isinstance(init, str):
@@ -60,7 +135,7 @@ def initial_embedding(
     return embedding_rows(model, torch.tensor([ids[i % len(ids)] for i in range(n_virtual_tokens)]))
 
 
-def start_ids(model: Any, init: Sequence[str]) -> list[int]:
+def start_ids(model: TransformerBridge, init: Sequence[str]) -> list[int]:
     """The token ids of the text that a prompt starts from.
 
     Raises:

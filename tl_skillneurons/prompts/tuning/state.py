@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tl_skillneurons._checks import differing
 from tl_skillneurons._files import load_tensors, save_tensors
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 
@@ -89,10 +90,7 @@ def resume_state(state: TuningState, path: Path, provenance: dict[str, Any]) -> 
 
 def require_same(path: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse a file of another run, naming every setting that differs."""
-    flat_was, flat_now = _flat(was), _flat(now)
-    differs = [
-        f"{k}: {flat_was.get(k)!r} there, {v!r} now" for k, v in flat_now.items() if flat_was.get(k) != v
-    ]
+    differs = differing(_flat(was), _flat(now))
     if differs:
         raise ValueError(
             f"{path} is from another run ({'; '.join(differs)}); choose another folder, or delete that file"

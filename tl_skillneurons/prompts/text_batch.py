@@ -1,0 +1,140 @@
+"""Texts as batches of tokens beside a prompt: encoded, cut to what the model takes, and put in batches.
+
+A text gets the special tokens that its tokenizer gives it (and a BOS where the prompt was trained with one); what
+is too long is cut out of the text, never out of the prompt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons.models.batches import batch_tokens_on, length_batches
+from tl_skillneurons.models.sites import is_causal, max_length
+from tl_skillneurons.models.tokenizing import resolve_prepend_bos, special_token_ids, text_token_ids
+from tl_skillneurons.prompts.positions import PADDING_SIDES, PromptedTokens, arrange, truncate
+from tl_skillneurons.prompts.run import RunOptions
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+
+
+@dataclass(frozen=True, eq=False)
+class TextLayout:
+    """How texts stand beside one prompt (or none) in one model.
+
+    Attributes:
+        prepend_bos: Whether texts get a BOS.
+        padding_side: "left" or "right".
+        max_length: Longest sequence, virtual tokens included; ``None`` where the model states no limit.
+    """
+
+    model: TransformerBridge
+    prompt: SoftPrompt | None
+    prepend_bos: bool
+    padding_side: str
+    max_length: int | None
+
+    @classmethod
+    def of(
+        cls,
+        model: TransformerBridge,
+        prompt: SoftPrompt | None,
+        *,
+        prepend_bos: bool | None = None,
+        max_length: int | None = None,
+        padding_side: str | None = None,
+    ) -> "TextLayout":
+        """What was asked for, else what the prompt was tuned with, else what the model takes.
+
+        Raises:
+            ValueError: For a model without a tokenizer, or options that it can't take.
+        """
+        if model.tokenizer is None:
+            raise ValueError(
+                f"{model.cfg.model_name} has no tokenizer; boot it with tokenizer=..., texts need one"
+            )
+        if prompt is not None and prepend_bos is None:
+            prepend_bos = prompt.prepend_bos
+        side = padding_side or ("left" if is_causal(model) else "right")
+        return cls(
+            model,
+            prompt,
+            resolve_prepend_bos(model, prepend_bos),
+            require_option(side, "padding_side", PADDING_SIDES),
+            _max_length(model, prompt, max_length),
+        )
+
+    @property
+    def n_virtual_tokens(self) -> int:
+        """How many virtual tokens there are."""
+        return 0 if self.prompt is None else self.prompt.n_virtual_tokens
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether a mask stands before the prompt: in a bidirectional model."""
+        return self.prompt is not None and not is_causal(self.model)
+
+    @property
+    def n_prompt_positions(self) -> int:
+        """How many positions the prompt takes, the mask before a bidirectional model's included."""
+        return self.n_virtual_tokens + self.has_mask
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text alone: with the special tokens its tokenizer (and ``prepend_bos``) gives it."""
+        if isinstance(texts, str):
+            raise TypeError(f"texts must be a list of strings, got one string {texts!r}; put it in a list")
+        return text_token_ids(self.model, list(texts), self.prepend_bos)
+
+    def assemble(self, text_ids: list[list[int]], example: Sequence[int] | None = None) -> PromptedTokens:
+        """One batch: the virtual tokens beside texts that :meth:`encode` made ids of, padded."""
+        tokenizer, base = self.model.tokenizer, self.model.W_E.shape[0]
+        mask_id = tokenizer.mask_token_id if self.has_mask else None
+        if self.has_mask and mask_id is None:
+            raise ValueError(f"the tokenizer of {self.model.cfg.model_name} has no mask token to read out at")
+        tokens = arrange(
+            text_ids,
+            virtual_ids=range(base, base + self.n_virtual_tokens),
+            placement="suffix" if self.prompt is None else self.prompt.placement,
+            mask_id=mask_id,
+            special_ids=special_token_ids(tokenizer),
+            pad_id=tokenizer.pad_token_id or 0,
+            padding_side=self.padding_side,
+            max_length=self.max_length,
+            example=example,
+        )
+        return tokens.to(self.model.cfg.device)
+
+    def batches(self, text_ids: list[list[int]], run: RunOptions) -> list[list[int]]:
+        """Which texts (as :meth:`encode` gives them) run together: those of similar length, the longest first."""
+        batch_tokens = run.batch_tokens
+        if batch_tokens is None and run.batch_size is None:
+            batch_tokens = batch_tokens_on(self.model.cfg.device)
+        return length_batches(self.lengths(text_ids), batch_tokens, run.batch_size)
+
+    def cut(self, text_ids: list[list[int]]) -> list[list[int]]:
+        """The texts as they stand beside the prompt: without what is more than the model takes."""
+        special = special_token_ids(self.model.tokenizer)
+        return [truncate(ids, self.n_prompt_positions, special, self.max_length) for ids in text_ids]
+
+    def lengths(self, text_ids: list[list[int]]) -> list[int]:
+        """How many tokens each text has with the prompt in place, and cut to what the model takes."""
+        whole = [len(ids) + self.n_prompt_positions for ids in text_ids]
+        return whole if self.max_length is None else [min(n, self.max_length) for n in whole]
+
+    def n_cut(self, text_ids: list[list[int]]) -> int:
+        """How many of the texts lose something."""
+        if self.max_length is None:
+            return 0
+        return sum(len(ids) + self.n_prompt_positions > self.max_length for ids in text_ids)
+
+
+def _max_length(model: TransformerBridge, prompt: SoftPrompt | None, wanted: int | None) -> int | None:
+    limit = max_length(model)
+    if wanted is None:
+        tuned = None if prompt is None else prompt.max_length
+        known = [n for n in (tuned, limit) if n is not None]
+        return min(known, default=None)
+    require_int(wanted, "max_length")
+    if limit is not None and wanted > limit:
+        raise ValueError(f"max_length must be at most {limit} for {model.cfg.model_name}, got {wanted}")
+    return wanted

@@ -5,20 +5,34 @@ the labels mean. The null keeps all of this: the labels of one side's ``select``
 and tops that it then has are compared with the other side's. That takes the single answers
 (``score_neurons(..., keep_outcomes=True)``); each side that kept them is permuted in turn. Where neither did, neurons
 are permuted within their layers in place of labels, which treats them as independent: that null is too narrow.
+
+With ``rho`` Spearman's correlation of the neurons' scores and ``rho_b`` that of draw ``b`` of ``B``::
+
+    p_value  = min(1, 2 * (1 + min(draws with rho_b >= rho, draws with rho_b <= rho)) / (1 + B))
+    p_shared = (1 + draws whose tops share as many neurons) / (1 + B)
+
+Agreement does not show that two tasks use the same neurons for the same thing.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import pandas as pd
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons._results import html_of
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.null import permuted_scores
-from tl_skillneurons.scores.ranked import Scored, strength
+from tl_skillneurons.scores.ranked import Scored, require_one_model, strength
 from tl_skillneurons.stats.ranks import average_ranks
 
+KIND = "Agreement"
 _QUANTILES = (0.025, 0.975)
 
 
@@ -31,12 +45,31 @@ class Agreement:
         null: The same under the null.
         n_shared: Neurons that are in both tops.
         shared_null: The same under permuted labels; ``None`` where neurons were permuted.
+        n_top: Best neurons of each layer whose overlap is counted.
+        seed: Of the permutations.
+
+    Example:
+        >>> found = skn.scores.score_agreement(scores, other_scores, 30)
+        >>> found.row(-1)["spearman"], found.row(-1)["p_value"]
     """
 
     spearman: Float[Tensor, " row"]
     null: Float[Tensor, "draw row"]
     n_shared: Int[Tensor, " row"]
     shared_null: Int[Tensor, "draw row"] | None
+    n_top: int = 0
+    seed: int = 0
+
+    def __repr__(self) -> str:
+        found = self.row(-1)
+        return (
+            f"Agreement(spearman {found['spearman']:.3f} over all layers, {found['null_low']:.3f} to "
+            f"{found['null_high']:.3f} under permuted {self.permuted}, {found['n_shared']} of the best {self.n_top} of "
+            f"each layer shared, {len(self.null)} draws)"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     @property
     def permuted(self) -> str:
@@ -65,6 +98,59 @@ class Agreement:
             "permuted": self.permuted,
         }
 
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row per layer, and last, with ``layer`` -1, one over all; the columns of :meth:`row`."""
+        n_layers = len(self.spearman) - 1
+        return pd.DataFrame([{"layer": k, **self.row(k)} for k in (*range(n_layers), -1)])
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it to one safetensors file, whole or not at all."""
+        tensors = {"spearman": self.spearman, "null": self.null, "n_shared": self.n_shared}
+        if self.shared_null is not None:
+            tensors["shared_null"] = self.shared_null
+        return save_tensors(path, KIND, tensors, {"n_top": self.n_top, "seed": self.seed})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Agreement":
+        """What :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt, or holds something else.
+        """
+        tensors, header = load_tensors(path, KIND)
+        with sound(path, KIND):
+            return cls(
+                **{name: tensors[name] for name in ("spearman", "null", "n_shared")},
+                shared_null=tensors.get("shared_null"),
+                n_top=header["n_top"],
+                seed=header["seed"],
+            )
+
+
+def score_agreement(
+    one: Scored, other: Scored, n_top: int, *, n_permutations: int = 1000, seed: int = 0
+) -> Agreement:
+    """How far two scores agree, beside what luck gives; no model is run.
+
+    Args:
+        n_top: Best neurons of each layer whose overlap is counted, the lowest index first among equals.
+        n_permutations: Of each side's labels, or of the neurons.
+
+    Returns:
+        A row per layer, and a last one over all.
+
+    Raises:
+        ValueError: For scores of different models.
+
+    Example:
+        >>> skn.scores.score_agreement(scores, other_scores, 30).to_dataframe()
+    """
+    scores = {"one": one, "other": other}
+    require_one_model(scores)
+    pair = ("one", "other")
+    return agreements(scores, [pair], n_top, n_permutations=n_permutations, seed=seed)[pair]
+
 
 def agreements(
     scores: Mapping[str, Scored],
@@ -87,8 +173,10 @@ def agreements(
         others = [pair for pair in pairs if name in pair]
         if not others or not isinstance(score, NeuronScores) or score.outcomes is None:
             continue
-        options = {"seed": seed, "aggregate": score.aggregate, "class_id": score.class_id}
-        for block in permuted_scores(score.outcomes, n_permutations, **options):
+        blocks = permuted_scores(
+            score.outcomes, n_permutations, seed=seed, aggregate=score.aggregate, class_id=score.class_id
+        )
+        for block in blocks:
             for drawn in block:
                 permuted = _Ranked.of(drawn, n_top)
                 for pair in others:
@@ -106,6 +194,8 @@ def agreements(
             null=torch.stack(null[one, other]),
             n_shared=ranked[one].shared(ranked[other]),
             shared_null=torch.stack(shared[one, other]) if shared[one, other] else None,
+            n_top=n_top,
+            seed=seed,
         )
         for one, other in pairs
     }
@@ -121,8 +211,10 @@ class _Ranked:
 
     @classmethod
     def of(cls, score: Float[Tensor, "layer neuron"], n_top: int) -> "_Ranked":
+        n_layers = len(score)
         by_layer = _unit(average_ranks(score.T).T)
-        overall = _unit(average_ranks(score.flatten())[None]).view(score.shape)
+        flat = _unit(average_ranks(score.flatten())[None])
+        overall = rearrange(flat, "1 (layer neuron) -> layer neuron", layer=n_layers)
         best = score.argsort(dim=1, descending=True, stable=True)[:, :n_top]
         return cls(by_layer, overall, torch.zeros_like(score, dtype=torch.bool).scatter_(1, best, True))
 

@@ -4,19 +4,30 @@ With labels that mean nothing, anything called significant at ``alpha`` is a fal
 in a share ``alpha`` of repetitions. The activations stay the model's, with all their correlations; only ``select``
 labels are shuffled (within pairs, for twins). For power, one neuron at one position is made to agree with the shuffled
 labels on a given share of examples, and it is counted how often it is called significant.
+
+It does not show that the task's own labels are exchangeable among its examples: near-duplicates that share a label
+stay apart here.
 """
 
-from dataclasses import dataclass, replace
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
+import pandas as pd
 import torch
 
 from tl_skillneurons._checks import require_int
+from tl_skillneurons._files import FORMAT, package_version, read_json, sound, write_json
 from tl_skillneurons._progress import progress_bar
+from tl_skillneurons._results import html_of
+from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.scores.null import permutation_null
-from tl_skillneurons.scores.outcomes import RuleOutcomes, pack
-from tl_skillneurons.stats.chance import clopper_pearson
-from tl_skillneurons.stats.intervals import require_draws
+from tl_skillneurons.scores.outcomes import RuleOutcomes
+from tl_skillneurons.stats.hypothesis_tests import require_draws
+from tl_skillneurons.stats.intervals import clopper_pearson
 from tl_skillneurons.stats.permutation import permuted_labels
+
+KIND = "Calibration"
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,11 @@ class Calibration:
         alpha: The level.
         planted: Share of examples on which the planted neuron agrees with the label.
         n_examples: Examples.
+        n_permutations, aggregate, seed: As they were asked for.
+
+    Example:
+        >>> scores = skn.score_neurons(model, prompts, task, keep_outcomes=True)
+        >>> skn.scores.check_calibration(scores.outcomes).false_interval
     """
 
     n_repetitions: int
@@ -38,6 +54,9 @@ class Calibration:
     alpha: float
     planted: float
     n_examples: int
+    n_permutations: int = 99
+    aggregate: str = "mean"
+    seed: int = 0
 
     @property
     def false_interval(self) -> tuple[float, float]:
@@ -49,6 +68,48 @@ class Calibration:
         """The exact 95 % interval of the share of repetitions that found the planted neuron."""
         return clopper_pearson(self.n_found, self.n_repetitions)
 
+    def __str__(self) -> str:
+        lines = self.to_dataframe().itertuples()
+        shares = [f"{row.share:.3f} ({row.low:.3f} to {row.high:.3f})" for row in lines]
+        return (
+            f"of {self.n_repetitions} shufflings of {self.n_examples} labels {shares[0]} gave a false alarm at "
+            f"{self.alpha:g}; a neuron right on {self.planted:.0%} was found in {shares[1]}"
+        )
+
+    def __repr__(self) -> str:
+        return f"Calibration({self})"
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Two rows, the false alarms and the planted neuron: how many, their share, its exact 95 % interval."""
+        rows = [
+            ("false alarms", self.n_false, self.alpha, *self.false_interval),
+            ("planted neuron found", self.n_found, float("nan"), *self.power_interval),
+        ]
+        frame = pd.DataFrame(rows, columns=["what", "n", "promised", "low", "high"])
+        frame.insert(2, "share", frame.n / self.n_repetitions)
+        return frame.assign(n_repetitions=self.n_repetitions)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it as JSON, whole or not at all."""
+        return write_json(
+            path, {"kind": KIND, "format": FORMAT, "package_version": package_version(), **asdict(self)}
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Calibration":
+        """What :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is no JSON, or holds something else.
+        """
+        content = read_json(path, KIND)
+        with sound(path, KIND):
+            return cls(**{name: content[name] for name in cls.__dataclass_fields__})
+
 
 def check_calibration(
     outcomes: RuleOutcomes,
@@ -59,16 +120,26 @@ def check_calibration(
     planted: float = 0.65,
     aggregate: str = "mean",
     seed: int = 0,
-    progress: bool = True,
+    run: RunOptions = RunOptions(),
 ) -> Calibration:
     """Shuffle labels ``n_repetitions`` times, and each time test all neurons, with a planted one and without.
 
     Args:
         outcomes: A model's, from ``score_neurons(..., keep_outcomes=True).outcomes``.
+        n_permutations: Of each repetition's null.
+        alpha: The family-wise level.
         planted: Accuracy of the planted neuron, in [0.5, 1].
+        aggregate: How prompts are combined: ``"mean"``, or ``"min"``.
+        run: Progress; no model is run.
+
+    Returns:
+        Counts of false alarms and of the planted neuron's discoveries, with exact intervals.
 
     Raises:
         ValueError: For too few permutations for ``alpha``, or labels of more than two classes.
+
+    Example:
+        >>> skn.scores.check_calibration(scores.outcomes, n_repetitions=200)
     """
     require_int(n_repetitions, "n_repetitions")
     require_draws(n_permutations, alpha, name="n_permutations")
@@ -81,24 +152,28 @@ def check_calibration(
     shuffled = permuted_labels(outcomes.labels, n_repetitions, seed=seed, pairs=outcomes.pairs)
     generator = torch.Generator().manual_seed(seed)
     n_false = n_found = 0
-    settings = {"n_permutations": n_permutations, "aggregate": aggregate}
-    with progress_bar("shuffled labels", n_repetitions, show=progress) as advance:
+    with progress_bar("shuffled labels", n_repetitions, show=run.progress) as advance:
         for repetition, labels in enumerate(shuffled):
+            own_seed = seed + 1 + repetition
             own = replace(outcomes, labels=labels)
-            null = permutation_null(own, seed=seed + 1 + repetition, **settings)
+            null = permutation_null(own, n_permutations=n_permutations, seed=own_seed, aggregate=aggregate)
             n_false += bool((null.family() <= alpha).any())
             right = torch.rand(len(labels), generator=generator) < planted
-            bit = torch.where(right, labels, 1 - labels).bool()
-            with_one = _plant(own, bit)
-            null = permutation_null(with_one, seed=seed + 1 + repetition, **settings)
+            bits = torch.where(right, labels, 1 - labels).bool()
+            with_one = own.replaced(bits, layer=0, position=0, neuron=0)
+            null = permutation_null(
+                with_one, n_permutations=n_permutations, seed=own_seed, aggregate=aggregate
+            )
             n_found += bool(null.family()[0, 0] <= alpha)
             advance()
-    return Calibration(n_repetitions, n_false, n_found, alpha, planted, len(outcomes.labels))
-
-
-def _plant(outcomes: RuleOutcomes, bit: torch.Tensor) -> RuleOutcomes:
-    """The outcomes with neuron 0 of layer 0 replaced at the first position, for every prompt."""
-    above = outcomes.above.clone()
-    first = pack(bit[:, None])[:, 0]  # the bit in the byte's highest place
-    above[:, :, 0, 0, 0] = (above[:, :, 0, 0, 0] & 0x7F) | first
-    return replace(outcomes, above=above)
+    return Calibration(
+        n_repetitions=n_repetitions,
+        n_false=n_false,
+        n_found=n_found,
+        alpha=alpha,
+        planted=planted,
+        n_examples=len(outcomes.labels),
+        n_permutations=n_permutations,
+        aggregate=aggregate,
+        seed=seed,
+    )

@@ -8,37 +8,40 @@ and the mean over examples of ``s`` times, for each neuron and prompt position:
   text tokens have zero embeddings to the real one, ``sum over steps of dd/da * (change of a in that step)``.
 
 Positive values push towards the right label. What it does not show: what happens when the neuron is changed by
-more than a little; ``compare_with_exact`` and ablation tell.
+more than a little; ``compare_with_exact`` and ablation tell. The control is the null of permuted labels
+(``n_permutations=``), under which ``s`` means nothing.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from jaxtyping import Float
+from einops import einsum
+from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.models.batches import run_batches
-from tl_skillneurons.models.records import model_record
+from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.run import as_list, prompt_record, require_sees_text
+from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
-from tl_skillneurons.prompts.streaming import reading, stand_alike
+from tl_skillneurons.prompts.streaming import reading
+from tl_skillneurons.scores.layers import Walked, score_layers
+from tl_skillneurons.scores.measured import prompted_set, provenance_of, require_alike
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
-from tl_skillneurons.scores.null import NullTally, PermutationNull
-from tl_skillneurons.scores.outcomes import MOST_NUMBERS
-from tl_skillneurons.stats.permutation import permuted_labels
-from tl_skillneurons.tasks.task import Task, require_two_classes, twin_pairs
+from tl_skillneurons.scores.null import label_rows
+from tl_skillneurons.tasks.task import Task, require_two_classes
 
 KINDS = ("gradient", "conductance")
 
 
 def score_gradients(
-    model: Any,
+    model: TransformerBridge,
     prompts: SoftPrompt | Sequence[SoftPrompt],
     task: Task,
     kind: str = "gradient",
@@ -48,21 +51,31 @@ def score_gradients(
     n_permutations: int = 0,
     seed: int = 0,
     aggregate: str = "mean",
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
     max_length: int | None = None,
-    progress: bool = True,
+    run: RunOptions = RunOptions(),
 ) -> NeuronStatistic:
     """How much each neuron at the prompt positions pushes towards the right label, on average over ``role``.
 
     Args:
+        prompts: One, or several (equally long).
+        kind: "gradient" or "conductance".
         steps: Of the path, for "conductance"; each costs a forward and a backward pass.
-        n_permutations: Label permutations for ``.significant()``: labels that mean nothing. They need every
-            example's value: ``prompts * examples * layers * positions * neurons`` numbers in float32.
+        n_permutations: Label permutations, drawn by ``seed``, for ``.significant()``: labels that mean nothing. They
+            need every example's value: ``prompts * examples * layers * positions * neurons`` numbers in float32.
+        aggregate: How prompts are combined: ``"mean"``, or ``"min"``.
+        max_length: Longest sequence in tokens; ``None`` is what the prompts were tuned with.
+        run: Batches, progress.
+
+    Returns:
+        In units of the logit diff, positive where the neuron pushes towards the right label.
 
     Raises:
         ValueError: Inside ``torch.no_grad()`` or ``torch.inference_mode()``, for a task of more than two classes,
             or without a prompt.
+
+    Example:
+        >>> found = skn.scores.score_gradients(model, prompts, task, n_permutations=1000)
+        >>> found.significant()
     """
     if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
         raise ValueError(
@@ -71,40 +84,36 @@ def score_gradients(
     require_option(kind, "kind", KINDS)
     require_int(steps, "steps")
     require_two_classes(task)
-    split = task.split(role)
-    labels = torch.tensor(split["label"])
-    rows = labels[None]
-    if n_permutations:
-        pairs = twin_pairs(split)
-        rows = torch.cat([rows, permuted_labels(labels, n_permutations, seed=seed, pairs=pairs)])
+    rows = label_rows(task, role, n_permutations, seed=seed)
     sign = 2.0 * rows.double() - 1
-    chosen = as_list(prompts)
-    prompted = [PromptedModel(model, prompt, task.label_words, max_length=max_length) for prompt in chosen]
-    for one in prompted:
-        require_sees_text(one, "prompt")
-    if len(stand_alike(prompted)) > 1:
-        raise ValueError("prompts of one set must have equally many virtual tokens and one placement")
-    texts = list(split["text"])
+    prompted = prompted_set(
+        model, prompts, "prompt", label_words=task.label_words, max_length=max_length, run=run
+    )
+    require_alike(prompted)
+    texts = list(task.split(role)["text"])
     path = steps if kind == "conductance" else 0
     kept = []
-    with progress_bar(kind, len(texts) * len(chosen), show=progress) as advance:
+    with progress_bar(kind, len(texts) * len(prompted), show=run.progress) as advance:
         for one in prompted:
-            batches = {"batch_size": batch_size, "batch_tokens": batch_tokens}
-            kept.append(_collect(one, texts, None if n_permutations else sign[0], path, batches, advance))
-    n = len(texts)
+            kept.append(_collect(one, texts, None if n_permutations else sign[0], path, advance))
+    walked = Walked(torch.stack(kept) / len(texts), None)
     if n_permutations:
-        values, null = _with_null(torch.stack(kept), sign / n, aggregate, seed)
-    else:
-        values, null = torch.stack(kept) / n, None
+        walked = _with_null(torch.stack(kept), rows, aggregate, seed)
     provenance = {
-        "model": model_record(model),
-        "prompts": [prompt_record(prompt) for prompt in chosen],
+        **provenance_of(prompted),
         "task": {"name": task.name, "fingerprint": task.fingerprint},
         "target": "label",
-        "steps": steps if kind == "conductance" else None,
-        "max_length": prompted[0].max_length,
+        "steps": path or None,
     }
-    return NeuronStatistic(kind, values, n, role, aggregate=aggregate, null=null, provenance=provenance)
+    return NeuronStatistic(
+        name=kind,
+        values=walked.values,
+        n_examples=len(texts),
+        role=role,
+        aggregate=aggregate,
+        null=walked.null,
+        provenance=provenance,
+    )
 
 
 def _collect(
@@ -112,7 +121,6 @@ def _collect(
     texts: list[str],
     sign: Float[Tensor, " example"] | None,
     steps: int,
-    batches: dict[str, Any],
     advance: Advance,
 ) -> Float[Tensor, "*example layer position neuron"]:
     """The sum over examples times their signs, float64; without signs each example's, float32."""
@@ -128,31 +136,31 @@ def _collect(
             if sign is None:
                 kept[batch] = pushed.float()
             else:
-                kept.add_(torch.einsum("e,elpn->lpn", sign[batch], pushed))
+                kept.add_(
+                    einsum(sign[batch], pushed, "example, example layer pos neuron -> layer pos neuron")
+                )
             advance(len(batch))
 
-        run_batches(prompted.batches(ids, **batches), run)
+        run_batches(prompted.batches(ids), run)
     return kept
 
 
 def _with_null(
     kept: Float[Tensor, "prompt example layer position neuron"],
-    sign: Float[Tensor, "row example"],
+    rows: Int[Tensor, "row example"],
     aggregate: str,
     seed: int,
-) -> tuple[Float[Tensor, "prompt layer position neuron"], PermutationNull]:
-    n_prompts, _, n_layers, n_positions, d_mlp = kept.shape
-    values = torch.empty(n_prompts, n_layers, n_positions, d_mlp, dtype=torch.float64)
-    tally = NullTally(n_prompts, n_layers, d_mlp, len(sign) - 1, aggregate, slack=1e-6)
-    wide = max(1, MOST_NUMBERS // (n_positions * max(sign.shape)))
-    for layer in range(n_layers):
-        for start in range(0, d_mlp, wide):
-            neurons = slice(start, min(start + wide, d_mlp))
-            columns = kept[:, :, layer, :, neurons].flatten(2).double()
-            found = (sign @ columns).unflatten(2, (n_positions, -1))
-            values[:, layer, :, neurons] = found[:, 0]
-            tally.add(layer, neurons, found.abs().amax(2))
-    return values, tally.mean_null(seed)
+) -> Walked:
+    n_prompts, n, n_layers, n_positions, d_mlp = kept.shape
+    sign = (2.0 * rows.double() - 1) / n
+
+    def pushed(columns: Tensor, rows: Tensor, layer: int, neurons: slice) -> Tensor:
+        return sign @ columns.double()
+
+    layers = ((layer, kept[:, :, layer]) for layer in range(n_layers))
+    shape = (n_prompts, n_layers, n_positions, d_mlp)
+    walked = score_layers(layers, rows, {"pushed": pushed}, shape, aggregate=aggregate, seed=seed, slack=1e-6)
+    return walked["pushed"]
 
 
 def _pushes(
@@ -166,14 +174,14 @@ def _pushes(
     def at(share: float, gradients: bool) -> tuple[list[Tensor], list[Tensor]]:
         live: list[Tensor] = []
 
-        def start(act: Tensor, hook: Any) -> Tensor:
+        def start(act: Tensor, hook: HookPoint) -> Tensor:
             scaled = torch.where(is_text.to(act.device), share * act.detach(), act.detach())
             return scaled.requires_grad_(gradients)
 
-        def hold(act: Tensor, hook: Any) -> None:
+        def hold(act: Tensor, hook: HookPoint) -> None:
             live.append(act)
 
-        hooks = [("embed.hook_out", start), *((name, hold) for name in names)]
+        hooks: list[Hook] = [("embed.hook_out", start), *((name, hold) for name in names)]
         with torch.set_grad_enabled(gradients):
             logits = prompted.read_out(tokens, virtual, hooks)
         acts = [read(act.detach()).double().cpu() for act in live]
@@ -185,12 +193,12 @@ def _pushes(
     if not steps:
         acts, gradients = at(1.0, True)
         return torch.stack([a * g for a, g in zip(acts, gradients, strict=True)], dim=1)
-    total: list[Tensor] | None = None
+    total: list[Tensor] = []
     before, _ = at(0.0, False)
     for step in range(steps):
         _, gradients = at((step + 0.5) / steps, True)
         after, _ = at((step + 1) / steps, False)
         moved = [g * (b - a) for g, a, b in zip(gradients, before, after, strict=True)]
-        total = moved if total is None else [t + m for t, m in zip(total, moved, strict=True)]
+        total = [t + m for t, m in zip(total, moved, strict=True)] if total else moved
         before = after
     return torch.stack(total, dim=1)

@@ -13,10 +13,18 @@ mean_difference      difference of class means over the pooled standard deviatio
 accuracy             share of right answers of "hit means label 1", minus 1/2: predictivity, before its maximum
 balanced_accuracy    mean over the two classes of the share of right answers, minus 1/2
 mutual_information   of hit and label, in bits, with the sign of their correlation
+best_threshold       accuracy, by the threshold that tells the labels of role ``baseline`` apart best
 ==================== ==================================================================================
 
 A constant column has no relation with anything: 0.
+
+A new score is one such function and one row of :data:`KINDS`; its walk over the model, its null, its selection and its
+file are those of all.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Num
@@ -141,10 +149,30 @@ def best_threshold(
     return ordered.gather(0, first[None])[0]
 
 
-CORRELATIONS = {"pearson": pearson, "spearman": spearman}
-OF_VALUES = {"auc": auc, "mean_difference": mean_difference, **CORRELATIONS}
-OF_HITS = {
-    "accuracy": accuracy,
-    "balanced_accuracy": balanced_accuracy,
-    "mutual_information": mutual_information,
+@dataclass(frozen=True)
+class Kind:
+    """How one score is made.
+
+    Attributes:
+        score: From activations, or hits, and rows of targets to scores; a correlation also takes weights.
+        hits: Which threshold makes hits of activations: the "mean" over role ``baseline``, or the "best" there;
+            ``None`` where the score takes activations as they are.
+        any_number: Whether targets may be any numbers, and weighted; else they are labels 0 and 1.
+    """
+
+    score: Callable[..., Tensor]
+    hits: Literal["mean", "best"] | None = None
+    any_number: bool = False
+
+
+KINDS = {
+    "auc": Kind(auc),
+    "mean_difference": Kind(mean_difference),
+    "pearson": Kind(pearson, any_number=True),
+    "spearman": Kind(spearman, any_number=True),
+    "accuracy": Kind(accuracy, hits="mean"),
+    "balanced_accuracy": Kind(balanced_accuracy, hits="mean"),
+    "mutual_information": Kind(mutual_information, hits="mean"),
+    "best_threshold": Kind(accuracy, hits="best"),
 }
+"""Every score by its name."""

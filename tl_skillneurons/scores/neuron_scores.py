@@ -1,12 +1,7 @@
-"""Predictivity: how well one threshold on one neuron tells the labels apart (Wang et al., 2022, section 3.2).
+"""Scores of predictivity as a result: what each neuron's rule got right, for selection, controls and files.
 
-With a(N, p, x) the activation of neuron N at prompt position p on input x::
-
-    a_bsl(N, p)      = mean of a(N, p, x) over role baseline
-    accuracy(N, p)   = share of role select on which [a(N, p, x) > a_bsl(N, p)] = label      (strictly
-    greater) predictivity(N)  = mean over prompts of  max over p of  max(accuracy, 1 - accuracy)
-
-Of a task with more classes, each class has scores of its own: "label 1" is that class, all others are label 0.
+The equation stands in :mod:`~tl_skillneurons.scores.predictivity`. Of a task with more classes, each class has scores
+of its own: "label 1" is that class, all others are label 0.
 
 The best of hundreds of thousands of such scores is far above one half by luck. How far, permuted labels say
 (``null``, :mod:`~tl_skillneurons.scores.null`), and an upper bound without them is
@@ -25,16 +20,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._checks import differing, require_int, require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons._results import html_of
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.scores.null import PermutationNull, combine, permutation_null
 from tl_skillneurons.scores.outcomes import RuleOutcomes
-from tl_skillneurons.scores.selection import called_significant, top_neurons
+from tl_skillneurons.scores.selection import called_significant, every_neuron, top_neurons
 from tl_skillneurons.stats.chance import ChanceLevel, best_of_chance
 
 KIND = "NeuronScores"
 AGGREGATES = ("mean", "min")
+_ONE_SET = ("n_baseline", "n_select", "class_counts", "positions", "site", "aggregate", "class_id")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +52,12 @@ class NeuronScores:
         class_id: The class that counts as label 1.
         null: What permuted labels reach, where it was asked for.
         outcomes: Every rule's answer on every example of ``select``, where they were kept.
-        provenance: Plain JSON values: model, task, prompts, settings.
+        provenance: Plain JSON values: model, task, prompts, settings; ``max_length`` is what texts were cut to.
+
+    Example:
+        >>> scores = skn.score_neurons(model, prompts, task)
+        >>> skill = scores.top(0.02)
+        >>> scores.accuracy_of(skill)
     """
 
     baseline: Float[Tensor, "prompt layer position neuron"]
@@ -88,6 +90,14 @@ class NeuronScores:
             f"NeuronScores({n_prompts} prompts, {n_layers} layers x {d_mlp} neurons, {n_positions} positions "
             f"({self.positions}), baseline {self.n_baseline} and select {self.n_select} examples)"
         )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts of the set; the bare text counts as one."""
+        return self.baseline.shape[0]
 
     @property
     def n_layers(self) -> int:
@@ -208,40 +218,37 @@ class NeuronScores:
         share = max(self.class_counts) / sum(self.class_counts)
         return best_of_chance(self.n_select, n_scores, alpha=alpha, largest_class_share=share)
 
-    def rule_accuracy(
-        self, neurons: NeuronSet, accuracy: Float[Tensor, "prompt layer position neuron"] | None = None
-    ) -> Float[Tensor, " chosen"]:
-        """Accuracy of each neuron's rule, with the position and direction that ``select`` chose for each
-        prompt.
-
-        Args:
-            accuracy: Accuracies on another role (:func:`~tl_skillneurons.scores.rule_accuracy`); ``None`` takes
-                those on ``select``, where they were chosen and are too good. On another role they may fall
-                below one half.
+    def accuracy_of(self, neurons: NeuronSet) -> Float[Tensor, " chosen"]:
+        """Accuracy on ``select`` of each neuron's rule, with the position and direction that ``select`` chose for each
+        prompt: too good. :func:`~tl_skillneurons.scores.evaluate_rules` gives it on examples that chose nothing.
 
         Returns:
             The mean over prompts, in the order of ``neurons``.
+
+        Raises:
+            ValueError: For neurons outside the model.
         """
-        neurons.require_fits(self.n_layers, self.d_mlp)
-        _, where, sign = best_positions(self.correct, self.n_select)
-        other = self.accuracy if accuracy is None else accuracy
-        at_best = other.gather(2, where.unsqueeze(2))[:, :, 0]
-        directed = torch.where(sign > 0, at_best, 1 - at_best)
-        return directed[:, neurons.layer, neurons.index].mean(0)
+        return accuracy_at(self.accuracy, *self.rules(), neurons)
+
+    def rules(self) -> tuple[Int[Tensor, "prompt layer neuron"], Int[Tensor, "prompt layer neuron"]]:
+        """The position that ``select`` chose for each neuron and prompt, and the rule's direction there: +1 where
+        "above" means label 1, -1 where it means label 0."""
+        _, position, direction = best_positions(self.correct, self.n_select)
+        return position, direction
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per neuron: layer, index, predictivity, direction, and the best position of the first prompt.
 
         With a permutation null also ``p_family``, ``p_value`` (its own) and ``q_value``.
         """
-        layer = torch.arange(self.n_layers).repeat_interleave(self.d_mlp)
+        layer, index = every_neuron(self.n_layers, self.d_mlp)
         frame = pd.DataFrame(
             {
                 "layer": layer.numpy(),
-                "index": torch.arange(self.d_mlp).repeat(self.n_layers).numpy(),
+                "index": index.numpy(),
                 "predictivity": self.predictivity.flatten().numpy(),
                 "direction": self.direction.flatten().numpy(),
-                "best_position": best_positions(self.correct, self.n_select)[1][0].flatten().numpy(),
+                "best_position": self.rules()[0][0].flatten().numpy(),
             }
         )
         return frame if self.null is None else frame.assign(**self.null.columns())
@@ -280,7 +287,7 @@ class NeuronScores:
             raise ValueError(f"{path} was measured at {header.get('site')}, this package measures at {SITE}")
         with sound(path, KIND):
             null = header.get("null")
-            return cls(
+            scores = cls(
                 **{name: tensors[name] for name in ("baseline", "std", "mean_abs", "correct")},
                 class_id=header.get("class_id", 1),
                 null=None if null is None else PermutationNull.of_tensors(tensors, **null),
@@ -293,6 +300,8 @@ class NeuronScores:
                 aggregate=header["aggregate"],
                 provenance=header["provenance"],
             )
+            scores._require_consistent()
+        return scores
 
     @classmethod
     def of_prompts(cls, scores: Sequence["NeuronScores"]) -> "NeuronScores":
@@ -301,40 +310,58 @@ class NeuronScores:
         A null is of one set of prompts: of several it has to be drawn anew (:meth:`with_null`).
 
         Raises:
-            ValueError: When they don't go together: other shapes, other examples, another reading.
+            ValueError: For none, or when they don't go together: other shapes, another model or task, other examples,
+                another reading, texts cut to another length.
         """
+        if not scores:
+            raise ValueError("give the scores of at least one prompt, got none")
         first = scores[0]
         for other in scores[1:]:
-            for name in (
-                "n_baseline",
-                "n_select",
-                "class_counts",
-                "positions",
-                "site",
-                "aggregate",
-                "class_id",
-            ):
-                if getattr(other, name) != getattr(first, name):
-                    raise ValueError(
-                        f"scores differ in {name}: {getattr(first, name)} and {getattr(other, name)}"
-                    )
+            if apart := differing(first._settings(), other._settings()):
+                raise ValueError(
+                    f"scores of one set must be measured alike; they differ in {'; '.join(apart)}"
+                )
             if other.baseline.shape[1:] != first.baseline.shape[1:]:
                 raise ValueError(
                     f"scores differ in [layer, position, neuron]: {tuple(first.baseline.shape[1:])} "
                     f"and {tuple(other.baseline.shape[1:])}; prompts of one set need equally many virtual tokens"
                 )
-        joined = {
-            n: torch.cat([getattr(s, n) for s in scores]) for n in ("baseline", "std", "mean_abs", "correct")
-        }
-        prompts = [prompt for s in scores for prompt in s.provenance.get("prompts", [])]
-        kept = [s.outcomes for s in scores]
+        kept = [one.outcomes for one in scores if one.outcomes is not None]
         return replace(
             first,
-            **joined,
+            baseline=torch.cat([one.baseline for one in scores]),
+            std=torch.cat([one.std for one in scores]),
+            mean_abs=torch.cat([one.mean_abs for one in scores]),
+            correct=torch.cat([one.correct for one in scores]),
             null=first.null if len(scores) == 1 else None,
-            outcomes=None if any(k is None for k in kept) else RuleOutcomes.of_prompts(kept),
-            provenance={**first.provenance, "prompts": prompts},
+            outcomes=RuleOutcomes.of_prompts(kept) if len(kept) == len(scores) else None,
+            provenance={
+                **first.provenance,
+                "prompts": [prompt for one in scores for prompt in one.provenance.get("prompts", [])],
+            },
         )
+
+    def _settings(self) -> dict[str, Any]:
+        """In what scores of one set are alike."""
+        recorded = {name: self.provenance.get(name) for name in ("model", "task", "max_length")}
+        return {**{name: getattr(self, name) for name in _ONE_SET}, **recorded}
+
+    def _require_consistent(self) -> None:
+        """Refuse what no run of scoring gives: a file that somebody else put together.
+
+        Raises:
+            ValueError: Otherwise.
+        """
+        if (
+            self.correct.numel()
+            and not 0 <= int(self.correct.min()) <= int(self.correct.max()) <= self.n_select
+        ):
+            raise ValueError(f"correct must count examples of select, 0 to {self.n_select}")
+        n_prompts, n_layers, n_positions, d_mlp = self.baseline.shape
+        if self.null is not None:
+            self.null.require_shape(n_prompts, n_layers, d_mlp)
+        if self.outcomes is not None:
+            self.outcomes.require_shape(n_prompts, self.n_select, n_layers, n_positions)
 
 
 def top_union(scores: Sequence[NeuronScores], amount: float | int, *, per: str = "layer") -> NeuronSet:
@@ -347,6 +374,9 @@ def top_union(scores: Sequence[NeuronScores], amount: float | int, *, per: str =
 
     Raises:
         ValueError: Without a subtask, or for subtasks of different models.
+
+    Example:
+        >>> skill = skn.scores.top_union(skn.scores.score_classes(model, prompts, task), 0.005)
     """
     if not len(scores):
         raise ValueError("give the scores of at least one subtask, got none")
@@ -354,6 +384,20 @@ def top_union(scores: Sequence[NeuronScores], amount: float | int, *, per: str =
     for other in scores[1:]:
         union = union | other.top(amount, per=per)
     return union
+
+
+def accuracy_at(
+    accuracy: Float[Tensor, "prompt layer position neuron"],
+    position: Int[Tensor, "prompt layer neuron"],
+    direction: Int[Tensor, "prompt layer neuron"],
+    neurons: NeuronSet,
+) -> Float[Tensor, " chosen"]:
+    """Each neuron's accuracy at its position and in its direction, the mean over prompts."""
+    _, n_layers, _, d_mlp = accuracy.shape
+    neurons.require_fits(n_layers, d_mlp)
+    at_best = accuracy.gather(2, position.unsqueeze(2))[:, :, 0]
+    directed = torch.where(direction > 0, at_best, 1 - at_best)
+    return directed[:, neurons.layer, neurons.index].mean(0)
 
 
 def best_positions(

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons._results import html_of
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.scores.null import PermutationNull
-from tl_skillneurons.scores.selection import called_significant, top_neurons
+from tl_skillneurons.scores.selection import called_significant, every_neuron, top_neurons
 
 KIND = "NeuronStatistic"
 AGGREGATES = ("mean", "min")
@@ -23,6 +24,9 @@ AGGREGATES = ("mean", "min")
 @dataclass(frozen=True, eq=False)
 class NeuronStatistic:
     """A signed score of every neuron at every position, for each prompt of a set; 0 says no relation.
+
+    From :func:`~tl_skillneurons.scores.score_labels`, :func:`~tl_skillneurons.scores.score_targets` or
+    :func:`~tl_skillneurons.scores.score_gradients`.
 
     Attributes:
         name: What was measured (:mod:`~tl_skillneurons.scores.kinds`, :mod:`~tl_skillneurons.scores.gradients`).
@@ -34,6 +38,10 @@ class NeuronStatistic:
         null: What permuted targets reach, where it was asked for.
         site: The hook point whose coordinates are the neurons.
         provenance: Plain JSON values: model, task, prompts, target, settings.
+
+    Example:
+        >>> auc = skn.scores.score_labels(model, prompts, task, ["auc"])["auc"]
+        >>> auc.top(0.02)
     """
 
     name: str
@@ -48,6 +56,8 @@ class NeuronStatistic:
 
     def __post_init__(self) -> None:
         require_option(self.aggregate, "aggregate", AGGREGATES)
+        if self.null is not None:
+            self.null.require_shape(self.n_prompts, self.n_layers, self.d_mlp)
 
     def __repr__(self) -> str:
         n_prompts, n_layers, n_positions, d_mlp = self.values.shape
@@ -55,6 +65,24 @@ class NeuronStatistic:
             f"NeuronStatistic({self.name}, {n_prompts} prompts, {n_layers} layers x {d_mlp} neurons, {n_positions} "
             f"positions ({self.positions}), {self.n_examples} examples of {self.role})"
         )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts of the set; the bare text counts as one."""
+        return self.values.shape[0]
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the model."""
+        return self.values.shape[1]
+
+    @property
+    def d_mlp(self) -> int:
+        """Neurons per layer."""
+        return self.values.shape[3]
 
     @property
     def score(self) -> Float[Tensor, "layer neuron"]:
@@ -89,11 +117,11 @@ class NeuronStatistic:
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per neuron: layer, index, score, direction; with a null ``p_family``, ``p_value``, ``q_value``."""
-        n_layers, d_mlp = self.score.shape
+        layer, index = every_neuron(self.n_layers, self.d_mlp)
         frame = pd.DataFrame(
             {
-                "layer": torch.arange(n_layers).repeat_interleave(d_mlp).numpy(),
-                "index": torch.arange(d_mlp).repeat(n_layers).numpy(),
+                "layer": layer.numpy(),
+                "index": index.numpy(),
                 self.name: self.score.flatten().numpy(),
                 "direction": self.direction.flatten().numpy(),
             }

@@ -1,5 +1,10 @@
 """What scores reach when the labels are shuffled: the label-permutation null, with the largest of all scores.
 
+With ``s(N)`` a neuron's score under the true labels and ``s_b(N)`` under permutation ``b`` of ``B``::
+
+    p_value(N)  = (1 + number of b with s_b(N) >= s(N)) / (1 + B)
+    p_family(N) = (1 + number of b with max over all M of s_b(M) >= s(N)) / (1 + B)     (Westfall and Young, 1993)
+
 The labels of role ``select`` are permuted among its examples, the same for all neurons, positions and prompts,
 so that everything that makes scores correlated stays as it is. Where the examples are twins, labels are
 exchanged within pairs: that is what "labels mean nothing" says there.
@@ -16,15 +21,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pandas as pd
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
+from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.scores.exact_tails import bound_p
 from tl_skillneurons.scores.outcomes import MOST_NUMBERS, RuleOutcomes, count_right
 from tl_skillneurons.stats.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
 from tl_skillneurons.stats.permutation import permuted_labels
+from tl_skillneurons.tasks.task import Task, twin_pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +53,12 @@ class PermutationNull:
     p_value: Float[Tensor, "scope layer neuron"]
     seed: int = 0
     p_bound: Float[Tensor, "scope layer neuron"] | None = None
+
+    def __repr__(self) -> str:
+        return one_line(self, n_permutations=self.n_permutations, expected=self.expected(), seed=self.seed)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     @property
     def n_permutations(self) -> int:
@@ -68,6 +82,20 @@ class PermutationNull:
         """Each neuron's family-wise p-value, of one prompt or combined."""
         return self.p_family[self._scope(prompt)].double()
 
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row per prompt and, last, one for all combined: ``expected``, the mean of the best score under permuted
+        labels, and ``level``, above which a score is significant at 5 %, family-wise (NaN for fewer than 19 draws)."""
+        scopes: list[int | None] = [*range(len(self.largest) - 1), None]
+        enough = self.n_permutations >= 19
+        return pd.DataFrame(
+            {
+                "prompt": ["combined" if scope is None else scope for scope in scopes],
+                "expected": [self.expected(prompt=scope) for scope in scopes],
+                "level": [self.level(prompt=scope) if enough else float("nan") for scope in scopes],
+                "n_permutations": self.n_permutations,
+            }
+        )
+
     def columns(self) -> dict[str, Any]:
         """The combined p-values as columns of a frame with one row per neuron."""
         found = {"p_family": self.family(), "p_value": self.p_value[-1].double(), "q_value": self.q_value()}
@@ -84,6 +112,20 @@ class PermutationNull:
         largest, p_family, p_value = (tensors[f"null_{name}"] for name in ("largest", "p_family", "p_value"))
         return cls(largest, p_family, p_value, seed, tensors.get("null_p_bound"))
 
+    def require_shape(self, n_prompts: int, n_layers: int, d_mlp: int) -> None:
+        """Refuse a null of other scores.
+
+        Raises:
+            ValueError: When its shape is not that of scores of so many prompts, layers and neurons.
+        """
+        shape = (n_prompts + 1, n_layers, d_mlp)
+        for name in ("p_family", "p_value", "p_bound"):
+            own = getattr(self, name)
+            if own is not None and own.shape != shape:
+                raise ValueError(f"{name} of the null must have the shape {shape}, got {tuple(own.shape)}")
+        if len(self.largest) != n_prompts + 1:
+            raise ValueError(f"largest of the null must have {n_prompts + 1} rows, got {len(self.largest)}")
+
     def _scope(self, prompt: int | None) -> int:
         if prompt is None:
             return -1
@@ -91,6 +133,20 @@ class PermutationNull:
         if not 0 <= require_int(prompt, "prompt", minimum=0) < n_prompts:
             raise ValueError(f"prompt must be in [0, {n_prompts}), got {prompt}")
         return prompt
+
+
+def label_rows(task: Task, role: str, n_permutations: int, *, seed: int = 0) -> Int[Tensor, "row example"]:
+    """The labels of ``role``, and below them as many random orders of them, within twins where there are any.
+
+    Raises:
+        ValueError: When the labels have too few orders.
+    """
+    split = task.split(role)
+    labels = torch.tensor(split["label"])
+    if not require_int(n_permutations, "n_permutations", minimum=0):
+        return labels[None]
+    drawn = permuted_labels(labels, n_permutations, seed=seed, pairs=twin_pairs(split))
+    return torch.cat([labels[None], drawn])
 
 
 def permutation_null(
@@ -184,9 +240,11 @@ class NullTally:
     def mean_null(self, seed: int) -> PermutationNull:
         """The null with the combined scores in the units of one prompt's, a mean where :meth:`null` has a sum."""
         found = self.null(seed)
-        if self.aggregate == "mean":
-            found.largest[-1] /= len(found.largest) - 1
-        return found
+        if self.aggregate == "min":
+            return found
+        units = torch.ones(len(found.largest), 1, dtype=torch.float64)
+        units[-1] = len(found.largest) - 1
+        return replace(found, largest=found.largest / units)
 
 
 def combine(best: Num[Tensor, "prompt *axes"], aggregate: str) -> Num[Tensor, "*axes"]:

@@ -36,6 +36,36 @@ class RuleOutcomes:
     role: str = "select"
     pairs: Int[Tensor, " example"] | None = None
 
+    def __repr__(self) -> str:
+        n_prompts, n_examples, n_layers, n_positions, _ = self.above.shape
+        return (
+            f"RuleOutcomes({n_prompts} prompts, {n_layers} layers x {self.d_mlp} neurons, {n_positions} positions, "
+            f"{n_examples} examples of {self.role}{'' if self.pairs is None else ' in pairs'})"
+        )
+
+    def require_shape(self, n_prompts: int, n_examples: int, n_layers: int, n_positions: int) -> None:
+        """Refuse outcomes of other scores.
+
+        Raises:
+            ValueError: When they are not of so many prompts, examples, layers and positions.
+        """
+        shape = (n_prompts, n_examples, n_layers, n_positions, (self.d_mlp + 7) // 8)
+        if self.above.shape != shape or len(self.labels) != n_examples:
+            raise ValueError(
+                f"outcomes must have the shape {shape} and {n_examples} labels, got {tuple(self.above.shape)} and "
+                f"{len(self.labels)}"
+            )
+
+    def replaced(
+        self, bits: Bool[Tensor, " example"], *, layer: int, position: int, neuron: int
+    ) -> "RuleOutcomes":
+        """These outcomes with one neuron's at one position replaced, for every prompt."""
+        above = self.above.clone()
+        byte, shift = neuron // 8, 7 - neuron % 8
+        others = above[:, :, layer, position, byte] & (0xFF ^ (1 << shift))
+        above[:, :, layer, position, byte] = others | (bits.to(torch.uint8) << shift)
+        return replace(self, above=above)
+
     def chunks(self, n_rows: int) -> Iterator[tuple[int, slice]]:
         """Layer and neurons of one chunk after another, for products with ``n_rows`` rows of weights."""
         _, n_examples, n_layers, n_positions, n_bytes = self.above.shape

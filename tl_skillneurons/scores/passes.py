@@ -4,24 +4,34 @@ Under ``torchrun`` or ``accelerate launch`` each process runs its share of the b
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_skillneurons._processes import gather
+from tl_skillneurons._processes import gather, rank_and_count
+from tl_skillneurons._progress import Advance
+from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.streaming import stream_activations
+from tl_skillneurons.prompts.streaming import Add, Reduce, stream_activations
 from tl_skillneurons.scores.outcomes import RuleOutcomes, count_right, pack
 from tl_skillneurons.scores.tallies import Summary, add_moments, count_above, moments, summarize, threshold
 from tl_skillneurons.tasks.task import Task, twin_pairs
 
+Padded = dict[str, int]
+"""The number of a pass's batches, of their tokens, and how many of these are padding."""
+
 
 def summaries(
-    prompted: Sequence[PromptedModel], task: Task, options: dict[str, Any]
-) -> tuple[list[Summary], dict[str, int]]:
+    prompted: Sequence[PromptedModel],
+    task: Task,
+    positions: str,
+    *,
+    fwd_hooks: Hooks = (),
+    advance: Advance | None = None,
+) -> tuple[list[Summary], Padded]:
+    """What thresholds come from, over role ``baseline``: one summary per prompt, and how the batches were padded."""
     n_layers, _ = neuron_shape(prompted[0].model)
     found: list[list[Tensor | None]] = [[None] * n_layers for _ in prompted]
 
@@ -32,25 +42,54 @@ def summaries(
         found[prompt][layer] = add_moments(found[prompt][layer], kept)
 
     texts = list(task.split("baseline")["text"])
-    padded = stream_activations(prompted, texts, reduce, add, **options)
+    padded = _stream(prompted, texts, reduce, add, positions, fwd_hooks, advance)
     everyone = gather([_on_cpu(layers) for layers in found])
-    summaries = []
+    of_prompts = []
     for prompt in range(len(prompted)):
         layers: list[Tensor | None] = [None] * n_layers
         for process in everyone:
             layers = [
                 a if b is None else add_moments(a, b) for a, b in zip(layers, process[prompt], strict=True)
             ]
-        summaries.append(summarize(layers, len(texts)))
-    return summaries, padded
+        of_prompts.append(summarize([m for m in layers if m is not None], len(texts)))
+    return of_prompts, padded
+
+
+def _stream(
+    prompted: Sequence[PromptedModel],
+    texts: list[str],
+    reduce: Reduce,
+    add: Add,
+    positions: str,
+    fwd_hooks: Hooks,
+    advance: Advance | None,
+) -> Padded:
+    """This process's share of the batches; ``advance`` hears of them as often as there are processes."""
+    rank, count = rank_and_count()
+
+    def step(n_done: int) -> None:
+        if advance is not None:
+            advance(n_done * count)
+
+    return stream_activations(
+        prompted,
+        texts,
+        reduce,
+        add,
+        positions=positions,
+        fwd_hooks=fwd_hooks,
+        rank_and_count=(rank, count),
+        advance=step,
+    )
 
 
 def _on_cpu(layers: list[Tensor | None]) -> list[Tensor | None]:
     """The same on the CPU, in one transfer where they are on one device; a process without a batch has none."""
-    if any(m is None for m in layers):
+    known = [m for m in layers if m is not None]
+    if len(known) < len(layers):
         return layers
-    one_device = len({m.device for m in layers}) == 1
-    return list(torch.stack(layers).cpu()) if one_device else [m.cpu() for m in layers]
+    one_device = len({m.device for m in known}) == 1
+    return list(torch.stack(known).cpu()) if one_device else [m.cpu() for m in known]
 
 
 def count_correct(
@@ -59,8 +98,11 @@ def count_correct(
     role: str,
     baselines: Sequence[Float[Tensor, "layer position neuron"]],
     classes: Sequence[int],
-    options: dict[str, Any],
-) -> tuple[list[Int[Tensor, "class layer position neuron"]], dict[str, int]]:
+    positions: str,
+    *,
+    fwd_hooks: Hooks = (),
+    advance: Advance | None = None,
+) -> tuple[list[Int[Tensor, "class layer position neuron"]], Padded]:
     """On how many examples of ``role`` "above the baseline means this class, else another" is right.
 
     One tensor per prompt, and how the batches were padded.
@@ -80,7 +122,7 @@ def count_correct(
     def add(prompt: int, layer: int, kept: Tensor, example: Tensor) -> None:
         correct[prompt][:, layer] += kept.to(correct[prompt].device)
 
-    padded = stream_activations(prompted, list(split["text"]), reduce, add, **options)
+    padded = _stream(prompted, list(split["text"]), reduce, add, positions, fwd_hooks, advance)
     everyone = gather([c.cpu() for c in correct])
     return [torch.stack(of_prompt).sum(0) for of_prompt in zip(*everyone, strict=True)], padded
 
@@ -90,8 +132,11 @@ def rule_outcomes(
     task: Task,
     role: str,
     baselines: Sequence[Float[Tensor, "layer position neuron"]],
-    options: dict[str, Any],
-) -> tuple[RuleOutcomes, dict[str, int]]:
+    positions: str,
+    *,
+    fwd_hooks: Hooks = (),
+    advance: Advance | None = None,
+) -> tuple[RuleOutcomes, Padded]:
     """Where each neuron is above its baseline on each example of ``role``, and how the batches were padded."""
     split = task.split(role)
     n_layers, n_positions, d_mlp = baselines[0].shape
@@ -106,7 +151,7 @@ def rule_outcomes(
     def add(prompt: int, layer: int, kept: Tensor, example: Tensor) -> None:
         above[prompt, example, layer] = kept
 
-    padded = stream_activations(prompted, list(split["text"]), reduce, add, **options)
+    padded = _stream(prompted, list(split["text"]), reduce, add, positions, fwd_hooks, advance)
     first, *others = gather(above)
     for other in others:  # an example ran in one process, elsewhere its bits are 0
         first = first | other

@@ -1,7 +1,6 @@
 """What ranks the neurons, whichever score it is."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,8 +8,8 @@ from torch import Tensor
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
 
-Scored = Any
-"""A :class:`NeuronScores` or a :class:`NeuronStatistic`."""
+Scored = NeuronScores | NeuronStatistic
+"""A score of every neuron: predictivity, or any other."""
 
 
 def require_one_model(scores: Mapping[str, Scored]) -> None:
@@ -28,7 +27,11 @@ def require_one_model(scores: Mapping[str, Scored]) -> None:
 
 
 def strength(score: Scored) -> Float[Tensor, "layer neuron"]:
-    """What ranks the neurons: predictivity, or the absolute score."""
+    """What ranks the neurons: predictivity in [0.5, 1], or the absolute score.
+
+    Raises:
+        TypeError: For anything that is no score.
+    """
     if isinstance(score, NeuronScores):
         return score.predictivity
     if isinstance(score, NeuronStatistic):

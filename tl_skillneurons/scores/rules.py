@@ -1,58 +1,244 @@
-"""How good selected neurons are on examples that did not select them, with intervals.
+"""How good neurons' rules are on examples that did not choose them.
+
+With a_bsl(N, p) the threshold from role ``baseline``, and p*(N), d(N) = +1 or -1 the position and the direction that
+role ``select`` chose::
+
+    rule(N, x)     = 1[a(N, p*, x) > a_bsl(N, p*)] if d = +1, else 1 - 1[...]
+    accuracy(N)    = mean over prompts, and over the examples of ``role``, of 1[rule(N, x) = y(x)]
 
 ``select`` chose the neurons, their positions and their directions, and so flatters them. The same rules on ``report``
-don't know those examples.
+don't know those examples, and may fall below one half there. An accurate rule does not show that the model uses the
+neuron. The control: random neurons of the same layers, by the rules that ``select`` chose for them
+(``rules.accuracy_of(neurons.random_like(seed))``), and the level of the permutation null. The rule is that of Wang et
+al. (2022, section 3); testing it on examples apart is this package's.
 """
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons.models.input_cache import InputCache
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons._files import (
+    FORMAT,
+    load_tensors,
+    package_version,
+    read_json,
+    save_tensors,
+    sound,
+    write_json,
+)
+from tl_skillneurons._processes import rank_and_count
+from tl_skillneurons._progress import progress_bar
+from tl_skillneurons._results import html_of
+from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.run import as_list
+from tl_skillneurons.prompts.run import RunOptions, as_list
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
-from tl_skillneurons.prompts.streaming import stream_activations
+from tl_skillneurons.prompts.streaming import stand_alike, stream_activations
 from tl_skillneurons.scores.measured import require_measured_here
-from tl_skillneurons.scores.neuron_scores import NeuronScores, best_positions
+from tl_skillneurons.scores.neuron_scores import NeuronScores, accuracy_at
+from tl_skillneurons.scores.passes import count_correct
+from tl_skillneurons.scores.selection import every_neuron
 from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.tasks.task import Task
 
+ALL_RULES, RULE_ACCURACY = "AllRules", "RuleAccuracy"
+_PLAIN = ("mean", "low", "high", "role", "n_examples", "seed", "provenance")
+
 
 @dataclass(frozen=True, eq=False)
-class SelectedAccuracy:
-    """Accuracy of selected neurons' rules, averaged over prompts, with bootstrap intervals over examples.
+class AllRules:
+    """Accuracy of every neuron's rule on examples that did not choose it.
+
+    Attributes:
+        accuracy: Of "above the threshold means label 1" at every position; below one half it speaks for label 0.
+        position: The position that ``select`` chose for each neuron and prompt.
+        direction: The rule's direction there, as ``select`` chose it: +1 or -1.
+        role: Where the examples come from.
+        n_examples: How many there are.
+        positions: What the position axis holds, as in :class:`~tl_skillneurons.NeuronScores`.
+        provenance: That of the scores: model, task, prompts, settings.
+
+    Example:
+        >>> rules = skn.scores.evaluate_rules(model, prompts, task, scores)
+        >>> rules.accuracy_of(skill).mean(), rules.accuracy_of(skill.random_like(0)).mean()
+    """
+
+    accuracy: Float[Tensor, "prompt layer position neuron"]
+    position: Int[Tensor, "prompt layer neuron"]
+    direction: Int[Tensor, "prompt layer neuron"]
+    role: str
+    n_examples: int
+    positions: str = "prompt"
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n_prompts, n_layers, n_positions, d_mlp = self.accuracy.shape
+        for name in ("position", "direction"):
+            if getattr(self, name).shape != (n_prompts, n_layers, d_mlp):
+                raise ValueError(
+                    f"{name} must be [prompt, layer, neuron] = {[n_prompts, n_layers, d_mlp]} as accuracy is, got "
+                    f"{list(getattr(self, name).shape)}"
+                )
+        if (
+            self.position.numel()
+            and not 0 <= int(self.position.min()) <= int(self.position.max()) < n_positions
+        ):
+            raise ValueError(f"position must be in [0, {n_positions}), where accuracy has values")
+
+    def __repr__(self) -> str:
+        n_prompts, n_layers, n_positions, d_mlp = self.accuracy.shape
+        return (
+            f"AllRules({n_prompts} prompts, {n_layers} layers x {d_mlp} neurons, {n_positions} positions "
+            f"({self.positions}), {self.n_examples} examples of {self.role})"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def accuracy_of(self, neurons: NeuronSet) -> Float[Tensor, " chosen"]:
+        """Accuracy of each neuron's rule, the mean over prompts, in the order of ``neurons``; in [0, 1].
+
+        Raises:
+            ValueError: For neurons outside the model.
+        """
+        return accuracy_at(self.accuracy, self.position, self.direction, neurons)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per neuron: layer, index, the accuracy of its rule (the mean over prompts), role."""
+        _, n_layers, _, d_mlp = self.accuracy.shape
+        layer, index = every_neuron(n_layers, d_mlp)
+        accuracy = self.accuracy_of(NeuronSet(layer, index, n_layers=n_layers, d_mlp=d_mlp))
+        return pd.DataFrame(
+            {
+                "layer": layer.numpy(),
+                "index": index.numpy(),
+                "accuracy": accuracy.numpy(),
+                "role": self.role,
+            }
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the rules to one safetensors file, whole or not at all."""
+        tensors = {"accuracy": self.accuracy, "position": self.position, "direction": self.direction}
+        header = {
+            "site": SITE,
+            "axes": ["prompt", "layer", "position", "neuron"],
+            "roles": {self.role: self.n_examples},
+            "positions": self.positions,
+            "provenance": self.provenance,
+        }
+        return save_tensors(path, ALL_RULES, tensors, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "AllRules":
+        """The rules that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt, holds something else, or was measured at another site.
+        """
+        tensors, header = load_tensors(path, ALL_RULES)
+        if header.get("site") != SITE:
+            raise ValueError(f"{path} was measured at {header.get('site')}, this package measures at {SITE}")
+        with sound(path, ALL_RULES):
+            [(role, n_examples)] = header["roles"].items()
+            return cls(
+                **{name: tensors[name] for name in ("accuracy", "position", "direction")},
+                role=role,
+                n_examples=n_examples,
+                positions=header["positions"],
+                provenance=header["provenance"],
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class RuleAccuracy:
+    """Accuracy of a set's rules, averaged over prompts, with bootstrap intervals over examples.
 
     Attributes:
         mean: Of all neurons of the set.
         low, high: Its 95 % interval.
-        neurons: A row per neuron: ``layer``, ``index``, ``on_select`` (too good), ``accuracy``, ``low``, ``high``.
+        table: A row per neuron: ``layer``, ``index``, ``on_select`` (too good), ``accuracy``, ``low``, ``high``.
         role: Where the examples come from.
         n_examples: How many there are.
+        seed: Of the bootstrap.
+        provenance: That of the scores: model, task, prompts, settings.
+
+    Example:
+        >>> print(skn.scores.evaluate_rules(model, prompts, task, scores, skill))
+        61 neurons: 0.741 (0.715 to 0.768) on 872 examples of report, 0.752 on select, which chose them
     """
 
     mean: float
     low: float
     high: float
-    neurons: pd.DataFrame
+    table: pd.DataFrame
     role: str
     n_examples: int
+    seed: int = 0
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return (
-            f"{len(self.neurons)} neurons: {self.mean:.3f} ({self.low:.3f} to {self.high:.3f}) on {self.n_examples} "
-            f"examples of {self.role}, {self.neurons.on_select.mean():.3f} on select, which chose them"
+            f"{len(self.table)} neurons: {self.mean:.3f} ({self.low:.3f} to {self.high:.3f}) on {self.n_examples} "
+            f"examples of {self.role}, {self.table.on_select.mean():.3f} on select, which chose them"
         )
 
+    def __repr__(self) -> str:
+        return f"RuleAccuracy({self})"
 
-def selected_accuracy(
-    model: Any,
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per neuron: layer, index, on_select, accuracy, low, high, role."""
+        return self.table.assign(role=self.role)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it as JSON, whole or not at all."""
+        content = {"kind": RULE_ACCURACY, "format": FORMAT, "package_version": package_version()}
+        content |= {name: getattr(self, name) for name in _PLAIN}
+        return write_json(path, {**content, "table": self.table.to_dict("list")})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "RuleAccuracy":
+        """What :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is no JSON, or holds something else.
+        """
+        content = read_json(path, RULE_ACCURACY)
+        with sound(path, RULE_ACCURACY):
+            return cls(table=pd.DataFrame(content["table"]), **{name: content[name] for name in _PLAIN})
+
+
+@overload
+def evaluate_rules(
+    model: TransformerBridge,
+    prompts: SoftPrompt | Sequence[SoftPrompt] | None,
+    task: Task,
+    scores: NeuronScores,
+    neurons: None = None,
+    *,
+    role: str = "report",
+    seed: int = 0,
+    max_length: int | None = None,
+    run: RunOptions = RunOptions(),
+) -> AllRules: ...
+
+
+@overload
+def evaluate_rules(
+    model: TransformerBridge,
     prompts: SoftPrompt | Sequence[SoftPrompt] | None,
     task: Task,
     scores: NeuronScores,
@@ -60,66 +246,117 @@ def selected_accuracy(
     *,
     role: str = "report",
     seed: int = 0,
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
-    cache: InputCache | None = None,
-) -> SelectedAccuracy:
-    """The accuracy on ``role`` of each neuron's rule, and of the set on average.
+    max_length: int | None = None,
+    run: RunOptions = RunOptions(),
+) -> RuleAccuracy: ...
+
+
+def evaluate_rules(
+    model: TransformerBridge,
+    prompts: SoftPrompt | Sequence[SoftPrompt] | None,
+    task: Task,
+    scores: NeuronScores,
+    neurons: NeuronSet | None = None,
+    *,
+    role: str = "report",
+    seed: int = 0,
+    max_length: int | None = None,
+    run: RunOptions = RunOptions(),
+) -> AllRules | RuleAccuracy:
+    """How good neurons' rules are on ``role``: with the thresholds of ``baseline``, and the positions and directions
+    that ``select`` chose.
+
+    Args:
+        prompts: Those that were scored, in the same order; ``None`` for scores of the bare text.
+        neurons: A set, or ``None`` for every neuron.
+        role: Examples that chose nothing; on ``"select"`` the rules are too good.
+        seed: Of the bootstrap over examples, for a set.
+        max_length: Longest sequence in tokens; ``None`` is what the prompts were tuned with. It must be what the scores
+            were measured with.
+        run: Batches, cache, progress.
+
+    Returns:
+        For a set a :class:`RuleAccuracy`, with the mean over the set and its interval; for every neuron
+        :class:`AllRules`, which gives the accuracy of any set and can be saved.
 
     Raises:
-        ValueError: For an empty set, neurons of another model, or scores of another model or other prompts.
+        ValueError: For an empty set, neurons of another model, or scores of another model, other prompts or texts cut
+            to another length.
+
+    Example:
+        >>> skn.scores.evaluate_rules(model, prompts, task, scores, scores.top(0.02)).mean
+        >>> rules = skn.scores.evaluate_rules(model, prompts, task, scores)
     """
+    if neurons is None:
+        require_measured_here(scores, model, prompts, max_length=max_length)
+        prompted = [PromptedModel(model, one, max_length=max_length, run=run) for one in as_list(prompts)]
+        position, direction = scores.rules()
+        return AllRules(
+            accuracy=_every_accuracy(prompted, task, scores, role, run.progress),
+            position=position,
+            direction=direction,
+            role=role,
+            n_examples=task.n_examples[role],
+            positions=scores.positions,
+            provenance=scores.provenance,
+        )
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
-    options = {"batch_size": batch_size, "batch_tokens": batch_tokens, "cache": cache}
-    right = rule_answers(model, prompts, task, scores, neurons, role=role, **options).mean(0)
+    answers = rule_answers(model, prompts, task, scores, neurons, role=role, max_length=max_length, run=run)
+    right = answers.mean(0)
     each_low, each_high = bootstrap_mean(right.T, seed=seed)
     low, high = bootstrap_mean(right.mean(1), seed=seed)
-    frame = pd.DataFrame(
+    table = pd.DataFrame(
         {
             "layer": neurons.layer.numpy(),
             "index": neurons.index.numpy(),
-            "on_select": scores.rule_accuracy(neurons).numpy(),
+            "on_select": scores.accuracy_of(neurons).numpy(),
             "accuracy": right.mean(0).numpy(),
             "low": each_low.numpy(),
             "high": each_high.numpy(),
         }
     )
-    return SelectedAccuracy(float(right.mean()), float(low), float(high), frame, role, len(right))
+    return RuleAccuracy(
+        mean=float(right.mean()),
+        low=float(low),
+        high=float(high),
+        table=table,
+        role=role,
+        n_examples=len(right),
+        seed=seed,
+        provenance=scores.provenance,
+    )
 
 
 def rule_answers(
-    model: Any,
+    model: TransformerBridge,
     prompts: SoftPrompt | Sequence[SoftPrompt] | None,
     task: Task,
     scores: NeuronScores,
     neurons: NeuronSet,
     *,
     role: str = "report",
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
-    cache: InputCache | None = None,
+    max_length: int | None = None,
+    run: RunOptions = RunOptions(),
 ) -> Float[Tensor, "prompt example chosen"]:
     """Whether each neuron's rule, as ``select`` chose it for each prompt, is right on each example: 1 or 0.
 
     Raises:
-        ValueError: When the scores are of another model, or of other prompts.
+        ValueError: When the scores are of another model, of other prompts, or of texts cut to another length.
     """
-    chosen = as_list(prompts)
-    require_measured_here(scores, model, chosen)
+    require_measured_here(scores, model, prompts, max_length=max_length)
     neurons.require_fits(scores.n_layers, scores.d_mlp)
-    _, where, sign = best_positions(scores.correct, scores.n_select)
+    where, direction = scores.rules()
     labels = torch.tensor(task.split(role)["label"]) == scores.class_id
     layer, index = neurons.layer, neurons.index
-    options = {"positions": scores.positions, "batch_size": batch_size, "batch_tokens": batch_tokens}
     texts = list(task.split(role)["text"])
     rows = []
-    for number, prompt in enumerate(chosen):
-        prompted = PromptedModel(model, prompt, cache=cache)
+    for number, prompt in enumerate(as_list(prompts)):
+        prompted = PromptedModel(model, prompt, max_length=max_length, run=run)
         position = where[number, layer, index]
-        acts = chosen_activations(prompted, texts, layer, position, index, options)
+        acts = chosen_activations(prompted, texts, layer, position, index, positions=scores.positions)
         above = acts.double() > scores.baseline[number, layer, position, index]
-        says_one = above == (sign[number, layer, index] > 0)
+        says_one = above == (direction[number, layer, index] > 0)
         rows.append((says_one == labels[:, None]).double())
     return torch.stack(rows)
 
@@ -130,7 +367,8 @@ def chosen_activations(
     layer: Int[Tensor, " chosen"],
     position: Int[Tensor, " chosen"],
     index: Int[Tensor, " chosen"],
-    options: dict[str, Any],
+    *,
+    positions: str = "prompt",
 ) -> Float[Tensor, "example chosen"]:
     """The activations of chosen neurons, each at its own position."""
     kept = torch.empty(len(texts), len(layer), dtype=prompted.model.W_E.dtype)
@@ -144,5 +382,27 @@ def chosen_activations(
         if at in columns:
             kept[example[:, None], columns[at]] = acts
 
-    stream_activations([prompted], texts, reduce, add, **options)
+    stream_activations([prompted], texts, reduce, add, positions=positions)
     return kept
+
+
+def _every_accuracy(
+    prompted: Sequence[PromptedModel], task: Task, scores: NeuronScores, role: str, progress: bool
+) -> Float[Tensor, "prompt layer position neuron"]:
+    """The accuracy of "above means label 1" everywhere, from one pass over ``role`` for prompts that stand alike."""
+    accuracy = torch.empty(scores.baseline.shape, dtype=torch.float64)
+    n_examples = task.n_examples[role]
+    rank, _ = rank_and_count()
+    with progress_bar(f"rules on {role}", n_examples * len(prompted), show=progress and rank == 0) as advance:
+        for group in stand_alike(prompted):
+
+            def step(n_done: int, n_prompts: int = len(group)) -> None:
+                advance(n_done * n_prompts)
+
+            alike = [prompted[number] for number in group]
+            baselines = [scores.baseline[number] for number in group]
+            classes = [scores.class_id]
+            correct, _ = count_correct(alike, task, role, baselines, classes, scores.positions, advance=step)
+            for number, right in zip(group, correct, strict=True):
+                accuracy[number] = right[0].double() / n_examples
+    return accuracy

@@ -1,13 +1,13 @@
 """From a score of every neuron to a set of neurons: the best of each layer or of the model, or the significant."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_skillneurons._checks import require_option
 from tl_skillneurons.neurons import NeuronSet, selection_size
 from tl_skillneurons.scores.null import PermutationNull
-from tl_skillneurons.stats.intervals import require_draws
+from tl_skillneurons.stats.hypothesis_tests import require_draws
 
 CORRECTIONS = ("family", "fdr")
 
@@ -52,3 +52,9 @@ def called_significant(
     flat = called[score.flatten()[called].argsort(descending=True, stable=True)]
     n_layers, d_mlp = score.shape
     return NeuronSet(flat // d_mlp, flat % d_mlp, n_layers=n_layers, d_mlp=d_mlp, model=model)
+
+
+def every_neuron(n_layers: int, d_mlp: int) -> tuple[Int[Tensor, " neuron"], Int[Tensor, " neuron"]]:
+    """Layer and index of each neuron of the model, in the order that a flattened [layer, neuron] has."""
+    layer, index = torch.meshgrid(torch.arange(n_layers), torch.arange(d_mlp), indexing="ij")
+    return layer.flatten(), index.flatten()

@@ -1,0 +1,211 @@
+"""Correlation of every neuron with a number per text: a rating, a reward margin, the model's own confidence or loss.
+
+With a(N, p, x) the activation of neuron N at position p on text x, t(x) the target and w(x) its weight (else 1)::
+
+    r(N, p) = sum of w (a - mean a) (t - mean t) / sqrt(sum of w (a - mean a)^2 * sum of w (t - mean t)^2)
+
+where means and sums are over texts and weighted ("pearson"), or the same of ranks ("spearman").
+
+It does not show that a neuron makes the target, only that they go together on these texts; the null permutes the
+targets among the texts (``n_permutations=``), each text keeping its weight, and so assumes that texts are exchangeable.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._files import fingerprint
+from tl_skillneurons.prompts.activations import MEMORY
+from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.run import RunOptions
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+from tl_skillneurons.prompts.streaming import READINGS
+from tl_skillneurons.scores.kinds import KINDS
+from tl_skillneurons.scores.label_scores import score_texts
+from tl_skillneurons.scores.measured import prompted_set, provenance_of, require_alike
+from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
+from tl_skillneurons.tasks.task import Task, require_two_classes
+
+CORRELATIONS = tuple(name for name, kind in KINDS.items() if kind.any_number)
+ANSWERS = ("confidence", "probability", "loss", "logit_diff")
+
+Numbers = Sequence[float | int] | Tensor
+"""One number per text."""
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What neurons are correlated with, where it is more than a number per text.
+
+    Attributes:
+        values: One number per text.
+        weights: How much each text counts, 0 or more; ``None`` counts all alike.
+        name: What to call the target, in the record and in messages.
+        role: Where the texts come from, for the record.
+    """
+
+    values: Numbers
+    weights: Numbers | None = None
+    name: str = "target"
+    role: str = "select"
+
+
+def score_targets(
+    model: TransformerBridge,
+    prompts: SoftPrompt | Sequence[SoftPrompt] | None,
+    texts: Sequence[str],
+    targets: Targets | Numbers,
+    kind: str = "pearson",
+    *,
+    n_permutations: int = 0,
+    seed: int = 0,
+    positions: str = "prompt",
+    aggregate: str = "mean",
+    memory: int = MEMORY,
+    max_length: int | None = None,
+    run: RunOptions = RunOptions(),
+) -> NeuronStatistic:
+    """The correlation of every neuron's activation with a number per text, in [-1, 1].
+
+    Args:
+        prompts: One, several (equally long), or ``None`` for the bare text.
+        texts: Such as ``task.split("select")["text"]``; for pairwise preferences the texts of the pair in one
+            template, with the difference of rewards as target.
+        targets: One number for each text, or :class:`Targets` with weights and a name.
+        kind: "pearson" or "spearman".
+        n_permutations: Permutations of the targets (a weight stays with its text), drawn by ``seed``; 0 for none.
+        positions: ``"prompt"``, or ``"last"``, ``"mean"``, ``"max"`` over the text's own tokens.
+        aggregate: How prompts are combined: ``"mean"``, or ``"min"``.
+        memory: Bytes that kept activations may take.
+        max_length: Longest sequence in tokens; ``None`` is what the prompts were tuned with.
+        run: Batches, cache, progress.
+
+    Raises:
+        ValueError: For targets that are constant, not finite or not one per text, weights that are negative or sum
+            to zero, or activations that are the same for every example.
+
+    Example:
+        >>> loss = skn.scores.answer_targets(model, prompts[0], task, "loss")
+        >>> found = skn.scores.score_targets(model, prompts, task.split("select")["text"], loss, "spearman")
+    """
+    require_option(kind, "kind", CORRELATIONS)
+    require_option(positions, "positions", READINGS)
+    require_int(n_permutations, "n_permutations", minimum=0)
+    given = targets if isinstance(targets, Targets) else Targets(targets)
+    values = _numbers(given.values, len(texts))
+    weights = None if given.weights is None else _weights(given.weights, len(texts))
+    counting = values if weights is None else values[weights > 0]
+    if (counting == counting[0]).all():
+        raise ValueError(
+            f"{given.name} is {float(values[0]):g} for every example; nothing can correlate with it"
+        )
+    rows = _target_rows(values, n_permutations, seed)
+    prompted = prompted_set(model, prompts, positions, max_length=max_length, run=run)
+    require_alike(prompted)
+
+    def scorer(columns: Tensor, drawn: Tensor, layer: int, neurons: slice) -> Tensor:
+        return torch.stack([KINDS[kind].score(own, drawn, weights) for own in columns])
+
+    walked = score_texts(
+        prompted,
+        list(texts),
+        rows,
+        {kind: scorer},
+        positions=positions,
+        aggregate=aggregate,
+        seed=seed,
+        memory=memory,
+        progress=run.progress,
+    )[kind]
+    provenance = {
+        **provenance_of(prompted),
+        "target": given.name,
+        "targets": fingerprint(values),
+        "weights": None if weights is None else fingerprint(weights),
+    }
+    return NeuronStatistic(
+        name=kind,
+        values=walked.values,
+        n_examples=len(texts),
+        role=given.role,
+        positions=positions,
+        aggregate=aggregate,
+        null=walked.null,
+        provenance=provenance,
+    )
+
+
+def answer_targets(
+    model: TransformerBridge,
+    prompt: SoftPrompt,
+    task: Task,
+    what: str = "confidence",
+    *,
+    role: str = "select",
+    max_length: int | None = None,
+    run: RunOptions = RunOptions(),
+) -> Float[Tensor, " example"]:
+    """One number per example of ``role`` from the model's own answers, as a target for :func:`score_targets`.
+
+    Args:
+        what: "confidence", the probability given to the class it answers; "probability", to the right class;
+            "loss", minus its logarithm in nats; "logit_diff", logit of class 1 minus class 0 (two classes).
+        max_length: Longest sequence in tokens; ``None`` is what the prompt was tuned with.
+        run: Batches, cache.
+
+    Raises:
+        ValueError: For another ``what``, or the logit diff of a task of more than two classes.
+
+    Example:
+        >>> confidence = skn.scores.answer_targets(model, prompt, task)
+    """
+    require_option(what, "what", ANSWERS)
+    split = task.split(role)
+    prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, run=run)
+    with torch.no_grad():
+        logits = prompted.class_logits(list(split["text"])).double().cpu()
+    if what == "logit_diff":
+        require_two_classes(task)
+        return logits[:, 1] - logits[:, 0]
+    log_p = logits.log_softmax(1)
+    right = log_p.gather(1, torch.tensor(split["label"])[:, None])[:, 0]
+    return {"confidence": log_p.amax(1).exp(), "probability": right.exp(), "loss": -right}[what]
+
+
+def _target_rows(
+    values: Float[Tensor, " example"], n_permutations: int, seed: int
+) -> Float[Tensor, "row example"]:
+    """The targets, and below them as many random orders of them."""
+    rows = values[None]
+    if not n_permutations:
+        return rows
+    if math.lgamma(len(values) + 1) < math.log(n_permutations + 1):
+        raise ValueError(f"{len(values)} examples have too few orders for {n_permutations} permutations")
+    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+    order = torch.rand(n_permutations, len(values), generator=generator, dtype=torch.float64).argsort(1)
+    return torch.cat([rows, values[order]])
+
+
+def _numbers(targets: Numbers, n: int) -> Float[Tensor, " example"]:
+    values = torch.as_tensor(targets).detach().double().cpu()
+    if values.shape != (n,):
+        raise ValueError(f"targets must be one number for each of {n} texts, got shape {tuple(values.shape)}")
+    if not values.isfinite().all():
+        at = int((~values.isfinite()).nonzero()[0])
+        raise ValueError(f"targets must be finite, got {float(values[at])} for example {at}; leave it out")
+    return values
+
+
+def _weights(weights: Numbers, n: int) -> Float[Tensor, " example"]:
+    values = torch.as_tensor(weights).detach().double().cpu()
+    if values.shape != (n,) or not values.isfinite().all() or (values < 0).any():
+        raise ValueError(f"weights must be one number of at least 0 for each of {n} texts")
+    if not values.sum() > 0:
+        raise ValueError("weights sum to zero, so no example counts; give some example a weight above 0")
+    return values

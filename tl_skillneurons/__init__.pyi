@@ -13,7 +13,7 @@ from .find import find_skill_neurons as find_skill_neurons
 from .interventions.ablation import ablate as ablate
 from .interventions.attribution import attribute_neurons as attribute_neurons
 from .interventions.effect_panel import EffectPanel as EffectPanel
-from .interventions.measure_effects import measure_effects as measure_effects
+from .interventions.effects import measure_effects as measure_effects
 from .interventions.patching import patch_neurons as patch_neurons
 from .models.input_cache import InputCache as InputCache
 from .models.loading import load_model as load_model

@@ -7,7 +7,7 @@ virtual tokens included; those of a suffix prompt are the last ones, so ``-1`` i
     generic_activation_patch(model, rows, clean_cache, metric, patch_neuron, "post",
                              index_df=patching_index(neurons, [-1]))
     neuron_basis(d_mlp, neuron_index(neurons, layer))
-    fit_sparse_probe(set_activations(model, prompt, texts, neurons), labels, k=1)
+    fit_sparse_probe(skn.prompts.set_activations(model, prompt, texts, neurons), labels, k=1)
     with with_gradients(model):
         attribution_patch(model, clean_rows, corrupted_rows, metric)
 
@@ -19,12 +19,13 @@ Whatever such a tool shows for a neuron set, the control is the same for ``neuro
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons.models.hooks import remove_hook
@@ -38,6 +39,9 @@ def neuron_index(neurons: NeuronSet, layer: int) -> Int[Tensor, " neuron"]:
 
     Raises:
         ValueError: When the set has no neuron in that layer.
+
+    Example:
+        >>> basis = neuron_basis(d_mlp, neuron_index(skill, layer=3))  # [d_mlp, n_neurons]
     """
     require_int(layer, "layer", minimum=0)
     of_layer = neurons.by_layer()
@@ -56,6 +60,9 @@ def patching_index(neurons: NeuronSet, positions: Sequence[int]) -> pd.DataFrame
 
     Raises:
         ValueError: When there is no neuron or no position.
+
+    Example:
+        >>> patching_index(skill, positions=[-1])  # at the last virtual token of a suffix prompt
     """
     positions = [int(position) for position in positions]
     if not len(neurons) or not positions:
@@ -76,6 +83,10 @@ def patch_neuron(
 
     Args:
         index: Layer, position and neuron, a row of :func:`patching_index`.
+
+    Example:
+        >>> index = patching_index(skill, [-1])
+        >>> generic_activation_patch(model, rows, clean_cache, metric, patch_neuron, "post", index_df=index)
     """
     _, position, neuron = (int(number) for number in index)
     patched = corrupted.clone()  # other hooks may keep the original
@@ -88,6 +99,11 @@ def token_rows(prompted: PromptedModel, texts: Sequence[str]) -> Int[Tensor, "ba
 
     Raises:
         ValueError: When the texts differ in their number of tokens, so that some would be padded.
+
+    Example:
+        >>> rows = token_rows(prompted, ["a good film", "a bad film"])
+        >>> with prompt.attached(model):
+        ...     logits, cache = model.run_with_cache(rows)
     """
     tokens = prompted.tokens(texts)
     if tokens.is_padding.any():
@@ -101,7 +117,7 @@ def token_rows(prompted: PromptedModel, texts: Sequence[str]) -> Int[Tensor, "ba
 
 
 @contextmanager
-def with_gradients(model: Any) -> Iterator[None]:
+def with_gradients(model: TransformerBridge) -> Iterator[None]:
     """A context in which a frozen model's runs have a graph, for tools that take gradients of activations.
 
     The graph starts at ``embed.hook_out``, behind the virtual tokens: parameters, the soft prompt's too, get
@@ -110,13 +126,17 @@ def with_gradients(model: Any) -> Iterator[None]:
     Raises:
         ValueError: When gradients are switched off all around (``torch.no_grad``, ``torch.inference_mode``).
         TypeError: When it is not a ``TransformerBridge``.
+
+    Example:
+        >>> with prompt.attached(model), with_gradients(model):
+        ...     attribution_patch(model, clean_rows, corrupted_rows, metric)
     """
     require_supported(model)
     if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
         how = "torch.inference_mode()" if torch.is_inference_mode_enabled() else "torch.no_grad()"
         raise ValueError(f"there can be no graph inside {how}; call gradient tools outside of it")
 
-    def start_graph(act: Tensor, hook: Any) -> Tensor | None:
+    def start_graph(act: Tensor, hook: HookPoint) -> Tensor | None:
         return act.detach().requires_grad_(True) if torch.is_grad_enabled() else None
 
     point = model.hook_dict["embed.hook_out"]

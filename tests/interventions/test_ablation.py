@@ -6,6 +6,8 @@ import tiny
 import torch
 
 import tl_skillneurons as skn
+from tl_skillneurons.interventions import Keep, Noise, Scale, Zero
+from tl_skillneurons.interventions.ablation import positions_of, positions_record
 
 LABEL_WORDS = {0: "negative", 1: "positive"}
 TEXTS = [row["text"] for row in tiny.sentences(9, seed=4)]
@@ -14,7 +16,13 @@ NEURONS = skn.NeuronSet([1, 0, 1, 0], [40, 3, 2, 11])
 VALUES = torch.randn(2, 48, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
 REFERENCE = torch.randn(5, 2, 48, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
 EXACT = 1e-12  # a few roundings of 1e-16 on numbers of order 1, in models that compute in float64 throughout
-HOW = [("zero", {}), ("mean", {"values": VALUES}), ("resample", {"values": REFERENCE}), ("noise", {})]
+HOW = [
+    ("zero", {}),
+    ("mean", {"values": VALUES}),
+    ("resample", {"values": REFERENCE}),
+    (Noise(0.1, absolute=True), {}),
+]
+IDS = ["zero", "mean", "resample", "noise"]
 
 
 def prompt_for(family, seed=0, n=3):
@@ -71,7 +79,7 @@ def test_zero_ablation_is_mean_ablation_at_zero(models):
 @pytest.mark.parametrize(
     "positions", ["all", "prompt", "text", slice(1, 3), [-1], [0, 2], torch.tensor([0, 2])], ids=str
 )
-@pytest.mark.parametrize("how, settings", HOW, ids=[how for how, _ in HOW])
+@pytest.mark.parametrize("how, settings", HOW, ids=IDS)
 @pytest.mark.parametrize(
     "family, side", [("gpt2", "left"), ("gpt2", "right"), ("bert", "left"), ("bert", "right")]
 )
@@ -138,7 +146,7 @@ def test_resampling_draws_every_reference_row_about_equally_often(models):
 def test_noise_is_one_vector_per_example_and_layer_of_the_asked_scale(models, sigma, values):
     prompted = prompted_of(models, "gpt2")
     everything = skn.NeuronSet.from_mask(torch.ones(2, 48, dtype=torch.bool))
-    hooks = skn.ablate(everything, how="noise", sigma=sigma, values=values)
+    hooks = skn.ablate(everything, how=Noise(sigma, absolute=values is None), values=values)
     before, after = neurons_before_and_after(prompted, ["good film"] * 60, hooks)
     noise = after - before
     # the sum and the difference each round a number of order 1 to 10
@@ -152,21 +160,20 @@ def test_noise_is_one_vector_per_example_and_layer_of_the_asked_scale(models, si
 
 
 @pytest.mark.parametrize("positions", ["all", "prompt", slice(-2, None)], ids=str)
-@pytest.mark.parametrize("how, settings", HOW, ids=[how for how, _ in HOW])
+@pytest.mark.parametrize("how, settings", HOW, ids=IDS)
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 @torch.no_grad()
 def test_effects_do_not_depend_on_batch_size_or_padding(models, family, how, settings, positions):
     hooks = skn.ablate(NEURONS, how=how, positions=positions, seed=3, **settings)
-    expected = prompted_of(models, family).class_logits(TEXTS, hooks, batch_size=1)
+    expected = prompted_of(models, family, run=skn.RunOptions(batch_size=1)).class_logits(TEXTS, hooks)
     for side in ("left", "right"):
         for batch_size in (7, 100):
-            logits = prompted_of(models, family, padding_side=side).class_logits(
-                TEXTS, hooks, batch_size=batch_size
-            )
+            run = skn.RunOptions(batch_size=batch_size)
+            logits = prompted_of(models, family, padding_side=side, run=run).class_logits(TEXTS, hooks)
             torch.testing.assert_close(logits, expected, rtol=0, atol=EXACT)
 
 
-@pytest.mark.parametrize("how, settings", HOW, ids=[how for how, _ in HOW])
+@pytest.mark.parametrize("how, settings", HOW, ids=IDS)
 @torch.no_grad()
 def test_the_seed_decides_and_the_callers_random_state_does_not(models, how, settings):
     prompted = prompted_of(models, "gpt2")
@@ -183,7 +190,7 @@ def test_the_seed_decides_and_the_callers_random_state_does_not(models, how, set
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("how, settings", HOW, ids=[how for how, _ in HOW])
+@pytest.mark.parametrize("how, settings", HOW, ids=IDS)
 @torch.no_grad()
 def test_hooks_work_wherever_transformerlens_takes_them_in_any_dtype(how, settings, dtype):
     model = tiny.bridge("gpt2", dtype=dtype)
@@ -261,7 +268,7 @@ ONE = skn.NeuronSet([1], [47])
         (
             ONE,
             {"how": "knockout"},
-            "how must be one of 'zero', 'mean', 'class_mean', 'resample', 'noise', 'scale', got 'knockout'",
+            "how must be one of 'zero', 'mean', 'class_mean', .*got 'knockout'",
         ),
         (ONE, {"how": "men", "values": VALUES}, "got 'men'; did you mean 'mean'"),
         (
@@ -287,16 +294,20 @@ ONE = skn.NeuronSet([1], [47])
         (ONE, {"how": "mean", "values": VALUES[:, :40]}, "outside the model"),
         (ONE, {"how": "mean", "values": VALUES[:1]}, "outside the model"),
         (ONE, {"how": "mean", "values": VALUES / 0}, "values for how='mean' must be finite"),
-        (ONE, {"how": "noise", "sigma": 0.0}, "sigma must be positive and finite, got 0.0"),
-        (ONE, {"how": "noise", "sigma": float("nan")}, "sigma must be positive and finite, got nan"),
-        (ONE, {"how": "noise", "seed": -1}, "seed must be an integer of at least 0, got -1"),
-        (ONE, {"how": "scale", "factor": -0.5}, "factor must be at least 0 and finite, got -0.5"),
-        (ONE, {"how": "scale", "values": VALUES}, "how='scale' takes no values"),
+        (ONE, {"how": "noise"}, r"how='noise 1' needs values .*scores.mean_std\(\)"),
+        (ONE, {"how": Noise(1, absolute=True), "values": VALUES}, "how='noise 1 absolute' takes no values"),
+        (ONE, {"how": Keep()}, "how='keep' needs values"),
+        (ONE, {"seed": -1}, "seed must be an integer of at least 0, got -1"),
+        (ONE, {"how": Scale(0.5), "values": VALUES}, "how='scale 0.5' takes no values"),
         (ONE, {"how": "class_mean", "classes": [0]}, "needs values to hold the neurons at"),
         (ONE, {"how": "class_mean", "values": REFERENCE}, "needs classes"),
         (ONE, {"how": "class_mean", "values": VALUES, "classes": [0]}, r"must be \[class, layer, neuron\]"),
         (ONE, {"how": "class_mean", "values": REFERENCE[:2], "classes": [0, 2]}, r"must be in \[0, 2\)"),
-        (ONE, {"how": "mean", "values": VALUES, "classes": [0]}, "classes are for how='class_mean'"),
+        (
+            ONE,
+            {"how": "mean", "values": VALUES, "classes": [0]},
+            "classes are for what goes by class, got them with how='mean'",
+        ),
     ],
 )
 def test_ablations_that_make_no_sense_are_refused(neurons, settings, message):
@@ -360,7 +371,7 @@ def test_scaling_multiplies_and_class_means_go_by_the_callers_order(models):
     with torch.no_grad():
         for hooks in (
             [],
-            skn.ablate(ONE, how="scale", factor=1.5),
+            skn.ablate(ONE, how=Scale(1.5)),
             skn.ablate(ONE, how="class_mean", values=values, classes=[1, 0, 1]),
         ):
             prompted.run_with_hooks(texts, [*hooks, ("blocks.1.mlp.hook_post", keep)])
@@ -371,3 +382,34 @@ def test_scaling_multiplies_and_class_means_go_by_the_callers_order(models):
         assert (kept[2][row, :, index] == values[label, 1, index]).all()
     with pytest.raises(ValueError, match="classes names the class of 2 examples, and example 2 runs"):
         prompted.class_logits(texts, skn.ablate(ONE, how="class_mean", values=values, classes=[1, 0]))
+
+
+@torch.no_grad()
+def test_keeping_a_set_edits_all_others_and_knows_their_number_from_the_values(models):
+    prompted = prompted_of(models, "gpt2")
+    _, after = neurons_before_and_after(prompted, TEXTS, skn.ablate(NEURONS, how=Keep(), values=VALUES))
+    others = (~NEURONS.mask(2, 48))[:, None, None].expand_as(after)
+    assert torch.equal(after[others], VALUES[:, None, None].expand_as(after)[others])
+    with pytest.raises(ValueError, match="doesn't know its model's n_layers"):
+        skn.ablate(NEURONS, how=Keep(Zero()))
+    known = skn.NeuronSet(NEURONS.layer, NEURONS.index, 2, 48)
+    assert len(skn.ablate(known, how=Keep(Zero()))) == 2
+
+
+def test_a_hook_declares_where_it_acts_and_a_function_of_the_users_promises_nothing():
+    acting = [
+        {hook.positions for _, hook in skn.ablate(NEURONS, how=how, positions=positions)}
+        for how, positions in (
+            ("zero", "prompt"),
+            ("zero", "all"),
+            ("zero", [0, 2]),
+            (lambda act, hook: act, "prompt"),
+        )
+    ]
+    assert acting == [{"prompt"}, {"all"}, {"chosen"}, {"chosen"}]
+
+
+def test_positions_are_recorded_so_that_they_can_be_read_again():
+    for positions in ("prompt", [0, -1], slice(1, None)):
+        assert positions_of(positions_record(positions)) == positions
+    assert positions_record(torch.tensor([0, 2])) == [0, 2]

@@ -26,7 +26,7 @@ from transformer_lens.tools.analysis.interchange import (
     random_neuron_basis,
 )
 
-from tl_skillneurons import NeuronSet, PromptedModel, SoftPrompt, ablate
+from tl_skillneurons import NeuronSet, PromptedModel, RunOptions, SoftPrompt, ablate
 from tl_skillneurons.interop import neuron_index, patch_neuron, patching_index, token_rows, with_gradients
 from tl_skillneurons.models.hooks import has_foreign_hooks
 from tl_skillneurons.prompts import neuron_activations
@@ -75,7 +75,7 @@ def run():
 @pytest.fixture(autouse=True)
 def _no_trace(run):
     yield
-    assert not has_foreign_hooks(run.model.hook_dict)
+    assert not has_foreign_hooks(run.model)
     assert not any(p.requires_grad or p.grad is not None for p in run.model.parameters())
     assert run.prompt.embedding.grad is None
 
@@ -295,7 +295,7 @@ def test_a_tunable_prompt_gets_no_gradient_through_the_context(run):
 def test_the_context_leaves_no_hook_after_an_exception(run):
     with pytest.raises(KeyError), with_gradients(run.model):
         raise KeyError("stop")
-    assert not has_foreign_hooks(run.model.hook_dict)
+    assert not has_foreign_hooks(run.model)
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
@@ -383,7 +383,7 @@ def test_the_activations_of_a_set_are_those_of_all_neurons_in_its_order(run, pos
     texts = [row["text"] for row in planted.sentences(9, seed=6)]
     neurons = NeuronSet([2, 0, 2], [11, 5, 3])
     every = neuron_activations(run.model, run.prompt, texts, positions=positions)
-    found = set_activations(run.model, run.prompt, texts, neurons, positions=positions, **size)
+    found = set_activations(run.model, run.prompt, texts, neurons, positions=positions, run=RunOptions(**size))
     assert found.shape == (9, 3)
     torch.testing.assert_close(found, every[:, neurons.layer, neurons.index], rtol=1e-5, atol=1e-5)
 

@@ -14,6 +14,7 @@ Hooks are pairs of hook-point name and function, for ``model.run_with_hooks(fwd_
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +30,18 @@ from tl_skillneurons.prompts.positions import NAMED, ActsAt, columns
 
 Positions = str | slice | Sequence[int] | Int[Tensor, " pos"]
 """Where: "all", "prompt", "text", or a slice or indices into the sequence with virtual tokens."""
+
+
+def positions_record(positions: Positions) -> Any:
+    """How results record positions, as plain JSON values: :func:`positions_of` reads it."""
+    if isinstance(positions, slice):
+        return {"slice": [positions.start, positions.stop, positions.step]}
+    return positions if isinstance(positions, str) else [int(i) for i in positions]
+
+
+def positions_of(record: Any) -> Positions:
+    """The positions that :func:`positions_record` recorded."""
+    return slice(*record["slice"]) if isinstance(record, dict) else record
 
 
 def ablate(

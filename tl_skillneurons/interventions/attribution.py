@@ -13,27 +13,49 @@ neurons for real, the highest and a random sample, and tells how far the ranks a
 reads can still get a small score through the scale of a norm.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._checks import differing, require_int, require_option
+from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.interventions.patching import DIRECTIONS, Twins, patch_neurons, twins_of
+from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons.interventions.ablation import Positions, positions_of, positions_record
+from tl_skillneurons.interventions.patching import patch_neurons
+from tl_skillneurons.interventions.twins import (
+    DIRECTIONS,
+    Twins,
+    logit_diff,
+    twins_of,
+    twins_record,
+    twins_recorded,
+)
+from tl_skillneurons.models.hooks import Hook, Hooks
+from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.positions import PromptedTokens, columns
 from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
+from tl_skillneurons.stats.ranks import spearman
 from tl_skillneurons.tasks.task import Task
 
+KIND = "NeuronAttribution"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class NeuronAttribution:
     """Estimated change of the logit diff by patching each neuron alone, averaged over pairs.
 
@@ -41,7 +63,7 @@ class NeuronAttribution:
         effect: In logits; for "denoise" positive values recover the clean answer, for "noise" negative values
             take it away.
         gap: Mean logit diff of the source runs minus that of the base runs: what there is to move.
-        settings: Model, site, direction, positions and their frame, role, steps.
+        settings: Model, prompt, task, site, direction, positions and their frame, twins, steps.
     """
 
     effect: Float[Tensor, "layer neuron"]
@@ -55,36 +77,74 @@ class NeuronAttribution:
 
     def top(self, n: int) -> NeuronSet:
         """The neurons that recover most by this estimate, highest first."""
-        order = self.recovered.flatten().argsort(descending=True, stable=True)[: require_int(n, "n")]
+        flat = rearrange(self.recovered, "layer neuron -> (layer neuron)")
+        order = flat.argsort(descending=True, stable=True)[: require_int(n, "n")]
         n_layers, d_mlp = self.effect.shape
-        return NeuronSet(order // d_mlp, order % d_mlp, n_layers, d_mlp, self.settings["model"])
+        return NeuronSet(order // d_mlp, order % d_mlp, n_layers, d_mlp, self.settings["model"]["name"])
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per neuron, in the model's order: ``layer``, ``index``, ``effect`` in logits, ``recovered``."""
+        frame = NeuronSet.from_mask(torch.ones_like(self.effect, dtype=torch.bool)).to_dataframe()
+        frame["effect"] = rearrange(self.effect, "layer neuron -> (layer neuron)").tolist()
+        frame["recovered"] = rearrange(self.recovered, "layer neuron -> (layer neuron)").tolist()
+        return frame
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it as safetensors, whole or not at all; returns its path."""
+        header = {"settings": self.settings, "gap": self.gap}
+        return save_tensors(path, KIND, {"effect": self.effect}, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "NeuronAttribution":
+        """What :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt or holds something else.
+        """
+        tensors, header = load_tensors(path, KIND)
+        with sound(path, KIND):
+            if tensors["effect"].ndim != 2:
+                raise ValueError(
+                    f"effect must be [layer, neuron], got shape {tuple(tensors['effect'].shape)}"
+                )
+            return cls(tensors["effect"], float(header["gap"]), header["settings"])
+
+    def __repr__(self) -> str:
+        best = list(self.top(3))
+        names = ("direction", "positions", "steps")
+        shown = {name: self.settings.get(name) for name in names}
+        return one_line(self, shape=list(self.effect.shape), gap=self.gap, best=best, **shown)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
 
 def attribute_neurons(
-    model: Any,
+    model: TransformerBridge,
     prompt: SoftPrompt,
     task: Task,
     *,
-    twins: Twins | None = None,
-    clean_labels: Sequence[int] | None = None,
+    twins: Twins | str = "report",
     direction: str = "denoise",
-    positions: Any = "prompt",
+    positions: Positions = "prompt",
     steps: int = 1,
-    role: str = "report",
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
     max_length: int | None = None,
-    progress: bool = True,
+    run: RunOptions = RunOptions(),
 ) -> NeuronAttribution:
     """Estimate for every neuron what :func:`~tl_skillneurons.patch_neurons` would find for it alone.
 
     Args:
-        task, twins, clean_labels, positions: As in :func:`~tl_skillneurons.patch_neurons`.
+        task, twins, positions, max_length: As in :func:`~tl_skillneurons.patch_neurons`.
         steps: Runs between base and source whose gradients are averaged; 1 takes that of the base run.
 
     Raises:
         ValueError: Inside ``torch.no_grad()`` or ``torch.inference_mode()``, where a run has no graph; for pairs of
             unequal length.
+
+    Example:
+        >>> attribution = skn.attribute_neurons(model, prompt, task)
+        >>> attribution.top(20)
     """
     if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
         raise ValueError(
@@ -92,30 +152,32 @@ def attribute_neurons(
         )
     require_option(direction, "direction", DIRECTIONS)
     require_int(steps, "steps")
-    prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length)
-    pairs, labels = twins_of(prompted, task, role, twins, clean_labels)
-    sides = [prompted.encode([pair[side] for pair in pairs]) for side in (0, 1)]
+    prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, run=run)
+    pairs = twins_of(task, twins)
+    sides = pairs.encode(prompted)
     source, base = sides if direction == "denoise" else sides[::-1]
     effect = torch.zeros(neuron_shape(model), dtype=torch.float64)
-    gap = 0.0
-    with prompted.attached() as virtual, progress_bar("attribution", len(pairs), show=progress) as advance:
-        for rows in prompted.batches(base, batch_tokens, batch_size):
+    gap, n_pairs = 0.0, len(pairs.pairs)
+    with prompted.attached() as virtual, progress_bar("attribution", n_pairs, show=run.progress) as advance:
+        for rows in prompted.batches(base):
             tokens = [prompted.assemble([ids[i] for i in rows], rows) for ids in (base, source)]
-            change, moved = _attribute(prompted, *tokens, virtual, labels[rows], positions, steps)
+            change, moved = _attribute(prompted, *tokens, virtual, pairs.sign[rows], positions, steps)
             effect += change
             gap += moved
             advance(len(rows))
     settings = {
-        "model": model.cfg.model_name,
-        "task": task.name,
+        "model": model_record(model),
+        "prompt": prompt_record(prompt),
+        "max_length": prompted.max_length,
+        "task": {"name": task.name, "fingerprint": task.fingerprint},
         "site": SITE,
         "direction": direction,
-        "positions": str(positions),
+        "positions": positions_record(positions),
         "positions_frame": "with virtual tokens",
-        "role": role if twins is None else "given twins",
+        "twins": twins_record(twins),
         "steps": steps,
     }
-    return NeuronAttribution(effect / len(pairs), gap / len(pairs), settings)
+    return NeuronAttribution(effect / n_pairs, gap / n_pairs, settings)
 
 
 def _attribute(
@@ -124,7 +186,7 @@ def _attribute(
     source: PromptedTokens,
     virtual: VirtualTokens,
     sign: Tensor,
-    positions: Any,
+    positions: Positions,
     steps: int,
 ) -> tuple[Float[Tensor, "layer neuron"], float]:
     """Summed over the batch: the estimated changes, and the gap."""
@@ -134,13 +196,13 @@ def _attribute(
     where: dict[str, Tensor] = {}
 
     def keep_embed(side: str) -> Callable[..., None]:
-        def note(act: Tensor, hook: Any) -> None:
+        def note(act: Tensor, hook: HookPoint) -> None:
             embeds[side] = act.detach()
 
         return note
 
     def keep(side: str) -> Callable[..., None]:
-        def note(act: Tensor, hook: Any) -> None:
+        def note(act: Tensor, hook: HookPoint) -> None:
             acts[side].append(act.detach())
             where["columns"] = columns(positions, act, hook)
 
@@ -149,7 +211,8 @@ def _attribute(
     diffs = {}
     with torch.no_grad():
         for side, tokens in (("base", base), ("source", source)):
-            hooks = [("embed.hook_out", keep_embed(side)), *((name, keep(side)) for name in names)]
+            hooks: list[Hook] = [("embed.hook_out", keep_embed(side))]
+            hooks += [(name, keep(side)) for name in names]
             diffs[side] = _diff(prompted, tokens, virtual, hooks, sign)
     gradients = [torch.zeros_like(act) for act in acts["base"]]
     for step in range(steps):
@@ -157,10 +220,10 @@ def _attribute(
         between = torch.lerp(embeds["base"], embeds["source"], share)
         live: list[Tensor] = []
 
-        def start(act: Tensor, hook: Any, between: Tensor = between) -> Tensor:
+        def start(act: Tensor, hook: HookPoint, between: Tensor = between) -> Tensor:
             return between.clone().requires_grad_(True)
 
-        def hold(act: Tensor, hook: Any, live: list[Tensor] = live) -> None:
+        def hold(act: Tensor, hook: HookPoint, live: list[Tensor] = live) -> None:
             live.append(act)
 
         hooks = [("embed.hook_out", start), *((name, hold) for name in names)]
@@ -176,42 +239,50 @@ def _attribute(
 
 
 def _diff(
-    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, hooks: list[Any], sign: Tensor
+    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, hooks: Hooks, sign: Tensor
 ) -> Float[Tensor, " batch"]:
-    logits = prompted.read_out(tokens, virtual, hooks)
-    return sign.to(logits) * (logits[:, 1] - logits[:, 0])
+    return logit_diff(prompted.read_out(tokens, virtual, hooks), sign)
 
 
 def compare_with_exact(
-    model: Any,
+    model: TransformerBridge,
     prompt: SoftPrompt,
     task: Task,
     attribution: NeuronAttribution,
     *,
-    twins: Twins | None = None,
-    clean_labels: Sequence[int] | None = None,
-    positions: Any = "prompt",
     n_top: int = 20,
     n_sample: int = 20,
-    role: str = "report",
     seed: int = 0,
-    progress: bool = True,
-    **batching: Any,
+    run: RunOptions = RunOptions(),
 ) -> pd.DataFrame:
     """Patch neurons one at a time, the highest by attribution and a random sample, and compare.
 
-    Give the positions, twins and role that the attribution was made with.
+    Twins, positions, direction and length are those that the attribution was made with.
 
     Returns:
         One row per neuron: ``group`` ("top" or "sample"), ``layer``, ``index``, ``estimate`` and ``exact``, both
         fractions of the gap, and the group's Spearman correlation of the two, ``rank_agreement``.
+
+    Raises:
+        ValueError: For another model, prompt or task than the attribution's.
     """
+    settings = attribution.settings
+    here = {
+        "model": model_record(model),
+        "prompt": prompt_record(prompt),
+        "task": {"name": task.name, "fingerprint": task.fingerprint},
+    }
+    differs = differing(settings, here)
+    if differs:
+        raise ValueError(
+            f"the attribution is of another run ({'; '.join(differs)}); give what it was made with"
+        )
     n_layers, d_mlp = attribution.effect.shape
     top = attribution.top(n_top)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(n_layers * d_mlp, generator=generator)[: require_int(n_sample, "n_sample")]
     groups = {"top": top, "sample": NeuronSet(drawn // d_mlp, drawn % d_mlp, n_layers, d_mlp)}
-    direction = attribution.settings["direction"]
+    direction, twins = settings["direction"], settings["twins"]
     frames = []
     for group, neurons in groups.items():
         found = patch_neurons(
@@ -219,21 +290,20 @@ def compare_with_exact(
             prompt,
             task,
             neurons,
-            twins=twins,
-            clean_labels=clean_labels,
+            twins=twins_recorded(twins),
             directions=(direction,),
-            positions=positions,
+            positions=positions_of(settings["positions"]),
             curves=("neuron",),
             n_random=19,
-            role=role,
             seed=seed,
-            progress=progress,
-            **batching,
+            max_length=settings["max_length"],
+            run=run,
         )
         index = found.results[direction].index_df
         single = index[(index.curve == "neuron") & (index.kind == "chosen")].index.tolist()
+        estimate = attribution.recovered[neurons.layer, neurons.index]
+        exact = found.recovered(direction)[single]
         frame = neurons.to_dataframe().assign(group=group)
-        frame["estimate"] = attribution.recovered[neurons.layer, neurons.index].tolist()
-        frame["exact"] = found.recovered(direction)[single].tolist()
-        frames.append(frame.assign(rank_agreement=frame.estimate.rank().corr(frame.exact.rank())))
+        frame["estimate"], frame["exact"] = estimate.tolist(), exact.tolist()
+        frames.append(frame.assign(rank_agreement=spearman(estimate, exact)))
     return pd.concat(frames, ignore_index=True)

@@ -25,8 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from tl_skillneurons.interventions.ablation import Hook
 from tl_skillneurons.models.batches import run_batches
+from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.sites import neuron_hooks
 from tl_skillneurons.prompts.positions import PromptedTokens, published
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -37,10 +37,7 @@ def direct_logits(
     prompted: PromptedModel,
     texts: Sequence[str],
     intact: Float[Tensor, "example n_classes"],
-    interventions: Sequence[Sequence[Hook]],
-    *,
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
+    interventions: Sequence[Hooks],
 ) -> list[Float[Tensor, "example n_classes"]]:
     """For each intervention the class logits with its direct effect alone.
 
@@ -71,7 +68,7 @@ def direct_logits(
                         moved = torch.einsum("bn,bcn->bc", delta.double(), gain[layer_of[name]].double())
                         logits[batch] += moved.to(logits.device)
 
-        run_batches(prompted.batches(ids, batch_tokens, batch_size), run)
+        run_batches(prompted.batches(ids), run)
     return [logits.to(intact.dtype) for logits in changed]
 
 

@@ -15,93 +15,47 @@ intervention; direct effect: later layers and norm scales as in the intact run, 
 Larger is better for the first three, worse for the last two; ``change`` is value minus intact.
 
 Two controls stand beside each: random neurons of the same layers, and random neurons matched on mean absolute
-activation and output-weight norm. The rank p-value asks how often a control does at least as much harm; for
-"keep" (everything but these neurons held at the mean) how often a control keeps at least as much.
+activation and output-weight norm. Their p-value is the two-sided rank p
+(:mod:`~tl_skillneurons.interventions._pooling`): how many of the controls' values are as far from the middle of all
+as the chosen neurons' is, whichever way; which way it is, ``value`` beside the control's median says. With several
+prompts every number is there for each, and pooled: the mean over prompts, among the controls' means.
 
 What it does not show: which neuron of a set matters; that a harmless set is unused (later layers may repair
 what is missing: compare direct and total effect); anything beyond this role's examples. The p-values are per
 row, not corrected for the number of rows.
 """
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_skillneurons._checks import require_option
-from tl_skillneurons.stats.chance import clopper_pearson, rank_p_value
-from tl_skillneurons.stats.intervals import bootstrap_mean, calibration_error, mcnemar
+from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons.interventions._measured import TASK_METRICS, Condition, Measured, exact_of, intervals_of
+from tl_skillneurons.interventions._pooling import two_sided_p
+from tl_skillneurons.stats.ranks import median
 
+KIND = "EffectPanel"
 CONTROLS = ("random", "matched")
-TASK_METRICS = ("accuracy", "logit_diff", "probability", "calibration_error")
-_LARGER_IS_WORSE = ("calibration_error", "cross_entropy")
-_N_BOOTSTRAP_OF_BINS = 500
 
 
-@dataclass(frozen=True)
-class Condition:
-    """One intervention at one kind of position on one set of neurons.
-
-    Attributes:
-        intervention: Its name and amount, for example ``"noise 0.5"``.
-        positions: "all", "prompt" or "text".
-        size: What was asked for, per layer; ``"whole"`` for the set as given.
-        neurons: "chosen", or the control: "random" or "matched".
-        draw: Which control; 0 for the chosen neurons.
-        n_neurons: How many neurons the set has.
-    """
-
-    intervention: str
-    positions: str
-    size: str
-    neurons: str
-    draw: int
-    n_neurons: int
-
-    @property
-    def key(self) -> str:
-        """Names the condition in a file."""
-        return f"{self.intervention}, {self.positions}, {self.size}, {self.neurons} {self.draw}"
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What one task (or plain text) gave under every condition.
-
-    Attributes:
-        task: Its name, or ``"plain text"``.
-        effect: "total" or "direct".
-        labels: Class of each example; ``None`` for plain text.
-        intact: Class logits of the intact model, or the cross-entropy of each text.
-        outputs: The same under each condition, by its key; a condition that can't act here is not among them.
-    """
-
-    task: str
-    effect: str
-    labels: Int[Tensor, " example"] | None
-    intact: Float[Tensor, "example output"]
-    outputs: dict[str, Float[Tensor, "example output"]]
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """What can be read from the outputs."""
-        return ("cross_entropy",) if self.labels is None else TASK_METRICS
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EffectPanel:
-    """The effects of interventions on a set of neurons beside those of its controls.
+    """The effects of interventions on sets of neurons beside those of their controls.
 
     Attributes:
         conditions: All that was done, the chosen neurons before their controls.
         measured: The task's total effects first, then its direct ones, other tasks and plain text, where asked
             for.
         role: Whose examples of the task answered.
-        settings: What made the panel: model, site, prompt, neurons, reference, seed.
+        settings: What made the panel: model, site, prompts, neurons, reference, seed.
     """
 
     conditions: tuple[Condition, ...]
@@ -109,35 +63,43 @@ class EffectPanel:
     role: str
     settings: dict[str, Any]
 
-    def to_dataframe(self, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
-        """One row per task, effect, intervention, positions, size and metric, for the chosen neurons.
+    def to_dataframe(
+        self, *, confidence: float = 0.95, seed: int = 0, each_prompt: bool = True
+    ) -> pd.DataFrame:
+        """One row per task, effect, prompt, intervention, positions, set and metric, for the chosen neurons.
 
         Columns: ``intact``, ``value``, ``change`` with its bootstrap interval over examples (``change_low``,
         ``change_high``; the same resampled examples for all rows of a task); for accuracy the exact interval of
         ``value`` and McNemar's p against the intact model (``value_low``, ``value_high``, ``p_mcnemar``); for
-        each control the median and range of ``value`` over its draws and the rank p (``random_median``,
+        each control the median and range of ``value`` over its draws and the two-sided rank p (``random_median``,
         ``random_min``, ``random_max``, ``p_random``, and ``matched_...``).
+
+        With several prompts each has its rows (``prompt`` 0, 1, ...), and the rows "pooled" are of the means over
+        prompts, their interval over prompts and examples; exact interval and McNemar's test are of single prompts.
+
+        Args:
+            each_prompt: False for the pooled rows alone (those of the prompt, where there is one).
         """
-        return pd.DataFrame(list(self._rows(confidence, seed)))
+        return pd.DataFrame(list(self._rows(confidence, seed, each_prompt)))
 
     def draws(self) -> pd.DataFrame:
-        """One row per task, effect, condition and metric: the chosen neurons' value and each control's."""
+        """One row per task, effect, prompt, condition and metric: the chosen neurons' value and each control's."""
         rows = []
         for measured in self.measured:
-            for condition in self._conditions_of(measured):
-                output = measured.outputs[condition.key]
-                for metric in measured.metrics:
-                    value = value_of(metric, output, measured.labels)
-                    rows.append({**_names(measured, condition), "metric": metric, "value": value})
-                    rows[-1] |= {"neurons": condition.neurons, "draw": condition.draw}
+            for prompt in measured.prompts:
+                for condition in self._conditions_of(measured):
+                    for metric in measured.metrics:
+                        value = measured.value(metric, condition.key, prompt)
+                        rows.append({**_names(measured, prompt, condition), "metric": metric, "value": value})
+                        rows[-1] |= {"neurons": condition.neurons, "draw": condition.draw}
         return pd.DataFrame(rows)
 
     def specificity(self, metric: str = "accuracy") -> pd.DataFrame:
         """How much more the chosen neurons' intervention costs this task than the others.
 
-        One row per intervention, positions and size: the drop on the task, the mean drop on the other tasks,
-        their ratio (NaN where the others lose nothing), the same two drops of the median random control, and
-        the increase of plain text's cross-entropy (NaN where it was not measured).
+        One row per intervention, positions and set: the drop on the task (its mean over prompts), the mean drop on
+        the other tasks, their ratio (NaN where the others lose nothing), the same two drops of the median random
+        control, and the increase of plain text's cross-entropy (NaN where it was not measured).
 
         Raises:
             ValueError: When no other task was measured, or for an unknown metric.
@@ -146,7 +108,8 @@ class EffectPanel:
         total = [m for m in self.measured if m.effect == "total" and m.labels is not None]
         if len(total) < 2:
             raise ValueError(
-                "specificity needs another task to compare with; give measure_effects other_tasks=[(task, prompt)]"
+                "specificity needs another task to compare with; give measure_effects "
+                "beyond=Beyond(other_tasks=[(task, prompt)])"
             )
         plain = next((m for m in self.measured if m.labels is None), None)
         rows = []
@@ -155,15 +118,12 @@ class EffectPanel:
                 continue
             on, *off = (_drop(m, condition, metric) for m in total)
             controls = self._draws_of(condition, "random")
-            on_random, *off_random = (
-                float(torch.tensor([_drop(m, c, metric) for c in controls], dtype=torch.float64).median())
-                for m in total
-            )
+            on_random, *off_random = (median([_drop(m, c, metric) for c in controls]) for m in total)
             off_mean = sum(off) / len(off)
             in_plain = plain is not None and condition.key in plain.outputs
             rows.append(
                 {
-                    **_names(total[0], condition),
+                    **_names(total[0], total[0].prompts[-1], condition),
                     "metric": metric,
                     "drop": on,
                     "other_drop": off_mean,
@@ -171,145 +131,154 @@ class EffectPanel:
                     "random_drop": on_random,
                     "random_other_drop": sum(off_random) / len(off_random),
                     "cross_entropy_increase": -_drop(plain, condition, "cross_entropy")
-                    if in_plain
+                    if plain is not None and in_plain
                     else float("nan"),
                 }
             )
         return pd.DataFrame(rows)
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the panel as safetensors, whole or not at all; returns its path."""
+        return save_tensors(path, KIND, self.tensors(), self.header())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "EffectPanel":
+        """The panel that :meth:`save` wrote, or ``measure_effects(path=...)`` when it was done.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt, of an interrupted call, or holds something else.
+        """
+        tensors, header = load_tensors(path, KIND)
+        if not header.get("finished"):
+            raise ValueError(
+                f"{path} is of a call that was interrupted; the same measure_effects(path=...) goes on with it"
+            )
+        with sound(path, KIND):
+            conditions = tuple(Condition(**one) for one in header["conditions"])
+            measured = tuple(
+                _measured(tensors, number, one, conditions) for number, one in enumerate(header["measured"])
+            )
+            return cls(conditions, measured, header["role"], header["settings"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All outputs by their names in a file, see :func:`tensor_name`."""
+        found = {}
+        for number, measured in enumerate(self.measured):
+            if measured.labels is not None:
+                found[tensor_name(number, None, "labels")] = measured.labels
+            for what, output in [("intact", measured.intact), *measured.outputs.items()]:
+                for prompt, one in enumerate(output):
+                    found[tensor_name(number, prompt, what)] = one.clone()  # files hold no views
+        return found
+
+    def header(self) -> dict[str, Any]:
+        """What a file says beside the outputs."""
+        measured = [
+            {"task": m.task, "effect": m.effect, "n_prompts": len(m.intact), "of": list(m.outputs)}
+            for m in self.measured
+        ]
+        conditions = [asdict(condition) for condition in self.conditions]
+        return {
+            "settings": self.settings,
+            "role": self.role,
+            "conditions": conditions,
+            "measured": measured,
+            "finished": True,
+        }
+
+    def __repr__(self) -> str:
+        first = self.measured[0]
+        return one_line(
+            self,
+            task=first.task,
+            role=self.role,
+            n_examples=first.intact.shape[1],
+            n_prompts=len(first.intact),
+            interventions=list(dict.fromkeys(c.intervention for c in self.conditions)),
+            positions=list(dict.fromkeys(c.positions for c in self.conditions)),
+            n_neurons={c.set: c.n_neurons for c in self.conditions},
+            n_random=1 + max(c.draw for c in self.conditions),
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
     def _conditions_of(self, measured: Measured) -> list[Condition]:
         return [c for c in self.conditions if c.key in measured.outputs]
 
     def _draws_of(self, chosen: Condition, control: str) -> list[Condition]:
-        same = ("intervention", "positions", "size")
+        same = ("intervention", "positions", "set")
         return [
             c
             for c in self.conditions
             if c.neurons == control and all(getattr(c, name) == getattr(chosen, name) for name in same)
         ]
 
-    def _rows(self, confidence: float, seed: int) -> Iterator[dict[str, Any]]:
+    def _rows(self, confidence: float, seed: int, each_prompt: bool) -> Iterator[dict[str, Any]]:
         for measured in self.measured:
             chosen = [c for c in self._conditions_of(measured) if c.neurons == "chosen"]
             asked = [(condition, metric) for condition in chosen for metric in measured.metrics]
-            ends = _intervals(measured, asked, confidence, seed)
-            for (condition, metric), (low, high) in zip(asked, ends, strict=True):
-                output = measured.outputs[condition.key]
-                intact = value_of(metric, measured.intact, measured.labels)
-                value = value_of(metric, output, measured.labels)
-                row = {**_names(measured, condition), "metric": metric, "intact": intact, "value": value}
-                row |= {"change": value - intact, "change_low": low, "change_high": high}
-                row |= _exact(metric, measured, output, confidence)
-                for control in CONTROLS:
-                    drawn = [
-                        value_of(metric, measured.outputs[c.key], measured.labels)
-                        for c in self._draws_of(condition, control)
-                    ]
-                    row |= _beside(control, value, drawn, _smaller_is_extreme(metric, condition))
-                yield {**row, "n_examples": len(output), "role": self.role}
+            for prompt in measured.prompts if each_prompt else measured.prompts[-1:]:
+                ends = intervals_of(measured, prompt, asked, confidence, seed)
+                for (condition, metric), (low, high) in zip(asked, ends, strict=True):
+                    intact = measured.value(metric, None, prompt)
+                    value = measured.value(metric, condition.key, prompt)
+                    row = {**_names(measured, prompt, condition), "metric": metric}
+                    row |= {"intact": intact, "value": value, "change": value - intact}
+                    row |= {"change_low": low, "change_high": high}
+                    row |= exact_of(metric, measured, prompt, condition, confidence)
+                    for control in CONTROLS:
+                        drawn = [
+                            measured.value(metric, c.key, prompt) for c in self._draws_of(condition, control)
+                        ]
+                        row |= _beside(control, value, drawn)
+                    yield {**row, "n_examples": measured.intact.shape[1], "role": self.role}
 
 
-def value_of(
-    metric: str, output: Float[Tensor, "example output"], labels: Int[Tensor, " example"] | None
-) -> float:
-    """One metric of one condition."""
-    if metric == "calibration_error":
-        return calibration_error(*_confidence(output, labels))
-    return float(per_example(metric, output, labels).mean())
+def tensor_name(measured: int, prompt: int | None, what: str) -> str:
+    """What an output is called in a file.
+
+    Args:
+        measured: Which of the panel's ``measured``.
+        what: "intact", "labels" (of no prompt) or a condition's key.
+    """
+    return f"{measured}, {what}" if prompt is None else f"{measured}, prompt {prompt}, {what}"
 
 
-def per_example(
-    metric: str, output: Float[Tensor, "example output"], labels: Int[Tensor, " example"] | None
-) -> Float[Tensor, " example"]:
-    """A metric's value for each example, whose mean it is; float64."""
-    output = output.double()
-    if metric == "cross_entropy":
-        return output[:, 0]
-    right = output.gather(1, labels[:, None])[:, 0]
-    if metric == "accuracy":
-        return (output.argmax(1) == labels).double()
-    if metric == "probability":
-        return (right - output.logsumexp(1)).exp()
-    others = output.scatter(1, labels[:, None], -torch.inf)
-    return right - others.amax(1)
+def _measured(
+    tensors: dict[str, Tensor], number: int, header: dict[str, Any], conditions: tuple[Condition, ...]
+) -> Measured:
+    def stacked(what: str) -> Tensor:
+        return torch.stack([tensors[tensor_name(number, k, what)] for k in range(header["n_prompts"])])
+
+    known = {condition.key for condition in conditions}
+    if not set(header["of"]) <= known:
+        raise ValueError(f"outputs of {header['task']} are of conditions that are not told")
+    labels = tensors.get(tensor_name(number, None, "labels"))
+    if labels is None and header["task"] != "plain text":
+        raise KeyError(tensor_name(number, None, "labels"))
+    outputs = {key: stacked(key) for key in header["of"]}
+    return Measured(header["task"], header["effect"], labels, stacked("intact"), outputs)
 
 
-def _confidence(output: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    probability, predicted = output.double().softmax(1).max(1)
-    return probability, predicted == labels
-
-
-def _names(measured: Measured, condition: Condition) -> dict[str, Any]:
+def _names(measured: Measured, prompt: int | str, condition: Condition) -> dict[str, Any]:
     return {
         "task": measured.task,
         "effect": measured.effect,
+        "prompt": prompt,
         "intervention": condition.intervention,
         "positions": condition.positions,
-        "size": condition.size,
+        "set": condition.set,
         "n_neurons": condition.n_neurons,
     }
 
 
 def _drop(measured: Measured, condition: Condition, metric: str) -> float:
-    output = measured.outputs[condition.key]
-    return value_of(metric, measured.intact, measured.labels) - value_of(metric, output, measured.labels)
+    return measured.value(metric) - measured.value(metric, condition.key)
 
 
-def _smaller_is_extreme(metric: str, condition: Condition) -> bool:
-    harm_is_smaller = metric not in _LARGER_IS_WORSE
-    return harm_is_smaller != (condition.intervention == "keep")
-
-
-def _intervals(
-    measured: Measured, asked: list[tuple[Condition, str]], confidence: float, seed: int
-) -> list[tuple[float, float]]:
-    """Bootstrap intervals of the changes: intact and changed answers of an example are resampled together."""
-    means = [number for number, (_, metric) in enumerate(asked) if metric != "calibration_error"]
-    ends: dict[int, tuple[float, float]] = {}
-    if means:
-        changes = torch.stack([_change(measured, *asked[number]) for number in means])
-        low, high = bootstrap_mean(changes, confidence=confidence, seed=seed)
-        ends |= dict(zip(means, zip(low.tolist(), high.tolist(), strict=True), strict=True))
-    for number, (condition, metric) in enumerate(asked):
-        if metric == "calibration_error":
-            ends[number] = _calibration_interval(measured, condition, confidence, seed)
-    return [ends[number] for number in range(len(asked))]
-
-
-def _change(measured: Measured, condition: Condition, metric: str) -> Float[Tensor, " example"]:
-    output = measured.outputs[condition.key]
-    return per_example(metric, output, measured.labels) - per_example(
-        metric, measured.intact, measured.labels
-    )
-
-
-def _calibration_interval(
-    measured: Measured, condition: Condition, confidence: float, seed: int
-) -> tuple[float, float]:
-    generator = torch.Generator().manual_seed(seed)
-    output = measured.outputs[condition.key]
-    before, after = _confidence(measured.intact, measured.labels), _confidence(output, measured.labels)
-    changes = torch.empty(_N_BOOTSTRAP_OF_BINS, dtype=torch.float64)
-    for draw in range(_N_BOOTSTRAP_OF_BINS):
-        rows = torch.randint(len(output), (len(output),), generator=generator)
-        changed, was = (calibration_error(*(v[rows] for v in pair)) for pair in (after, before))
-        changes[draw] = changed - was
-    tail = (1 - confidence) / 2
-    low, high = changes.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return low, high
-
-
-def _exact(metric: str, measured: Measured, output: Tensor, confidence: float) -> dict[str, float]:
-    nan = float("nan")
-    if metric != "accuracy":
-        return {"value_low": nan, "value_high": nan, "p_mcnemar": nan}
-    before, after = (o.argmax(1) == measured.labels for o in (measured.intact, output))
-    low, high = clopper_pearson(int(after.sum()), len(after), confidence=confidence)
-    return {"value_low": low, "value_high": high, "p_mcnemar": mcnemar(before, after).p_value}
-
-
-def _beside(control: str, value: float, drawn: list[float], smaller: bool) -> dict[str, float]:
-    values = torch.tensor(drawn, dtype=torch.float64)
-    names = ("median", "min", "max")
-    found = {f"{control}_{name}": float(getattr(values, name)()) for name in names}
-    return {**found, f"p_{control}": rank_p_value(value, values, smaller=smaller)}
+def _beside(control: str, value: float, drawn: list[float]) -> dict[str, float]:
+    found = {"median": median(drawn), "min": min(drawn), "max": max(drawn)}
+    named = {f"{control}_{name}": number for name, number in found.items()}
+    return {**named, f"p_{control}": two_sided_p(value, drawn)}

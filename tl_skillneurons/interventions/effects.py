@@ -1,211 +1,394 @@
-"""What ablating neurons does to a task, beside the same done to random neurons.
+"""Run a model under interventions on neurons and on their controls.
 
-A drop in accuracy means something only beside the drop that equally many random neurons of the same layers
-cause. The same examples of one role are answered by the intact model, with the neurons ablated, and with each
-random control ablated.
+:mod:`~tl_skillneurons.interventions.effect_panel` reads what they did, and says what that shows.
+
+What is kept of a run is its class logits, a few numbers per example; every metric, interval and test comes
+from them afterwards.
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int
-from tl_skillneurons._files import FORMAT, fingerprint, read_json, write_json
-from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.interventions.ablation import ablate
+from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._progress import Advance, progress_bar
+from tl_skillneurons.interventions._kept_outputs import KeptOutputs
+from tl_skillneurons.interventions._measured import Condition, Measured
+from tl_skillneurons.interventions.ablation import ablate_where_known
+from tl_skillneurons.interventions.direct_effects import direct_logits
+from tl_skillneurons.interventions.effect_panel import CONTROLS, EffectPanel
+from tl_skillneurons.interventions.kinds import Call, How, Intervention, as_interventions
+from tl_skillneurons.interventions.plain_text import cross_entropy, require_head
+from tl_skillneurons.interventions.references import References, measure_references
+from tl_skillneurons.models.hooks import Hook, Hooks
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_shape
-from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.prompts.prompted_model import Hooks, PromptedModel
+from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.prompts.positions import NAMED
+from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
-from tl_skillneurons.stats.chance import rank_p_value
+from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.tasks.task import Task
 
-KIND = "AblationEffect"
+
+@dataclass(frozen=True)
+class Examples:
+    """Whose answers count, and whose activations give reference values.
+
+    Attributes:
+        role: Whose examples answer; ``"report"`` has selected nothing.
+        reference: Whose examples give means, spreads and values to resample. ``None`` for none: then only
+            interventions that need none, and controls are matched on output weights alone.
+        n_reference: Up to how many of them, evenly from the classes; ``None`` for all.
+        max_length: Longest sequence in tokens; ``None`` for what each prompt was tuned with.
+    """
+
+    role: str = "report"
+    reference: str | None = "baseline"
+    n_reference: int | None = 256
+    max_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """What else is looked at, beside the total effect on the task.
+
+    Attributes:
+        direct: Whether to give direct effects too (:mod:`~tl_skillneurons.interventions.direct_effects`).
+        other_tasks: Tasks with a prompt of their own, or several, that the same neurons are tried on, held at their
+            own reference values; they answer with the same role.
+        plain_texts: Texts whose cross-entropy is measured without a prompt, under interventions at "text" and
+            "all" positions; the neurons of such a run are held at the task's reference at the text, with its first
+            prompt.
+    """
+
+    direct: bool = False
+    other_tasks: Sequence[tuple[Task, SoftPrompt | Sequence[SoftPrompt]]] = ()
+    plain_texts: Sequence[str] = ()
+
+
+def measure_effects(
+    model: TransformerBridge,
+    prompts: SoftPrompt | Sequence[SoftPrompt],
+    task: Task,
+    neurons: NeuronSet | Mapping[str, NeuronSet],
+    *,
+    interventions: How | Sequence[How] = ("zero", "mean"),
+    positions: str | Sequence[str] = "prompt",
+    n_random: int = 20,
+    seed: int = 0,
+    examples: Examples = Examples(),
+    beyond: Beyond = Beyond(),
+    path: str | os.PathLike[str] | None = None,
+    run: RunOptions = RunOptions(),
+) -> EffectPanel:
+    """What every intervention on ``neurons`` does to the task, beside ``n_random`` draws of two controls.
+
+    Args:
+        prompts: One, or several: each then has its own numbers, with its own reference values, and the same
+            controls; beside them stand the numbers pooled over prompts.
+        neurons: The neurons, or several sets by name, e.g. ``{"1%": scores.top(0.01), "2%": scores.top(0.02)}``.
+        interventions: One or several (:mod:`~tl_skillneurons.interventions.kinds`): values such as ``Mean()`` or
+            ``Noise(0.5)``, short names, functions ``(act, hook) -> act``.
+        positions: One or several of "prompt", "text" and "all"; where only the prompt is touched, the keys and
+            values of the texts are computed once for all conditions (causal models, suffix prompts).
+        n_random: Draws of each control; 19 at least, for fewer can't give a p-value of 0.05.
+        seed: Of the controls and of what interventions draw.
+        examples: Whose answers count, and where reference values come from.
+        beyond: Direct effects, other tasks, plain text.
+        path: A file that keeps what is measured; the same call goes on where it stopped, and finds more
+            interventions, positions or draws to add. Finished, ``EffectPanel.load(path)`` reads it.
+        run: How to run; its cache is shared with other calls.
+
+    Returns:
+        A panel; ``to_dataframe()`` has a row per prompt, intervention, positions, set and metric.
+
+    Raises:
+        ValueError: For neurons of another model, an intervention without its reference, fewer draws than a
+            p-value needs, or a ``path`` of other settings; nothing is run then.
+
+    Example:
+        >>> panel = skn.measure_effects(model, prompts, task, skill, interventions=["mean", Noise(0.5)])
+        >>> panel.to_dataframe(each_prompt=False)[["intervention", "metric", "change", "random_median", "p_random"]]
+    """
+    chosen = as_interventions(interventions)
+    places = _require_places(positions)
+    sets = _require_sets(neurons, model)
+    require_draws(n_random, 0.05)
+    require_int(seed, "seed", minimum=0)
+    _require_reference(chosen, examples)
+    if path is not None and any(isinstance(one, Call) for one in chosen):
+        raise ValueError(
+            "a file can't tell one function from another of the same name; make it a frozen class as in "
+            "interventions/kinds.py, or leave path out"
+        )
+    if run.cache is None and places == ["prompt"] and runs_text_apart(model):
+        run = replace(run, cache=InputCache(model))
+    runs = [_TaskRun(model, one, t, examples, run) for t, one in [(task, prompts), *beyond.other_tasks]]
+    plain = PromptedModel(model, None, max_length=examples.max_length, run=run)
+    if len(beyond.plain_texts):
+        require_head(plain)
+        if places == ["prompt"]:
+            raise ValueError(
+                "plain texts have no prompt positions; give positions 'text' or 'all' as well, or leave "
+                "plain_texts out"
+            )
+    settings = _settings(model, runs, sets, examples, beyond)
+    settings |= {"interventions": [one.name for one in chosen], "positions": places}
+    settings |= {"n_random": n_random, "seed": seed}
+    kept = KeptOutputs(None if path is None else Path(path), settings)
+    needed = ["prompt"]  # controls are matched there
+    needed += ["text"] if set(places) & {"text", "all"} else []
+    for one in runs:
+        one.measure_references(needed)
+    plan = _Plan(chosen, places, _with_controls(sets, model, runs[0].mean_absolute, n_random, seed), seed)
+    n_runs = sum(len(one.prompted) for one in runs) * (1 + len(plan.conditions))
+    n_runs += beyond.direct * len(runs[0].prompted)
+    n_runs += bool(len(beyond.plain_texts)) * (1 + len(plan.in_plain_text))
+    measured: list[Measured] = []
+    with kept, progress_bar("measuring effects", n_runs, show=run.progress) as advance:
+        for number, one in enumerate(runs):
+            measured.append(one.total(plan, kept, len(measured), advance))
+            if number == 0 and beyond.direct:
+                measured.append(one.direct(plan, kept, measured[0], len(measured), advance))
+        if len(beyond.plain_texts):
+            losses = partial(_losses, plain, beyond.plain_texts, seed)
+            hooks = partial(plan.hooks, references=runs[0].references[0], place="text")
+            kept_as = (len(measured), 0)
+            intact, outputs = kept.each(*kept_as, losses, hooks, plan.in_plain_text, advance)
+            measured.append(_stacked("plain text", "total", None, [intact], [outputs]))
+        panel = EffectPanel(tuple(plan.conditions), tuple(measured), examples.role, settings)
+        kept.finish(panel)
+    return panel
 
 
 @dataclass(frozen=True, eq=False)
-class AblationEffect:
-    """Accuracy on one role of the intact model, with neurons ablated, and with random controls ablated.
+class _Plan:
+    """All conditions of a panel, and the hooks of each."""
 
-    Attributes:
-        intact: Accuracy of each prompt with nothing ablated.
-        ablated: Accuracy with the neurons ablated.
-        random: Accuracy with each random control ablated.
-        how, positions: The ablation, as in :func:`~tl_skillneurons.ablate`.
-        role: Which examples.
-        n_examples, n_neurons: How many of each.
-    """
+    interventions: list[Intervention]
+    places: list[str]
+    sets: dict[tuple[str, str, int], NeuronSet]
+    seed: int
 
-    intact: Float[Tensor, " prompt"]
-    ablated: Float[Tensor, " prompt"]
-    random: Float[Tensor, "prompt draw"]
-    how: str
-    positions: str
-    role: str
-    n_examples: int
-    n_neurons: int
+    @cached_property
+    def conditions(self) -> list[Condition]:
+        return [
+            Condition(what.name, where, name, kind, draw, len(held))
+            for what in self.interventions
+            for where in self.places
+            for (name, kind, draw), held in self.sets.items()
+        ]
 
-    def mean_over_prompts(self) -> tuple[float, float, Float[Tensor, " draw"]]:
-        """Mean accuracy intact, with the neurons ablated, and with each control ablated.
+    @cached_property
+    def by_name(self) -> dict[str, Intervention]:
+        return {what.name: what for what in self.interventions}
 
-        Taken from whole numbers of right answers, so that equal means are equal and no rounding breaks a tie.
-        """
-        accuracies = torch.cat([self.intact[:, None], self.ablated[:, None], self.random], dim=1)
-        correct = (accuracies.double() * self.n_examples).round().sum(0)
-        mean = correct / (self.n_examples * len(self.intact))
-        return float(mean[0]), float(mean[1]), mean[2:]
+    @cached_property
+    def in_plain_text(self) -> list[Condition]:
+        """The conditions that can act on text without a prompt and without a label."""
+        return [
+            c
+            for c in self.conditions
+            if c.positions != "prompt" and not self.by_name[c.intervention].needs_labels
+        ]
+
+    def hooks(
+        self,
+        condition: Condition,
+        *,
+        references: References,
+        labels: Tensor | None = None,
+        place: str | None = None,
+    ) -> list[Hook]:
+        """The condition's hooks, at its own positions or at ``place``."""
+        what = self.by_name[condition.intervention]
+        held = self.sets[condition.set, condition.neurons, condition.draw]
+        where = place or condition.positions
+        return ablate_where_known(held, what, where, references, labels=labels, seed=self.seed)
+
+
+class _TaskRun:
+    """One task's examples of one role, with each of its prompts in place."""
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        prompts: SoftPrompt | Sequence[SoftPrompt],
+        task: Task,
+        examples: Examples,
+        run: RunOptions,
+    ) -> None:
+        chosen = [prompts] if isinstance(prompts, SoftPrompt) else list(prompts)
+        if not chosen:
+            raise ValueError("prompts must hold at least one soft prompt, got none")
+        split = task.split(examples.role)
+        self.task, self.examples = task, examples
+        self.texts, self.labels = list(split["text"]), torch.tensor(split["label"])
+        self.prompted = [
+            PromptedModel(model, prompt, task.label_words, max_length=examples.max_length, run=run)
+            for prompt in chosen
+        ]
+        self.records = [prompt_record(prompt) for prompt in chosen]
+        self.references: list[References] = [{} for _ in chosen]
+
+    def measure_references(self, places: Sequence[str]) -> None:
+        """Reference values for each prompt, where any are asked for."""
+        role, n = self.examples.reference, self.examples.n_reference
+        if role is not None:
+            self.references = [measure_references(one, self.task, role, n, places) for one in self.prompted]
 
     @property
-    def p_value(self) -> float:
-        """Rank p-value of the prompts' mean accuracy among the controls': (1 + controls as low) / (1 + controls)."""
-        _, ablated, random = self.mean_over_prompts()
-        return rank_p_value(ablated, random)
+    def mean_absolute(self) -> Float[Tensor, "layer neuron"] | None:
+        """Mean absolute activation at the prompt, averaged over prompts."""
+        if not self.references[0]:
+            return None
+        return torch.stack([one["prompt"].mean_absolute for one in self.references]).mean(0)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per prompt and condition: prompt, condition, draw, role, accuracy, n_examples."""
-        rows = []
-        for prompt in range(len(self.intact)):
-            rows.append((prompt, "intact", None, float(self.intact[prompt])))
-            rows.append((prompt, "ablated", None, float(self.ablated[prompt])))
-            rows += [(prompt, "random", draw, float(a)) for draw, a in enumerate(self.random[prompt])]
-        frame = pd.DataFrame(rows, columns=["prompt", "condition", "draw", "accuracy"])
-        return frame.assign(
-            role=self.role, n_examples=self.n_examples, how=self.how, positions=self.positions
-        )
+    def total(self, plan: _Plan, kept: KeptOutputs, number: int, advance: Advance) -> Measured:
+        """What the model answers under every condition."""
+        found = [
+            kept.each(number, k, partial(self._logits, k), self._hooks(plan, k), plan.conditions, advance)
+            for k in range(len(self.prompted))
+        ]
+        intact, outputs = zip(*found, strict=True)
+        return _stacked(self.task.name, "total", self.labels, intact, outputs)
 
+    def direct(
+        self, plan: _Plan, kept: KeptOutputs, total: Measured, number: int, advance: Advance
+    ) -> Measured:
+        """What it would answer with each condition's direct effect alone."""
+        reaching = [c for c in plan.conditions if c.positions != "text"]
+        outputs = []
+        for k, one in enumerate(self.prompted):
+            hooks = partial(self._hooks(plan, k), place="prompt")
 
-def ablation_effect(
-    model: Any,
-    prompts: SoftPrompt | Sequence[SoftPrompt],
-    task: Task,
-    neurons: NeuronSet,
-    *,
-    values: Sequence[Float[Tensor, "layer neuron"]] | None = None,
-    how: str = "mean",
-    positions: str = "all",
-    sigma: float = 0.1,
-    n_random: int = 5,
-    match: Float[Tensor, "layer neuron"] | None = None,
-    role: str = "report",
-    seed: int = 0,
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
-    max_length: int | None = None,
-    cache: InputCache | None = None,
-    path: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-) -> AblationEffect:
-    """Accuracy with ``neurons`` ablated, and with ``n_random`` random controls of the same layers without them.
+            def run(
+                conditions: Sequence[Condition],
+                one: PromptedModel = one,
+                intact: Tensor = total.intact[k],
+                hooks: Callable[..., Hooks] = hooks,
+            ) -> list[Tensor]:
+                return direct_logits(one, self.texts, intact, [hooks(condition) for condition in conditions])
 
-    Args:
-        values: What each prompt's run is ablated with, one per prompt (see :func:`~tl_skillneurons.ablate`).
-        n_random: Controls; 5 show a range, at least 20 a p-value below 0.05.
-        match: Draw controls matched on this, for example ``scores.mean_absolute()``.
-        role: Which examples answer; ``"report"`` has selected nothing.
-        batch_size, batch_tokens: Most texts and most tokens of a batch (see :meth:`PromptedModel.batches`).
-        cache: Keys and values of the texts, used by the intact runs and, where ``positions`` is "prompt", by
-            the ablated ones; by default one of its own where that saves work.
-        path: A JSON file that keeps what is measured; the same call goes on where it stopped.
+            outputs.append(kept.at_once(number, k, run, reaching, advance))
+        return _stacked(self.task.name, "direct", self.labels, list(total.intact), outputs)
 
-    Raises:
-        ValueError: For neurons outside the model, values that don't go with the prompts, or a ``path`` of
-            other settings; nothing is written then.
-    """
-    chosen = [prompts] if isinstance(prompts, SoftPrompt) else list(prompts)
-    if not chosen:
-        raise ValueError("prompts must hold at least one soft prompt, got none")
-    require_int(n_random, "n_random")
-    neurons.require_fits(*neuron_shape(model))
-    if values is not None and len(values) != len(chosen):
-        raise ValueError(f"values must hold one tensor for each of {len(chosen)} prompts, got {len(values)}")
-    n_layers, d_mlp = neuron_shape(model)
-    controls = [
-        neurons.random_like(seed + draw, n_layers=n_layers, d_mlp=d_mlp, match=match)
-        for draw in range(n_random)
-    ]
-    conditions: dict[str, NeuronSet | None] = {"intact": None, "ablated": neurons}
-    conditions |= {f"random {draw}": control for draw, control in enumerate(controls)}
-    settings = {
-        "model": model_record(model),
-        "prompts": [[p.placement, p.prepend_bos, fingerprint(*p.parameters())] for p in chosen],
-        "max_length": max_length,
-        "task": task.fingerprint,
-        "role": role,
-        "neurons": [list(pair) for pair in neurons],
-        "how": how,
-        "positions": str(positions),
-        "sigma": sigma,
-        "seed": seed,
-        "values": None if values is None else [fingerprint(v) for v in values],
-        "match": None if match is None else fingerprint(match),
-    }
-    split = task.split(role)
-    texts, labels = list(split["text"]), torch.tensor(split["label"])
-    # all of them before the first is run, so that what is wrong is refused before anything is measured
-    if cache is None and positions == "prompt" and runs_text_apart(model):
-        cache = InputCache(model)
-    runs: dict[str, tuple[PromptedModel, Hooks]] = {}
-    for number, prompt in enumerate(chosen):
-        prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, cache=cache)
-        value = None if values is None else values[number]
-        ablation = {"how": how, "values": value, "positions": positions, "sigma": sigma, "seed": seed}
-        for condition, held in conditions.items():
-            hooks = () if held is None else ablate(held, **ablation)
-            runs[f"prompt {number}, {condition}"] = (prompted, hooks)
-    done = {} if path is None else _measured(Path(path), settings)
-    with progress_bar(f"ablating on {role}", len(runs), show=progress) as advance:
-        for key, (prompted, hooks) in runs.items():
-            if key not in done:
-                batches = {"batch_size": batch_size, "batch_tokens": batch_tokens}
-                done[key] = accuracy(prompted, texts, labels, fwd_hooks=hooks, **batches)
-                if path is not None:
-                    write_json(path, {"kind": KIND, "format": FORMAT, "settings": settings, "accuracy": done})
-            advance(note=f"{key}: {done[key]:.3f}")
-    rows = [[done[f"prompt {k}, {condition}"] for condition in conditions] for k in range(len(chosen))]
-    table = torch.tensor(rows, dtype=torch.float64)
-    return AblationEffect(
-        intact=table[:, 0],
-        ablated=table[:, 1],
-        random=table[:, 2:],
-        how=how,
-        positions=str(positions),
-        role=role,
-        n_examples=len(texts),
-        n_neurons=len(neurons),
-    )
+    def _hooks(self, plan: _Plan, k: int) -> Callable[..., list[Hook]]:
+        return partial(plan.hooks, references=self.references[k], labels=self.labels)
+
+    def _logits(self, k: int, hooks: Hooks) -> Float[Tensor, "example n_classes"]:
+        with torch.no_grad():
+            return self.prompted[k].class_logits(self.texts, hooks).cpu()
 
 
-def accuracy(
-    prompted: PromptedModel,
-    texts: Sequence[str],
-    labels: Tensor | Sequence[int],
-    *,
-    fwd_hooks: Hooks = (),
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
-) -> float:
-    """Share of ``texts`` whose highest class logit is that of their label."""
-    with torch.no_grad():
-        logits = prompted.class_logits(texts, fwd_hooks, batch_size=batch_size, batch_tokens=batch_tokens)
-    return float((logits.argmax(1).cpu() == torch.as_tensor(labels)).double().mean())
+def _stacked(
+    task: str,
+    effect: str,
+    labels: Tensor | None,
+    intact: Sequence[Tensor],
+    outputs: Sequence[dict[str, Tensor]],
+) -> Measured:
+    """What each prompt gave, with prompts as the first axis."""
+    together = {key: torch.stack([of_prompt[key] for of_prompt in outputs]) for key in outputs[0]}
+    return Measured(task, effect, labels, torch.stack(list(intact)), together)
 
 
-def _measured(path: Path, settings: Mapping[str, Any]) -> dict[str, float]:
-    if not path.exists():
-        return {}
-    content = read_json(path, KIND)
-    differs = [k for k, v in settings.items() if content["settings"].get(k) != v]
-    if differs:
+def _losses(plain: PromptedModel, texts: Sequence[str], seed: int, hooks: Hooks) -> Float[Tensor, "text 1"]:
+    return cross_entropy(plain, texts, hooks, seed=seed)[:, None]
+
+
+def _require_places(positions: str | Sequence[str]) -> list[str]:
+    places = [positions] if isinstance(positions, str) else list(dict.fromkeys(positions))
+    if not places:
+        raise ValueError("positions must hold at least one of 'prompt', 'text' and 'all', got none")
+    return [require_option(one, "positions", NAMED) for one in places]
+
+
+def _require_sets(
+    neurons: NeuronSet | Mapping[str, NeuronSet], model: TransformerBridge
+) -> dict[str, NeuronSet]:
+    """The sets by name, each knowing the model's shape."""
+    sets = {"whole": neurons} if isinstance(neurons, NeuronSet) else dict(neurons)
+    if not sets:
+        raise ValueError("neurons must hold at least one set, got none")
+    shape = neuron_shape(model)
+    for name, one in sets.items():
+        one.require_fits(*shape)
+        if not len(one):
+            raise ValueError(f"neurons must hold at least one neuron, got none in {name!r}")
+        sets[name] = NeuronSet(one.layer, one.index, *shape, one.model)
+    return sets
+
+
+def _require_reference(chosen: Sequence[Intervention], examples: Examples) -> None:
+    needing = [one.name for one in chosen if one.needs]
+    if examples.reference is None and needing:
         raise ValueError(
-            f"{path} is from another run ({', '.join(differs)} differ); choose another path, or delete it"
+            f"intervention {needing[0]!r} holds neurons at what they do on reference examples; give "
+            "Examples(reference='baseline'), or another role"
         )
-    return content["accuracy"]
+    if examples.n_reference is not None:
+        require_int(examples.n_reference, "n_reference")
+
+
+def _settings(
+    model: TransformerBridge,
+    runs: Sequence[_TaskRun],
+    sets: Mapping[str, NeuronSet],
+    examples: Examples,
+    beyond: Beyond,
+) -> dict[str, Any]:
+    """What made a panel, as plain JSON values."""
+    matched_on = ["output-weight norm"] + (["mean absolute activation"] if examples.reference else [])
+    return {
+        "model": model_record(model),
+        "site": SITE,
+        "tasks": [[one.task.name, one.task.fingerprint] for one in runs],
+        "prompts": [one.records for one in runs],
+        "role": examples.role,
+        "neurons": {name: [list(pair) for pair in one] for name, one in sets.items()},
+        "positions_frame": "with virtual tokens",
+        "matched_on": matched_on,
+        "reference": [examples.reference, examples.n_reference],
+        "direct": beyond.direct,
+        "plain_texts": list(beyond.plain_texts),
+        "max_length": [[prompted.max_length for prompted in one.prompted] for one in runs],
+    }
+
+
+def _with_controls(
+    sets: Mapping[str, NeuronSet],
+    model: TransformerBridge,
+    mean_absolute: Float[Tensor, "layer neuron"] | None,
+    n_random: int,
+    seed: int,
+) -> dict[tuple[str, str, int], NeuronSet]:
+    """Every set and the draws of its controls, by name, kind and draw."""
+    norms = output_norms(model)
+    match = norms if mean_absolute is None else torch.stack([mean_absolute, norms])
+    drawn: dict[tuple[str, str, int], NeuronSet] = {}
+    for name, held in sets.items():
+        drawn[name, "chosen", 0] = held
+        for kind in CONTROLS:
+            options = {"match": match} if kind == "matched" else {}
+            for draw in range(n_random):
+                drawn[name, kind, draw] = held.random_like(seed + draw, **options)
+    return drawn
+
+
+def output_norms(model: TransformerBridge) -> Float[Tensor, "layer neuron"]:
+    """Euclidean norm of what each neuron writes to the residual stream per unit of activation: its row of
+    ``W_out``."""
+    norms = [block.mlp.W_out.detach().double().norm(dim=1).cpu() for block in model.blocks]
+    return torch.stack(norms).float()

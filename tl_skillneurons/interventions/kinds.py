@@ -226,7 +226,7 @@ class Call(Intervention):
     def per_position(self) -> bool:
         return False  # nobody knows
 
-    def edit(self, old: Edited, at: At) -> Edited:
+    def edit(self, old: Edited, at: At) -> Tensor:
         new = self.function(old, hook=at.hook)
         return old if new is None else new
 

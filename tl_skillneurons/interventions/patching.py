@@ -16,36 +16,47 @@ as far as the set was (TransformerLens' ``NormMatchedPlacebo``). What it does no
 together can each recover nothing alone; more than one set can recover all.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.patching import PatchingResult
 from transformer_lens.tools.analysis.interchange import NormMatchedPlacebo, SubspaceInterchange, neuron_basis
+from transformers import DynamicCache
 
 from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.interventions.ablation import Hook
+from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons.interventions.ablation import Positions, positions_record
+from tl_skillneurons.interventions.twins import DIRECTIONS, Twins, logit_diff, twins_of, twins_record
+from tl_skillneurons.models.hooks import Hook, Hooks
+from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.positions import PromptedTokens, columns
 from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
-from tl_skillneurons.stats.chance import rank_p_value
-from tl_skillneurons.stats.intervals import require_draws
+from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws
+from tl_skillneurons.stats.ranks import median
 from tl_skillneurons.tasks.task import Task
 
-DIRECTIONS = ("denoise", "noise")
+KIND = "NeuronPatching"
 CURVES = ("layer", "cumulative", "neuron")
-Twins = Sequence[tuple[str, str]]
-"""Pairs of texts, clean and corrupted."""
+_PLACES = ("layer", "index")
+"""Columns of ``index_df`` that not every condition has."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NeuronPatching:
     """What exchanging neurons between twins does to the logit diff.
 
@@ -69,8 +80,11 @@ class NeuronPatching:
         result = self.results[direction]
         return result.effect().mean(-1) / self._gap(direction)
 
+    def _difference(self, direction: str) -> float:
+        return float((self.source[direction] - self.results[direction].baseline).mean())
+
     def _gap(self, direction: str) -> float:
-        gap = float((self.source[direction] - self.results[direction].baseline).mean())
+        gap = self._difference(direction)
         if not gap:
             raise ValueError(
                 "clean and corrupted runs have the same mean logit diff, so there is nothing to recover; does the "
@@ -106,49 +120,106 @@ class NeuronPatching:
                     drawn = share[of_kind.index.tolist()]
                     if not len(drawn):
                         continue
-                    own |= {f"{kind}_{end}": float(getattr(drawn, end)()) for end in ("median", "min", "max")}
-                    own[f"p_{kind}"] = rank_p_value(float(share[number]), drawn, smaller=False)
+                    own |= {f"{kind}_median": median(drawn), f"{kind}_min": float(drawn.min())}
+                    own[f"{kind}_max"] = float(drawn.max())
+                    own[f"p_{kind}"] = rank_p_value(float(share[number]), drawn, "greater")
                 rows.append(own)
-        return pd.DataFrame(rows).assign(n_pairs=len(next(iter(self.source.values()))))
+        return pd.DataFrame(rows).assign(n_pairs=self.n_pairs)
+
+    @property
+    def n_pairs(self) -> int:
+        """How many pairs of twins."""
+        return len(next(iter(self.source.values())))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it as safetensors, whole or not at all; returns its path."""
+        tensors = {}
+        for direction, result in self.results.items():
+            tensors[f"{direction}, values"] = result.values
+            tensors[f"{direction}, baseline"] = result.baseline
+            tensors[f"{direction}, source"] = self.source[direction]
+        frame = next(iter(self.results.values())).index_df.astype(object)
+        index = frame.where(frame.notna(), None).to_dict("records")
+        header = {"settings": self.settings, "directions": list(self.results), "index": index}
+        return save_tensors(path, KIND, tensors, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "NeuronPatching":
+        """What :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt or holds something else.
+        """
+        tensors, header = load_tensors(path, KIND)
+        with sound(path, KIND):
+            index = pd.DataFrame(header["index"]).astype(dict.fromkeys(_PLACES, float))
+            results, source = {}, {}
+            for direction in header["directions"]:
+                values, baseline = (tensors[f"{direction}, {what}"] for what in ("values", "baseline"))
+                source[direction] = tensors[f"{direction}, source"]
+                if values.shape != (len(index), len(baseline)) or len(source[direction]) != len(baseline):
+                    raise ValueError(f"the numbers of direction {direction!r} differ in their shapes")
+                results[direction] = _result(values, baseline, index)
+            return cls(results, source, header["settings"])
+
+    def __repr__(self) -> str:
+        settings = self.settings
+        shares = {
+            direction: round(float(self.recovered(direction)[0]), 3) if self._difference(direction) else None
+            for direction in self.results
+        }
+        return one_line(
+            self,
+            task=settings.get("task", {}).get("name"),
+            recovered=shares,
+            n_pairs=self.n_pairs,
+            n_neurons=len(settings.get("neurons", [])),
+            positions=settings.get("positions"),
+            n_random=settings.get("n_random"),
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
 
 def patch_neurons(
-    model: Any,
+    model: TransformerBridge,
     prompt: SoftPrompt,
     task: Task,
     neurons: NeuronSet,
     *,
-    twins: Twins | None = None,
-    clean_labels: Sequence[int] | None = None,
+    twins: Twins | str = "report",
     directions: Sequence[str] = DIRECTIONS,
-    positions: Any = "prompt",
+    positions: Positions = "prompt",
     curves: Sequence[str] = ("layer", "cumulative"),
     n_random: int = 20,
-    role: str = "report",
     seed: int = 0,
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
     max_length: int | None = None,
-    progress: bool = True,
+    run: RunOptions = RunOptions(),
 ) -> NeuronPatching:
-    """Exchange ``neurons`` between the twins of ``role``, beside ``n_random`` draws of each control.
+    """Exchange ``neurons`` between twins, beside ``n_random`` draws of each control.
 
     Args:
-        task: Gives the label words, and the twins where it has them (:func:`~tl_skillneurons.minimal_pairs`):
-            clean is the one of class 1.
-        twins: Other pairs (clean, corrupted), of equal token length, with the class of each clean text in
-            ``clean_labels``; of two classes.
+        task: Gives the label words, and the twins where it has them (:func:`~tl_skillneurons.minimal_pairs`).
+        twins: The role of the task whose twins are taken, or other pairs of equal token length, ``Twins(...)``.
+        directions: Of "denoise" (clean into corrupted) and "noise" (corrupted into clean).
         positions: As in :func:`~tl_skillneurons.ablate`; the set's values are exchanged there alone.
         curves: "layer": the set's neurons of each layer; "cumulative": its first 1, 2, 4, ... neurons in the
             set's order; "neuron": each alone.
+        max_length: Longest sequence in tokens; ``None`` for what the prompt was tuned with.
 
     Raises:
         ValueError: For pairs of unequal length, neurons of another model, or fewer draws than a p-value of 0.05
             needs.
+
+    Example:
+        >>> found = skn.patch_neurons(model, prompt, task, skill, curves=("layer",))
+        >>> found.to_dataframe()[["direction", "curve", "layer", "recovered", "random_max", "placebo_max"]]
     """
-    n_layers, d_mlp = neuron_shape(model)
-    neurons.require_fits(n_layers, d_mlp)
-    neurons = NeuronSet(neurons.layer, neurons.index, n_layers, d_mlp, neurons.model)
+    shape = neuron_shape(model)
+    neurons.require_fits(*shape)
+    neurons = NeuronSet(neurons.layer, neurons.index, *shape, neurons.model)
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
     require_draws(n_random)
@@ -157,78 +228,45 @@ def patch_neurons(
         require_option(one, "directions", DIRECTIONS)
     for one in curves:
         require_option(one, "curves", CURVES)
-    prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length)
-    pairs, labels = twins_of(prompted, task, role, twins, clean_labels)
-    index, interventions = _conditions(neurons, curves, n_random, seed)
-    options = {"batch_size": batch_size, "batch_tokens": batch_tokens}
-    diffs = {d: torch.empty(len(index) + 2, len(pairs), dtype=torch.float64) for d in directions}
-    total = len(directions) * len(pairs)
-    with progress_bar("patching between twins", total, show=progress) as advance:
-        for rows, diff in _patched(
-            prompted, pairs, labels, neurons, directions, positions, interventions, options
-        ):
+    prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, run=run)
+    pairs = twins_of(task, twins)
+    index, conditions = _conditions(neurons, curves, n_random, seed)
+    names = {layer: neuron_hooks(model)[layer] for layer in neurons.by_layer()}
+    diffs = {d: torch.empty(len(index) + 2, len(pairs.pairs), dtype=torch.float64) for d in directions}
+    total = len(directions) * len(pairs.pairs)
+    with progress_bar("patching between twins", total, show=run.progress) as advance:
+        for rows, diff in _patched(prompted, pairs, names, directions, positions, conditions):
             for direction in directions:
                 diffs[direction][:, rows] = diff[direction]
                 advance(len(rows))
-    results = {
-        direction: PatchingResult(
-            values=found[2:],
-            axis_names=[],
-            index_df=index,
-            metric_names=["logit_diff"],
-            reduced=False,
-            baseline=found[0],
-        )
-        for direction, found in diffs.items()
-    }
+    results = {direction: _result(found[2:], found[0], index) for direction, found in diffs.items()}
     settings = {
-        "model": model.cfg.model_name,
-        "task": task.name,
+        "model": model_record(model),
+        "prompt": prompt_record(prompt),
+        "max_length": prompted.max_length,
+        "task": {"name": task.name, "fingerprint": task.fingerprint},
         "neurons": [list(pair) for pair in neurons],
         "site": SITE,
-        "positions": str(positions),
+        "positions": positions_record(positions),
         "positions_frame": "with virtual tokens",
-        "role": role if twins is None else "given twins",
+        "twins": twins_record(twins),
         "n_random": n_random,
         "seed": seed,
     }
     return NeuronPatching(results, {d: found[1] for d, found in diffs.items()}, settings)
 
 
-def twins_of(
-    prompted: PromptedModel,
-    task: Task,
-    role: str,
-    twins: Twins | None,
-    clean_labels: Sequence[int] | None,
-) -> tuple[list[tuple[str, str]], Float[Tensor, " pair"]]:
-    """The pairs (clean, corrupted), and +1 for each whose clean text is of class 1, else -1.
-
-    Raises:
-        ValueError: For a task of more than two classes, labels that don't go with the twins, or twins of unequal
-            token length.
-    """
-    if task.n_classes != 2:
-        raise ValueError(f"twins need two classes, {task.name} has {task.n_classes}; take a binary subtask")
-    if twins is None:
-        pairs = [(one, zero) for zero, one in task.pairs(role)]
-        labels = [1] * len(pairs)
-    else:
-        pairs = [tuple(pair) for pair in twins]
-        labels = list(clean_labels or [])
-    if not pairs or len(labels) != len(pairs) or not set(labels) <= {0, 1}:
-        raise ValueError(
-            f"give at least one pair of twins, with the class of each clean text in clean_labels (0 or 1); got "
-            f"{len(pairs)} pairs and clean_labels={labels}"
-        )
-    lengths = [[len(ids) for ids in prompted.encode(list(pair))] for pair in pairs]
-    for number, (clean, corrupted) in enumerate(lengths):
-        if clean != corrupted:
-            raise ValueError(
-                f"twins must have equally many tokens, pair {number} has {clean} and {corrupted} "
-                f"({pairs[number][0]!r}, {pairs[number][1]!r}); make twins with minimal_pairs(tokenizer=...)"
-            )
-    return pairs, 2.0 * torch.tensor(labels, dtype=torch.float64) - 1
+def _result(
+    values: Float[Tensor, "condition pair"], baseline: Float[Tensor, " pair"], index: pd.DataFrame
+) -> PatchingResult:
+    return PatchingResult(
+        values=values,
+        axis_names=[],
+        index_df=index,
+        metric_names=["logit_diff"],
+        reduced=False,
+        baseline=baseline,
+    )
 
 
 Layers = dict[int, Callable[[Tensor, Tensor], Tensor]]
@@ -285,32 +323,30 @@ def _conditions(
     if "neuron" in curves:
         for number, (layer, index) in enumerate(neurons):
             add("neuron", number, [number], layer=layer, index=index)
-    return pd.DataFrame(rows), interventions
+    return pd.DataFrame(rows).astype(dict.fromkeys(_PLACES, float)), interventions
 
 
 def _patched(
     prompted: PromptedModel,
-    pairs: Sequence[tuple[str, str]],
-    labels: Tensor,
-    neurons: NeuronSet,
+    twins: Twins,
+    names: Mapping[int, str],
     directions: Sequence[str],
-    positions: Any,
-    interventions: Sequence[Layers],
-    options: dict[str, Any],
-) -> Any:
+    positions: Positions,
+    conditions: Sequence[Layers],
+) -> Iterator[tuple[list[int], dict[str, Float[Tensor, "run batch"]]]]:
     """For each batch of pairs its rows, and by direction the logit diffs: of base, source, each condition."""
-    clean, corrupted = (prompted.encode([pair[side] for pair in pairs]) for side in (0, 1))
-    names = {layer: neuron_hooks(prompted.model)[layer] for layer in neurons.by_layer()}
+    clean, corrupted = twins.encode(prompted)
     with prompted.attached() as virtual, torch.no_grad():
-        apart = positions == "prompt" and prompted.runs_apart(virtual)
-        for rows in prompted.batches(clean, **options):
+        apart = isinstance(positions, str) and positions == "prompt" and prompted.runs_apart(virtual)
+        for rows in prompted.batches(clean):
             sides = {
                 "clean": prompted.assemble([clean[i] for i in rows], rows),
                 "corrupted": prompted.assemble([corrupted[i] for i in rows], rows),
             }
             pasts = {side: prompted.past(tokens) if apart else None for side, tokens in sides.items()}
-            sign = labels[rows]
-            intact, acts = {}, {}
+            sign = twins.sign[rows]
+            intact: dict[str, Tensor] = {}
+            acts: dict[str, dict[int, Tensor]] = {}
             for side, tokens in sides.items():
                 acts[side] = {}
                 look = _keep(names, acts[side])
@@ -319,7 +355,7 @@ def _patched(
             for direction in directions:
                 base, source = ("corrupted", "clean") if direction == "denoise" else ("clean", "corrupted")
                 diffs = [intact[base], intact[source]]
-                for layers in interventions:
+                for layers in conditions:
                     hooks = _exchange(layers, names, acts[source], positions)
                     diffs.append(_diff(prompted, sides[base], virtual, hooks, pasts[base], sign))
                 found[direction] = torch.stack(diffs)
@@ -330,17 +366,16 @@ def _diff(
     prompted: PromptedModel,
     tokens: PromptedTokens,
     virtual: VirtualTokens,
-    hooks: list[Hook],
-    past: Any,
-    sign: Tensor,
+    hooks: Hooks,
+    past: DynamicCache | None,
+    sign: Float[Tensor, " batch"],
 ) -> Float[Tensor, " batch"]:
-    logits = prompted.read_out(tokens, virtual, hooks, past).double().cpu()
-    return sign * (logits[:, 1] - logits[:, 0])
+    return logit_diff(prompted.read_out(tokens, virtual, hooks, past).double().cpu(), sign)
 
 
-def _keep(names: dict[int, str], kept: dict[int, Tensor]) -> list[Hook]:
+def _keep(names: Mapping[int, str], kept: dict[int, Tensor]) -> list[Hook]:
     def at(layer: int) -> Callable[..., None]:
-        def note(act: Tensor, hook: Any) -> None:
+        def note(act: Tensor, hook: HookPoint) -> None:
             kept[layer] = act
 
         return note
@@ -348,9 +383,11 @@ def _keep(names: dict[int, str], kept: dict[int, Tensor]) -> list[Hook]:
     return [(name, at(layer)) for layer, name in names.items()]
 
 
-def _exchange(layers: Layers, names: dict[int, str], source: dict[int, Tensor], positions: Any) -> list[Hook]:
+def _exchange(
+    layers: Layers, names: Mapping[int, str], source: Mapping[int, Tensor], positions: Positions
+) -> list[Hook]:
     def at(layer: int, intervene: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-        def exchange(act: Tensor, hook: Any) -> Tensor:
+        def exchange(act: Tensor, hook: HookPoint) -> Tensor:
             where = columns(positions, act, hook)
             new = act.clone()
             new[where] = intervene(act[where], source[layer][where])

@@ -14,10 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_skillneurons.models.batches import run_batches
+from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import has_language_model_head
 from tl_skillneurons.prompts.positions import PromptedTokens
-from tl_skillneurons.prompts.prompted_model import Hooks, PromptedModel
+from tl_skillneurons.prompts.prompted_model import PromptedModel
 
 MASKED_SHARE = 0.15
 
@@ -27,8 +28,6 @@ def cross_entropy(
     texts: Sequence[str],
     fwd_hooks: Hooks = (),
     *,
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
     seed: int = 0,
 ) -> Float[Tensor, " text"]:
     """Mean cross-entropy of each text, in nats per token, float64.
@@ -70,7 +69,7 @@ def cross_entropy(
             )
             losses[batch] = total / asked.sum(1).cpu()
 
-        run_batches(prompted.batches(ids, batch_tokens, batch_size), run)
+        run_batches(prompted.batches(ids), run)
     return losses
 
 

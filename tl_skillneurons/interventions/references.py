@@ -8,7 +8,6 @@ be far from usual in the text, and would harm whatever the neuron encodes.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -34,19 +33,6 @@ _SOURCES = {
     "class_mean": "each class's mean, [class, layer, neuron]",
     "activations": "neuron_activations(model, prompt, texts)",
 }
-
-
-class ReferenceValues(Protocol):
-    """Anything that has reference values, by layer; ``None`` for a kind that is not to be had."""
-
-    @property
-    def mean(self) -> Float[Tensor, "layer feature"] | None: ...
-    @property
-    def std(self) -> Float[Tensor, "layer feature"] | None: ...
-    @property
-    def class_mean(self) -> Float[Tensor, "class layer feature"] | None: ...
-    @property
-    def activations(self) -> Float[Tensor, "example layer feature"] | None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +78,9 @@ class Reference:
         """Mean of the absolute activation."""
         return self.activations.double().abs().mean(0).float()
 
+
+ReferenceValues = Reference | GivenValues
+"""Whatever has reference values, by layer."""
 
 References = Mapping[str, Reference]
 """The reference at "prompt" and at "text" positions, or at those of the two that are needed."""

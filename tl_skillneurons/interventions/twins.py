@@ -83,8 +83,15 @@ def twins_of(task: Task, twins: Twins | str) -> Twins:
 
 
 def twins_record(twins: Twins | str) -> Any:
-    """How results record them: a role, or the pairs."""
+    """How results record them: a role, or the pairs; :func:`twins_recorded` reads it."""
     return twins if isinstance(twins, str) else twins.record
+
+
+def twins_recorded(record: Any) -> Twins | str:
+    """The twins that :func:`twins_record` recorded."""
+    if isinstance(record, str):
+        return record
+    return Twins([(clean, corrupted) for clean, corrupted in record["pairs"]], record["clean_labels"])
 
 
 def logit_diff(

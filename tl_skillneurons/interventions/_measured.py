@@ -1,0 +1,166 @@
+"""What one task gave under every condition, and the numbers that are read from it, of a prompt or over prompts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_skillneurons.interventions._pooling import (
+    each_prompts_examples,
+    pooled_value,
+    two_level_bootstrap,
+    two_level_calibration,
+)
+from tl_skillneurons.stats.hypothesis_tests import mcnemar
+from tl_skillneurons.stats.intervals import bootstrap_mean, clopper_pearson
+from tl_skillneurons.stats.metrics import answer_confidence, calibration_error, value_of
+
+TASK_METRICS = ("accuracy", "logit_diff", "probability", "calibration_error")
+POOLED = "pooled"
+"""In the place of a prompt's number: the mean over all prompts."""
+_N_BOOTSTRAP_OF_BINS = 500
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One intervention at one kind of position on one set of neurons.
+
+    Attributes:
+        intervention: Its name, for example ``"noise 0.5"``.
+        positions: "all", "prompt" or "text".
+        set: The set's name; ``"whole"`` where there is one without a name.
+        neurons: "chosen", or the control: "random" or "matched".
+        draw: Which control; 0 for the chosen neurons.
+        n_neurons: How many neurons the set has.
+    """
+
+    intervention: str
+    positions: str
+    set: str
+    neurons: str
+    draw: int
+    n_neurons: int
+
+    @property
+    def key(self) -> str:
+        """Names the condition in a file."""
+        return f"{self.intervention}, {self.positions}, {self.set}, {self.neurons} {self.draw}"
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What one task (or plain text) gave under every condition.
+
+    Attributes:
+        task: Its name, or ``"plain text"``.
+        effect: "total" or "direct".
+        labels: Class of each example; ``None`` for plain text.
+        intact: Class logits of the intact model with each prompt, or the cross-entropy of each text.
+        outputs: The same under each condition, by its key; a condition that can't act here is not among them.
+    """
+
+    task: str
+    effect: str
+    labels: Int[Tensor, " example"] | None
+    intact: Float[Tensor, "prompt example output"]
+    outputs: dict[str, Float[Tensor, "prompt example output"]]
+
+    def __post_init__(self) -> None:
+        odd = [key for key, one in self.outputs.items() if one.shape != self.intact.shape]
+        if odd or (self.labels is not None and len(self.labels) != self.intact.shape[1]):
+            raise ValueError(
+                f"outputs of {self.task} must all be {list(self.intact.shape)}, as intact and labels"
+            )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What can be read from the outputs."""
+        return ("cross_entropy",) if self.labels is None else TASK_METRICS
+
+    @property
+    def prompts(self) -> list[int | str]:
+        """The numbers of the prompts, "pooled" where there are several; "none" for plain text."""
+        if self.labels is None:
+            return ["none"]
+        n = len(self.intact)
+        return [*range(n), *([POOLED] if n > 1 else [])]
+
+    def output(self, key: str | None = None) -> Float[Tensor, "prompt example output"]:
+        """The output of a condition, or of the intact model."""
+        return self.intact if key is None else self.outputs[key]
+
+    def value(self, metric: str, key: str | None = None, prompt: int | str = POOLED) -> float:
+        """One metric of one condition (or of the intact model), of a prompt or pooled."""
+        output = self.output(key)
+        if len(output) > 1 and prompt == POOLED:
+            return pooled_value(metric, output, self.labels)
+        return value_of(metric, output[_row(prompt)], self.labels)
+
+
+def intervals_of(
+    measured: Measured,
+    prompt: int | str,
+    asked: list[tuple[Condition, str]],
+    confidence: float,
+    seed: int,
+) -> list[tuple[float, float]]:
+    """Bootstrap intervals of the changes: intact and changed answers of an example are resampled together."""
+    means = [number for number, (_, metric) in enumerate(asked) if metric != "calibration_error"]
+    ends: dict[int, tuple[float, float]] = {}
+    if means:
+        changes = torch.stack([_change(measured, *asked[number]) for number in means])
+        if prompt == POOLED:
+            low, high = two_level_bootstrap(changes, confidence=confidence, seed=seed)
+        else:
+            low, high = bootstrap_mean(changes[:, _row(prompt)], confidence=confidence, seed=seed)
+        ends |= dict(zip(means, zip(low.tolist(), high.tolist(), strict=True), strict=True))
+    for number, (condition, metric) in enumerate(asked):
+        if metric == "calibration_error":
+            ends[number] = _calibration_interval(measured, prompt, condition, confidence, seed)
+    return [ends[number] for number in range(len(asked))]
+
+
+def _change(measured: Measured, condition: Condition, metric: str) -> Float[Tensor, "prompt example"]:
+    after, before = (measured.output(key) for key in (condition.key, None))
+    labels = measured.labels
+    return each_prompts_examples(metric, after, labels) - each_prompts_examples(metric, before, labels)
+
+
+def _calibration_interval(
+    measured: Measured, prompt: int | str, condition: Condition, confidence: float, seed: int
+) -> tuple[float, float]:
+    labels, before, after = measured.labels, measured.intact, measured.output(condition.key)
+    assert labels is not None  # for type checkers: plain text has no calibration error
+    if prompt == POOLED:
+        settings: dict[str, Any] = {"n_draws": _N_BOOTSTRAP_OF_BINS, "confidence": confidence, "seed": seed}
+        return two_level_calibration(before, after, labels, **settings)
+    generator = torch.Generator().manual_seed(seed)
+    was, now = (answer_confidence(one[_row(prompt)], labels) for one in (before, after))
+    changes = torch.empty(_N_BOOTSTRAP_OF_BINS, dtype=torch.float64)
+    for draw in range(_N_BOOTSTRAP_OF_BINS):
+        rows = torch.randint(len(labels), (len(labels),), generator=generator)
+        changed, intact = (calibration_error(*(v[rows] for v in pair)) for pair in (now, was))
+        changes[draw] = changed - intact
+    tail = (1 - confidence) / 2
+    low, high = changes.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def exact_of(
+    metric: str, measured: Measured, prompt: int | str, condition: Condition, confidence: float
+) -> dict[str, float]:
+    nan = float("nan")
+    if metric != "accuracy" or prompt == POOLED:
+        return {"value_low": nan, "value_high": nan, "p_mcnemar": nan}
+    before, after = (
+        measured.output(key)[_row(prompt)].argmax(1) == measured.labels for key in (None, condition.key)
+    )
+    low, high = clopper_pearson(int(after.sum()), len(after), confidence=confidence)
+    return {"value_low": low, "value_high": high, "p_mcnemar": mcnemar(before, after).p_value}
+
+
+def _row(prompt: int | str) -> int:
+    """Where a prompt's output stands; what has no number stands first."""
+    return prompt if isinstance(prompt, int) else 0

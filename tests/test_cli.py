@@ -1,7 +1,14 @@
+"""The command, with a tiny model behind it: what it prints is what Python gives, kept and resumed in a folder."""
+
 import json
+import re
+import subprocess
+import sys
+from importlib.metadata import version
 
 import pytest
 from tiny import bridge, sentences
+from toy import QUIET
 from typer.testing import CliRunner
 
 WORDS = "0=negative,1=positive"
@@ -12,8 +19,9 @@ QUICK = ["--virtual-tokens", "2", "--prompts", "2", "--steps", "4", "--batch-siz
 def cli(monkeypatch):
     """The command with a tiny model behind ``--model``, whatever it is given."""
     from tl_skillneurons import cli
+    from tl_skillneurons.models import loading
 
-    monkeypatch.setattr(cli, "load_model", lambda name, **options: bridge("llama"))
+    monkeypatch.setattr(loading, "load_model", lambda name, **options: bridge("llama"))
     return cli
 
 
@@ -49,7 +57,7 @@ def test_find_writes_a_run_folder_whose_json_holds_every_number_it_prints(cli, d
     }
     names = sorted(path.name for path in out.rglob("*") if path.is_file())
     assert names == [
-        "ablation.json",
+        "effects.safetensors",
         "neurons.json",
         "predictivity.html",
         "prompt-seed0.safetensors",
@@ -67,10 +75,13 @@ def test_find_writes_a_run_folder_whose_json_holds_every_number_it_prints(cli, d
         assert f"{row['chance_expects']:.3f}" in printed
     for row in said["skill_neurons"]["best"]:
         assert f"{row['accuracy_on_report']:.3f}" in printed
-    ablation = said["ablation"]
-    for key in ("intact", "skill_neurons_ablated", "random_median", "random_lowest", "random_highest"):
-        assert f"{ablation[key]:.3f}" in printed
-    assert len(ablation["each_prompt"][0]["random"]) == ablation["n_random"] == 5
+    effects = said["effects"]
+    assert effects["n_random"] == 20 and effects["positions"] == "prompt"
+    for rows in effects["metrics"].values():
+        assert len(rows["each_prompt"]) == 2
+        for row in [rows["pooled"], *rows["each_prompt"]]:
+            for key, value in row.items():
+                assert f"{value:.3f}" in printed or key.startswith("change")
     assert said["skill_neurons"]["n"] == 4
 
 
@@ -85,44 +96,47 @@ def test_the_printed_numbers_are_those_of_the_plain_python_calls(cli, data, tmp_
     )
     model = bridge("llama")
     prompts = skn.fit_soft_prompts(
-        model, task, n_virtual_tokens=2, seeds=range(2), n_steps=4, batch_size=4, progress=False
+        model,
+        task,
+        n_virtual_tokens=2,
+        seeds=range(2),
+        n_steps=4,
+        training=skn.prompts.TrainingOptions(batch_size=4),
+        run=QUIET,
     )
-    scores = skn.score_neurons(model, prompts, task, batch_size=8, progress=False)
+    batches = skn.RunOptions(batch_size=8, progress=False)
+    scores = skn.score_neurons(model, prompts, task, run=batches)
     skill = scores.top(2)
-    rules = skn.scores.rule_accuracy(model, prompts, task, scores, batch_size=8, progress=False)
+    rules = skn.scores.evaluate_rules(model, prompts, task, scores, run=batches)
     best = said["skill_neurons"]["best"]
     assert [(row["layer"], row["index"]) for row in best] == list(skill)
-    assert [row["accuracy_on_report"] for row in best] == pytest.approx(
-        scores.rule_accuracy(skill, rules).tolist()
-    )
-    values = [scores.mean_baseline(k) for k in range(2)]
-    effect = skn.interventions.ablation_effect(
-        model, prompts, task, skill, values=values, batch_size=8, progress=False
-    )
-    assert said["ablation"]["skill_neurons_ablated"] == pytest.approx(float(effect.ablated.mean()))
-    assert said["ablation"]["random_median"] == pytest.approx(float(effect.random.mean(0).median()))
+    assert [row["accuracy_on_report"] for row in best] == pytest.approx(rules.accuracy_of(skill).tolist())
+    panel = skn.measure_effects(model, prompts, task, skill, interventions=["mean"], run=batches)
+    pooled = panel.to_dataframe(each_prompt=False).set_index("metric")
+    for metric, rows in said["effects"]["metrics"].items():
+        for key, value in rows["pooled"].items():
+            assert value == pytest.approx(pooled.loc[metric, key], abs=1e-6), key
 
 
 def test_a_finished_run_is_not_computed_again(cli, data, tmp_path, monkeypatch):
     from tl_skillneurons import find
-    from tl_skillneurons.interventions import effects
     from tl_skillneurons.prompts.tuning import fit as tuning
 
     out = tmp_path / "run"
     first = run(cli, *quick(data, out))
     for module, name in (
-        (tuning, "_train"),
+        (tuning, "training_steps"),
         (find, "score_neurons"),
-        (find, "rule_accuracy"),
-        (effects, "accuracy"),
+        (find, "evaluate_rules"),
+        (find, "measure_effects"),
     ):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("computed again"))
     again = run(cli, *quick(data, out))
-    assert again.exit_code == 0
+    assert again.exit_code == 0, again.output
     assert again.stdout == first.stdout
 
 
-@pytest.mark.parametrize("broken", ["score_neurons", "rule_accuracy", "ablation_effect"])
+@pytest.mark.parametrize("broken", ["score_neurons", "evaluate_rules", "measure_effects"])
 def test_an_interrupted_run_says_so_and_goes_on_to_the_same_numbers(cli, data, tmp_path, monkeypatch, broken):
     from tl_skillneurons import find
 
@@ -154,7 +168,7 @@ def test_another_setting_in_the_same_folder_is_refused_by_name_and_changes_nothi
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     result = run(cli, *quick(data, out), "--steps", "5")
     assert result.exit_code == 2
-    assert "n_steps: 4 there, 5 now" in result.output.replace("\n", "")
+    assert "--steps: 4 there, 5 now" in result.output.replace("\n", "")
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
@@ -165,7 +179,7 @@ def test_another_setting_in_the_same_folder_is_refused_by_name_and_changes_nothi
         (["--label-words", "0=negative,2=positive"], "label"),
         (["--label-words", "0=negative,1=unheard-of"], "is not in the vocabulary"),
         (["--top", "many"], "--top must be a share such as 0.02"),
-        (["--top", "0.0001"], "amount must give 1 to 48 neurons per layer"),
+        (["--top", "0.0001"], "--top must give 1 to 48 neurons per layer"),
         (["--template", "{sentence}"], "sentence"),
         (["--label", "sentiment"], "sentiment"),
         (["--data", "nowhere/at/all.jsonl"], "nowhere/at/all.jsonl"),
@@ -191,23 +205,66 @@ def test_help_names_every_option_with_its_default(cli):
 
 
 @pytest.mark.parametrize(
-    ("ablated", "said"),
+    "arguments", [["--help"], ["find", "--help"], ["--version"], ["find", "--top", "many"]]
+)
+def test_help_and_mistakes_load_nothing_heavy_and_take_less_than_a_second_and_a_half(arguments):
+    code = (
+        "import sys, time; start = time.perf_counter(); from tl_skillneurons.cli import app\n"
+        f"try: app({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "print(time.perf_counter() - start, 'torch' in sys.modules, 'pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, torch, pandas = done.stdout.split()[-3:]
+    assert float(seconds) < 1.5
+    assert (torch, pandas) == ("False", "False")
+
+
+def test_the_version_is_the_installed_one(cli):
+    assert CliRunner().invoke(cli.app, ["--version"]).output == f"{version('tl_skillneurons')}\n"
+
+
+def effects_with(values, p=1 / 21, matched_p=1 / 21):
+    """What the report knows of an effect whose logit diff is ``values`` for each prompt, and 2 under any control."""
+    rows = [
+        {"intact": 3.0, "value": value}
+        | {"random_median": 2.0, "matched_median": 2.0, "p_random": p, "p_matched": matched_p}
+        for value in values
+    ]
+    pooled = {**rows[0], "value": sum(values) / len(values)}
+    return {"metrics": {"logit_diff": {"pooled": pooled, "each_prompt": rows}}}
+
+
+@pytest.mark.parametrize(
+    ("effects", "said"),
     [
-        (0.60, "more harm than each of 5"),
-        (0.79, "more harm than most, but not than each"),
-        (0.85, "no more harm"),
+        (effects_with([1.0, 0.5]), "for each of 2 prompts at p <= 0.05 .*: the model uses what they carry."),
+        (effects_with([1.0]), "for the prompt at p <= 0.05 .*: the model uses what they carry."),
+        (
+            effects_with([1.0, 1.0], p=0.051),
+            "in 2 of 4 comparisons .*: that the model uses them is not established",
+        ),
+        (effects_with([1.0, 1.0], matched_p=0.051), "in 2 of 4 comparisons .* is not established"),
+        (
+            effects_with([1.0, 2.5]),
+            "in 2 of 4 comparisons .* is not established",
+        ),  # far from them, the other way
+        (effects_with([2.5, 2.5]), "not seen to cost more .*, nothing here shows that the model uses them"),
+        (effects_with([1.0, 1.0], p=0.1, matched_p=0.1), "not seen to cost more .*, nothing here shows"),
     ],
 )
-def test_the_verdict_says_plainly_what_the_control_allows(ablated, said):
+def test_the_verdict_says_that_the_model_uses_them_only_where_every_prompt_and_control_agree(effects, said):
     from tl_skillneurons.report import verdict
 
-    row = {
-        "intact": 0.87,
-        "skill_neurons_ablated": ablated,
-        "random_median": 0.84,
-        "random_lowest": 0.78,
-        "n_random": 5,
-    }
-    sentence = verdict(row)
-    assert said in sentence
-    assert f"accuracy lost: {0.87 - ablated:.3f}, random controls 0.030 at their median" in sentence
+    sentence = verdict(effects)
+    assert re.search(said, sentence)
+    lost = 3.0 - effects["metrics"]["logit_diff"]["pooled"]["value"]
+    assert f"logit diff lost: {lost:.3f}, random controls 1.000, matched controls 1.000" in sentence
+    assert ("the model uses what they carry" in sentence) == ("for " in said and "p <=" in said)
+
+
+def test_messages_name_options_and_leave_other_words_alone(cli):
+    said = cli.in_own_words(
+        "n_steps: 4 there; label_words must be; model.label_words, batch_size() and amounts"
+    )
+    assert said == "--steps: 4 there; --label-words must be; model.label_words, batch_size() and amounts"

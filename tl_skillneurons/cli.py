@@ -99,7 +99,7 @@ class Search:
         str, typer.Option(help="Skill neurons per layer: a share such as 0.02, or a count such as 30.")
     ] = "0.02"
     controls: Annotated[
-        int, typer.Option(min=5, help="Sets of random neurons, and as many matched ones, beside each effect.")
+        int, typer.Option(min=19, help="Sets of random neurons, and as many matched ones, beside the effect.")
     ] = 20
     seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 0
     out: Annotated[
@@ -140,12 +140,13 @@ def options_of(command: Callable[..., None]) -> Callable[..., None]:
     return with_groups
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         from importlib.metadata import version
 
         print(version("tl_skillneurons"))
         raise typer.Exit
+    return asked
 
 
 @app.callback()

@@ -7,30 +7,36 @@ report prints.
 
 import os
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int
-from tl_skillneurons._files import load_tensors, package_version, read_json, save_tensors, write_json
+from tl_skillneurons._checks import differing, require_int
+from tl_skillneurons._files import load_tensors, package_version, read_json, write_json
 from tl_skillneurons._processes import rank_and_count
-from tl_skillneurons.interventions.effects import AblationEffect, ablation_effect
+from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons.interventions.effect_panel import KIND, EffectPanel
+from tl_skillneurons.interventions.effects import measure_effects
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.records import model_record
-from tl_skillneurons.models.sites import SITE, has_language_model_head, neuron_shape
+from tl_skillneurons.models.sites import has_language_model_head, neuron_shape
 from tl_skillneurons.models.tokenizing import label_token_ids
-from tl_skillneurons.neurons import NeuronSet, selection_size
-from tl_skillneurons.prompts.run import prompt_record
+from tl_skillneurons.neurons import SITE, NeuronSet, selection_size
+from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
+from tl_skillneurons.prompts.tuning.schedule import TrainingOptions
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.predictivity import require_orders, rule_accuracy, score_neurons
-from tl_skillneurons.stats.intervals import require_draws
+from tl_skillneurons.scores.predictivity import require_orders, score_neurons
+from tl_skillneurons.scores.rules import AllRules, evaluate_rules
+from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
 RUN, PROMPTS, SCORES, NEURONS, RULES, EFFECTS = (
@@ -39,23 +45,28 @@ RUN, PROMPTS, SCORES, NEURONS, RULES, EFFECTS = (
     "scores.safetensors",
     "neurons.json",
     "rules_on_report.safetensors",
-    "ablation.json",
+    "effects.safetensors",
 )
 _RECORDED = ("transformer-lens", "torch", "transformers", "datasets", "safetensors", "numpy")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Findings:
     """What one run found.
 
     Attributes:
+        task: The labelled text.
         prompts: The soft prompts, one per seed.
         scores: Every neuron's scores, thresholds from ``baseline``, accuracies on ``select``.
         skill: The skill neurons, best first.
         on_select: Accuracy of each skill neuron's rule on ``select``, which chose it: too good.
         on_report: The same on ``report``, which chose nothing.
-        effect: Accuracy on ``report`` of the intact model, with the skill neurons ablated, and with random
-            controls ablated.
+        effects: What holding the skill neurons at their mean at the prompt positions does to the answers on
+            ``report``, beside random and matched neurons; for each prompt, and pooled.
+
+    Example:
+        >>> found = skn.find_skill_neurons(model, task, out="run")
+        >>> found.effects.to_dataframe(each_prompt=False)
     """
 
     task: Task
@@ -64,35 +75,67 @@ class Findings:
     skill: NeuronSet
     on_select: Float[Tensor, " neuron"]
     on_report: Float[Tensor, " neuron"]
-    effect: AblationEffect
+    effects: EffectPanel
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per skill neuron, best first: layer, index, on_select, on_report."""
+        return self.skill.to_dataframe().assign(
+            on_select=self.on_select.numpy(), on_report=self.on_report.numpy()
+        )
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            task=self.task.name,
+            n_prompts=len(self.prompts),
+            n_skill_neurons=len(self.skill),
+            on_select=float(self.on_select.mean()),
+            on_report=float(self.on_report.mean()),
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
 
 def find_skill_neurons(
-    model: Any,
+    model: TransformerBridge,
     task: Task,
     *,
     out: str | os.PathLike[str],
     n_virtual_tokens: int = 16,
     n_prompts: int = 5,
     n_steps: int = 300,
-    batch_size: int = 16,
     top: float | int = 0.02,
-    n_random: int = 5,
+    n_random: int = 20,
     n_permutations: int = 1000,
     seed: int = 0,
-    progress: bool = True,
+    training: TrainingOptions = TrainingOptions(),
+    run: RunOptions = RunOptions(),
 ) -> Findings:
     """Run every phase that ``out`` does not hold yet.
 
     Args:
+        model: In eval mode; it comes back as it was.
         out: The run's folder.
+        n_virtual_tokens: Length of each soft prompt.
         n_prompts: Soft prompts, of seeds ``seed``, ``seed + 1``, ...
+        n_steps: Training steps of each, at most.
         top: Skill neurons per layer, as a share or a count (see :meth:`NeuronScores.top`).
-        n_random: Random controls of the ablation.
+        n_random: Sets of random neurons, and as many matched ones, beside the effect; 19 at least.
         n_permutations: Label permutations for the chance level of the scores.
+        seed: Everything random follows from it.
+        training: How prompts are trained.
+        run: How to run; without a cache the keys and values of texts are kept in one of this call's own.
+
+    Returns:
+        What was found, whichever phases ran now and whichever stood in ``out``.
 
     Raises:
         ValueError: When ``out`` holds a run of other settings, under several processes, or for what the phases refuse.
+
+    Example:
+        >>> found = skn.find_skill_neurons(model, task, out="run", n_prompts=2)
+        >>> found.skill, found.on_report.mean()
     """
     if rank_and_count()[1] > 1:
         raise ValueError(
@@ -105,6 +148,7 @@ def find_skill_neurons(
     # what would be refused later is refused before anything is done
     require_two_classes(task)
     selection_size(top, neuron_shape(model)[1], per="layer")
+    require_draws(n_random)
     require_draws(n_permutations, name="n_permutations")
     require_orders(task, n_permutations, seed)
     if has_language_model_head(model):
@@ -115,55 +159,39 @@ def find_skill_neurons(
         "task": describe_task(task),
         "n_virtual_tokens": n_virtual_tokens,
         "n_steps": n_steps,
-        "batch_size": batch_size,
+        **asdict(training),
         "top": top,
         "n_random": n_random,
         "n_permutations": n_permutations,
         "seeds": seeds,
-        "ablation": {
-            "how": "mean",
-            "values": "baseline",
-            "positions": "all",
-            "controls": "random, same layers",
-        },
+        "effects": {"interventions": ["mean"], "positions": "prompt", "reference": "baseline"},
     }
     _begin(out / RUN, settings)
-    cache = InputCache(model) if runs_text_apart(model) else None
+    if run.cache is None and runs_text_apart(model):
+        run = replace(run, cache=InputCache(model))
     prompts = fit_soft_prompts(
         model,
         task,
         n_virtual_tokens=n_virtual_tokens,
         seeds=seeds,
         n_steps=n_steps,
-        batch_size=batch_size,
+        training=training,
         folder=out / PROMPTS,
-        cache=cache,
-        progress=progress,
+        run=run,
     )
-    scores = _scores(model, prompts, task, out, (n_permutations, seed), cache, progress)
+    scores = _scores(model, prompts, task, out, (n_permutations, seed), run)
     skill = scores.top(top)
     skill.to_json(out / NEURONS)
-    rules = _rules(model, prompts, task, scores, out, cache, progress)
-    effect = ablation_effect(
-        model,
-        prompts,
-        task,
-        skill,
-        values=[scores.mean_baseline(k) for k in range(len(prompts))],
-        n_random=n_random,
-        seed=seed,
-        cache=cache,
-        path=out / EFFECTS,
-        progress=progress,
-    )
+    rules = _rules(model, prompts, task, scores, out / RULES, run)
+    effects = _effects(model, prompts, task, skill, out / EFFECTS, (n_random, seed), run)
     return Findings(
         task=task,
         prompts=prompts,
         scores=scores,
         skill=skill,
-        on_select=scores.rule_accuracy(skill),
-        on_report=scores.rule_accuracy(skill, rules),
-        effect=effect,
+        on_select=scores.accuracy_of(skill),
+        on_report=rules.accuracy_of(skill),
+        effects=effects,
     )
 
 
@@ -188,8 +216,7 @@ def describe_task(task: Task) -> dict[str, Any]:
 
 def _begin(path: Path, settings: dict[str, Any]) -> None:
     if path.exists():
-        was = read_json(path, "run")["settings"]
-        differs = [f"{k}: {was.get(k)!r} there, {v!r} now" for k, v in settings.items() if was.get(k) != v]
+        differs = differing(read_json(path, "run")["settings"], settings)
         if differs:
             raise ValueError(
                 f"{path.parent} holds a run of other settings ({'; '.join(differs)}); "
@@ -211,28 +238,27 @@ def _versions() -> dict[str, str]:
 
 
 def _scores(
-    model: Any,
+    model: TransformerBridge,
     prompts: Sequence[SoftPrompt],
     task: Task,
     out: Path,
     permutations: tuple[int, int],
-    cache: InputCache | None,
-    progress: bool,
+    run: RunOptions,
 ) -> NeuronScores:
     """The scores of all prompts with their null; each prompt's are kept until all are there."""
     whole = out / SCORES
     described = [prompt_record(prompt) for prompt in prompts]
     if whole.exists():
         scores = NeuronScores.load(whole)
-        _require_of(whole, scores, described, task)
+        _require_of(whole, scores.provenance, described, task)
         return scores
     parts = []
     for prompt, description in zip(prompts, described, strict=True):
         part = out / PROMPTS / f"scores-seed{prompt.seed}.safetensors"
         if part.exists():
-            _require_of(part, NeuronScores.load(part), [description], task)
+            _require_of(part, NeuronScores.load(part).provenance, [description], task)
         else:
-            score_neurons(model, prompt, task, keep_outcomes=True, cache=cache, progress=progress).save(part)
+            score_neurons(model, prompt, task, keep_outcomes=True, run=run).save(part)
         parts.append(part)
     scores = NeuronScores.of_prompts([NeuronScores.load(part) for part in parts])
     scores = replace(scores.with_null(permutations[0], seed=permutations[1]), outcomes=None)
@@ -242,40 +268,56 @@ def _scores(
     return scores
 
 
-def _require_of(path: Path, scores: NeuronScores, described: list[dict[str, Any]], task: Task) -> None:
-    was = scores.provenance
-    if was["prompts"] != described or was["task"]["fingerprint"] != task.fingerprint:
-        raise ValueError(
-            f"{path} was measured with other prompts or another task; delete it, or choose another folder"
-        )
-
-
 def _rules(
-    model: Any,
+    model: TransformerBridge,
     prompts: Sequence[SoftPrompt],
     task: Task,
     scores: NeuronScores,
-    out: Path,
-    cache: InputCache | None,
-    progress: bool,
-) -> Float[Tensor, "prompt layer position neuron"]:
-    def compute() -> Tensor:
-        return rule_accuracy(model, prompts, task, scores, role="report", cache=cache, progress=progress)
+    path: Path,
+    run: RunOptions,
+) -> AllRules:
+    """Every neuron's rule on ``report``, from the file or into it."""
+    if not path.exists():
+        evaluate_rules(model, prompts, task, scores, run=run).save(path)
+    rules = AllRules.load(path)
+    _require_of(path, rules.provenance, scores.provenance["prompts"], task)
+    return rules
 
-    return _kept(
-        out / RULES,
-        compute,
-        {"role": "report", "task": task.fingerprint, "prompts": scores.provenance["prompts"]},
+
+def _effects(
+    model: TransformerBridge,
+    prompts: Sequence[SoftPrompt],
+    task: Task,
+    skill: NeuronSet,
+    path: Path,
+    draws: tuple[int, int],
+    run: RunOptions,
+) -> EffectPanel:
+    """The effect of the skill neurons and of their controls, from the file where it is finished."""
+    n_random, seed = draws
+    if path.exists() and load_tensors(path, KIND)[1].get("finished"):
+        panel = EffectPanel.load(path)
+        was = {
+            "prompts": panel.settings["prompts"][0],
+            "task": {"fingerprint": panel.settings["tasks"][0][1]},
+        }
+        _require_of(path, was, [prompt_record(prompt) for prompt in prompts], task)
+        return panel
+    return measure_effects(
+        model,
+        prompts,
+        task,
+        skill,
+        interventions="mean",
+        n_random=n_random,
+        seed=seed,
+        path=path,
+        run=run,
     )
 
 
-def _kept(path: Path, compute: Callable[[], Tensor], header: dict[str, Any]) -> Tensor:
-    """The tensor in ``path``, computed and written there if it isn't yet."""
-    if not path.exists():
-        save_tensors(path, "RuleAccuracy", {"accuracy": compute()}, header)
-    tensors, was = load_tensors(path, "RuleAccuracy")
-    if any(was.get(key) != value for key, value in header.items()):
+def _require_of(path: Path, was: Mapping[str, Any], prompts: Sequence[dict[str, Any]], task: Task) -> None:
+    if was["prompts"] != prompts or was["task"]["fingerprint"] != task.fingerprint:
         raise ValueError(
             f"{path} was measured with other prompts or another task; delete it, or choose another folder"
         )
-    return tensors["accuracy"]

@@ -1,20 +1,25 @@
 """What a run found, as numbers and as tables: :func:`numbers` decides what is said, :func:`show` prints just
 that.
 
-Every accuracy says which role it was measured on, and every effect stands beside its control.
+Every accuracy says which role it was measured on, and every effect stands beside its controls.
 """
 
 from typing import Any
 
-import torch
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from tl_skillneurons.find import Findings
-from tl_skillneurons.stats.chance import clopper_pearson
+from tl_skillneurons.scores.null import PermutationNull
+from tl_skillneurons.stats.intervals import clopper_pearson
 
 N_SHOWN = 10
 ALPHA = 0.05
+CONTROLS = ("random", "matched")
+METRICS = ("accuracy", "logit_diff")
+DECIDES = "logit_diff"
+"""What the verdict goes by: it sees how far every answer moved, not only those that tipped over."""
 
 
 def numbers(findings: Findings, n_shown: int = N_SHOWN) -> dict[str, Any]:
@@ -24,14 +29,14 @@ def numbers(findings: Findings, n_shown: int = N_SHOWN) -> dict[str, Any]:
         "layers": _layers(findings),
         "chance": _chance(findings),
         "skill_neurons": _skill(findings, n_shown),
-        "ablation": _ablation(findings),
+        "effects": _effects(findings),
     }
 
 
 def _prompts(findings: Findings) -> list[dict[str, Any]]:
-    n = findings.effect.n_examples
+    n = findings.task.n_examples["report"]
     rows = []
-    for prompt, intact in zip(findings.prompts, findings.effect.intact.tolist(), strict=True):
+    for prompt, intact in zip(findings.prompts, _of_prompts(findings, "accuracy").intact, strict=True):
         low, high = clopper_pearson(round(intact * n), n)
         rows.append(
             {
@@ -48,10 +53,10 @@ def _prompts(findings: Findings) -> list[dict[str, Any]]:
 
 
 def _layers(findings: Findings) -> list[dict[str, Any]]:
-    scores = findings.scores
+    scores, null = findings.scores, _null(findings)
     best, index = scores.predictivity.max(1)
     level = scores.chance_level(per="layer")
-    significant = (scores.null.family() <= ALPHA).sum(1)
+    significant = (null.family() <= ALPHA).sum(1)
     return [
         {
             "layer": layer,
@@ -66,7 +71,7 @@ def _layers(findings: Findings) -> list[dict[str, Any]]:
 
 
 def _chance(findings: Findings) -> dict[str, Any]:
-    scores, null = findings.scores, findings.scores.null
+    scores, null = findings.scores, _null(findings)
     bound = scores.chance_level()
     return {
         "what": "the best of all neurons under permuted labels (largest statistic, Westfall and Young)",
@@ -90,8 +95,8 @@ def _chance(findings: Findings) -> dict[str, Any]:
 def _skill(findings: Findings, n_shown: int) -> dict[str, Any]:
     skill = findings.skill
     direction = findings.scores.direction[skill.layer, skill.index]
-    p_family = findings.scores.null.family()[skill.layer, skill.index]
-    n = findings.effect.n_examples
+    p_family = _null(findings).family()[skill.layer, skill.index]
+    n = findings.task.n_examples["report"]
     rows = [
         {
             "layer": layer,
@@ -119,50 +124,79 @@ def _skill(findings: Findings, n_shown: int) -> dict[str, Any]:
     }
 
 
-def _ablation(findings: Findings) -> dict[str, Any]:
-    effect = findings.effect
-    intact, ablated, random = effect.mean_over_prompts()
-    row = {
-        "role": effect.role,
-        "n_examples": effect.n_examples,
-        "n_neurons": effect.n_neurons,
-        "how": effect.how,
-        "positions": effect.positions,
-        "intact": intact,
-        "skill_neurons_ablated": ablated,
-        "random_median": float(torch.quantile(random, 0.5)),
-        "random_lowest": float(random.min()),
-        "random_highest": float(random.max()),
-        "n_random": len(random),
-        "rank_p_value": effect.p_value,
-        "each_prompt": [
-            {"intact": own, "skill_neurons_ablated": held, "random": draws}
-            for own, held, draws in zip(
-                effect.intact.tolist(), effect.ablated.tolist(), effect.random.tolist(), strict=True
-            )
-        ],
+def _null(findings: Findings) -> PermutationNull:
+    null = findings.scores.null
+    if null is None:
+        raise ValueError("the scores have no null; score with n_permutations, as find_skill_neurons does")
+    return null
+
+
+def _of_prompts(findings: Findings, metric: str) -> pd.DataFrame:
+    """The effect's rows of single prompts."""
+    frame = findings.effects.to_dataframe()
+    return frame[(frame.metric == metric) & (frame.prompt != "pooled")]
+
+
+def _effects(findings: Findings) -> dict[str, Any]:
+    panel = findings.effects
+    pooled = panel.to_dataframe(each_prompt=False)
+    first = pooled.iloc[0]
+    said = {
+        "role": panel.role,
+        "n_examples": int(first.n_examples),
+        "n_neurons": int(first.n_neurons),
+        "intervention": first.intervention,
+        "positions": first.positions,
+        "n_random": panel.settings["n_random"],
+        "metrics": {
+            metric: {
+                "pooled": _row(pooled[pooled.metric == metric].iloc[0]),
+                "each_prompt": [_row(row) for _, row in _of_prompts(findings, metric).iterrows()],
+            }
+            for metric in METRICS
+        },
     }
-    return {**row, "verdict": verdict(row)}
+    return {**said, "verdict": verdict(said)}
 
 
-def verdict(ablation: dict[str, Any]) -> str:
-    """What the ablation shows, in one sentence, whatever it is."""
-    lost = f"accuracy lost: {ablation['intact'] - ablation['skill_neurons_ablated']:.3f}, random controls "
-    lost += f"{ablation['intact'] - ablation['random_median']:.3f} at their median"
-    n = ablation["n_random"]
-    if ablation["skill_neurons_ablated"] < ablation["random_lowest"]:
+def _row(row: "pd.Series[Any]") -> dict[str, float]:
+    columns = ["intact", "value", "change_low", "change_high"]
+    for control in CONTROLS:
+        columns += [f"{control}_median", f"{control}_min", f"{control}_max", f"p_{control}"]
+    return {column: float(row[column]) for column in columns}
+
+
+def verdict(effects: dict[str, Any]) -> str:
+    """What the effect shows, in a sentence or two, whatever it is.
+
+    "Uses" takes a smaller logit diff than the median control, at p <= 0.05, for every prompt and both kinds of control.
+    """
+    rows = effects["metrics"][DECIDES]["each_prompt"]
+    beyond = [
+        row[f"p_{control}"] <= ALPHA and row["value"] < row[f"{control}_median"]
+        for row in rows
+        for control in CONTROLS
+    ]
+    pooled = effects["metrics"][DECIDES]["pooled"]
+    lost = f"logit diff lost: {pooled['intact'] - pooled['value']:.3f}, "
+    lost += ", ".join(
+        f"{control} controls {pooled['intact'] - pooled[f'{control}_median']:.3f}" for control in CONTROLS
+    )
+    prompts = "the prompt" if len(rows) == 1 else f"each of {len(rows)} prompts"
+    if all(beyond):
         return (
-            f"Ablating the skill neurons does more harm than each of {n} random controls ({lost}): "
-            "the model uses what they carry."
+            f"Held at their mean, the skill neurons cost more than random and matched ones do, for {prompts} at "
+            f"p <= {ALPHA} ({lost}): the model uses what they carry."
         )
-    if ablation["skill_neurons_ablated"] >= ablation["random_median"]:
+    if not any(beyond):
         return (
-            f"Ablating the skill neurons does no more harm than ablating random ones ({lost}): "
+            f"Held at their mean, the skill neurons are not seen to cost more than random or matched ones do ({lost}): "
             "however well the label can be read off them, nothing here shows that the model uses them."
         )
     return (
-        f"Ablating the skill neurons does more harm than most, but not than each, of {n} random controls ({lost}): "
-        "that the model uses them is not shown here; more controls, or more prompts, could tell."
+        f"Held at their mean, the skill neurons cost more than controls do at p <= {ALPHA} in {sum(beyond)} of "
+        f"{len(beyond)} comparisons (prompts, and random or matched controls; {lost}): that the model uses them is not "
+        "established."
     )
 
 
@@ -171,8 +205,8 @@ def show(said: dict[str, Any], console: Console) -> None:
     console.print(_prompt_table(said["prompts"]))
     console.print(_layer_table(said["layers"], said["chance"]))
     console.print(_neuron_table(said["skill_neurons"]))
-    console.print(_ablation_table(said["ablation"]))
-    console.print(said["ablation"]["verdict"])
+    console.print(_effect_table(said["effects"]))
+    console.print(said["effects"]["verdict"])
 
 
 def _table(title: str, *columns: str, caption: str | None = None) -> Table:
@@ -259,20 +293,28 @@ def _neuron_table(skill: dict[str, Any]) -> Table:
     return table
 
 
-def _ablation_table(ablation: dict[str, Any]) -> Table:
+def _effect_table(effects: dict[str, Any]) -> Table:
     caption = (
-        f"{ablation['n_examples']} examples, mean over prompts; {ablation['how']} ablation "
-        f"at {ablation['positions']} positions."
+        f"{effects['n_examples']} examples of {effects['role']}; at {effects['positions']} positions, held at the mean "
+        f"over baseline. Controls: {effects['n_random']} sets of random neurons of the same layers, and as many of "
+        "neurons also alike in activation and output norm: median (range), two-sided rank p."
     )
     table = _table(
-        f"Ablation ({ablation['n_neurons']} neurons)", "", "accuracy on report", "range", caption=caption
+        f"What {effects['n_neurons']} skill neurons do", "", "intact", "held", *CONTROLS, caption=caption
     )
     table.columns[0].justify = "left"
-    table.add_row("intact", f"{ablation['intact']:.3f}", "")
-    table.add_row("skill neurons ablated", f"{ablation['skill_neurons_ablated']:.3f}", "")
-    table.add_row(
-        f"random neurons ablated (median of {ablation['n_random']})",
-        f"{ablation['random_median']:.3f}",
-        f"{ablation['random_lowest']:.3f} to {ablation['random_highest']:.3f}",
-    )
+    for metric, rows in effects["metrics"].items():
+        of_prompts = rows["each_prompt"]
+        named = [(f"prompt {k}", row) for k, row in enumerate(of_prompts)] if len(of_prompts) > 1 else []
+        for name, row in [*named, ("all prompts" if named else "the prompt", rows["pooled"])]:
+            controls = [
+                f"{row[f'{c}_median']:.3f} ({row[f'{c}_min']:.3f} to {row[f'{c}_max']:.3f}), p {row[f'p_{c}']:.3f}"
+                for c in CONTROLS
+            ]
+            table.add_row(
+                f"{metric.replace('_', ' ')}, {name}",
+                f"{row['intact']:.3f}",
+                f"{row['value']:.3f}",
+                *controls,
+            )
     return table

@@ -1,3 +1,4 @@
+import jaxtyping
 import pytest
 
 
@@ -14,3 +15,9 @@ def tiny_task():
     from tiny import task
 
     return task()
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Types are not checked at run time, as users have it: what is refused then is refused by the package itself."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

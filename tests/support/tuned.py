@@ -1,9 +1,13 @@
 """Tasks that a few steps of prompt tuning can learn, and tuning that is stopped on the way."""
 
+from dataclasses import fields
+
 import torch
+from toy import QUIET
 
 from tl_skillneurons import Task, fit_soft_prompts
-from tl_skillneurons.prompts.tuning import fit as tuning
+from tl_skillneurons.prompts import TrainingOptions
+from tl_skillneurons.prompts.tuning import training
 
 CLASS_WORDS = (("bad", "dull", "slow"), ("good", "bright", "quick"))
 
@@ -33,18 +37,16 @@ def learnable(n_train=64, shuffled=False, n_classes=2, n_others=16):
 
 TASK = learnable()
 SMALL = learnable(n_train=16, n_others=4)
-QUICK = {
-    "n_virtual_tokens": 3,
-    "n_steps": 8,
-    "batch_size": 4,
-    "evaluate_every": 3,
-    "held_back": 0.25,
-    "progress": False,
-}
+QUICK = {"n_virtual_tokens": 3, "n_steps": 8, "run": QUIET}
+QUICK_TRAINING = {"batch_size": 4, "evaluate_every": 3, "held_back": 0.25}
+_OF_TRAINING = {field.name for field in fields(TrainingOptions)}
 
 
 def fit(model, task=SMALL, **changes):
-    return fit_soft_prompts(model, task, **(QUICK | changes))
+    """Quick tuning; ``changes`` are arguments of ``fit_soft_prompts`` or of ``TrainingOptions``."""
+    training = QUICK_TRAINING | {k: v for k, v in changes.items() if k in _OF_TRAINING}
+    others = QUICK | {k: v for k, v in changes.items() if k not in _OF_TRAINING}
+    return fit_soft_prompts(model, task, training=TrainingOptions(**training), **others)
 
 
 def assert_same_bits(one, other):
@@ -55,16 +57,13 @@ def assert_same_bits(one, other):
         assert a.history == b.history and a.provenance == b.provenance
 
 
-# What it learns
-
-
 def stop_at(monkeypatch, step, error=KeyboardInterrupt):
     """Raise when ``step`` is about to be trained; undone by ``monkeypatch.undo()``."""
-    real = tuning.rate
+    real = training.rate
 
     def rate(now, *settings):
         if now == step:
             raise error("stopped here")
         return real(now, *settings)
 
-    monkeypatch.setattr(tuning, "rate", rate)
+    monkeypatch.setattr(training, "rate", rate)

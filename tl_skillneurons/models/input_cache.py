@@ -16,6 +16,7 @@ package's, or that act on text positions, run without it (:class:`~tl_skillneuro
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ import psutil
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 from transformers import DynamicCache
 
 from tl_skillneurons.models.batches import batch_tokens_on, length_batches
-from tl_skillneurons.models.hooks import remove_hook
+from tl_skillneurons.models.hooks import hooked
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import is_causal, require_supported
 
@@ -55,7 +57,7 @@ class InputCache:
             budget that is none.
     """
 
-    def __init__(self, model: Any, cache_budget: float | int = 0.25) -> None:
+    def __init__(self, model: TransformerBridge, cache_budget: float | int = 0.25) -> None:
         if not runs_text_apart(model):
             raise ValueError(
                 f"the text can't be run apart from the prompt in {model_label(model)} (in a bidirectional model it "
@@ -146,7 +148,7 @@ class InputCache:
             self._groups = list(groups.values())
             self._empty = fork(past)
             for layer in self._empty.layers:
-                layer.keys = layer.values = None
+                vars(layer).update(keys=None, values=None)
         for row, key in enumerate(keys):
             yield [
                 torch.stack([getattr(past.layers[n], name)[row, :, -len(key) :] for n, name in group])
@@ -155,6 +157,7 @@ class InputCache:
 
     def _join(self, rows: list[list[Tensor]], width: int) -> DynamicCache:
         """A batch of kept texts, padded on the left with zeros, which the mask hides."""
+        assert self._empty is not None  # rows of kept texts come from a cache that was cut
         past = fork(self._empty)
         for number, group in enumerate(self._groups):
             n, n_heads, _, d_head = rows[0][number].shape
@@ -167,23 +170,17 @@ class InputCache:
 
 
 def prefill(
-    model: Any, ids: Int[Tensor, "batch text_pos"], mask: Int[Tensor, "batch text_pos"]
+    model: TransformerBridge, ids: Int[Tensor, "batch text_pos"], mask: Int[Tensor, "batch text_pos"]
 ) -> DynamicCache:
     """Run texts, padded on the left, as far as the last layer's keys and values; nothing after them is computed."""
     past = DynamicCache()  # without a config it keeps every key, in sliding-window layers too
-    point = model.hook_dict[f"blocks.{len(model.blocks) - 1}.attn.hook_out"]
+    last = f"blocks.{len(model.blocks) - 1}.attn.hook_out"
 
     def stop(act: Any, hook: Any) -> None:
         raise StopAtLayerException(act)
 
-    handle = point.add_hook(stop)
-    try:
-        with torch.no_grad():
-            model(ids, attention_mask=mask, past_key_values=past)
-    except StopAtLayerException:
-        pass
-    finally:
-        remove_hook(point, handle)
+    with suppress(StopAtLayerException), hooked(model, [(last, stop)]), torch.no_grad():
+        model(ids, attention_mask=mask, past_key_values=past)
     return past
 
 
@@ -194,15 +191,17 @@ def fork(past: DynamicCache) -> DynamicCache:
     return new
 
 
-def runs_text_apart(model: Any) -> bool:
+def runs_text_apart(model: TransformerBridge) -> bool:
     """Whether a text's keys and values can be computed before its suffix prompt is known, and used with it."""
     require_supported(model)
     if not is_causal(model):
         return False
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.cfg.device)
     layers = prefill(model, ids, torch.ones_like(ids)).layers
-    shapes = [
-        getattr(getattr(layer, name, None), "shape", ()) for layer in layers for name in ("keys", "values")
+    shapes: list[tuple[int, ...]] = [
+        tuple(getattr(getattr(layer, name, None), "shape", ()))
+        for layer in layers
+        for name in ("keys", "values")
     ]
     return len(layers) == len(model.blocks) and all(len(s) == 4 and s[0] == 1 and s[2] == 2 for s in shapes)
 
@@ -247,6 +246,6 @@ def _padded(keys: list[Key], like: Tensor) -> tuple[Tensor, Tensor]:
     return ids.to(like.device), mask.to(like.device)
 
 
-def _versions(model: Any) -> list[tuple[int, int]]:
+def _versions(model: TransformerBridge) -> list[tuple[int, int]]:
     """Changes with every weight that is replaced or written to (tensors made in inference mode can't tell)."""
     return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]

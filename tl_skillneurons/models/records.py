@@ -6,7 +6,7 @@ from typing import Any
 from transformer_lens.model_bridge import TransformerBridge
 
 
-def model_record(model: Any) -> dict[str, Any]:
+def model_record(model: TransformerBridge) -> dict[str, Any]:
     """What artifacts record of a model: its name, architecture, sizes and dtype."""
     cfg = model.cfg
     return {
@@ -21,7 +21,7 @@ def model_record(model: Any) -> dict[str, Any]:
     }
 
 
-def model_differences(recorded: dict[str, Any], model: Any) -> str:
+def model_differences(recorded: dict[str, Any], model: TransformerBridge) -> str:
     """How the model that an artifact records differs from this one, or nothing; their dtypes may differ."""
     here = model_record(model)
     differs = {k: v for k, v in recorded.items() if k in here and k != "dtype" and here[k] != v}

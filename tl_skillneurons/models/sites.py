@@ -32,7 +32,7 @@ def require_supported(model: Any) -> None:
             "boot one with load_model(name_or_folder) or boot_transformers(name_or_folder), or "
             "wrap a Hugging Face model: boot_transformers(name, hf_model=model, tokenizer=tokenizer)"
         )
-    reason = config_refusal(getattr(model.original_model, "config", None)) or _refusal(model)
+    reason = config_refusal(hf_config(model)) or _refusal(model)
     if reason is not None:
         raise ValueError(f"can't find neurons in {model_label(model)}: {reason}")
 
@@ -73,7 +73,7 @@ def _refusal(model: TransformerBridge) -> str | None:
     stacks = model._modules  # model.blocks would fall through to the Hugging Face model's attributes
     if stacks.get("encoder_blocks") is not None or stacks.get("decoder_blocks") is not None:
         return "it has two stacks of layers (encoder and decoder); use a causal model or a BERT-like encoder"
-    blocks = stacks.get("blocks")
+    blocks: Any = stacks.get("blocks")
     if blocks is None or len(blocks) == 0:
         return "it has no transformer layers (no blocks); use a causal model or a BERT-like encoder"
     if any(word in part for kind in model.layer_types() for part in kind.split("+") for word in _RECURRENT):
@@ -97,6 +97,11 @@ def _refusal(model: TransformerBridge) -> str | None:
                 f"layer {layer} has no single output projection (W_out) of [d_mlp, d_model]; use dense MLPs"
             )
     return None
+
+
+def hf_config(model: TransformerBridge) -> Any:
+    """The configuration of the Hugging Face model that is wrapped, or ``None``."""
+    return getattr(model.original_model, "config", None)
 
 
 def neuron_hooks(model: TransformerBridge) -> list[str]:
@@ -153,8 +158,8 @@ def embedding_width(model: TransformerBridge) -> int:
 
 def is_causal(model: TransformerBridge) -> bool:
     """Whether each position sees only earlier ones (True), or all of them as in BERT (False)."""
-    config = getattr(model.original_model, "config", None)
-    return model.cfg.attention_dir == "causal" and not getattr(config, "is_encoder_decoder", False)
+    encoder_decoder = getattr(hf_config(model), "is_encoder_decoder", False)
+    return model.cfg.attention_dir == "causal" and not encoder_decoder
 
 
 def has_language_model_head(model: TransformerBridge) -> bool:
@@ -164,7 +169,7 @@ def has_language_model_head(model: TransformerBridge) -> bool:
     encoder, or one with another head): TransformerLens boots it as a masked language model whose head is
     random.
     """
-    names = getattr(getattr(model.original_model, "config", None), "architectures", None) or ()
+    names = getattr(hf_config(model), "architectures", None) or ()
     return is_causal(model) or not names or any(name.endswith(_HEADS) for name in names)
 
 

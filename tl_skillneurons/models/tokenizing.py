@@ -6,18 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformer_lens import utilities as tl_utilities
+from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons.models.sites import has_language_model_head, is_causal
 
 
-def resolve_prepend_bos(model: Any, prepend_bos: bool | None) -> bool | None:
+def resolve_prepend_bos(model: TransformerBridge, prepend_bos: bool | None) -> bool | None:
     """Whether texts get a BOS: as asked, else as TransformerLens has it; ``None`` for bidirectional models."""
     if not is_causal(model):
         return None
     return bool(getattr(model.cfg, "default_prepend_bos", True)) if prepend_bos is None else prepend_bos
 
 
-def text_token_ids(model: Any, texts: list[str], prepend_bos: bool | None) -> list[list[int]]:
+def text_token_ids(model: TransformerBridge, texts: list[str], prepend_bos: bool | None) -> list[list[int]]:
     """Token ids of each text, as ``model.to_tokens(text, prepend_bos=...)`` gives them, but neither padded
     nor cut.
 
@@ -29,7 +30,7 @@ def text_token_ids(model: Any, texts: list[str], prepend_bos: bool | None) -> li
     if prepend_bos and not adds_bos:
         bos = tokenizer.bos_token
         if bos is not None and len(tokenizer(bos, add_special_tokens=False)["input_ids"]) == 1:
-            texts = tl_utilities.get_input_with_manually_prepended_bos(bos, texts)
+            texts = list(tl_utilities.get_input_with_manually_prepended_bos(bos, texts))
     if not texts:
         return []
     rows = tokenizer(texts, verbose=False)["input_ids"]
@@ -56,7 +57,7 @@ def special_token_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(special)
 
 
-def label_token_ids(model: Any, label_words: Mapping[int, str | int]) -> Tensor:
+def label_token_ids(model: TransformerBridge, label_words: Mapping[int, str | int]) -> Tensor:
     """The token id of each class's label word, in the order of the class ids.
 
     Raises:

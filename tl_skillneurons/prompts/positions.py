@@ -93,13 +93,15 @@ class PromptedTokens:
 
     def to(self, device: Any) -> "PromptedTokens":
         """The same batch on another device."""
-        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        moved: dict[str, Any] = {
+            f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
         return replace(self, **moved)
 
     def last(self, n: int) -> "PromptedTokens":
         """The last ``n`` columns alone: what runs on top of the text's keys and values."""
         names = ("ids", "attention_mask", "is_prompt", "is_text", "is_special")
-        cut = {name: getattr(self, name)[:, -n:] for name in names}
+        cut: dict[str, Any] = {name: getattr(self, name)[:, -n:] for name in names}
         return replace(self, **cut, readout=self.readout - (self.ids.shape[1] - n))
 
     def prompt_columns(self) -> Int[Tensor, "batch prompt_pos"]:
@@ -153,16 +155,16 @@ def arrange(
             kinds.append(text_kind + [1] * n_prompt)
         readouts.append(0 if mask_id is not None and placement == "prefix" else len(rows[-1]) - 1)
     width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad_id)
+    token_ids = torch.full((len(rows), width), pad_id)
     kind = torch.zeros(len(rows), width, dtype=torch.long)
     readout = torch.tensor(readouts)
     for row, (row_ids, row_kind) in enumerate(zip(rows, kinds, strict=True)):
         start = width - len(row_ids) if padding_side == "left" else 0
-        ids[row, start : start + len(row_ids)] = torch.tensor(row_ids)
+        token_ids[row, start : start + len(row_ids)] = torch.tensor(row_ids)
         kind[row, start : start + len(row_ids)] = torch.tensor(row_kind)
         readout[row] += start
     return PromptedTokens(
-        ids=ids,
+        ids=token_ids,
         attention_mask=(kind > 0).long(),
         is_prompt=kind == 1,
         is_text=kind >= 2,

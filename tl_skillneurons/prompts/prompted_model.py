@@ -90,8 +90,8 @@ class PromptedModel:
         return self.layout.max_length
 
     @property
-    def prepend_bos(self) -> bool:
-        """Whether texts get a BOS."""
+    def prepend_bos(self) -> bool | None:
+        """Whether texts get a BOS; ``None`` where the question does not arise (bidirectional models)."""
         return self.layout.prepend_bos
 
     @property

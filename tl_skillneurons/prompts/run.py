@@ -43,7 +43,9 @@ def as_list(prompts: SoftPrompt | Sequence[SoftPrompt] | None) -> list[SoftPromp
     Raises:
         ValueError: For an empty list.
     """
-    chosen = [prompts] if prompts is None or isinstance(prompts, SoftPrompt) else list(prompts)
+    if prompts is None or isinstance(prompts, SoftPrompt):
+        return [prompts]
+    chosen: list[SoftPrompt | None] = list(prompts)
     if not chosen:
         raise ValueError("prompts must hold at least one soft prompt; give None to score the bare text")
     return chosen

@@ -168,7 +168,8 @@ class SoftPrompt(nn.Module):
         tensors, header = load_tensors(path, KIND)
         fields = ("placement", "prepend_bos", "max_length", "seed", "history", "provenance")
         with sound(path, KIND):
-            return cls(**tensors, **{name: header[name] for name in fields})
+            given: dict[str, Any] = {**tensors, **{name: header[name] for name in fields}}
+            return cls(**given)
 
     @classmethod
     def from_peft(cls, folder: str | os.PathLike[str]) -> "SoftPrompt":
@@ -281,12 +282,15 @@ def attach(
         points=points,
         alone=not has_foreign_hooks(model, points),
     )
-    hooked = [(points["embed.hook_in"], virtual.on_ids), (points["embed.hook_out"], virtual.on_embed)]
+    placed: list[tuple[HookPoint, Any]] = [
+        (points["embed.hook_in"], virtual.on_ids),
+        (points["embed.hook_out"], virtual.on_embed),
+    ]
     handles = []
     sites = [points[name] for name in (*neuron_hooks(model), *head_hooks(model)) if name in points]
     try:
         # permanent, so that a reset_hooks() in the context leaves them; first, so that other hooks see the rows
-        for point, function in hooked:
+        for point, function in placed:
             handles.append((point, point.add_hook(function, is_permanent=True, prepend=True)))
         with published(sites, virtual.current):
             yield virtual

@@ -23,14 +23,14 @@ class TextLayout:
     """How texts stand beside one prompt (or none) in one model.
 
     Attributes:
-        prepend_bos: Whether texts get a BOS.
+        prepend_bos: Whether texts get a BOS; ``None`` where the question does not arise (bidirectional models).
         padding_side: "left" or "right".
         max_length: Longest sequence, virtual tokens included; ``None`` where the model states no limit.
     """
 
     model: TransformerBridge
     prompt: SoftPrompt | None
-    prepend_bos: bool
+    prepend_bos: bool | None
     padding_side: str
     max_length: int | None
 

@@ -1,6 +1,5 @@
 """Prompt tuning: what it learns, what it leaves alone, and that stopping and going on changes no bit."""
 
-import itertools
 import math
 import os
 import signal
@@ -19,6 +18,7 @@ from tl_skillneurons import PromptedModel, SoftPrompt, Task
 from tl_skillneurons._files import save_tensors
 from tl_skillneurons.models.sites import neuron_hooks
 from tl_skillneurons.prompts.tuning import fit as tuning
+from tl_skillneurons.prompts.tuning import schedule, training
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not below chance")  # a few steps seldom suffice
 
@@ -69,7 +69,7 @@ def test_tuning_learns_what_is_in_the_text_and_not_what_is_not(family, settings)
 
 def test_the_prompt_kept_answers_as_its_history_says(llama):
     (prompt,) = fit(llama, TASK, n_steps=20, learning_rate=0.5)
-    _, held = tuning.hold_back(torch.tensor(TASK.split("train")["label"]), 0.25)
+    _, held = schedule.hold_back(torch.tensor(TASK.split("train")["label"]), 0.25)
     rows = TASK.split("train").select(held)
     with torch.no_grad():
         logits = PromptedModel(llama, prompt, TASK.label_words).class_logits(list(rows["text"]))
@@ -197,8 +197,8 @@ def test_going_on_after_an_interruption_gives_the_same_bits(family, step, reques
     monkeypatch.undo()
     assert len(list(tmp_path.iterdir())) == (step > 3)  # a checkpoint every 3 steps
     steps = []
-    real = tuning.batch_at
-    monkeypatch.setattr(tuning, "batch_at", lambda now, *rest: steps.append(now) or real(now, *rest))
+    real = schedule.batch_at
+    monkeypatch.setattr(training, "batch_at", lambda now, *rest: steps.append(now) or real(now, *rest))
     assert_same_bits(fit(model, folder=tmp_path, **settings), whole)
     assert steps == [*range(3 if step > 3 else 0, 8), *range(8)]
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"prompt-seed{s}.safetensors" for s in (0, 1)]
@@ -220,15 +220,15 @@ def test_going_on_after_a_kill_gives_the_same_bits(llama, tmp_path):
 import os, random, signal
 import tiny
 import tuned
-from tl_skillneurons.prompts.tuning import fit as tuning
+from tl_skillneurons.prompts.tuning import training
 
-real = tuning.rate
+real = training.rate
 def rate(step, *settings):
     if step == 7:
         assert random.getstate() == before  # here because the shape checker, off in this process, draws from it
         os.kill(os.getpid(), signal.SIGKILL)
     return real(step, *settings)
-tuning.rate = rate
+training.rate = rate
 before = random.getstate()
 tuned.fit(tiny.bridge("llama"), folder=os.environ["FOLDER"])
 """
@@ -332,24 +332,6 @@ def test_a_folder_that_cant_be_written_is_refused(llama, tmp_path):
 # The steps
 
 
-@pytest.mark.parametrize(
-    ("n_steps", "warmup"), [(1, 0.06), (1, 0.0), (10, 0.0), (100, 0.06), (50, 0.25), (7, 0.9)]
-)
-def test_the_rate_rises_and_falls_in_straight_lines(n_steps, warmup):
-    rates = np.array([tuning.rate(step, n_steps, warmup) for step in range(n_steps)])
-    assert (rates > 0).all() and (rates <= 1).all()
-    n_warmup = warmup * n_steps
-    rising = np.arange(1, n_steps + 1) < n_warmup
-    assert rates[rising] == pytest.approx((np.arange(n_steps)[rising] + 1) / n_warmup)
-    falling = rates[~rising]
-    assert np.diff(falling) == pytest.approx(-1 / (n_steps - n_warmup + 1))
-    assert falling[-1] == pytest.approx(
-        1 / (n_steps - n_warmup + 1)
-    )  # so that the step after it would be zero
-    if n_warmup >= 1 and n_warmup == int(n_warmup):
-        assert rates.max() == rates[int(n_warmup) - 1] == 1
-
-
 def test_the_optimizer_follows_the_rate_in_the_units_of_the_embeddings(llama, monkeypatch):
     seen = []
     real = torch.optim.Adam.step
@@ -362,47 +344,20 @@ def test_the_optimizer_follows_the_rate_in_the_units_of_the_embeddings(llama, mo
     sample = torch.randint(tiny.D_VOCAB, (4096,), generator=torch.Generator().manual_seed(0))
     scale = float(llama.W_E[sample].double().std())
     for step, rates in enumerate(seen):
-        share = tuning.rate(step, 4, 0.5)
+        share = schedule.rate(step, 4, 0.5)
         assert rates == pytest.approx([share * 0.2 * scale, share * 0.01])
     assert len(seen) == 4
 
 
-def test_each_epoch_runs_through_every_example_once():
-    trained = [3, 5, 8, 9, 11, 20, 21]
-    epochs = [
-        [tuning.batch_at(step, trained, 3, seed=1) for step in range(3 * e, 3 * e + 3)] for e in range(4)
-    ]
-    for epoch in epochs:
-        assert [len(batch) for batch in epoch] == [3, 3, 1]
-        assert sorted(itertools.chain(*epoch)) == trained
-    orders = {tuple(itertools.chain(*epoch)) for epoch in epochs}
-    assert len(orders) == 4
-    assert tuning.batch_at(7, trained, 3, seed=1) == epochs[2][1]
-    assert tuning.batch_at(0, trained, 7, seed=2) != tuning.batch_at(0, trained, 7, seed=1)
-
-
-@pytest.mark.parametrize(
-    ("counts", "share", "expected"),
-    [((30, 10), 0.2, (6, 2)), ((30, 3), 0.1, (3, 1)), ((2, 2), 0.9, (1, 1)), ((4000, 1000), 0.5, (205, 51))],
-)
-def test_of_each_class_the_same_share_is_held_back(counts, share, expected):
-    labels = torch.cat([torch.full((n,), label) for label, n in enumerate(counts)])
-    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
-    trained, held = tuning.hold_back(labels, share)
-    assert sorted(trained + held) == list(range(len(labels)))
-    assert tuple(torch.bincount(labels[held]).tolist()) == expected
-    assert (trained, held) == tuning.hold_back(labels, share)
-
-
 def test_every_seed_is_measured_on_the_same_held_back_examples_and_trained_on_the_others(llama, monkeypatch):
     used, measured = [], []
-    real_batch, real_batches = tuning.batch_at, PromptedModel.batches
-    monkeypatch.setattr(tuning, "batch_at", lambda *args: used.append(real_batch(*args)) or used[-1])
+    real_batch, real_batches = schedule.batch_at, PromptedModel.batches
+    monkeypatch.setattr(training, "batch_at", lambda *args: used.append(real_batch(*args)) or used[-1])
     monkeypatch.setattr(
         PromptedModel, "batches", lambda self, ids: measured.append(ids) or real_batches(self, ids)
     )
     prompts = fit(llama, seeds=(0, 1))
-    trained, held = tuning.hold_back(torch.tensor(SMALL.split("train")["label"]), 0.25)
+    trained, held = schedule.hold_back(torch.tensor(SMALL.split("train")["label"]), 0.25)
     assert {i for batch in used for i in batch} == set(trained)
     ids = tuning.text_token_ids(llama, list(SMALL.split("train")["text"]), True)
     assert all(m == [ids[i] for i in held] for m in measured) and len(measured) == 8
@@ -432,8 +387,8 @@ def test_the_best_prompt_is_kept_and_not_the_last(llama, monkeypatch):
     seen = {}
     real = tuning._evaluate
 
-    def evaluate(prompted, virtual, data, settings, state, loss):
-        real(prompted, virtual, data, settings, state, loss)
+    def evaluate(prompted, virtual, examples, state, loss):
+        real(prompted, virtual, examples, state, loss)
         seen[state.step] = state.prompt.embedding.detach().clone()
 
     monkeypatch.setattr(tuning, "_evaluate", evaluate)
@@ -450,8 +405,8 @@ def test_training_stops_after_evaluations_that_are_not_better(llama, monkeypatch
     real = tuning._evaluate
     accuracies = iter([0.5, 0.9, 0.6, 0.7, 0.95])
 
-    def evaluate(prompted, virtual, data, settings, state, loss):
-        real(prompted, virtual, data, settings, state, loss)
+    def evaluate(prompted, virtual, examples, state, loss):
+        real(prompted, virtual, examples, state, loss)
         state.history[-1]["accuracy"] = next(accuracies)
 
     monkeypatch.setattr(tuning, "_evaluate", evaluate)
@@ -464,16 +419,16 @@ def test_training_stops_after_evaluations_that_are_not_better(llama, monkeypatch
 # What goes wrong is said
 
 
-@pytest.mark.parametrize(("training", "step"), [(True, 5), (False, 6)])
+@pytest.mark.parametrize(("while_training", "step"), [(True, 5), (False, 6)])
 def test_a_diverging_prompt_is_reported_and_the_other_seeds_go_on(
-    llama, tmp_path, monkeypatch, training, step
+    llama, tmp_path, monkeypatch, while_training, step
 ):
     """Whether a training step or an evaluation is the first to meet what is not finite."""
     with llama.hooks(
         fwd_hooks=[("blocks.1.hook_out", lambda act, hook: act)]
     ):  # with a hook, text runs again
         unharmed = fit(llama, seeds=(1,))
-    real = tuning.batch_at
+    real = schedule.batch_at
     poison = []
 
     def batch_at(now, trained, batch_size, seed):
@@ -481,7 +436,7 @@ def test_a_diverging_prompt_is_reported_and_the_other_seeds_go_on(
         return real(now, trained, batch_size, seed)
 
     def spoil(act, hook):
-        return act * math.nan if poison and torch.is_grad_enabled() == training else act
+        return act * math.nan if poison and torch.is_grad_enabled() == while_training else act
 
     def run():
         named = pytest.warns(
@@ -493,7 +448,7 @@ def test_a_diverging_prompt_is_reported_and_the_other_seeds_go_on(
         return prompts
 
     start = tuning._start
-    monkeypatch.setattr(tuning, "batch_at", batch_at)
+    monkeypatch.setattr(training, "batch_at", batch_at)
     monkeypatch.setattr(tuning, "_start", lambda *args: poison.clear() or start(*args))
     prompts = run()
     monkeypatch.undo()
@@ -511,7 +466,7 @@ def test_a_gradient_that_is_not_finite_is_divergence_too(encoder, monkeypatch):
 
     def clip(parameter, *args, **kwargs):
         norm = real(parameter, *args, **kwargs)
-        return norm * math.nan if len(parameter) == QUICK["n_virtual_tokens"] else norm
+        return norm * math.nan if len(parameter[0]) == QUICK["n_virtual_tokens"] else norm
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
     with pytest.warns(UserWarning, match="diverged at step 0"):
@@ -670,6 +625,7 @@ def test_label_words_that_cant_be_read_are_refused_before_anything_runs(llama, e
         fit(encoder, readout="label_words")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_models_that_cant_be_tuned_on_are_refused():
     with pytest.raises(TypeError, match=r"model must be a TransformerBridge, got .*LlamaForCausalLM"):
         fit(tiny.hf_model("llama"))

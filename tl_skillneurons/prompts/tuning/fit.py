@@ -279,7 +279,7 @@ def _start(
     if prompt.readout is not None:
         groups.append({"params": [prompt.readout], "lr": settings["readout_learning_rate"]})
     optimizer = torch.optim.Adam(groups, foreach=False)
-    snapshots = [] if settings.get("snapshots") else None
+    snapshots: list[dict[str, Tensor]] | None = [] if settings.get("snapshots") else None
     return TuningState(prompt, optimizer, initial, best=parameters_of(prompt), snapshots=snapshots)
 
 

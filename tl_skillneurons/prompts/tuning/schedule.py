@@ -131,8 +131,8 @@ def initial_embedding(
         if init == "normal":
             return torch.randn(rows.shape, generator=generator).to(rows) * scale
         return rows
-    ids = start_ids(model, init)
-    return embedding_rows(model, torch.tensor([ids[i % len(ids)] for i in range(n_virtual_tokens)]))
+    start = start_ids(model, init)
+    return embedding_rows(model, torch.tensor([start[i % len(start)] for i in range(n_virtual_tokens)]))
 
 
 def start_ids(model: TransformerBridge, init: Sequence[str]) -> list[int]:

@@ -30,13 +30,16 @@ class TuningState:
     diverged: int | None = None
     snapshots: list[dict[str, Tensor]] | None = None
 
-    def best_entry(self) -> dict[str, Any] | None:
-        return max(self.history, key=lambda e: (e["accuracy"], -e["loss"], -e["step"]), default=None)
+    def best_entry(self) -> dict[str, Any]:
+        """The evaluation of the highest accuracy; of the lowest loss, and the earliest, among equals."""
+        return max(self.history, key=lambda e: (e["accuracy"], -e["loss"], -e["step"]))
 
     def waited(self) -> int:
         """Evaluations since the best one."""
+        if not self.history:
+            return 0
         best = self.best_entry()
-        return 0 if best is None else sum(entry["step"] > best["step"] for entry in self.history)
+        return sum(entry["step"] > best["step"] for entry in self.history)
 
 
 def parameters_of(prompt: SoftPrompt) -> dict[str, Tensor]:
@@ -52,7 +55,7 @@ def stack_snapshots(state: TuningState) -> dict[str, Tensor]:
 
 def save_state(state: TuningState, path: Path, provenance: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all."""
-    tensors = {f"now.{name}": tensor for name, tensor in state.prompt.named_parameters()}
+    tensors: dict[str, Tensor] = {f"now.{k}": tensor for k, tensor in state.prompt.named_parameters()}
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
     tensors |= {f"snapshots.{name}": tensor for name, tensor in stack_snapshots(state).items()}
     for number, moments in state.optimizer.state_dict()["state"].items():

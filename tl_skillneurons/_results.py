@@ -1,13 +1,14 @@
 """How results show themselves: one line in a terminal, that line over a table in a notebook."""
 
 from html import escape
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 
 N_ROWS = 10
 
 
+@runtime_checkable
 class Tabular(Protocol):
     """A result that can be laid out as a table."""
 

@@ -41,6 +41,17 @@ def require_int(value: Any, name: str, *, minimum: int = 1) -> int:
     return int(value)
 
 
+def require_open_unit(value: float, name: str) -> float:
+    """Return ``value`` if it is between 0 and 1, both excluded, as an error rate or a confidence must be.
+
+    Raises:
+        ValueError: Otherwise, NaN included.
+    """
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must be between 0 and 1, both excluded, got {value}")
+    return value
+
+
 def differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """In which of the settings ``now`` an earlier record differs: one clause each, in their order."""
     return [

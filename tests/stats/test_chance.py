@@ -1,4 +1,4 @@
-"""Chance levels, intervals and rank p-values against closed forms, exact sums and simulation."""
+"""The chance level of the best of many scores against closed forms, exact sums and simulation."""
 
 import math
 from fractions import Fraction
@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from tl_skillneurons.stats.chance import best_of_chance, clopper_pearson, rank_p_value
+from tl_skillneurons.stats.chance import best_of_chance
 
 ROBERTA_BASE = 12 * 3072 * 127  # layers, neurons, prompt positions
 
@@ -118,53 +118,6 @@ def test_a_threshold_that_no_score_can_reach_is_above_one():
     assert best_of_chance(100, 10, largest_class_share=1.0).threshold > 1
 
 
-@pytest.mark.parametrize("n, confidence", [(1, 0.95), (10, 0.95), (200, 0.9)])
-def test_the_interval_of_no_hits_and_of_all_hits_has_its_closed_form(n, confidence):
-    tail = (1 - confidence) / 2
-    assert clopper_pearson(0, n, confidence=confidence) == (0.0, pytest.approx(1 - tail ** (1 / n)))
-    assert clopper_pearson(n, n, confidence=confidence) == (pytest.approx(tail ** (1 / n)), 1.0)
-
-
-@pytest.mark.parametrize("hits, n", [(1, 10), (5, 10), (37, 40), (412, 500)])
-def test_the_ends_of_the_interval_leave_the_tail_they_should(hits, n):
-    low, high = clopper_pearson(hits, n)
-    assert sum(binomial(n, low)[hits:]) == pytest.approx(0.025, rel=1e-9)
-    assert sum(binomial(n, high)[: hits + 1]) == pytest.approx(0.025, rel=1e-9)
-    assert low < hits / n < high
-
-
-def test_the_interval_agrees_with_a_printed_table():
-    assert clopper_pearson(5, 10) == (pytest.approx(0.1871, abs=5e-5), pytest.approx(0.8129, abs=5e-5))
-    assert clopper_pearson(1, 10) == (pytest.approx(0.0025, abs=5e-5), pytest.approx(0.4450, abs=5e-5))
-
-
-def test_the_interval_covers_every_rate_at_least_as_often_as_promised():
-    n = 15
-    intervals = [clopper_pearson(hits, n, confidence=0.8) for hits in range(n + 1)]
-    for rate in [i / 50 for i in range(51)]:
-        inside = [low <= rate <= high for low, high in intervals]
-        assert sum(p for p, covers in zip(binomial(n, rate), inside, strict=True) if covers) >= 0.8
-
-
-def test_a_rank_p_value_counts_the_observed_value_and_ties():
-    draws = [0.8, 0.7, 0.9, 0.7]
-    assert rank_p_value(0.6, draws) == 1 / 5
-    assert rank_p_value(0.7, draws) == 3 / 5
-    assert rank_p_value(0.7, draws, smaller=False) == 5 / 5
-    assert rank_p_value(1, torch.tensor(draws), smaller=False) == 1 / 5
-
-
-def test_float32_draws_tie_with_the_float32_value_observed():
-    draws = torch.tensor([0.7, 0.8])
-    assert rank_p_value(draws[0].item(), draws) == 2 / 3
-
-
-def test_rank_p_values_are_uniform_when_the_observed_value_is_one_of_the_draws():
-    values = torch.rand(20, generator=torch.Generator().manual_seed(0))
-    ps = sorted(rank_p_value(values[i].item(), torch.cat([values[:i], values[i + 1 :]])) for i in range(20))
-    assert ps == [(i + 1) / 20 for i in range(20)]
-
-
 @pytest.mark.parametrize(
     "call, message",
     [
@@ -180,13 +133,6 @@ def test_rank_p_values_are_uniform_when_the_observed_value_is_one_of_the_draws()
         ),
         (lambda: best_of_chance(10, 10, largest_class_share=1.1), r"must be in \[0.5, 1\], got 1.1"),
         (lambda: best_of_chance(10, 10, largest_class_share=math.nan), r"must be in \[0.5, 1\], got nan"),
-        (lambda: clopper_pearson(0, 0), "n must be an integer of at least 1, got 0"),
-        (lambda: clopper_pearson(-1, 4), "hits must be an integer of at least 0, got -1"),
-        (lambda: clopper_pearson(5, 4), "hits must be at most n, got 5 hits of 4"),
-        (lambda: clopper_pearson(2, 4, confidence=1.0), "confidence must be between 0 and 1"),
-        (lambda: rank_p_value(0.5, []), "draws must hold at least one number, got none"),
-        (lambda: rank_p_value(math.nan, [0.5]), "got observed = nan and 0 NaN among 1 draws"),
-        (lambda: rank_p_value(0.5, [0.5, math.nan]), "got observed = 0.5 and 1 NaN among 2 draws"),
     ],
 )
 def test_bad_input_is_refused_with_what_is_allowed(call, message):

@@ -1,34 +1,50 @@
-"""Intervals and tests against closed forms and slow loops."""
+"""Exact and bootstrap intervals against closed forms, scipy and slow loops."""
 
-import itertools
+import math
 
 import pytest
 import torch
+from scipy import stats
 
-from tl_skillneurons.stats.intervals import (
-    bootstrap_mean,
-    calibration_error,
-    equivalence,
-    mcnemar,
-    permutation_difference,
-    require_draws,
-)
+from tl_skillneurons.stats.intervals import bootstrap_counts, bootstrap_mean, clopper_pearson
 
 
-def runs(n_both, n_lost, n_gained, n_neither):
-    before = [True] * (n_both + n_lost) + [False] * (n_gained + n_neither)
-    after = [True] * n_both + [False] * n_lost + [True] * n_gained + [False] * n_neither
-    return torch.tensor(before), torch.tensor(after)
+def binomial(n, p):
+    return [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
 
 
-@pytest.mark.parametrize(
-    ("lost", "gained", "p"),
-    [(0, 0, 1.0), (5, 0, 2 / 32), (0, 5, 2 / 32), (3, 3, 1.0), (9, 1, 2 * 11 / 1024), (6, 2, 2 * 37 / 256)],
-)
-def test_mcnemars_p_is_the_binomial_tail_of_the_changed_answers(lost, gained, p):
-    found = mcnemar(*runs(4, lost, gained, 7))
-    assert (found.n_lost, found.n_gained) == (lost, gained)
-    assert found.p_value == pytest.approx(p)
+@pytest.mark.parametrize("n, confidence", [(1, 0.95), (10, 0.95), (200, 0.9)])
+def test_the_interval_of_no_hits_and_of_all_hits_has_its_closed_form(n, confidence):
+    tail = (1 - confidence) / 2
+    assert clopper_pearson(0, n, confidence=confidence) == (0.0, pytest.approx(1 - tail ** (1 / n)))
+    assert clopper_pearson(n, n, confidence=confidence) == (pytest.approx(tail ** (1 / n)), 1.0)
+
+
+@pytest.mark.parametrize("hits, n", [(1, 10), (5, 10), (37, 40), (412, 500)])
+def test_the_ends_of_the_interval_leave_the_tail_they_should(hits, n):
+    low, high = clopper_pearson(hits, n)
+    assert sum(binomial(n, low)[hits:]) == pytest.approx(0.025, rel=1e-9)
+    assert sum(binomial(n, high)[: hits + 1]) == pytest.approx(0.025, rel=1e-9)
+    assert low < hits / n < high
+
+
+def test_the_interval_agrees_with_a_printed_table():
+    assert clopper_pearson(5, 10) == (pytest.approx(0.1871, abs=5e-5), pytest.approx(0.8129, abs=5e-5))
+    assert clopper_pearson(1, 10) == (pytest.approx(0.0025, abs=5e-5), pytest.approx(0.4450, abs=5e-5))
+
+
+def test_the_interval_covers_every_rate_at_least_as_often_as_promised():
+    n = 15
+    intervals = [clopper_pearson(hits, n, confidence=0.8) for hits in range(n + 1)]
+    for rate in [i / 50 for i in range(51)]:
+        inside = [low <= rate <= high for low, high in intervals]
+        assert sum(p for p, covers in zip(binomial(n, rate), inside, strict=True) if covers) >= 0.8
+
+
+@pytest.mark.parametrize("hits, n", [(0, 7), (1, 10), (37, 40), (412, 500), (6000, 13470)])
+def test_the_exact_interval_is_that_of_scipy(hits, n):
+    theirs = stats.binomtest(hits, n).proportion_ci(0.9, method="exact")
+    assert clopper_pearson(hits, n, confidence=0.9) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
 def test_the_bootstrap_covers_the_true_mean_about_as_often_as_it_says():
@@ -61,95 +77,39 @@ def test_a_constant_has_an_interval_of_no_width():
     assert low == high == 0.25
 
 
-def test_calibration_is_perfect_where_each_bin_is_as_often_right_as_it_says():
-    sure = torch.tensor([0.75] * 4 + [1.0] * 3)
-    assert calibration_error(sure, torch.tensor([True, True, True, False, True, True, True])) == 0
-    assert calibration_error(torch.tensor([0.9, 0.9]), torch.tensor([False, False])) == pytest.approx(0.9)
-    mixed = calibration_error(torch.tensor([0.55, 0.95]), torch.tensor([True, False]))
-    assert mixed == pytest.approx((0.45 + 0.95) / 2)
+def test_examples_of_one_unit_are_drawn_together_and_each_draw_has_as_many_units():
+    units = torch.tensor([7, 7, 2, 5, 5, 5])
+    counts = bootstrap_counts(6, 500, seed=1, units=units)
+    assert torch.equal(counts[:, 0], counts[:, 1]) and torch.equal(counts[:, 3], counts[:, 5])
+    assert (counts[:, [0, 2, 3]].sum(1) == 3).all()
+    assert counts[:, 2].double().mean() == pytest.approx(1, abs=0.15)  # standard error 0.04
 
 
-def test_the_permutation_p_approaches_that_of_all_permutations():
-    values = torch.tensor([[0.1, 0.9, 1.3, 2.0, 2.2, 3.5], [1.0, -1.0, 0.5, -0.5, 0.2, -0.2]])
-    labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    found = permutation_difference(values, labels, n_draws=4000, seed=0)
-    rows = values.double()
-    observed = rows[:, 3:].mean(1) - rows[:, :3].mean(1)
-    torch.testing.assert_close(found.difference, observed)
-    every = []
-    for ones in itertools.combinations(range(6), 3):
-        zeros = [k for k in range(6) if k not in ones]
-        every.append(rows[:, list(ones)].mean(1) - rows[:, zeros].mean(1))
-    every = torch.stack(every).abs()
-    exact = (every >= observed.abs() - 1e-12).double().mean(0)
-    torch.testing.assert_close(found.p_value, exact, atol=0.03, rtol=0)
-    spread = rows.std(1, correction=0)
-    largest = (every / spread).amax(1)
-    family = (largest[:, None] >= observed.abs() / spread - 1e-12).double().mean(0)
-    torch.testing.assert_close(found.p_family, family, atol=0.03, rtol=0)
-    assert (found.p_family >= found.p_value - 1e-12).all()
+def test_without_units_the_counts_are_those_of_the_bootstrapped_mean(monkeypatch):
+    values = torch.randn(9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    means = bootstrap_counts(9, 300, seed=4).double() @ values / 9
+    low, high = bootstrap_mean(values, n_draws=300, seed=4)
+    assert low == pytest.approx(means.quantile(0.025).item()) and high == pytest.approx(
+        means.quantile(0.975).item()
+    )
+    whole = bootstrap_counts(9, 300, seed=4)
+    monkeypatch.setattr("tl_skillneurons.stats.intervals._MOST_NUMBERS", 50)
+    assert torch.equal(bootstrap_counts(9, 300, seed=4), whole)
 
 
-def test_with_labels_that_mean_nothing_few_families_hold_a_finding():
-    generator = torch.Generator().manual_seed(2)
-    labels = torch.arange(40) % 2
-    hits = 0
-    for number in range(100):
-        values = torch.randn(30, 40, generator=generator)
-        hits += bool((permutation_difference(values, labels, n_draws=99, seed=number).p_family <= 0.05).any())
-    assert hits <= 12  # Binomial(100, 0.05) exceeds it with probability 0.0015
-
-
-def test_a_planted_difference_is_found_and_a_constant_row_is_not():
-    labels = torch.arange(20) % 2
-    values = torch.stack([labels.float() + 0.01 * torch.arange(20), torch.ones(20)])
-    found = permutation_difference(values, labels, n_draws=999)
-    assert found.p_family.tolist() == [1 / 1000, 1.0]
-
-
-@pytest.mark.parametrize("n", [19, 20, 100])
-def test_enough_draws_pass(n):
-    assert require_draws(n, 0.05) == n
-
-
-ONES = torch.ones(3)
-REFUSALS = {
-    "draws": (lambda: require_draws(18, 0.05), "n_random must be at least 19 for a p-value of 0.05, got 18"),
-    "alpha": (lambda: require_draws(98, 0.01), "at least 99"),
-    "pairs": (lambda: mcnemar(torch.ones(2) > 0, torch.ones(3) > 0), "got 2 and 3"),
-    "nothing": (lambda: bootstrap_mean(torch.ones(2, 0)), "at least one example"),
-    "confidence": (lambda: bootstrap_mean(ONES, confidence=1.0), "confidence must be between"),
-    "range": (lambda: calibration_error(2 * ONES, ONES > 0), r"must be in \[0, 1\]"),
-    "examples": (lambda: calibration_error(ONES, torch.ones(2) > 0), "got 3 and 2"),
-    "one label": (lambda: permutation_difference(ONES, torch.ones(3, dtype=torch.long)), r"got \[1\]"),
-    "length": (lambda: permutation_difference(ONES, torch.tensor([0, 1])), "got 2 for 3"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSALS)
-def test_what_makes_no_sense_is_refused(name):
-    call, message = REFUSALS[name]
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: clopper_pearson(0, 0), "n must be an integer of at least 1, got 0"),
+        (lambda: clopper_pearson(-1, 4), "hits must be an integer of at least 0, got -1"),
+        (lambda: clopper_pearson(5, 4), "hits must be at most n, got 5 hits of 4"),
+        (lambda: clopper_pearson(2, 4, confidence=1.0), "confidence must be between 0 and 1"),
+        (lambda: clopper_pearson(2, 4, confidence=math.nan), "confidence must be between 0 and 1"),
+        (lambda: bootstrap_mean(torch.ones(2, 0)), "at least one example"),
+        (lambda: bootstrap_mean(torch.ones(3), confidence=1.0), "confidence must be between"),
+        (lambda: bootstrap_counts(3, 5, units=torch.tensor([0, 1])), "one per example, got 2 for 3 examples"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_equivalence_is_that_of_two_one_sided_z_tests_and_needs_examples():
-    generator = torch.Generator().manual_seed(0)
-    before = torch.rand(400, generator=generator) < 0.8
-    after = torch.where(torch.rand(400, generator=generator) < 0.02, ~before, before)
-    d = after.double() - before.double()
-    z = [(d.mean() + side * 0.05) / (d.std() / 20) for side in (1, -1)]
-    expected = max(1 - torch.special.ndtr(z[0]), torch.special.ndtr(z[1]))
-    found = equivalence(before, after, margin=0.05)
-    assert found.p_value == pytest.approx(float(expected)) and found.difference == pytest.approx(
-        float(d.mean())
-    )
-    few = equivalence(before[:20], after[:20], margin=0.05)
-    assert found.p_value < 0.05 < few.p_value  # the same shares of few examples say little
-    worse = equivalence(before, before & (torch.rand(400, generator=generator) < 0.8), margin=0.05)
-    assert worse.p_value > 0.9
-    assert 0 < equivalence(before, before, margin=0.05).p_value < 1e-6
-    with pytest.raises(ValueError, match="same examples, got 400 and 20"):
-        equivalence(before, after[:20], margin=0.05)
-    with pytest.raises(ValueError, match=r"margin must be a difference of accuracies in \(0, 1\), got 0"):
-        equivalence(before, after, margin=0)

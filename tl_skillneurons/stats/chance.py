@@ -1,4 +1,4 @@
-"""How high a predictivity reaches by luck, and how sure a rate or a comparison with random controls is.
+"""How high the best of many predictivities reaches by luck.
 
 Numbers in, a number out; no model is run.
 
@@ -24,23 +24,16 @@ What it does not show: real neurons are correlated, and the best of correlated s
 permutation of the labels, kept the same for all neurons, keeps that. Labels permuted rather than drawn keep
 their class counts, which widens the spread of a balanced rule's score by ``sqrt(n / (n - 1))``: by 0.5% at
 100 examples, by 5% at 10.
-
-**Exact interval** (Clopper and Pearson). For ``h`` hits of ``n`` the ends ``low`` and ``high`` solve
-``P(Binomial(n, low) >= h) = (1 - confidence) / 2`` and ``P(Binomial(n, high) <= h) = (1 - confidence) / 2``.
-
-**Rank p-value.** ``(1 + draws at least as extreme as the observed value) / (1 + draws)``: the observed value
-counts as one of the draws, so that 20 random controls cannot give a p-value below 1/21.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_int, require_open_unit
 
 
 @dataclass(frozen=True)
@@ -87,10 +80,15 @@ def best_of_chance(
 
     Raises:
         ValueError: For counts below 1, ``alpha`` outside (0, 1) or a share outside [0.5, 1].
+
+    Example:
+        >>> level = best_of_chance(200, 12 * 3072 * 127)  # RoBERTa-base, 200 examples
+        >>> round(level.expected, 3), round(level.threshold, 3)
+        (0.685, 0.705)
     """
     n = require_int(n_examples, "n_examples")
     n_scores = require_int(n_scores, "n_scores")
-    _require_open_unit(alpha, "alpha")
+    require_open_unit(alpha, "alpha")
     if not 0.5 <= largest_class_share <= 1:
         raise ValueError(
             f"largest_class_share must be in [0.5, 1], got {largest_class_share}; "
@@ -113,58 +111,6 @@ def best_of_chance(
     )
 
 
-def clopper_pearson(hits: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact binomial interval of a rate, e.g. of an accuracy: ``(low, high)``, both in [0, 1].
-
-    It covers the true rate with probability ``confidence`` or more, whatever the rate. The examples must not
-    have chosen what is measured: for a neuron picked on the same examples the interval is too high.
-
-    Args:
-        hits: How many of the ``n`` examples were right.
-
-    Raises:
-        ValueError: For ``n`` below 1, ``hits`` outside [0, ``n``] or ``confidence`` outside (0, 1).
-    """
-    n = require_int(n, "n")
-    hits = require_int(hits, "hits", minimum=0)
-    if hits > n:
-        raise ValueError(f"hits must be at most n, got {hits} hits of {n}")
-    _require_open_unit(confidence, "confidence")
-    tail = (1 - confidence) / 2
-    return _lower_end(hits, n, tail), 1 - _lower_end(n - hits, n, tail)
-
-
-def rank_p_value(
-    observed: float | int, draws: Float[Tensor, " draw"] | Sequence[float | int], *, smaller: bool = True
-) -> float:
-    """The share of random draws at least as extreme as ``observed``, which counts as one of them; in (0, 1].
-
-    Args:
-        observed: E.g. the accuracy with the skill neurons ablated.
-        draws: The same number for each random control; ties count as extreme.
-        smaller: Whether smaller is more extreme (accuracy after ablation) or larger (the drop in accuracy).
-
-    Raises:
-        ValueError: When there are no draws, or where a number is NaN.
-    """
-    values = torch.as_tensor(draws, dtype=torch.float64, device=getattr(draws, "device", "cpu")).flatten()
-    if len(values) == 0:
-        raise ValueError("draws must hold at least one number, got none; draw random controls first")
-    n_nan = int(values.isnan().sum())
-    if math.isnan(observed) or n_nan:
-        raise ValueError(
-            f"observed and draws must be numbers, got observed = {observed} and {n_nan} NaN among "
-            f"{len(values)} draws; a NaN can't be ranked"
-        )
-    n_extreme = int((values <= observed if smaller else values >= observed).sum())
-    return (1 + n_extreme) / (1 + len(values))
-
-
-def _require_open_unit(value: float, name: str) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must be between 0 and 1, both excluded, got {value}")
-
-
 def _log_choose(n: int) -> Float[Tensor, " hit"]:
     hits = torch.arange(n + 1, dtype=torch.float64)
     return math.lgamma(n + 1) - torch.lgamma(hits + 1) - torch.lgamma(n - hits + 1)
@@ -174,20 +120,3 @@ def _binomial_log_pmf(n: int, p: float) -> Float[Tensor, " hit"]:
     hits = torch.arange(n + 1, dtype=torch.float64)
     # xlogy and xlog1py are 0 where the count is 0, also at p = 1
     return _log_choose(n) + torch.special.xlogy(hits, p) + torch.special.xlog1py(n - hits, -p)
-
-
-def _lower_end(hits: int, n: int, tail: float) -> float:
-    """The rate at which ``hits`` or more of ``n`` have probability ``tail``, by bisection."""
-    if hits == 0:
-        return 0.0
-    if hits == n:
-        return tail ** (1 / n)
-    log_choose, counts = _log_choose(n)[hits:], torch.arange(hits, n + 1, dtype=torch.float64)
-    low, high = 0.0, 1.0
-    while low < (middle := (low + high) / 2) < high:
-        log_pmf = log_choose + counts * math.log(middle) + (n - counts) * math.log1p(-middle)
-        if log_pmf.logsumexp(0).item() < math.log(tail):
-            low = middle
-        else:
-            high = middle
-    return low

@@ -1,91 +1,52 @@
-"""How sure a mean, a paired comparison or a difference between labels is; no model is run.
+"""How sure a rate or a mean is; no model is run.
 
-**McNemar's test**, exact. Of the examples that two runs answer differently, ``n_lost`` were right before and
-``n_gained`` are right after. If neither run were better, each would be either with probability 1/2::
+**Exact interval** of a rate (Clopper and Pearson, 1934). For ``h`` hits of ``n`` the ends ``low`` and ``high`` solve
+``P(Binomial(n, low) >= h) = (1 - confidence) / 2`` and ``P(Binomial(n, high) <= h) = (1 - confidence) / 2``.
 
-    p = min(1, 2 * P(Binomial(n_lost + n_gained, 1/2) <= min(n_lost, n_gained)))
+**Bootstrap** (percentile; Efron, 1979). Examples are drawn with replacement, and the quantiles of the drawn means
+bound the interval. It is about other examples of the same kind, not about other prompts or seeds, and is too narrow
+for a few dozen examples or less. Examples that belong together are drawn together: see :func:`bootstrap_counts`.
 
-**Bootstrap** (percentile). Examples are drawn with replacement, and the quantiles of the drawn means bound the
-interval. It is about other examples of the same kind, not about other prompts or seeds, and is too narrow for
-a few dozen examples or less.
-
-**Label permutation**. The difference of two class means is compared with that under labels permuted among the
-examples, ``p = (1 + permutations at least as large in absolute value) / (1 + permutations)``. Family-wise, the
-largest difference in standard errors over all rows takes the place of each one's own (Westfall and Young,
-1993), which keeps the rows' correlations.
-
-**Equivalence** (two one-sided tests; Schuirmann, 1987). Two runs are as good as each other within ``margin`` when both
-"worse by ``margin`` or more" and "better by ``margin`` or more" are refused. With ``d`` the paired differences of right
-answers, their mean ``m`` and ``s`` its standard error, ``p`` is the larger of ``1 - Phi((m + margin) / s)`` and
-``Phi((m - margin) / s)``. Not being told apart is no evidence of equivalence; this is.
-
-**Expected calibration error** (Guo et al., 2017, equation 3): examples in bins of equal width by the
-probability given to the predicted class; the mean over examples of ``|accuracy - mean probability|`` of their
-bin.
+What they do not show: anything about examples that chose what is measured. For a neuron picked on the same examples
+every interval here is too high.
 """
 
-import math
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
-from jaxtyping import Bool, Float, Int
+from einops import rearrange
+from jaxtyping import Float, Int
+from scipy.special import betaincinv
 from torch import Tensor
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_int, require_open_unit
 
 _MOST_NUMBERS = 2**24  # of one chunk of draws: 128 MB in float64
 
 
-@dataclass(frozen=True)
-class McNemar:
-    """Examples that only the first run got right, that only the second did, and the exact two-sided p-value."""
+def clopper_pearson(hits: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact binomial interval of a rate, e.g. of an accuracy: ``(low, high)``, both in [0, 1].
 
-    n_lost: int
-    n_gained: int
-    p_value: float
+    It covers the true rate with probability ``confidence`` or more, whatever the rate. The examples must not
+    have chosen what is measured: for a neuron picked on the same examples the interval is too high.
 
-
-def mcnemar(before: Bool[Tensor, " before"], after: Bool[Tensor, " after"]) -> McNemar:
-    """The exact paired test of right answers before and after; p is 1 where no answer changed.
+    Args:
+        hits: How many of the ``n`` examples were right.
 
     Raises:
-        ValueError: When the two differ in their number of examples.
+        ValueError: For ``n`` below 1, ``hits`` outside [0, ``n``] or ``confidence`` outside (0, 1).
+
+    Example:
+        >>> low, high = clopper_pearson(5, 10)
+        >>> round(low, 4), round(high, 4)
+        (0.1871, 0.8129)
     """
-    if len(before) != len(after):
-        raise ValueError(f"both runs must answer the same examples, got {len(before)} and {len(after)}")
-    lost, gained = int((before & ~after).sum()), int((~before & after).sum())
-    n, fewer = lost + gained, min(lost, gained)
-    tail = sum(math.comb(n, k) for k in range(fewer + 1))  # exact integers, however many examples
-    return McNemar(lost, gained, min(1.0, 2 * tail / 2**n))
-
-
-@dataclass(frozen=True)
-class Equivalence:
-    """Accuracy after minus before, and the p-value of the two being further apart than ``margin``."""
-
-    difference: float
-    margin: float
-    p_value: float
-
-
-def equivalence(
-    before: Bool[Tensor, " before"], after: Bool[Tensor, " after"], *, margin: float | int
-) -> Equivalence:
-    """The paired test that two runs' accuracies differ by less than ``margin``.
-
-    Raises:
-        ValueError: When the two differ in their number of examples, for none, or a margin outside (0, 1).
-    """
-    if len(before) != len(after) or not len(before):
-        raise ValueError(f"both runs must answer the same examples, got {len(before)} and {len(after)}")
-    if not 0 < margin < 1:
-        raise ValueError(f"margin must be a difference of accuracies in (0, 1), got {margin}")
-    d = after.double() - before.double()
-    mean, error = float(d.mean()), float(d.std(correction=1) / math.sqrt(len(d))) if len(d) > 1 else math.inf
-    if error == 0:  # no answer changed, which doesn't say that none ever would: as if one in n did
-        error = 1 / len(d)
-    p = max(math.erfc(z / math.sqrt(2)) / 2 for z in ((mean + margin) / error, (margin - mean) / error))
-    return Equivalence(mean, margin, p)
+    n = require_int(n, "n")
+    hits = require_int(hits, "hits", minimum=0)
+    if hits > n:
+        raise ValueError(f"hits must be at most n, got {hits} hits of {n}")
+    tail = (1 - require_open_unit(confidence, "confidence")) / 2
+    return _lower_end(hits, n, tail), 1 - _lower_end(n - hits, n, tail)
 
 
 def bootstrap_mean(
@@ -101,124 +62,63 @@ def bootstrap_mean(
 
     Raises:
         ValueError: Without examples, or for ``confidence`` outside (0, 1).
+
+    Example:
+        >>> low, high = bootstrap_mean(torch.tensor([0.0, 1.0] * 50))
+        >>> round(low.item(), 1), round(high.item(), 1)
+        (0.4, 0.6)
     """
     n = values.shape[-1]
     require_int(n_draws, "n_draws")
     if n == 0:
         raise ValueError("values must hold at least one example, got none")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, both excluded, got {confidence}")
-    rows = values.detach().double().cpu().reshape(-1, n)
+    tail = (1 - require_open_unit(confidence, "confidence")) / 2
+    rows = rearrange(values.detach().double().cpu(), "... example -> (...) example")
     generator = torch.Generator().manual_seed(seed)
-    means = torch.empty(len(rows), n_draws, dtype=torch.float64)
-    for start in range(0, n_draws, chunk := max(1, _MOST_NUMBERS // n)):
-        size = min(chunk, n_draws - start)
-        drawn = torch.randint(n, (size, n), generator=generator)
-        counts = torch.zeros(size, n, dtype=torch.float64).scatter_add_(
-            1, drawn, torch.ones(size, n, dtype=torch.float64)
-        )
-        means[:, start : start + size] = rows @ counts.T / n
-    tail = (1 - confidence) / 2
+    chunks = _draw_counts(n, n_draws, generator, torch.float64)
+    means = torch.cat([rows @ counts.T / n for counts in chunks], dim=1)
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=1)
     return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
 
 
-def calibration_error(
-    probability: Float[Tensor, " example"], correct: Bool[Tensor, " answer"], *, n_bins: int = 10
-) -> float:
-    """Expected calibration error in [0, 1]; 0 where each bin is right as often as it says.
+def bootstrap_counts(
+    n_examples: int, n_draws: int, *, seed: int = 0, units: Int[Tensor, " example"] | None = None
+) -> Int[Tensor, "draw example"]:
+    """How often each example stands in each bootstrap draw; examples of one unit always stand together.
 
     Args:
-        probability: What the predicted class was given.
-        correct: Whether the prediction was right.
+        units: The number of the unit that each example belongs to (a pair, a group), from 0 without gaps or not;
+            ``None`` draws every example for itself.
 
     Raises:
-        ValueError: When the two differ in length or are empty, or for probabilities outside [0, 1].
+        ValueError: For counts below 1, or units that are not one per example.
+
+    Example:
+        >>> bootstrap_counts(4, 1000, units=torch.tensor([0, 0, 1, 1])).double().mean(0).round().tolist()
+        [1.0, 1.0, 1.0, 1.0]
     """
-    if len(probability) != len(correct) or not len(probability):
-        raise ValueError(
-            f"probability and correct must hold the same examples, got {len(probability)} and {len(correct)}"
-        )
-    if not ((probability >= 0) & (probability <= 1)).all():
-        raise ValueError("probability must be in [0, 1]")
-    place = (probability.double() * require_int(n_bins, "n_bins")).ceil().long().clamp(1, n_bins) - 1
-    gap = torch.zeros(n_bins, dtype=torch.float64, device=probability.device)
-    gap.index_add_(0, place, correct.double() - probability.double())
-    return float(gap.abs().sum() / len(probability))
-
-
-@dataclass(frozen=True, eq=False)
-class LabelDifference:
-    """Mean of label 1 minus mean of label 0, and its p-values under permuted labels.
-
-    ``p_value`` is each row's own, ``p_family`` is for the largest of all rows.
-    """
-
-    difference: Float[Tensor, "*row"]
-    p_value: Float[Tensor, "*row"]
-    p_family: Float[Tensor, "*row"]
-
-
-def permutation_difference(
-    values: Float[Tensor, "*row example"],
-    labels: Int[Tensor, " label"],
-    *,
-    n_draws: int = 1000,
-    seed: int = 0,
-) -> LabelDifference:
-    """How much each row's mean differs between label 1 and label 0, and how often permuted labels do as much.
-
-    Memory: ``rows * draws`` numbers in chunks of draws, 128 MB at most.
-
-    Raises:
-        ValueError: For labels other than 0 and 1, or when one of them has no example.
-    """
-    labels = labels.cpu()
-    if labels.ndim != 1 or len(labels) != values.shape[-1]:
-        raise ValueError(f"labels must be one per example, got {len(labels)} for {values.shape[-1]} examples")
-    if set(labels.tolist()) != {0, 1}:
-        raise ValueError(f"labels must be 0 and 1, with examples of both, got {sorted(set(labels.tolist()))}")
+    require_int(n_examples, "n_examples")
     require_int(n_draws, "n_draws")
-    rows = values.detach().double().cpu().reshape(-1, len(labels))
-    size_of = rows.abs().amax(1)
-    rows = rows - rows.mean(1, keepdim=True)  # changes no difference, and keeps rounding small
-    spread = rows.std(1, correction=0)
-    spread[spread <= 1e-12 * size_of] = torch.inf  # a constant differs by rounding alone
-    weight = torch.where(labels == 1, 1 / (labels == 1).sum(), -1 / (labels == 0).sum()).double()
-    observed = rows @ weight
-    generator = torch.Generator().manual_seed(seed)
-    own, family = torch.zeros(2, len(rows), dtype=torch.float64)
-    # what rounding makes of equal differences must not decide
-    least = observed.abs() * (1 - 1e-9)
-    scaled = observed.abs() / spread * (1 - 1e-9)
-    for start in range(0, n_draws, chunk := max(1, _MOST_NUMBERS // max(len(rows), len(labels)))):
+    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+    if units is None:
+        return torch.cat(list(_draw_counts(n_examples, n_draws, generator, torch.int64)))
+    if len(units) != n_examples:
+        raise ValueError(f"units must be one per example, got {len(units)} for {n_examples} examples")
+    member = units.unique(return_inverse=True)[1]
+    chunks = _draw_counts(int(member.max()) + 1, n_draws, generator, torch.int64)
+    return torch.cat(list(chunks))[:, member]
+
+
+def _draw_counts(
+    n: int, n_draws: int, generator: torch.Generator, dtype: torch.dtype
+) -> Iterator[Int[Tensor, "draw item"] | Float[Tensor, "draw item"]]:
+    """How often each of ``n`` items comes up in ``n`` draws with replacement, a chunk of bootstrap draws at a time."""
+    for start in range(0, n_draws, chunk := max(1, _MOST_NUMBERS // n)):
         size = min(chunk, n_draws - start)
-        shuffled = torch.stack(
-            [weight[torch.randperm(len(labels), generator=generator)] for _ in range(size)]
-        )
-        drawn = (rows @ shuffled.T).abs()
-        own += (drawn >= least[:, None]).sum(1)
-        largest = (drawn / spread[:, None]).amax(0)
-        family += (largest >= scaled[:, None]).sum(1)
-    shape = values.shape[:-1]
-    return LabelDifference(
-        observed.reshape(shape),
-        ((1 + own) / (1 + n_draws)).reshape(shape),
-        ((1 + family) / (1 + n_draws)).reshape(shape),
-    )
+        drawn = torch.randint(n, (size, n), generator=generator)
+        yield torch.zeros(size, n, dtype=dtype).scatter_add_(1, drawn, torch.ones(size, n, dtype=dtype))
 
 
-def require_draws(n_draws: int, alpha: float = 0.05, *, name: str = "n_random") -> int:
-    """Return ``n_draws`` if a rank p-value over so many controls can be as small as ``alpha``.
-
-    Raises:
-        ValueError: Otherwise, with how many it takes.
-    """
-    require_int(n_draws, name)
-    least = math.ceil(1 / alpha - 1e-9) - 1
-    if n_draws < least:
-        raise ValueError(
-            f"{name} must be at least {least} for a p-value of {alpha:g}, got {n_draws}: "
-            f"that many can't give one below 1/{n_draws + 1}"
-        )
-    return n_draws
+def _lower_end(hits: int, n: int, tail: float) -> float:
+    """The rate at which ``hits`` or more of ``n`` have probability ``tail``: a quantile of the beta law."""
+    return 0.0 if hits == 0 else float(betaincinv(hits, n - hits + 1, tail))

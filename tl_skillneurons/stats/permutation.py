@@ -1,52 +1,90 @@
-"""Labels in random orders: what stays together when they are dealt out anew."""
+"""Random orders, and labels dealt out anew: what stays together, and how many ways there are.
+
+Every permutation of the package is drawn here, from a seed or a generator, so that the same seed gives the same
+orders everywhere. With labels that have nothing to do with the examples each order of them is as likely as any
+other; where examples come in pairs of twins, each order within the pairs.
+
+What it does not show: a permutation test takes examples (or pairs) to be exchangeable. Examples that belong together
+and are permuted one by one make a null that is too narrow.
+"""
 
 import math
+from collections import Counter
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Num
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 
 
+def random_orders(n_items: int, n_orders: int, generator: torch.Generator) -> Int[Tensor, "order item"]:
+    """Random orders of ``n_items``, drawn one after the other: in chunks they are the same.
+
+    Example:
+        >>> random_orders(3, 2, torch.Generator().manual_seed(0)).sort(1).values.tolist()
+        [[0, 1, 2], [0, 1, 2]]
+    """
+    if not n_orders:
+        return torch.empty(0, n_items, dtype=torch.int64)
+    return torch.stack([torch.randperm(n_items, generator=generator) for _ in range(n_orders)])
+
+
+def row_orders(
+    n_rows: int, n_items: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float64
+) -> Int[Tensor, "row item"]:
+    """A random order of ``n_items`` for each row, all at once: the order of uniform random numbers of ``dtype``.
+
+    Fast for many rows. Two equal numbers keep their items' order: at float64 such ties never matter, at float32 they
+    occur from some thousand items on.
+    """
+    return torch.rand(n_rows, n_items, generator=generator, dtype=dtype).argsort(1)
+
+
 def permuted_labels(
-    labels: Int[Tensor, " example"],
+    labels: Num[Tensor, " example"],
     n_permutations: int,
     *,
     seed: int = 0,
     pairs: Int[Tensor, " example"] | None = None,
-) -> Int[Tensor, "draw example"]:
+) -> Num[Tensor, "draw example"]:
     """The labels in random orders, within pairs where there are any.
+
+    Args:
+        labels: Class or target of each example.
+        n_permutations: How many orders.
+        pairs: The number of the pair (or group) that each example belongs to; labels then stay within it.
 
     Raises:
         ValueError: When the labels have fewer orders than ``n_permutations``.
+
+    Example:
+        >>> permuted_labels(torch.tensor([0, 1, 0, 1]), 2, pairs=torch.tensor([0, 0, 1, 1])).sum(1).tolist()
+        [2, 2]
     """
     require_int(n_permutations, "n_permutations")
     require_int(seed, "seed", minimum=0)
     if (n_orders := _log_orders(labels, pairs)) < math.log(n_permutations + 1) - 1e-9:
-        counts = torch.bincount(labels).tolist()
+        counts = labels.unique(return_counts=True)[1].tolist()
+        of_each = f"{counts} of each class" if len(counts) < len(labels) else "values all different"
         raise ValueError(
-            f"{len(labels)} examples with {counts} of each class can be labelled in only "
+            f"{len(labels)} examples with {of_each} can be labelled in only "
             f"{round(math.exp(n_orders))} ways{' within pairs' if pairs is not None else ''}, too few for "
             f"{n_permutations} permutations; give more examples of each class"
         )
     generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(n_permutations, len(labels), generator=generator, dtype=torch.float64).argsort(1)
+    order = row_orders(n_permutations, len(labels), generator)
     if pairs is None:
         return labels[order]
     order = order.gather(1, pairs[order].argsort(dim=1, stable=True))  # a random order within each pair
     place = pairs.argsort(stable=True)
-    shuffled = torch.empty_like(order)
+    shuffled = torch.empty_like(order, dtype=labels.dtype)
     shuffled[:, place] = labels[order]
     return shuffled
 
 
 def _log_orders(labels: Tensor, pairs: Tensor | None) -> float:
-    """The logarithm of the number of ways in which the labels can be dealt out."""
-    if pairs is not None:
-        groups: dict[int, set[int]] = {}
-        for pair, label in zip(pairs.tolist(), labels.tolist(), strict=True):
-            groups.setdefault(pair, set()).add(label)
-        return sum(math.log(len(own)) for own in groups.values())
-    counts = torch.bincount(labels).double()
-    return float(torch.lgamma(counts.sum() + 1) - torch.lgamma(counts + 1).sum())
+    """The logarithm of the number of ways in which the labels can be dealt out, within each pair."""
+    units = [0] * len(labels) if pairs is None else pairs.tolist()
+    sizes, alike = Counter(units), Counter(zip(units, labels.tolist(), strict=True))
+    return sum(math.lgamma(n + 1) for n in sizes.values()) - sum(math.lgamma(n + 1) for n in alike.values())

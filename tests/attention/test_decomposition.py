@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from tl_skillneurons import NeuronSet, SoftPrompt
-from tl_skillneurons.attention.decomposition import decompose
+from tl_skillneurons.attention import decompose
 
 NEURONS = NeuronSet([1, 0, 1], [3, 5, 40])
 TEXT = ["the film was very good"]
@@ -99,3 +99,16 @@ def test_what_makes_no_sense_is_refused(neurons, options, message):
 def test_inference_mode_is_refused():
     with torch.inference_mode(), pytest.raises(ValueError, match=r"outside torch.inference_mode"):
         decompose(tiny.bridge("gpt2"), prompt("gpt2"), TEXT, NEURONS)
+
+
+def test_a_table_has_every_part_which_sum_to_the_whole():
+    parts = decompose(tiny.bridge("gpt2"), prompt("gpt2"), TEXT, NEURONS)
+    frame = parts.to_dataframe()
+    of_one = frame[(frame.neuron_layer == 0) & (frame.neuron_index == 5)].set_index("part").contribution
+    assert of_one.drop("total").sum() == pytest.approx(of_one["total"], abs=1e-6)
+    assert of_one["total"] == pytest.approx(float(parts.total[0, :, 1].mean()))
+    assert len(frame) == 3 * (1 + 2 * 4 + 2 + 1 + 1 + 1) and set(frame.text) == {0}
+    assert repr(parts).startswith(
+        "PreActivationParts(projection='pre', n_texts=1, n_prompt_positions=3, n_neurons=3"
+    )
+    assert "remainder" in parts._repr_html_()

@@ -1,24 +1,28 @@
 """Path patching from heads to neurons: the planted heads carry the label straight into the planted neurons."""
 
+from dataclasses import replace
+
 import planted
 import pytest
 import tiny
 import torch
+from toy import QUIET
 
-from tl_skillneurons import NeuronSet, SoftPrompt
-from tl_skillneurons.attention.path_patching import patch_heads_to_neurons
+from tl_skillneurons import NeuronSet, RunOptions, SoftPrompt
+from tl_skillneurons.attention import patch_heads_to_neurons
+from tl_skillneurons.interventions import Twins
 
-TWINS = planted.twins(6)
-LABELS = [planted.label_of(clean) for clean, _ in TWINS]
-QUICK = {"n_random": 19, "progress": False}
-WORDS = {
-    "twins": [("the film was good", "the film was bad"), ("good plot", "bad plot")],
-    "clean_labels": [1, 0],
-}
+PAIRS = planted.twins(6)
+TWINS = Twins(PAIRS, [planted.label_of(clean) for clean, _ in PAIRS])
+QUICK = {"n_random": 19, "run": QUIET}
+WORDS = Twins([("the film was good", "the film was bad"), ("good plot", "bad plot")], [1, 0])
+
+
+SIZES = [RunOptions(batch_size=n, progress=False) for n in (1, 2)]
 
 
 def run(heads, neurons=planted.NEURONS, **changes):
-    options = {"twins": TWINS, "clean_labels": LABELS, **QUICK, **changes}
+    options = {"twins": TWINS, **QUICK, **changes}
     return patch_heads_to_neurons(
         planted.model(), planted.prompt(), planted.task(), heads, neurons, **options
     )
@@ -39,7 +43,7 @@ def test_one_head_alone_carries_a_part_and_the_two_parts_add_up():
 def tiny_run(family, heads, neurons, **changes):
     rows = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     prompt = SoftPrompt(rows, placement="prefix" if family == "bert" else "suffix")
-    options = {**WORDS, **QUICK, **changes}
+    options = {"twins": WORDS, **QUICK, **changes}
     return patch_heads_to_neurons(tiny.bridge(family), prompt, tiny.task(), heads, neurons, **options)
 
 
@@ -49,7 +53,7 @@ def test_a_later_head_reaches_no_earlier_neuron_and_batches_change_nothing(famil
     found = tiny_run(family, [(1, 0), (1, 2)], neurons)
     torch.testing.assert_close(found.activations[2], found.activations[0], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.logit_diff[2], found.logit_diff[0], rtol=1e-4, atol=1e-5)
-    one, many = (tiny_run(family, [(0, 1)], NeuronSet([1], [5]), batch_size=n) for n in (1, 2))
+    one, many = (tiny_run(family, [(0, 1)], NeuronSet([1], [5]), run=sized) for sized in SIZES)
     torch.testing.assert_close(one.activations, many.activations, rtol=1e-4, atol=1e-5)
     assert (one.activations[2] != one.activations[0]).any()  # the path is there
 
@@ -65,14 +69,26 @@ def test_all_heads_of_the_first_layer_bring_its_neurons_all_that_the_text_tells_
     ("changes", "message"),
     [
         ({"heads": [(0, 9)]}, r"got \(0, 9\)"),
-        ({"heads": []}, "got none"),
+        ({"heads": []}, "heads must hold at least one .*got none"),
         ({"n_random": 2}, "n_random must be at least 19"),
         ({"neurons": NeuronSet([0], [0], n_layers=9, d_mlp=48)}, "must belong to one model"),
         ({"neurons": NeuronSet([], [])}, "at least one neuron"),
-        ({"twins": [("the good film", "bad film")], "clean_labels": [1]}, "pair 0 has 4 and 3"),
+        ({"twins": Twins([("the good film", "bad film")], [1])}, "pair 0 has 4 and 3"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, message):
     options = {"heads": planted.HEADS, **changes}
     with pytest.raises(ValueError, match=message):
         run(**options)
+
+
+def test_it_comes_back_from_its_file_and_shows_itself_in_a_line(tmp_path):
+    found = run(planted.HEADS)
+    again = PathPatching.load(found.save(tmp_path / "paths.safetensors"))
+    assert (again.heads, again.settings) == (found.heads, found.settings)
+    assert again.to_dataframe().equals(found.to_dataframe())
+    assert repr(found).startswith("PathPatching(heads=((0, 1), (1, 2)), n_neurons=3, n_random=19, n_pairs=6")
+    assert "random_median" in found._repr_html_()
+    fewer = replace(found, logit_diff=found.logit_diff[:5])
+    with pytest.raises(ValueError, match="it tells 20 conditions, and holds 3"):
+        PathPatching.load(fewer.save(tmp_path / "paths.safetensors"))

@@ -4,11 +4,13 @@ import planted
 import pytest
 import tiny
 import torch
+from toy import QUIET
 
-from tl_skillneurons import PromptedModel, SoftPrompt
-from tl_skillneurons.attention.patterns import attention_over_task, example_pattern
+from tl_skillneurons import PromptedModel, RunOptions, SoftPrompt
+from tl_skillneurons.attention import attention_over_task, example_pattern
 
 TASK = tiny.task()
+SIZES = [RunOptions(batch_size=n, progress=False) for n in (1, 5)]
 
 
 def prompt(family):
@@ -19,7 +21,7 @@ def prompt(family):
 @pytest.mark.parametrize("family", tiny.CONFIGS)
 def test_shares_sum_to_one_and_do_not_depend_on_the_batch(family):
     model, own = tiny.bridge(family), prompt(family)
-    one, many = (attention_over_task(model, own, TASK, batch_size=n, progress=False) for n in (1, 5))
+    one, many = (attention_over_task(model, own, TASK, run=sized) for sized in SIZES)
     torch.testing.assert_close(one.given, many.given, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(one.received, many.received, rtol=1e-4, atol=1e-5)
     n_positions = 4 if family in tiny.BIDIRECTIONAL else 3
@@ -31,7 +33,7 @@ def test_shares_sum_to_one_and_do_not_depend_on_the_batch(family):
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_it_is_the_mean_of_what_each_text_shows_alone(family):
     model, own = tiny.bridge(family), prompt(family)
-    found = attention_over_task(model, own, TASK, progress=False)
+    found = attention_over_task(model, own, TASK, run=QUIET)
     prompted = PromptedModel(model, own)
     split = TASK.split("report")
     texts = [text for text, label in zip(split["text"], split["label"], strict=True) if label == 1]
@@ -48,7 +50,7 @@ def test_it_is_the_mean_of_what_each_text_shows_alone(family):
 
 
 def test_planted_heads_look_at_the_text_from_the_prompt():
-    found = attention_over_task(planted.model(), planted.prompt(), planted.task(), progress=False)
+    found = attention_over_task(planted.model(), planted.prompt(), planted.task(), run=QUIET)
     frame = found.to_dataframe()
     assert list(frame.columns[-4:]) == ["to_text", "to_special", "to_prompt", "from_text"]
     by_head = frame.groupby(["layer", "head"]).to_text.mean()
@@ -59,4 +61,15 @@ def test_attention_that_does_not_show_is_refused():
     model = tiny.bridge("bert")
     model.original_model.set_attn_implementation("sdpa")
     with pytest.raises(ValueError, match=r"fired in 0 of 2 layers.*eager"):
-        attention_over_task(model, prompt("bert"), TASK, progress=False)
+        attention_over_task(model, prompt("bert"), TASK, run=QUIET)
+
+
+def test_it_comes_back_from_its_file_and_shows_itself_in_a_line(tmp_path):
+    found = attention_over_task(tiny.bridge("llama"), prompt("llama"), TASK, max_length=9, run=QUIET)
+    again = PromptAttention.load(found.save(tmp_path / "attention.safetensors"))
+    assert again.to_dataframe().equals(found.to_dataframe())
+    assert again.settings == found.settings and found.settings["max_length"] == 9
+    assert repr(found) == (
+        "PromptAttention(n_layers=2, n_heads=4, n_prompt_positions=3, role='report', n_examples=(8, 8))"
+    )
+    assert "to_text" in found._repr_html_()

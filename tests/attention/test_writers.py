@@ -4,12 +4,13 @@ import planted
 import pytest
 import tiny
 import torch
+from toy import QUIET, task_of
 
-from tl_skillneurons import NeuronSet, SoftPrompt
-from tl_skillneurons.attention.decomposition import decompose
-from tl_skillneurons.attention.writers import coloured_sources, head_writers, source_words
+from tl_skillneurons import NeuronSet, RunOptions, SoftPrompt
+from tl_skillneurons.attention import decompose, head_writers
 
-QUICK = {"progress": False}
+QUICK = {"run": QUIET}
+SIZES = [RunOptions(batch_size=n, progress=False) for n in (1, 5)]
 
 
 @pytest.fixture(scope="module")
@@ -53,39 +54,28 @@ def test_values_are_those_of_each_text_alone_averaged_over_prompt_positions(mode
         torch.testing.assert_close(found.mlps[number], parts.mlps[0].mean(0), rtol=1e-4, atol=1e-5)
 
 
-def test_the_words_they_move_it_from_are_the_labels_words(model):
-    words = source_words(
-        model, planted.prompt(), planted.task(), planted.NEURONS, planted.HEADS, projection="up", **QUICK
-    )
-    assert set(words.token[:2]) == {"good", "bad"}
-    by = words.set_index("token")
-    assert by.share[["good", "bad"]].sum() > 0.5 and by.share.sum() == pytest.approx(1)
-    assert by.contribution["good"] * by.contribution["bad"] < 0
-    assert (by.share_label_1["good"], by.share_label_1["bad"]) == (1, 0)
-    assert {"<v0>", "<v1>", "<v2>"} <= set(words.token)
-
-
-def test_a_coloured_text_shades_the_labels_word_most(model):
-    shown = coloured_sources(
-        model, planted.prompt(), "the film was good", planted.NEURONS, planted.HEADS, projection="up"
-    )
-    styles = {shown.plain[s.start : s.end]: str(s.style) for s in shown.spans}
-    assert "rgb(255,55,55)" in styles["good"] or "rgb(55,55,255)" in styles["good"]
-    assert "<v2>" in shown.plain
-
-
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_other_families_give_the_same_in_any_batch(family):
     rows = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     prompt = SoftPrompt(rows, placement="prefix" if family == "bert" else "suffix")
-    options = {"n_permutations": 19, **QUICK}
     args = (tiny.bridge(family), prompt, tiny.task(), NeuronSet([0, 1], [3, 7]))
-    one, many = (head_writers(*args, batch_size=n, **options) for n in (1, 5))
+    one, many = (head_writers(*args, n_permutations=19, run=sized) for sized in SIZES)
     torch.testing.assert_close(one.heads, many.heads, rtol=1e-4, atol=1e-5)
     assert one.heads.shape == (16, 2, 2, 4)
 
 
-@pytest.mark.parametrize("heads", [[], [(0, 9)], [(7, 0)]])
-def test_heads_outside_the_model_are_refused(model, heads):
-    with pytest.raises(ValueError, match="heads must be pairs"):
-        source_words(model, planted.prompt(), planted.task(), planted.NEURONS, heads, **QUICK)
+def test_it_comes_back_from_its_file_and_shows_itself_in_a_line(found, tmp_path):
+    again = HeadWriters.load(found.save(tmp_path / "writers.safetensors"))
+    assert list(again.neurons) == list(found.neurons) and again.settings == found.settings
+    assert again.to_dataframe().equals(found.to_dataframe())
+    assert repr(found).startswith(
+        "HeadWriters(n_neurons=3, n_layers=3, n_heads=4, n_examples=16, role='report'"
+    )
+    assert "p_family" in found._repr_html_()
+
+
+def test_more_than_two_classes_are_refused(model):
+    rows = [{"text": row["text"], "label": n % 3} for n, row in enumerate(tiny.sentences(54, seed=2))]
+    three = task_of(rows, {0: "negative", 1: "positive", 2: "other"})
+    with pytest.raises(ValueError, match="two classes"):
+        head_writers(model, planted.prompt(), three, planted.NEURONS, **QUICK)

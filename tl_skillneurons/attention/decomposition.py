@@ -13,23 +13,31 @@ and values. The bias is the same run with nothing written at all, so the parts n
 they do is a check, and ``remainder`` is what is missing (rounding).
 
 The embedding is all that enters layer 0: token, learned position, type, and the norm after them. What a part
-contributes is exact for these scales, and says nothing of what would happen without it: then the scales, and
-later layers, would change.
+contributes is exact for these scales. It does not show what would happen without it: then the scales, and later
+layers, would change. The control is the same for random neurons of the same layers (``neurons.random_like(seed)``).
+
+Direct logit attribution with a neuron in the place of a logit (Elhage et al., 2021; sources as in Wang et al., 2023).
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import pandas as pd
 import torch
-from jaxtyping import Float
+from einops import einsum, rearrange, reduce, repeat
+from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons._checks import require_option
+from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons.attention._heads import by_head
+from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.records import model_label
-from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
+from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -37,6 +45,8 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
 
 PROJECTIONS = {"pre": "hook_pre", "up": "hook_pre_linear"}
 """The pre-activation proper (of a gated MLP: the gate's), and what a gated MLP multiplies it with."""
+
+_PARTS = ("embed", "heads", "sources", "mlps", "bias", "total")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +82,44 @@ class PreActivationParts:
         heads = self.heads.sum((-2, -1)) if self.sources is None else self.sources.sum((-3, -2, -1))
         return self.total - (self.embed + heads + self.mlps.sum(-1) + self.bias)
 
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per text, neuron and part, averaged over prompt positions, in the pre-activation's own units.
+
+        Columns ``text`` (its number), ``neuron_layer``, ``neuron_index``; ``part``: "embed", "head", "mlp", "bias",
+        "remainder" or "total"; ``layer`` and ``head`` where the part has one (else -1); ``contribution``.
+        """
+        n_layers, n_heads = self.heads.shape[3:]
+        parts: dict[tuple[str, int, int], Tensor] = {("embed", -1, -1): self.embed}
+        for layer in range(n_layers):
+            for head in range(n_heads):
+                parts["head", layer, head] = self.heads[..., layer, head]
+        parts |= {("mlp", layer, -1): self.mlps[..., layer] for layer in range(n_layers)}
+        parts |= {("bias", -1, -1): self.bias, ("remainder", -1, -1): self.remainder}
+        parts["total", -1, -1] = self.total
+        means = {
+            name: reduce(value, "text pos neuron -> text neuron", "mean") for name, value in parts.items()
+        }
+        rows = [
+            {"text": text, "neuron_layer": at, "neuron_index": index, "part": part, "layer": layer}
+            | {"head": head, "contribution": float(mean[text, number])}
+            for text in range(len(self.tokens))
+            for number, (at, index) in enumerate(self.neurons)
+            for (part, layer, head), mean in means.items()
+        ]
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        n_texts, n_positions, n_neurons = self.total.shape
+        numbers = {"n_texts": n_texts, "n_prompt_positions": n_positions, "n_neurons": n_neurons}
+        unexplained = f"{float(self.remainder.abs().max()):.1e}"
+        return one_line(self, projection=self.projection, **numbers, largest_remainder=unexplained)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
 
 def decompose(
-    model: Any,
+    model: TransformerBridge,
     prompt: SoftPrompt,
     texts: Sequence[str],
     neurons: NeuronSet,
@@ -88,9 +133,18 @@ def decompose(
     Memory: ``batch * prompt positions * neurons * layers * heads`` numbers, times the sequence length where
     ``by_source``.
 
+    Args:
+        projection: "pre", or "up" of a gated MLP: what its gate is multiplied with.
+        by_source: Whether to tell a head's source positions apart.
+        max_length: Longest sequence in tokens; by default what the prompt was tuned with.
+
     Raises:
         ValueError: For neurons outside the model, "up" of an MLP without a gate, attention whose pattern and
             values do not show, or under ``torch.inference_mode()``.
+
+    Example:
+        >>> parts = skn.attention.decompose(model, prompt, ["a fine film"], skill)
+        >>> parts.heads.mean((0, 1, 2))  # [layer, head]
     """
     prompted = PromptedModel(model, prompt, max_length=max_length)
     with prompted.attached() as virtual:
@@ -120,28 +174,26 @@ def decompose_batch(
         run = _Run(prompted, tokens, virtual, names)
     bias = _written_nothing(prompted, tokens, virtual, names, run)
     n_layers = len(model.blocks)
-    parts = {name: [] for name in ("embed", "heads", "sources", "mlps", "bias", "total")}
-    order = []
+    parts: dict[str, list[Tensor]] = {name: [] for name in _PARTS}
+    order: list[int] = []
     for layer, index in neurons.by_layer().items():
         for name, value in _parts_of(run, layer, index, n_layers, by_source).items():
             parts[name].append(value)
         parts["bias"].append(bias[layer][..., index])
         order += (neurons.layer == layer).nonzero().flatten().tolist()
     place = torch.tensor(order).argsort()
-    joined = {
-        name: torch.cat(values, dim=2)[:, :, place] if values else None for name, values in parts.items()
-    }
-    return PreActivationParts(neurons, projection, tokens, **joined)
+    joined = {name: torch.cat(values, dim=2)[:, :, place] for name, values in parts.items() if values}
+    return PreActivationParts(neurons, projection, tokens, **{"sources": None, **joined})
 
 
 class _Names:
     """The hook points that a decomposition up to one layer reads and cuts."""
 
-    def __init__(self, model: Any, last: int, projection: str, layers: list[int]) -> None:
+    def __init__(self, model: TransformerBridge, last: int, projection: str, layers: list[int]) -> None:
         points = model.hook_dict
         self.layers = range(last + 1)
         self.embed = "blocks.0.hook_in"
-        self.heads = [f"blocks.{layer}.attn.o.hook_in" for layer in self.layers]
+        self.heads = head_hooks(model)[: last + 1]
         self.mlps = [f"blocks.{layer}.mlp.out.hook_out" for layer in range(last)]
         self.patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in self.layers]
         self.values = [f"blocks.{layer}.attn.hook_v" for layer in self.layers]
@@ -153,6 +205,11 @@ class _Names:
                 raise ValueError(
                     f"layer {layer} of {model_label(model)} has no {name}: its MLP has no gate; use projection='pre'"
                 )
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Where something is written to the residual stream."""
+        return (self.embed, *self.heads, *self.mlps)
 
 
 class _Run:
@@ -167,50 +224,53 @@ class _Run:
         self.leaves: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
         self.scales: dict[str, Tensor] = {}
-        hooks = [(name, self._begin(name)) for name in (names.embed, *names.heads, *names.mlps)]
+        hooks: list[Hook] = [(name, self._begin(name)) for name in names.written]
         hooks += [(name, self._scale(name)) for name in names.scales]
-        hooks += [(name, self._keep(name, -2)) for name in names.patterns]
-        hooks += [(name, self._keep(name, None)) for name in names.values]
-        hooks += [(name, self._keep(name, 1)) for name in names.pre.values()]
-        _run(prompted, tokens, virtual, hooks, names.stop)
+        hooks += [(name, self._keep(name, self._asked)) for name in names.patterns]
+        hooks += [(name, self._keep(name, Tensor.detach)) for name in names.values]
+        hooks += [(name, self._keep(name, self._at_prompt)) for name in names.pre.values()]
+        _forward(prompted, tokens, virtual, hooks, names.stop)
 
-    def _begin(self, name: str) -> Any:
-        def begin(act: Tensor, hook: Any) -> Tensor:
+    def _begin(self, name: str) -> Callable[..., Tensor]:
+        def begin(act: Tensor, hook: HookPoint) -> Tensor:
             self.leaves[name] = act[self.at].detach().requires_grad_(True)
             return act.detach().index_put(self.at, self.leaves[name])
 
         return begin
 
-    def _scale(self, name: str) -> Any:
-        def cut(act: Tensor, hook: Any) -> Tensor:
+    def _scale(self, name: str) -> Callable[..., Tensor]:
+        def cut(act: Tensor, hook: HookPoint) -> Tensor:
             self.scales[name] = act.detach()
             return act.detach()
 
         return cut
 
-    def _keep(self, name: str, axis: int | None) -> Any:
-        rows, columns = self.at
-
-        def keep(act: Tensor, hook: Any) -> None:
-            if axis == 1:  # [batch, pos, neuron]
-                self.kept[name] = act[rows, columns]
-            elif axis == -2:  # [batch, head, query, key]
-                self.kept[name] = act.detach()[rows, :, columns].transpose(1, 2)
-            else:
-                self.kept[name] = act.detach()
+    def _keep(self, name: str, part: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+        def keep(act: Tensor, hook: HookPoint) -> None:
+            self.kept[name] = part(act)
 
         return keep
 
+    def _at_prompt(self, act: Float[Tensor, "batch pos neuron"]) -> Float[Tensor, "batch prompt_pos neuron"]:
+        return act[self.at]
 
-def _run(
-    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, hooks: list[Any], last: str
+    def _asked(
+        self, pattern: Float[Tensor, "batch head query source"]
+    ) -> Float[Tensor, "batch head prompt_pos source"]:
+        rows, columns = self.at
+        return rearrange(
+            pattern.detach()[rows, :, columns], "batch prompt_pos head source -> batch head prompt_pos source"
+        )
+
+
+def _forward(
+    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, hooks: list[Hook], last: str
 ) -> None:
-    def stop(act: Tensor, hook: Any) -> None:
+    def stop(act: Tensor, hook: HookPoint) -> None:
         raise StopAtLayerException(act)
 
-    with (
-        warnings.catch_warnings()
-    ):  # a scale that is handed back is computed by TransformerLens, not natively
+    with warnings.catch_warnings():
+        # a scale that is handed back is computed by TransformerLens, not natively
         warnings.filterwarnings("ignore", message="A forward hook edited hook_scale")
         prompted.forward(tokens, virtual, [*hooks, (last, stop)])
 
@@ -221,67 +281,68 @@ def _written_nothing(
     """Each layer's pre-activations where nothing is written to the stream and all scales are as in the run."""
     found: dict[int, Tensor] = {}
 
-    def nothing(act: Tensor, hook: Any) -> Tensor:
+    def nothing(act: Tensor, hook: HookPoint) -> Tensor:
         return torch.zeros_like(act)
 
-    def scale(name: str) -> Any:
+    def scale(name: str) -> Callable[..., Tensor]:
         return lambda act, hook: run.scales[name]
 
-    def keep(layer: int) -> Any:
-        def note(act: Tensor, hook: Any) -> None:
+    def keep(layer: int) -> Callable[..., None]:
+        def note(act: Tensor, hook: HookPoint) -> None:
             found[layer] = act[run.at]
 
         return note
 
-    hooks = [(name, nothing) for name in (names.embed, *names.heads, *names.mlps)]
+    hooks: list[Hook] = [(name, nothing) for name in names.written]
     hooks += [(name, scale(name)) for name in run.scales]
     hooks += [(name, keep(layer)) for layer, name in names.pre.items()]
     with torch.no_grad():
-        _run(prompted, tokens, virtual, hooks, names.stop)
+        _forward(prompted, tokens, virtual, hooks, names.stop)
     return found
 
 
-def _parts_of(run: _Run, layer: int, index: Tensor, n_layers: int, by_source: bool) -> dict[str, Tensor]:
+def _parts_of(
+    run: _Run, layer: int, index: Int[Tensor, " neuron"], n_layers: int, by_source: bool
+) -> dict[str, Tensor]:
     """The parts of one layer's neurons; gradients of all neurons at once."""
     names = run.names
     with torch.enable_grad():
         pre = run.kept[names.pre[layer]][..., index]  # [batch, prompt_pos, neuron]
-    sites = [names.embed, *names.heads, *names.mlps]
-    one_hot = torch.eye(len(index), dtype=pre.dtype, device=pre.device)[:, None, None, :]
-    gradients = torch.autograd.grad(
-        pre,
-        [run.leaves[name] for name in sites],
-        one_hot.expand(-1, *pre.shape),
-        retain_graph=True,
-        allow_unused=True,
-        is_grads_batched=True,
-    )
-    read = dict(zip(sites, gradients, strict=True))  # [neuron, batch, prompt_pos, d], None where unread
+    read = _gradients(run, pre)
+    empty = pre.new_zeros(pre.shape)
 
     def written(name: str) -> Tensor:
-        if read[name] is None:
-            return pre.new_zeros(pre.shape)
-        return torch.einsum("bpd,nbpd->bpn", run.leaves[name].detach(), read[name])
+        gradient = read[name]
+        if gradient is None:
+            return empty
+        leaf = run.leaves[name].detach()
+        return einsum(leaf, gradient, "batch pos d, neuron batch pos d -> batch pos neuron")
 
-    empty = pre.new_zeros(pre.shape)
     mlps = [written(name) for name in names.mlps] + [empty] * (n_layers - len(names.mlps))
     heads, sources = [], []
+    n_heads, n_sources = run.kept[names.patterns[0]].shape[1::2]
     for at in range(n_layers):
-        pattern, value = run.kept[names.patterns[0]], None
-        n_heads = pattern.shape[1]
         gradient = read[names.heads[at]] if at in names.layers else None
         if gradient is None:
             heads.append(pre.new_zeros(*pre.shape, n_heads))
-            sources.append(pre.new_zeros(*pre.shape, n_heads, pattern.shape[-1]) if by_source else None)
+            if by_source:
+                sources.append(pre.new_zeros(*pre.shape, n_heads, n_sources))
             continue
-        z = run.leaves[names.heads[at]].detach()
-        if z.ndim == 3:  # some families show all heads as one axis
-            z, gradient = (t.unflatten(-1, (n_heads, -1)) for t in (z, gradient))
-        heads.append(torch.einsum("bphd,nbphd->bpnh", z, gradient))
+        z = by_head(run.leaves[names.heads[at]].detach(), n_heads)
+        gradient = gradient.reshape(len(gradient), *z.shape)
+        heads.append(
+            einsum(
+                z, gradient, "batch pos head d_head, neuron batch pos head d_head -> batch pos neuron head"
+            )
+        )
         if by_source:
             pattern, value = _attention(run, at, z)
-            moved = torch.einsum("bshd,nbphd->bpnhs", value, gradient)
-            sources.append(moved * pattern.permute(0, 2, 1, 3)[:, :, None])
+            moved = einsum(
+                value,
+                gradient,
+                "batch source head d_head, neuron batch pos head d_head -> batch pos neuron head source",
+            )
+            sources.append(moved * rearrange(pattern, "batch head pos source -> batch pos 1 head source"))
     found = {
         "embed": written(names.embed),
         "heads": torch.stack(heads, dim=3),
@@ -291,9 +352,27 @@ def _parts_of(run: _Run, layer: int, index: Tensor, n_layers: int, by_source: bo
     return found | ({"sources": torch.stack(sources, dim=3)} if by_source else {})
 
 
-def _attention(run: _Run, layer: int, z: Tensor) -> tuple[Tensor, Tensor]:
-    """A layer's pattern ``[batch, head, prompt_pos, source]`` and values ``[batch, source, head, d_head]``, once
-    they are seen to give what the heads wrote.
+def _gradients(
+    run: _Run, pre: Float[Tensor, "batch pos neuron"]
+) -> dict[str, Float[Tensor, "neuron batch pos *d"] | None]:
+    """Of each neuron's pre-activations with respect to all that was written; ``None`` where it reads nothing."""
+    one_hot = torch.eye(pre.shape[-1], dtype=pre.dtype, device=pre.device)
+    each = repeat(one_hot, "one neuron -> one batch pos neuron", batch=pre.shape[0], pos=pre.shape[1])
+    gradients = torch.autograd.grad(
+        pre,
+        [run.leaves[name] for name in run.names.written],
+        each,
+        retain_graph=True,
+        allow_unused=True,
+        is_grads_batched=True,
+    )
+    return dict(zip(run.names.written, gradients, strict=True))
+
+
+def _attention(
+    run: _Run, layer: int, z: Float[Tensor, "batch prompt_pos head d_head"]
+) -> tuple[Float[Tensor, "batch head prompt_pos source"], Float[Tensor, "batch source head d_head"]]:
+    """A layer's pattern and values, once they are seen to give what the heads wrote.
 
     Raises:
         ValueError: Otherwise.
@@ -301,10 +380,15 @@ def _attention(run: _Run, layer: int, z: Tensor) -> tuple[Tensor, Tensor]:
     pattern = run.kept[run.names.patterns[layer]]
     n_heads, d_head = z.shape[-2:]
     value = run.kept[run.names.values[layer]]
-    value = value.reshape(*value.shape[:2], -1, d_head)
-    value = value.repeat_interleave(n_heads // value.shape[2], dim=2)  # grouped: several heads share one
+    value = by_head(value, value[0, 0].numel() // d_head)
+    sharing = n_heads // value.shape[2]  # grouped: several heads share one
+    value = repeat(value, "batch source group d_head -> batch source (group sharing) d_head", sharing=sharing)
     pattern = pattern.to(z.dtype)
-    again = torch.einsum("bhps,bshd->bphd", pattern, value)
+    again = einsum(
+        pattern,
+        value,
+        "batch head prompt_pos source, batch source head d_head -> batch prompt_pos head d_head",
+    )
     if not torch.allclose(again, z, rtol=1e-2, atol=1e-2 * float(z.abs().max())):
         raise ValueError(
             f"pattern and values of layer {layer} do not give what its heads wrote, so sources can't be told apart; "

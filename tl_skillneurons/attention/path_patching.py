@@ -8,32 +8,49 @@ Three runs (Wang et al., 2023; Goldowsky-Dill et al., 2023), base and source bei
    stream and the norms;
 3. base with the neurons at the values of run 2, everything else following: what the answer makes of it.
 
-Two fractions are told: how far the neurons went from base to source, and how far the logit diff did. The
-control is as many random heads of the same layers. What it does not show: paths through other heads, MLPs or
+Two fractions are told, with ``d`` a run's logit diff and ``a`` its neurons' activations (mean over prompt positions)::
+
+    recovered answer     = (mean of d_patched - mean of d_base) / (mean of d_source - mean of d_base)
+    recovered activation = sum of (a_patched - a_base) * (a_source - a_base) / sum of (a_source - a_base)^2
+
+The control is as many random heads of the same layers. What it does not show: paths through other heads, MLPs or
 positions, which may carry as much.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int
+from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.attention.heads import Head, random_heads_like
-from tl_skillneurons.interventions.patching import Twins, twins_of
+from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons.attention._heads import Head, require_heads
+from tl_skillneurons.attention._over_task import POSITIONS, settings_of
+from tl_skillneurons.attention.head_ablation import random_heads_like
+from tl_skillneurons.interventions.twins import Twins, logit_diff, twins_of, twins_record
+from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.positions import PromptedTokens, columns
 from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
-from tl_skillneurons.stats.chance import rank_p_value
-from tl_skillneurons.stats.intervals import require_draws
+from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws
+from tl_skillneurons.stats.ranks import median
 from tl_skillneurons.tasks.task import Task
+
+KIND = "PathPatching"
+_TENSORS = ("logit_diff", "activations")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +62,11 @@ class PathPatching:
         logit_diff: Base, source, then each condition; logit of the clean twin's label minus the other's. Base is
             the corrupted twin, source the clean one.
         activations: The neurons', averaged over prompt positions, likewise.
-        settings: Model, task, neurons, site, role, seed.
+        settings: Model, task, prompt, ``max_length``, neurons, site, twins, draws and their seed.
+
+    Example:
+        >>> found = skn.attention.patch_heads_to_neurons(model, prompt, task, writers.top_heads(3), skill)
+        >>> found.recovered_activation[0]  # 1 where all of it came by the direct path
     """
 
     heads: tuple[tuple[Head, ...], ...]
@@ -68,42 +89,80 @@ class PathPatching:
 
     def to_dataframe(self) -> pd.DataFrame:
         """Two rows, ``measure`` "activation" and "answer": ``recovered``, and of the random heads median, range and
-        the rank p of recovering as much."""
+        the rank p of recovering as much (``random_median``, ``random_min``, ``random_max``, ``p_random``)."""
         rows = []
         for name in ("activation", "answer"):
-            share = getattr(self, f"recovered_{name}")
-            drawn = share[1:]
-            row = {"measure": name, "recovered": float(share[0])}
-            row |= {f"random_{end}": float(getattr(drawn, end)()) for end in ("median", "min", "max")}
-            rows.append({**row, "p_random": rank_p_value(float(share[0]), drawn, smaller=False)})
+            recovered, *drawn = getattr(self, f"recovered_{name}").tolist()
+            row = {"measure": name, "recovered": recovered, "random_median": median(drawn)}
+            row |= {"random_min": min(drawn), "random_max": max(drawn)}
+            rows.append({**row, "p_random": rank_p_value(recovered, drawn, "greater")})
         return pd.DataFrame(rows).assign(n_pairs=self.logit_diff.shape[1])
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            heads=self.heads[0] if len(self.heads[0]) <= 5 else f"{len(self.heads[0])} heads",
+            n_neurons=self.activations.shape[2],
+            n_random=len(self.heads) - 1,
+            n_pairs=self.logit_diff.shape[1],
+            recovered_activation=float(self.recovered_activation[0]),
+            recovered_answer=float(self.recovered_answer[0]),
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the result to one safetensors file, whole or not at all."""
+        heads = [[list(head) for head in condition] for condition in self.heads]
+        header = {"heads": heads, "settings": self.settings}
+        return save_tensors(path, KIND, {name: getattr(self, name) for name in _TENSORS}, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "PathPatching":
+        """The result that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt or holds something else.
+        """
+        tensors, header = load_tensors(path, KIND)
+        with sound(path, KIND):
+            heads = tuple(tuple(require_heads(one)) for one in header["heads"])
+            logit_diffs, activations = (tensors[name] for name in _TENSORS)
+            if not len(heads) + 2 == len(logit_diffs) == len(activations):
+                raise ValueError(f"it tells {len(heads)} conditions, and holds {len(logit_diffs) - 2}")
+            return cls(heads, logit_diffs, activations, header["settings"])
 
 
 def patch_heads_to_neurons(
-    model: Any,
+    model: TransformerBridge,
     prompt: SoftPrompt,
     task: Task,
     heads: Sequence[Head],
     neurons: NeuronSet,
     *,
-    twins: Twins | None = None,
-    clean_labels: Sequence[int] | None = None,
+    twins: Twins | str = "report",
     n_random: int = 20,
-    role: str = "report",
     seed: int = 0,
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
     max_length: int | None = None,
-    progress: bool = True,
+    run: RunOptions = RunOptions(),
 ) -> PathPatching:
     """Patch the paths from ``heads`` at the prompt positions to ``neurons``, clean into corrupted.
 
     Args:
-        task, twins, clean_labels: As in :func:`~tl_skillneurons.patch_neurons`.
+        task: Gives the label words, and the twins where it has them (:func:`~tl_skillneurons.minimal_pairs`).
+        twins: The role of the task whose twins are taken, or other pairs of equal token length, ``Twins(...)``.
+        n_random: Draws of random heads; 19 at least, for fewer can't give a p-value of 0.05.
+        max_length: Longest sequence in tokens; by default what the prompt was tuned with.
 
     Raises:
         ValueError: For pairs of unequal length, heads or neurons of another model, or fewer draws than a p-value of
             0.05 needs.
+
+    Example:
+        >>> found = skn.attention.patch_heads_to_neurons(model, prompt, task, writers.top_heads(3), skill)
+        >>> found.to_dataframe()
     """
     neurons.require_fits(*neuron_shape(model))
     if not len(neurons):
@@ -111,44 +170,40 @@ def patch_heads_to_neurons(
     require_draws(n_random)
     require_int(seed, "seed", minimum=0)
     n_layers, n_heads = len(model.blocks), int(model.cfg.n_heads)
-    outside = [h for h in heads if not (0 <= h[0] < n_layers and 0 <= h[1] < n_heads)]
-    if outside or not len(heads):
-        raise ValueError(
-            f"heads must be pairs (layer, head) with layer in [0, {n_layers}) and head in [0, {n_heads}), "
-            f"got {outside[0] if outside else 'none'}"
-        )
+    chosen = require_heads(heads, n_layers, n_heads)
     draws = [
-        random_heads_like(heads, seed + draw, n_heads=n_heads, n_layers=n_layers) for draw in range(n_random)
+        random_heads_like(chosen, seed + draw, n_heads=n_heads, n_layers=n_layers) for draw in range(n_random)
     ]
-    conditions = [list(heads), *draws]
-    prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length)
-    pairs, signs = twins_of(prompted, task, role, twins, clean_labels)
-    clean, corrupted = (prompted.encode([pair[side] for pair in pairs]) for side in (0, 1))
-    diffs = torch.empty(len(conditions) + 2, len(pairs), dtype=torch.float64)
-    acts = torch.empty(len(conditions) + 2, len(pairs), len(neurons), dtype=torch.float64)
+    conditions = [chosen, *draws]
+    prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, run=run)
+    pairs = twins_of(task, twins)
+    clean, corrupted = pairs.encode(prompted)
+    diffs = torch.empty(len(conditions) + 2, len(clean), dtype=torch.float64)
+    acts = torch.empty(len(conditions) + 2, len(clean), len(neurons), dtype=torch.float64)
     with (
-        progress_bar("path patching", len(pairs), show=progress) as advance,
+        progress_bar("path patching", len(clean), show=run.progress) as advance,
         prompted.attached() as virtual,
         torch.no_grad(),
     ):
-        for rows in prompted.batches(clean, batch_tokens, batch_size):
+        for rows in prompted.batches(clean):
             base, source = (prompted.assemble([ids[i] for i in rows], rows) for ids in (corrupted, clean))
-            run = _Runs(prompted, virtual, base, source, neurons)
-            found = [run.base, run.source, *(run.path(chosen) for chosen in conditions)]
+            runs = _Runs(prompted, virtual, base, source, neurons)
+            found = [runs.base, runs.source, *(runs.path(one) for one in conditions)]
             for number, (logits, values) in enumerate(found):
-                diffs[number, rows] = signs[rows] * (logits[:, 1] - logits[:, 0]).double().cpu()
-                acts[number, rows] = values.double().cpu()
+                diffs[number, rows] = logit_diff(logits.cpu(), pairs.sign[rows]).double()
+                acts[number, rows] = values
             advance(len(rows))
-    settings = {
-        "model": model.cfg.model_name,
-        "task": task.name,
-        "neurons": [list(pair) for pair in neurons],
-        "site": SITE,
-        "positions": "prompt, with virtual tokens",
-        "role": role if twins is None else "given twins",
-        "seed": seed,
-    }
-    return PathPatching(tuple(tuple(c) for c in conditions), diffs, acts, settings)
+    settings = settings_of(
+        prompted,
+        task,
+        neurons=[list(pair) for pair in neurons],
+        site=SITE,
+        positions=POSITIONS,
+        twins=twins_record(twins),
+        n_random=n_random,
+        seed=seed,
+    )
+    return PathPatching(tuple(tuple(one) for one in conditions), diffs, acts, settings)
 
 
 class _Runs:
@@ -177,7 +232,7 @@ class _Runs:
     def path(self, heads: Sequence[Head]) -> tuple[Tensor, Tensor]:
         """Class logits and the neurons' activations with the paths from these heads patched."""
         moved: dict[str, Tensor] = {}
-        frozen = [(name, self._give(self.of_base[name])) for name in self.mlps]
+        frozen: list[Hook] = [(name, self._give(self.of_base[name])) for name in self.mlps]
         for layer, name in enumerate(self.heads):
             z = self.of_base[name]
             own = [head for at, head in heads if at == layer]
@@ -186,9 +241,9 @@ class _Runs:
                 where = columns("prompt", z, self.prompted.model.hook_dict[name])[..., None, None]
                 z[:, :, own] = torch.where(where, self.of_source[name][:, :, own], z[:, :, own])
             frozen.append((name, self._give(z)))
-        look = [(name, self._note(name, moved)) for name in self.posts.values()]
+        look: list[Hook] = [(name, self._note(name, moved)) for name in self.posts.values()]
         self._read_out(self.tokens, [*frozen, *look])
-        put = [
+        put: list[Hook] = [
             (self.posts[layer], self._put(index, moved[self.posts[layer]]))
             for layer, index in self.neurons.by_layer().items()
         ]
@@ -199,7 +254,7 @@ class _Runs:
         logits = self._read_out(tokens, [(name, self._note(name, kept)) for name in names])
         return logits, self._activations(kept)
 
-    def _read_out(self, tokens: PromptedTokens, hooks: list[Any]) -> Tensor:
+    def _read_out(self, tokens: PromptedTokens, hooks: list[Hook]) -> Tensor:
         return self.prompted.read_out(tokens, self.virtual, hooks)
 
     def _activations(self, kept: dict[str, Tensor]) -> Float[Tensor, "pair neuron"]:
@@ -212,7 +267,7 @@ class _Runs:
 
     @staticmethod
     def _note(name: str, kept: dict[str, Tensor]) -> Callable[..., None]:
-        def note(act: Tensor, hook: Any) -> None:
+        def note(act: Tensor, hook: HookPoint) -> None:
             kept[name] = act
 
         return note
@@ -221,8 +276,8 @@ class _Runs:
     def _give(value: Tensor) -> Callable[..., Tensor]:
         return lambda act, hook: value
 
-    def _put(self, index: Tensor, moved: Tensor) -> Callable[..., Tensor]:
-        def put(act: Tensor, hook: Any) -> Tensor:
+    def _put(self, index: Int[Tensor, " own"], moved: Tensor) -> Callable[..., Tensor]:
+        def put(act: Tensor, hook: HookPoint) -> Tensor:
             where = columns("prompt", act, hook)[..., None]
             here = index.to(act.device)
             return act.index_copy(-1, here, torch.where(where, moved[..., here], act[..., here]))

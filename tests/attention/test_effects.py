@@ -1,0 +1,176 @@
+"""What ablating heads does: the planted ones take label and answer from the planted neurons, others don't."""
+
+from dataclasses import replace
+
+import planted
+import pytest
+import torch
+from toy import QUIET
+
+from tl_skillneurons import NeuronSet, PromptedModel, RunOptions
+from tl_skillneurons.attention import ablate_heads, head_effects
+
+QUICK = {"n_random": 19, "run": QUIET}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return planted.model()
+
+
+@pytest.mark.parametrize(("how", "positions"), [("mean", "prompt"), ("zero", "prompt"), ("mean", "all")])
+def test_without_the_planted_heads_label_and_answer_are_gone_and_random_heads_change_nothing(
+    model, how, positions
+):
+    found = head_effects(
+        model,
+        planted.prompt(),
+        planted.task(),
+        planted.HEADS,
+        planted.NEURONS,
+        how=how,
+        positions=positions,
+        **QUICK,
+    )
+    frame = found.to_dataframe().set_index("measure")
+    assert frame.intact["accuracy"] == 1 and frame.ablated["accuracy"] <= 0.75
+    assert frame.random_min["accuracy"] == 1 and (frame.p_random == 1 / 20).all()
+    assert frame.matched_min["accuracy"] == 1 and (frame.p_matched == 1 / 20).all()
+    assert frame.intact["separation"] > 1.5 > 0.3 > frame.ablated["separation"]
+    assert frame.random_min["separation"] > 1.5
+    assert list(found.controls) == ["random", "matched"]
+    for draws in found.controls.values():
+        assert len(draws) == 19 and not any(set(drawn) & set(planted.HEADS) for drawn in draws)
+    assert (found.role, found.settings["positions"]) == ("report", positions)
+
+
+def test_other_heads_are_no_finding(model):
+    found = head_effects(model, planted.prompt(), planted.task(), [(0, 0), (1, 0)], planted.NEURONS, **QUICK)
+    frame = found.to_dataframe().set_index("measure")
+    assert frame.ablated["accuracy"] == 1 and frame.p_random["accuracy"] == 1
+
+
+def test_logits_and_activations_are_those_of_the_run_one_would_do_by_hand(model):
+    task = planted.task()
+    neurons = NeuronSet([2, 1], [3, 20])
+    found = head_effects(model, planted.prompt(), task, planted.HEADS, neurons, how="zero", **QUICK)
+    prompted = PromptedModel(model, planted.prompt(), task.label_words)
+    kept = {}
+    for row, text in list(enumerate(task.split("report")["text"]))[:4]:
+        hooks = ablate_heads(planted.HEADS, positions="prompt")
+        look = [
+            (f"blocks.{layer}.mlp.hook_post", lambda act, hook, at=layer: kept.update({at: act}))
+            for layer in (1, 2)
+        ]
+        with torch.no_grad():
+            prompted.run_with_hooks([text], [*hooks, *look])
+            torch.testing.assert_close(
+                found.logits[1, row], prompted.class_logits([text], hooks)[0], rtol=1e-4, atol=1e-5
+            )
+        expected = torch.stack([kept[2][0, -3:, 3].mean(), kept[1][0, -3:, 20].mean()])
+        torch.testing.assert_close(found.activations[1, row], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def found(model):
+    heads = planted.HEADS
+    return head_effects(model, planted.prompt(), planted.task(), heads, planted.NEURONS, **QUICK)
+
+
+def test_heads_take_any_intervention_class_means_keep_the_answer_and_those_of_the_other_class_turn_it(model):
+    def accuracy(how):
+        args = (model, planted.prompt(), planted.task(), planted.HEADS, planted.NEURONS)
+        frame = head_effects(*args, how=how, **QUICK).to_dataframe().set_index("measure")
+        return frame.ablated["accuracy"]
+
+    assert accuracy(ClassMean()) == accuracy(Keep()) == accuracy(Scale(1.0)) == 1
+    assert accuracy(OtherClassMean()) == 0
+    assert accuracy(lambda act, hook: 0 * act) <= 0.75
+
+
+def test_matched_heads_write_about_as_much_where_they_can(model):
+    """By its weights alone, head (2, 0) has one nearest neighbour in its layer, and draws it first or second."""
+    norms = output_weight_norms(model)
+    by_hand = torch.stack([block.attn.W_O.double().flatten(1).norm(dim=1) for block in model.blocks])
+    torch.testing.assert_close(norms, by_hand)
+    args = (model, planted.prompt(), planted.task(), [(2, 0)], planted.NEURONS)
+    found = head_effects(*args, how="zero", examples=Examples(reference=None), **QUICK)
+    assert found.settings["matched_on"] == ["output-weight norm"]
+    assert found.settings["reference"] == [None, 256]
+    assert {layer for drawn in found.controls["matched"] for layer, _ in drawn} == {2}
+    frame = found.to_dataframe()
+    assert frame.p_matched.between(1 / 20, 1).all() and (frame.matched_min <= frame.matched_median).all()
+
+
+def test_both_controls_are_told_with_median_range_and_two_sided_p(found):
+    frame = found.to_dataframe().set_index("measure")
+    values = found.separation.abs().mean(1)
+    for number, control in enumerate(("random", "matched")):
+        drawn = values[2 + 19 * number : 21 + 19 * number]
+        assert frame[f"{control}_median"]["separation"] == pytest.approx(float(drawn.quantile(0.5)))
+        assert frame[f"{control}_max"]["separation"] == pytest.approx(float(drawn.max()))
+    assert len(values) == 2 + 2 * 19
+
+
+def test_whose_answers_count_and_whose_means_are_taken_can_be_chosen(model):
+    examples = Examples(role="select", reference="train", n_reference=4, max_length=9)
+    args = (model, planted.prompt(), planted.task(), planted.HEADS, planted.NEURONS)
+    found = head_effects(*args, examples=examples, **QUICK)
+    assert found.role == "select" and found.settings["max_length"] == 9
+    assert found.settings["reference"] == ["train", 4]
+    task = planted.task()
+    prompted = PromptedModel(model, planted.prompt(), task.label_words, max_length=9, run=QUIET)
+    assert found.to_dataframe().intact[0] == prompted.accuracy(task, "select")
+
+
+def test_it_comes_back_from_its_file_and_shows_itself_in_a_line(found, tmp_path):
+    again = HeadEffects.load(found.save(tmp_path / "heads.safetensors"))
+    assert (again.heads, again.controls, again.settings) == (found.heads, found.controls, found.settings)
+    assert again.to_dataframe().equals(found.to_dataframe())
+    assert repr(found).startswith(
+        "HeadEffects(heads=((0, 1), (1, 2)), how='mean', positions='prompt', n_neurons=3"
+    )
+    assert "separation" in found._repr_html_()
+    with pytest.raises(ValueError, match="holds a HeadEffects, expected a PathPatching"):
+        PathPatching.load(tmp_path / "heads.safetensors")
+
+
+def test_a_file_that_tells_other_conditions_than_it_holds_is_refused(found, tmp_path):
+    fewer = replace(found, logits=found.logits[:5], activations=found.activations[:5])
+    with pytest.raises(ValueError, match="not a sound HeadEffects file: it tells 40 conditions, and holds 5"):
+        HeadEffects.load(fewer.save(tmp_path / "heads.safetensors"))
+
+
+def test_a_random_models_heads_in_any_batch_give_the_same():
+    model, heads = tiny.bridge("gpt2"), [(0, 1), (1, 2)]
+    args = (model, prompt_for("gpt2"), tiny.task(), heads, NeuronSet([0, 1], [3, 7]))
+    one, many = (
+        head_effects(*args, how=Noise(0.5), n_random=19, run=RunOptions(batch_size=n, progress=False))
+        for n in (1, 7)
+    )
+    torch.testing.assert_close(one.logits, many.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one.activations, many.activations, rtol=1e-4, atol=1e-5)
+
+
+REFUSED = [
+    ({"heads": []}, "at least one"),
+    ({"heads": [(0, 1), (0, 1)]}, r"got \(0, 1\) twice"),
+    ({"heads": [(0, 9)]}, r"head in \[0, 4\), got \(0, 9\)"),
+    ({"heads": [(-1, 0)]}, "integers from 0"),
+    ({"n_random": 5}, "n_random must be at least 19"),
+    ({"neurons": NeuronSet([0], [0], n_layers=9, d_mlp=48)}, "must belong to one model"),
+    ({"neurons": NeuronSet([], [])}, "at least one neuron"),
+    ({"how": "noises"}, "how must be one of"),
+    ({"positions": "last"}, "positions must be one of"),
+    ({"examples": Examples(reference=None)}, "'mean' holds heads at what they do on reference examples"),
+    ({"examples": Examples(n_reference=0)}, "n_reference must be an integer of at least 1"),
+    ({"how": ClassMean(), "examples": Examples(n_reference=1)}, "1 reference examples .* have none of class"),
+    ({"seed": -1}, "seed must be an integer of at least 0"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_what_makes_no_sense_is_refused(model, changes, message):
+    options = {"heads": planted.HEADS, "neurons": planted.NEURONS, **QUICK, **changes}
+    with pytest.raises(ValueError, match=message):
+        head_effects(model, planted.prompt(), planted.task(), **options)

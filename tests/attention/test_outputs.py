@@ -1,0 +1,70 @@
+"""What heads write on average: a slow loop without padding, and the numbers that ablations take from it."""
+
+import pytest
+import tiny
+import torch
+
+from tl_skillneurons import PromptedModel, RunOptions, SoftPrompt
+from tl_skillneurons.attention import head_outputs, mean_head_outputs
+
+TEXTS = ["the film was good", "a dull plot and a slow scene but not bad", "music"]
+
+
+def prompt(family="llama"):
+    rows = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    return SoftPrompt(rows, placement="prefix" if family in tiny.BIDIRECTIONAL else "suffix")
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("positions", ["prompt", "text", "all"])
+def test_mean_outputs_are_those_of_a_slow_loop_without_padding(family, positions):
+    model, own = tiny.bridge(family), prompt(family)
+    found = mean_head_outputs(model, own, TEXTS, positions=positions)
+    prompted = PromptedModel(model, own)
+    rows, kept = [], {}
+    for text in TEXTS:
+        with torch.no_grad():
+            look = ("blocks.1.attn.o.hook_in", lambda act, hook: kept.update(act=act[0]))
+            prompted.run_with_hooks([text], [look])
+        tokens = prompted.tokens([text])
+        where = {"prompt": tokens.is_prompt[0], "text": tokens.is_text[0]}.get(positions, slice(None))
+        rows.append(kept["act"][where])
+    torch.testing.assert_close(found[1], torch.cat(rows).mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["prompt", "text"])
+def test_outputs_of_each_text_give_mean_spread_class_means_and_sizes(positions):
+    prompted = PromptedModel(tiny.bridge("llama"), prompt(), run=RunOptions(batch_size=2))
+    found = head_outputs(prompted, TEXTS, labels=[0, 1, 1], positions=positions)
+    each = torch.stack(
+        [mean_head_outputs(prompted.model, prompt(), [text], positions=positions) for text in TEXTS]
+    ).double()
+    flat = each.flatten(2)
+    torch.testing.assert_close(found.activations, flat, rtol=1e-5, atol=1e-6)
+    pooled = mean_head_outputs(prompted.model, prompt(), TEXTS, positions=positions)
+    torch.testing.assert_close(found.mean, pooled.flatten(1), rtol=1e-5, atol=1e-6)
+    expected = flat.std(0, correction=0).float()
+    torch.testing.assert_close(found.std, expected, rtol=1e-4, atol=1e-6)
+    by_class = torch.stack([flat[0], flat[1:].mean(0)]).float()
+    torch.testing.assert_close(found.class_mean, by_class, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.size, each.norm(dim=-1).mean(0), rtol=1e-5, atol=1e-6)
+    assert found.n_positions.tolist() == ([3, 3, 3] if positions == "prompt" else [5, 10, 2])  # with BOS
+    assert head_outputs(prompted, TEXTS).class_mean is None
+
+
+def test_texts_are_cut_to_the_length_that_was_asked_for_or_tuned_with():
+    model = tiny.bridge("llama")
+    short = [" ".join(text.split()[:3]) for text in TEXTS]
+    by_hand = mean_head_outputs(model, prompt(), short, positions="text")
+    asked = mean_head_outputs(model, prompt(), TEXTS, positions="text", max_length=7)
+    torch.testing.assert_close(asked, by_hand)
+    tuned = SoftPrompt(prompt().embedding, placement="suffix", max_length=7)
+    torch.testing.assert_close(mean_head_outputs(model, tuned, TEXTS, positions="text"), by_hand)
+
+
+def test_what_is_not_there_is_refused():
+    model = tiny.bridge("llama")
+    with pytest.raises(ValueError, match="without a prompt there are no prompt positions"):
+        mean_head_outputs(model, None, TEXTS)
+    with pytest.raises(ValueError, match="positions must be one of"):
+        mean_head_outputs(model, prompt(), TEXTS, positions="last")

@@ -1,0 +1,325 @@
+"""Do the heads matter that write into skill neurons? Ablate them, and look at the neurons and the answers again.
+
+Heads' outputs are held (:mod:`~tl_skillneurons.attention.head_ablation`), and the neurons are scored anew by how far
+apart they hold the labels, in standard deviations of the intact run. With ``a_n(x)`` a neuron's activation averaged
+over the prompt positions::
+
+    separation_n = (mean of a_n(x) over label 1  -  mean of a_n(x) over label 0) / std of the intact a_n(x)
+
+The answers are the class logits of the same runs.
+
+Two controls stand beside it: as many random heads of the same layers (of other layers where one has too few others),
+and random ones among those that write as much (norm of a head's output, and of its output weights). What it does not
+show: by which path a head matters, for an ablated head is missing everywhere; and a head whose ablation changes
+nothing may have others that stand in (Wang et al., 2023).
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from einops import reduce
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
+
+from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons._progress import progress_bar
+from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons.attention._heads import Head, require_heads
+from tl_skillneurons.attention._over_task import settings_of
+from tl_skillneurons.attention.head_ablation import ablate_heads, random_heads_like
+from tl_skillneurons.attention.outputs import HeadOutputs, head_outputs
+from tl_skillneurons.interventions.effect_panel import CONTROLS, two_sided_p
+from tl_skillneurons.interventions.effects import Examples
+from tl_skillneurons.interventions.kinds import How, Intervention, as_intervention
+from tl_skillneurons.models.hooks import Hook
+from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
+from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
+from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.prompts.positions import NAMED, ActsAt, current_tokens
+from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.run import RunOptions
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+from tl_skillneurons.stats.hypothesis_tests import require_draws
+from tl_skillneurons.stats.metrics import per_example
+from tl_skillneurons.stats.ranks import median
+from tl_skillneurons.tasks.task import Task, require_two_classes
+
+KIND = "HeadEffects"
+_TENSORS = ("logits", "activations", "labels")
+
+
+@dataclass(frozen=True, eq=False)
+class HeadEffects:
+    """What ablating heads does to neurons and answers, beside random heads of the same layers.
+
+    Attributes:
+        heads: Which heads.
+        controls: The heads of each draw, of each control ("random", "matched").
+        logits: Class logits: intact, ablated, and of each draw, the random ones before the matched ones.
+        activations: The neurons' activations, averaged over prompt positions, likewise.
+        labels: Class of each example.
+        role: Where the examples come from.
+        settings: Model, task, prompt, ``max_length``, neurons, site, ablation, reference, seed.
+
+    Example:
+        >>> found = skn.attention.head_effects(model, prompt, task, writers.top_heads(3), skill)
+        >>> found.to_dataframe()[["measure", "intact", "ablated", "random_median", "p_random"]]
+    """
+
+    heads: tuple[Head, ...]
+    controls: Mapping[str, tuple[tuple[Head, ...], ...]]
+    logits: Float[Tensor, "condition example n_classes"]
+    activations: Float[Tensor, "condition example neuron"]
+    labels: Int[Tensor, " example"]
+    role: str
+    settings: dict[str, Any]
+
+    @property
+    def separation(self) -> Float[Tensor, "condition neuron"]:
+        """How far apart each neuron holds the labels, in its intact standard deviations; with its sign."""
+        acts = self.activations.double()
+        apart = acts[:, self.labels == 1].mean(1) - acts[:, self.labels == 0].mean(1)
+        return apart / acts[0].std(0, correction=0).clamp(min=1e-12)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per measure: ``accuracy``, ``logit_diff`` and ``separation`` (absolute, mean over the neurons).
+
+        Columns ``intact``, ``ablated``, and for each control the median and range over its draws and the two-sided
+        rank p-value of being as far from the middle (``random_median``, ``random_min``, ``random_max``, ``p_random``,
+        and ``matched_...``).
+        """
+        values = {
+            metric: torch.stack([per_example(metric, z, self.labels).mean() for z in self.logits])
+            for metric in ("accuracy", "logit_diff")
+        }
+        values["separation"] = reduce(self.separation.abs(), "condition neuron -> condition", "mean")
+        rows = []
+        for name, value in values.items():
+            intact, ablated, *others = value.tolist()
+            row: dict[str, Any] = {"measure": name, "intact": intact, "ablated": ablated}
+            for control, draws in self.controls.items():
+                drawn, others = others[: len(draws)], others[len(draws) :]
+                row |= {f"{control}_median": median(drawn), f"{control}_min": min(drawn)}
+                row |= {f"{control}_max": max(drawn), f"p_{control}": two_sided_p(ablated, drawn)}
+            rows.append(row)
+        return pd.DataFrame(rows).assign(n_examples=len(self.labels), role=self.role)
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            heads=self.heads if len(self.heads) <= 5 else f"{len(self.heads)} heads",
+            how=self.settings["how"],
+            positions=self.settings["positions"],
+            n_neurons=self.activations.shape[2],
+            n_random=self.settings["n_random"],
+            n_examples=len(self.labels),
+            role=self.role,
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the result to one safetensors file, whole or not at all."""
+        header = {"heads": _plain(self.heads), "role": self.role, "settings": self.settings}
+        header["controls"] = {name: [_plain(one) for one in drawn] for name, drawn in self.controls.items()}
+        return save_tensors(path, KIND, {name: getattr(self, name) for name in _TENSORS}, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "HeadEffects":
+        """The result that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt or holds something else.
+        """
+        tensors, header = load_tensors(path, KIND)
+        with sound(path, KIND):
+            controls = {
+                name: tuple(tuple(require_heads(one)) for one in drawn)
+                for name, drawn in header["controls"].items()
+            }
+            kept = [tensors[name] for name in _TENSORS]
+            n_conditions = 2 + sum(map(len, controls.values()))
+            if any(len(one) != n_conditions for one in kept[:2]):
+                raise ValueError(f"it tells {n_conditions} conditions, and holds {len(kept[0])}")
+            heads = tuple(require_heads(header["heads"]))
+            return cls(heads, controls, *kept, role=header["role"], settings=header["settings"])
+
+
+def head_effects(
+    model: TransformerBridge,
+    prompt: SoftPrompt,
+    task: Task,
+    heads: Sequence[Head],
+    neurons: NeuronSet,
+    *,
+    how: How = "mean",
+    positions: str = "prompt",
+    n_random: int = 20,
+    seed: int = 0,
+    examples: Examples = Examples(),
+    run: RunOptions = RunOptions(),
+) -> HeadEffects:
+    """Ablate ``heads``, and ``n_random`` times as many of each control, and look at neurons and answers each time.
+
+    Args:
+        how: An intervention, as in :func:`ablate_heads`.
+        positions: Where the heads' outputs are held: "prompt" (what the prompt positions get), "text" or "all".
+        n_random: Draws of each control; 19 at least, for fewer can't give a p-value of 0.05.
+        examples: Whose answers count; whose first ``n_reference`` give the heads' means.
+
+    Raises:
+        ValueError: For heads or neurons of another model, an intervention without its reference, or fewer draws than
+            a p-value of 0.05 needs.
+
+    Example:
+        >>> found = skn.attention.head_effects(model, prompt, task, [(5, 1), (7, 3)], skill)
+        >>> found.to_dataframe()
+    """
+    require_two_classes(task)
+    require_draws(n_random)
+    require_int(seed, "seed", minimum=0)
+    require_option(positions, "positions", NAMED)
+    what = as_intervention(how)
+    neurons.require_fits(*neuron_shape(model))
+    if not len(neurons):
+        raise ValueError("neurons must hold at least one neuron, got none")
+    n_layers, n_heads = len(model.blocks), int(model.cfg.n_heads)
+    pairs = require_heads(heads, n_layers, n_heads)
+    if run.cache is None and positions == "prompt" and runs_text_apart(model):
+        run = replace(run, cache=InputCache(model))
+    prompted = PromptedModel(model, prompt, task.label_words, max_length=examples.max_length, run=run)
+    reference = _measure_reference(prompted, task, what, positions, examples)
+    match = _match(model, reference)
+    controls = {
+        kind: [
+            random_heads_like(
+                pairs,
+                seed + draw,
+                n_heads=n_heads,
+                n_layers=n_layers,
+                match=match if kind == "matched" else None,
+            )
+            for draw in range(n_random)
+        ]
+        for kind in CONTROLS
+    }
+    split = task.split(examples.role)
+    texts, labels = list(split["text"]), torch.tensor(split["label"])
+
+    def hooks_of(held: Sequence[Head]) -> list[Hook]:
+        return ablate_heads(
+            held,
+            how=what,
+            values=reference,
+            positions=positions,
+            classes=labels if what.needs_labels else None,
+            seed=seed,
+        )
+
+    conditions = [[], hooks_of(pairs)]
+    conditions += [hooks_of(drawn) for kind in CONTROLS for drawn in controls[kind]]
+    logits, acts = [], []
+    with progress_bar("ablating heads", len(conditions), show=run.progress) as advance, torch.no_grad():
+        for hooks in conditions:
+            kept = torch.empty(len(texts), len(neurons), dtype=model.W_E.dtype)
+            logits.append(prompted.class_logits(texts, [*hooks, *_readers(model, neurons, kept)]).cpu())
+            acts.append(kept)
+            advance()
+    settings = settings_of(
+        prompted,
+        task,
+        neurons=[list(pair) for pair in neurons],
+        site=SITE,
+        how=what.name,
+        positions=positions,
+        positions_frame="with virtual tokens",
+        reference=[examples.reference, examples.n_reference],
+        matched_on=["output-weight norm", *(["output norm"] if reference else [])],
+        n_random=n_random,
+        seed=seed,
+    )
+    drawn = {kind: tuple(tuple(one) for one in controls[kind]) for kind in CONTROLS}
+    return HeadEffects(
+        tuple(pairs), drawn, torch.stack(logits), torch.stack(acts), labels, examples.role, settings
+    )
+
+
+def output_weight_norms(model: TransformerBridge) -> Float[Tensor, "layer head"]:
+    """Of each head the Frobenius norm of the weights that carry its output to the residual stream."""
+    norms = [
+        reduce(block.attn.W_O.detach().double().square(), "head d_head d_model -> head", "sum").sqrt()
+        for block in model.blocks
+    ]
+    return torch.stack([one.cpu() for one in norms])
+
+
+def _measure_reference(
+    prompted: PromptedModel, task: Task, what: Intervention, positions: str, examples: Examples
+) -> HeadOutputs | None:
+    """What the heads do on reference examples, where any are asked for.
+
+    Raises:
+        ValueError: When the intervention needs some that there are not.
+    """
+    if examples.reference is None:
+        if what.needs or what.edits_others:
+            raise ValueError(
+                f"intervention {what.name!r} holds heads at what they do on reference examples; give "
+                "reference='baseline', or another role"
+            )
+        return None
+    n_reference = examples.n_reference
+    if n_reference is not None:
+        require_int(n_reference, "n_reference")
+    split = task.split(examples.reference)
+    texts, labels = list(split["text"])[:n_reference], torch.tensor(split["label"])[:n_reference]
+    missing = sorted(set(range(task.n_classes)) - set(labels.tolist()))
+    if what.needs_labels and missing:
+        raise ValueError(
+            f"the {len(labels)} reference examples of role {examples.reference!r} have none of class {missing[0]}; "
+            "give a larger n_reference"
+        )
+    return head_outputs(prompted, texts, labels=labels, positions=positions)
+
+
+def _match(model: TransformerBridge, reference: HeadOutputs | None) -> Float[Tensor, "quantity layer head"]:
+    norms = output_weight_norms(model)
+    return norms[None] if reference is None else torch.stack([reference.size, norms])
+
+
+def _readers(
+    model: TransformerBridge, neurons: NeuronSet, kept: Float[Tensor, "example neuron"]
+) -> list[Hook]:
+    """Hooks that write the neurons' activations, averaged over prompt positions, into ``kept``."""
+    names = neuron_hooks(model)
+
+    def reader(layer: int, index: Int[Tensor, " own"]) -> Callable[..., None]:
+        feature = (neurons.layer == layer).nonzero().flatten()
+
+        def note(act: Tensor, hook: HookPoint) -> None:
+            tokens = current_tokens(hook)
+            assert tokens is not None  # it runs in a PromptedModel
+            rows = torch.arange(len(act), device=act.device)[:, None]
+            at = act[rows, tokens.prompt_columns().to(act.device)]
+            kept[tokens.example.cpu()[:, None], feature] = at[..., index.to(act.device)].mean(1).cpu()
+
+        return note
+
+    return [
+        (names[layer], ActsAt("prompt", reader(layer, index)))  # looks there alone
+        for layer, index in neurons.by_layer().items()
+    ]
+
+
+def _plain(heads: Sequence[Head]) -> list[list[int]]:
+    return [list(head) for head in heads]

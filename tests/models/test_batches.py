@@ -3,9 +3,11 @@
 import pytest
 import tiny
 import torch
+from toy import QUIET
 
 import tl_skillneurons as skn
 from tl_skillneurons.models.batches import batch_tokens_on, length_batches, padding, run_batches
+from tl_skillneurons.prompts.run import RunOptions
 
 LENGTHS = [3, 9, 4, 4, 8, 1, 30]
 
@@ -78,7 +80,7 @@ def test_scores_are_the_same_when_batches_run_out_of_memory_halfway_through_the_
     prompt = skn.SoftPrompt(
         torch.randn(3, 32, generator=torch.Generator().manual_seed(0)), placement=placement
     )
-    expected = skn.score_neurons(model, prompt, task, batch_size=4, progress=False)
+    expected = skn.score_neurons(model, prompt, task, run=RunOptions(batch_size=4, progress=False))
 
     failed = []
 
@@ -88,7 +90,7 @@ def test_scores_are_the_same_when_batches_run_out_of_memory_halfway_through_the_
             raise torch.OutOfMemoryError("out of memory")
 
     with model.hooks(fwd_hooks=[("blocks.1.mlp.hook_post", scarce)]):  # the first layer was seen by then
-        found = skn.score_neurons(model, prompt, task, batch_size=16, progress=False)
+        found = skn.score_neurons(model, prompt, task, run=RunOptions(batch_size=16, progress=False))
     assert failed == [16, 8, 16, 8]  # once in each role
     assert torch.equal(found.correct, expected.correct)
     torch.testing.assert_close(found.baseline, expected.baseline, atol=1e-6, rtol=0)
@@ -97,9 +99,9 @@ def test_scores_are_the_same_when_batches_run_out_of_memory_halfway_through_the_
 def test_scores_say_how_much_was_padding():
     model, task = tiny.bridge("llama"), tiny.task()
     prompt = skn.SoftPrompt(torch.randn(3, 32), placement="suffix")
-    scores = skn.score_neurons(model, prompt, task, batch_size=1, progress=False)
+    scores = skn.score_neurons(model, prompt, task, run=RunOptions(batch_size=1, progress=False))
     batches = scores.provenance["batches"]
     assert batches["baseline"]["n_batches"] == task.n_examples["baseline"]
     assert batches["baseline"]["n_padding"] == 0 == batches["select"]["n_padding"]
-    whole = skn.score_neurons(model, prompt, task, progress=False).provenance["batches"]["select"]
+    whole = skn.score_neurons(model, prompt, task, run=QUIET).provenance["batches"]["select"]
     assert whole["n_batches"] == 1 and whole["n_padding"] > 0

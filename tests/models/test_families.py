@@ -95,7 +95,7 @@ def slow_scores(family, prompt, task):
 def test_scores_equal_the_papers_formula_on_the_untouched_model(family):
     model, _ = models(family)
     task, prompt = tiny.task(), soft_prompt(family)
-    scores = skn.score_neurons(model, prompt, task, batch_size=7, progress=False)
+    scores = skn.score_neurons(model, prompt, task, run=skn.RunOptions(batch_size=7, progress=False))
     with torch.no_grad():
         baseline, correct, varies = slow_scores(family, prompt, task)
     if family in SEES_ONLY_THE_PROMPT:
@@ -137,7 +137,7 @@ def test_ablation_equals_the_same_edit_on_the_untouched_models_modules(family, p
         expected = torch.stack([edited(text)[LABEL_IDS] for text in TEXTS])
         hooks = skn.ablate(neurons, how=how, values=values if how == "mean" else None, positions=positions)
         prompted = skn.PromptedModel(model, prompt, LABEL_WORDS)
-        logits = prompted.class_logits(TEXTS, hooks, batch_size=3)
+        logits = prompted.class_logits(TEXTS, hooks)
         intact = prompted.class_logits(TEXTS)
     torch.testing.assert_close(logits, expected, rtol=0, atol=EXACT[family])
     assert (logits - intact).abs().amax(1).min() > 1e-4  # the edit reaches every example's read-out

@@ -1,16 +1,21 @@
 """Keys and values of texts, computed once: the same numbers as the whole run, within a budget, never stale."""
 
 import functools
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 import tiny
 import torch
+from toy import QUIET
 from untouched import EXACT, LABEL_WORDS, soft_prompt, softmax_in_float64  # noqa: F401 (a fixture)
 from untouched import TEXTS as SOME_TEXTS
 
 import tl_skillneurons as skn
+from tl_skillneurons.interventions import Noise
 from tl_skillneurons.models import input_cache
 from tl_skillneurons.models.sites import neuron_hooks
+from tl_skillneurons.prompts import TrainingOptions
 
 TEXTS = [*SOME_TEXTS, "good film"]  # one stands there twice
 TASK = tiny.task()
@@ -37,7 +42,7 @@ def prompt(seed=0, n=3):
 def test_logits_gradients_and_neurons_equal_those_of_the_whole_run(family):
     model, soft = model_in_float64(family), soft_prompt(family)
     whole = skn.PromptedModel(model, soft, LABEL_WORDS)
-    apart = skn.PromptedModel(model, soft, LABEL_WORDS, cache=skn.InputCache(model))
+    apart = skn.PromptedModel(model, soft, LABEL_WORDS, run=skn.RunOptions(cache=skn.InputCache(model)))
     apart.class_logits(TEXTS[:2])  # so that some texts are kept and others are not
     results = []
     for prompted in (whole, apart):
@@ -63,9 +68,10 @@ def test_results_do_not_depend_on_what_is_kept(llama, batch_size):
     expected = skn.PromptedModel(llama, prompt(), LABEL_WORDS).class_logits(TEXTS)
     for budget in (0, 3000, 0.1):
         cache = skn.InputCache(llama, budget)
-        prompted = skn.PromptedModel(llama, prompt(), LABEL_WORDS, cache=cache)
+        run = skn.RunOptions(cache=cache, batch_size=batch_size)
+        prompted = skn.PromptedModel(llama, prompt(), LABEL_WORDS, run=run)
         for order in (TEXTS, TEXTS[::-1]):
-            logits = prompted.class_logits(order, batch_size=batch_size)
+            logits = prompted.class_logits(order)
             found = logits if order is TEXTS else logits.flip(0)
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
         assert cache.n_bytes <= cache.budget
@@ -74,7 +80,9 @@ def test_results_do_not_depend_on_what_is_kept(llama, batch_size):
 def test_each_text_runs_once_and_takes_the_memory_of_its_keys_and_values(llama):
     cache = skn.InputCache(llama)
     for seed in range(3):
-        skn.PromptedModel(llama, prompt(seed), LABEL_WORDS, cache=cache).class_logits(TEXTS)
+        skn.PromptedModel(llama, prompt(seed), LABEL_WORDS, run=skn.RunOptions(cache=cache)).class_logits(
+            TEXTS
+        )
     ids = {tuple(row) for row in skn.PromptedModel(llama, prompt()).encode(TEXTS)}
     # 2 layers, keys and values, 2 heads of 8, float32
     assert (len(cache), cache.n_bytes) == (5, sum(map(len, ids)) * 2 * 2 * 2 * 8 * 4)
@@ -83,7 +91,7 @@ def test_each_text_runs_once_and_takes_the_memory_of_its_keys_and_values(llama):
 
 def test_what_does_not_fit_the_budget_runs_again(llama):
     cache = skn.InputCache(llama, 5000)
-    prompted = skn.PromptedModel(llama, prompt(), LABEL_WORDS, cache=cache)
+    prompted = skn.PromptedModel(llama, prompt(), LABEL_WORDS, run=skn.RunOptions(cache=cache))
     prompted.class_logits(TEXTS)
     kept, first = len(cache), cache.n_runs
     prompted.class_logits(TEXTS)
@@ -96,7 +104,7 @@ def test_planned_texts_give_the_same_bits_whichever_is_needed_first(llama):
     for order in (TEXTS, TEXTS[::-1]):
         cache = skn.InputCache(llama)
         cache.plan(ids)
-        prompted = skn.PromptedModel(llama, prompt(), LABEL_WORDS, cache=cache)
+        prompted = skn.PromptedModel(llama, prompt(), LABEL_WORDS, run=skn.RunOptions(cache=cache))
         found.append({text: prompted.class_logits([text])[0] for text in order})
     assert all(torch.equal(found[0][text], found[1][text]) for text in TEXTS)
 
@@ -104,7 +112,7 @@ def test_planned_texts_give_the_same_bits_whichever_is_needed_first(llama):
 def test_a_changed_weight_empties_it():
     model = tiny.bridge("llama")
     cache = skn.InputCache(model)
-    prompted = skn.PromptedModel(model, prompt(), LABEL_WORDS, cache=cache)
+    prompted = skn.PromptedModel(model, prompt(), LABEL_WORDS, run=skn.RunOptions(cache=cache))
     before = prompted.class_logits(TEXTS)
     with torch.no_grad():
         model.blocks[0].mlp.W_out.mul_(2.0)
@@ -121,23 +129,30 @@ def test_an_ablation_takes_effect_with_the_cache_as_without_and_bypasses_it_at_t
 ):
     neurons = skn.NeuronSet.from_pairs([(0, k) for k in range(24)] + [(1, k) for k in range(24)])
     values = {"resample": torch.randn(5, 2, 48, generator=torch.Generator().manual_seed(0))}.get(how)
-    hooks = skn.ablate(neurons, how=how, values=values, positions=positions, sigma=1.0)
+    what = Noise(1.0, absolute=True) if how == "noise" else how
+    hooks = skn.ablate(neurons, how=what, values=values, positions=positions)
     cache = skn.InputCache(llama)
-    intact = skn.PromptedModel(llama, prompt(), LABEL_WORDS, cache=cache).class_logits(TEXTS)
+    intact = skn.PromptedModel(llama, prompt(), LABEL_WORDS, run=skn.RunOptions(cache=cache)).class_logits(
+        TEXTS
+    )
     kept = cache.n_runs
-    cached = skn.PromptedModel(llama, prompt(), LABEL_WORDS, cache=cache).class_logits(TEXTS, hooks)
+    cached = skn.PromptedModel(llama, prompt(), LABEL_WORDS, run=skn.RunOptions(cache=cache)).class_logits(
+        TEXTS, hooks
+    )
     whole = skn.PromptedModel(llama, prompt(), LABEL_WORDS).class_logits(TEXTS, hooks)
     torch.testing.assert_close(cached, whole, atol=1e-5, rtol=0)
     assert (cached - intact).abs().max() > 1e-3  # a run on kept texts would have missed it, or there was none
     reads, real = [], cache.past
     monkeypatch.setattr(cache, "past", lambda *args: reads.append(args) or real(*args))
-    skn.PromptedModel(llama, prompt(), LABEL_WORDS, cache=cache).class_logits(TEXTS, hooks)
+    skn.PromptedModel(llama, prompt(), LABEL_WORDS, run=skn.RunOptions(cache=cache)).class_logits(
+        TEXTS, hooks
+    )
     assert cache.n_runs == kept and bool(reads) == (positions == "prompt")
 
 
 def test_other_hooks_on_the_model_or_given_by_hand_bypass_it(llama, monkeypatch):
     cache = skn.InputCache(llama)
-    prompted = skn.PromptedModel(llama, prompt(), LABEL_WORDS, cache=cache)
+    prompted = skn.PromptedModel(llama, prompt(), LABEL_WORDS, run=skn.RunOptions(cache=cache))
     intact = prompted.class_logits(TEXTS)
 
     def halve(act, hook):
@@ -154,24 +169,26 @@ def test_other_hooks_on_the_model_or_given_by_hand_bypass_it(llama, monkeypatch)
 
 @UNTRAINED
 def test_tuning_with_any_budget_and_scoring_after_it_agree_and_run_each_text_once(llama):
-    options = {"n_virtual_tokens": 2, "n_steps": 6, "batch_size": 4, "seeds": (0, 1), "progress": False}
-    none, some = (skn.fit_soft_prompts(llama, TASK, **options, cache_budget=budget) for budget in (0, 0.1))
+    training = TrainingOptions(batch_size=4)
+    options = {"n_virtual_tokens": 2, "n_steps": 6, "training": training, "seeds": (0, 1)}
+    budgets = (replace(QUIET, cache=skn.InputCache(llama, budget)) for budget in (0, 0.1))
+    none, some = (skn.fit_soft_prompts(llama, TASK, **options, run=run) for run in budgets)
     for a, b in zip(none, some, strict=True):
         torch.testing.assert_close(a.embedding, b.embedding, atol=1e-3, rtol=0)  # Adam spreads the rounding
     cache = skn.InputCache(llama)
-    shared = skn.fit_soft_prompts(llama, TASK, **options, cache=cache)
+    shared = skn.fit_soft_prompts(llama, TASK, **options, run=replace(QUIET, cache=cache))
     assert all(torch.equal(a.embedding, b.embedding) for a, b in zip(shared, some, strict=True))
     n_train = len(set(TASK.split("train")["text"]))
     assert len(cache) == cache.n_runs == n_train
-    scores = skn.score_neurons(llama, shared, TASK, cache=cache, progress=False)
+    scores = skn.score_neurons(llama, shared, TASK, run=replace(QUIET, cache=cache))
     assert cache.n_runs == n_train + TASK.n_examples["select"]
-    apart = skn.score_neurons(llama, shared, TASK, progress=False)
+    apart = skn.score_neurons(llama, shared, TASK, run=QUIET)
     torch.testing.assert_close(scores.baseline, apart.baseline, atol=1e-6, rtol=0)
 
 
 @UNTRAINED
 def test_prompts_tuned_together_are_the_bits_of_each_alone(llama):
-    options = {"n_virtual_tokens": 2, "n_steps": 4, "batch_size": 4, "progress": False}
+    options = {"n_virtual_tokens": 2, "n_steps": 4, "training": TrainingOptions(batch_size=4), "run": QUIET}
     together = skn.fit_soft_prompts(llama, TASK, seeds=(0, 1), **options)
     for seed, prompt in enumerate(together):
         (alone,) = skn.fit_soft_prompts(llama, TASK, seeds=(seed,), **options)
@@ -186,10 +203,10 @@ def test_several_prompts_are_scored_on_one_run_of_each_text(llama, monkeypatch):
         module, "prefill", lambda model, ids, mask: sizes.append(len(ids)) or real(model, ids, mask)
     )
     prompts = [prompt(seed) for seed in range(3)]
-    together = skn.score_neurons(llama, prompts, TASK, progress=False)
+    together = skn.score_neurons(llama, prompts, TASK, run=QUIET)
     assert sum(sizes) == TASK.n_examples["baseline"] + TASK.n_examples["select"]
     for number, one in enumerate(prompts):
-        alone = skn.score_neurons(llama, one, TASK, progress=False)
+        alone = skn.score_neurons(llama, one, TASK, run=QUIET)
         assert torch.equal(alone.correct[0], together.correct[number])
         assert torch.equal(alone.baseline[0], together.baseline[number])
 
@@ -198,13 +215,15 @@ def test_ablating_at_the_prompt_runs_each_text_once(llama):
     cache = skn.InputCache(llama)
     neurons = skn.NeuronSet.from_pairs([(0, 1), (1, 2)])
     prompts = [prompt(0), prompt(1)]
-    options = {"how": "zero", "positions": "prompt", "n_random": 2, "progress": False}
-    with_cache = skn.interventions.ablation_effect(llama, prompts, TASK, neurons, cache=cache, **options)
+    examples = skn.interventions.Examples(reference=None)
+
+    def panel(cache):
+        options = {"interventions": ["zero"], "examples": examples, "run": replace(QUIET, cache=cache)}
+        return skn.measure_effects(llama, prompts, TASK, neurons, **options)
+
+    with_cache = panel(cache)
     assert cache.n_runs == TASK.n_examples["report"]
-    without = skn.interventions.ablation_effect(
-        llama, prompts, TASK, neurons, cache=skn.InputCache(llama, 0), **options
-    )
-    assert torch.equal(with_cache.random, without.random) and torch.equal(with_cache.ablated, without.ablated)
+    pd.testing.assert_frame_equal(with_cache.draws(), panel(skn.InputCache(llama, 0)).draws(), atol=1e-5)
 
 
 @pytest.mark.parametrize("budget", [-1, 1.5, True, float("nan")])
@@ -223,7 +242,9 @@ def test_models_and_caches_that_do_not_go_together_are_refused(llama):
     with pytest.raises(ValueError, match=r"can't be run apart from the prompt in .* sees the prompt"):
         skn.InputCache(tiny.bridge("bert"))
     with pytest.raises(ValueError, match="the input cache is of another model"):
-        skn.PromptedModel(tiny.bridge("llama"), prompt(), LABEL_WORDS, cache=skn.InputCache(llama))
+        skn.PromptedModel(
+            tiny.bridge("llama"), prompt(), LABEL_WORDS, run=skn.RunOptions(cache=skn.InputCache(llama))
+        )
 
 
 def test_nothing_of_a_text_runs_after_the_last_keys_and_values(llama):

@@ -64,7 +64,7 @@ def test_a_prompt_is_tuned_on_the_smaller_model_and_its_hooks_show_its_widths(fa
     n_layers, d_mlp = shape_of(model)
     small = skn.prune(model, skn.NeuronSet([0, 1, 1], [3, 7, 9]), torch.zeros(n_layers, d_mlp))
     task = tiny.task()
-    settings = {"n_virtual_tokens": 2, "n_steps": 3, "seeds": [0], "progress": False}
+    settings = {"n_virtual_tokens": 2, "n_steps": 3, "seeds": [0], "run": skn.RunOptions(progress=False)}
     with pytest.warns(UserWarning, match="the prompt of seed 0"):
         [prompt] = skn.fit_soft_prompts(small, task, **settings)
     with prompt.attached(small) as virtual:
@@ -158,7 +158,9 @@ def test_the_input_cache_serves_the_smaller_model():
     words = {0: "negative", 1: "positive"}
     with torch.no_grad():
         plain = skn.PromptedModel(small, prompt_of("llama"), words).class_logits(TEXTS)
-        cached = skn.PromptedModel(small, prompt_of("llama"), words, cache=skn.InputCache(small))
+        cached = skn.PromptedModel(
+            small, prompt_of("llama"), words, run=skn.RunOptions(cache=skn.InputCache(small))
+        )
         first, again = cached.class_logits(TEXTS), cached.class_logits(TEXTS)
     torch.testing.assert_close(first, plain, rtol=0, atol=1e-5)
     assert torch.equal(first, again)

@@ -5,6 +5,8 @@ from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
+from tl_skillneurons.models.hooks import frozen
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
 GPT2 = hf.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=40)
 LLAMA = hf.LlamaConfig(**SIZES, intermediate_size=48, max_position_embeddings=64)
@@ -203,20 +205,20 @@ def test_an_encoder_has_a_head_unless_its_checkpoint_was_of_another_kind(sites, 
     assert sites.has_language_model_head(model) is expected
 
 
-def test_frozen_gives_every_flag_back_also_after_an_error(sites):
+def test_frozen_gives_every_flag_back_also_after_an_error():
     model = boot(GPT2)
     for number, parameter in enumerate(model.parameters()):
         parameter.requires_grad_(number % 2 == 0)
     flags = [parameter.requires_grad for parameter in model.parameters()]
-    with pytest.raises(RuntimeError, match="inside"), sites.frozen(model):
+    with pytest.raises(RuntimeError, match="inside"), frozen(model):
         assert not any(parameter.requires_grad for parameter in model.parameters())
         raise RuntimeError("inside")
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert True in flags and False in flags
 
 
-def test_inside_frozen_no_weight_is_in_the_graph(sites):
+def test_inside_frozen_no_weight_is_in_the_graph():
     model = boot(GPT2)
-    with sites.frozen(model):
+    with frozen(model):
         assert not model(torch.tensor([[5, 6, 7]])).requires_grad
     assert model(torch.tensor([[5, 6, 7]])).requires_grad

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import save_file
+from toy import QUIET
 
 from tl_skillneurons import PromptedModel, SoftPrompt, score_neurons
 from tl_skillneurons.prompts.peft_files import CONFIG, WEIGHTS
@@ -95,9 +96,9 @@ def test_a_prefix_of_a_causal_model_is_not_scored_at_its_own_positions(tmp_path)
     model, task = tiny.bridge("llama"), tiny.task()
     prompt = SoftPrompt.from_peft(prefix().to_peft(tmp_path))
     with pytest.raises(ValueError, match=r"prefix and the model is causal: .* never see it"):
-        score_neurons(model, prompt, task, progress=False)
-    scores = score_neurons(model, prompt, task, positions="last", progress=False)
-    bare = score_neurons(model, None, task, positions="last", progress=False)
+        score_neurons(model, prompt, task, run=QUIET)
+    scores = score_neurons(model, prompt, task, positions="last", run=QUIET)
+    bare = score_neurons(model, None, task, positions="last", run=QUIET)
     assert scores.predictivity.isfinite().all() and not torch.equal(scores.baseline, bare.baseline)
 
 

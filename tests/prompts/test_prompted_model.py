@@ -7,11 +7,14 @@ import jaxtyping
 import pytest
 import tiny
 import torch
+from toy import QUIET
 from transformer_lens import patching
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
 import tl_skillneurons as skn
+from tl_skillneurons.interventions import Noise
 from tl_skillneurons.prompts.positions import current_tokens
+from tl_skillneurons.prompts.run import RunOptions
 
 LABEL_WORDS = {0: "negative", 1: "positive"}
 LABEL_IDS = [tiny.VOCABULARY["negative"], tiny.VOCABULARY["positive"]]
@@ -57,9 +60,10 @@ def test_rows_come_in_the_callers_order_whatever_the_batch_size_and_padding_side
     expected = torch.cat([alone.class_logits([text]) for text in TEXTS])
     assert len(expected.unique(dim=0)) == len(TEXTS)  # no two rows could be exchanged unseen
     for side in ("left", "right"):
-        prompted = skn.PromptedModel(models[family], prompt, LABEL_WORDS, padding_side=side)
         for batch_size in (1, 7, 100):
-            logits = prompted.class_logits(TEXTS, batch_size=batch_size)
+            run = RunOptions(batch_size=batch_size)
+            prompted = skn.PromptedModel(models[family], prompt, LABEL_WORDS, padding_side=side, run=run)
+            logits = prompted.class_logits(TEXTS)
             torch.testing.assert_close(logits, expected, rtol=0, atol=EXACT)
 
 
@@ -95,7 +99,9 @@ def test_the_final_softcap_of_gemma2_is_applied():
 def test_half_precision_gives_float32_logits_near_those_of_float32(dtype):
     expected = skn.PromptedModel(tiny.bridge("llama"), prompt_for("llama"), LABEL_WORDS).class_logits(TEXTS)
     model = tiny.bridge("llama", dtype=dtype)
-    logits = skn.PromptedModel(model, prompt_for("llama"), LABEL_WORDS).class_logits(TEXTS, batch_size=4)
+    logits = skn.PromptedModel(
+        model, prompt_for("llama"), LABEL_WORDS, run=RunOptions(batch_size=4)
+    ).class_logits(TEXTS)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, expected, rtol=0, atol=0.1)  # 2 layers of roundings of 2 ** -8
 
@@ -104,7 +110,7 @@ def test_half_precision_gives_float32_logits_near_those_of_float32(dtype):
 def test_a_bare_encoder_is_read_out_at_the_mask_by_the_prompts_own_readout(bare_encoder):
     readout = torch.randn(3, 32, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     prompt = prompt_for("bert", readout=readout)
-    prompted = skn.PromptedModel(bare_encoder, prompt)
+    prompted = skn.PromptedModel(bare_encoder, prompt, run=RunOptions(batch_size=4))
     assert prompted.n_classes == 3
     untouched = tiny.hf_model("bert", dtype=torch.float64)
     embed = untouched.get_input_embeddings()
@@ -114,7 +120,7 @@ def test_a_bare_encoder_is_read_out_at_the_mask_by_the_prompts_own_readout(bare_
         mask = torch.tensor([[tiny.VOCABULARY["<mask>"]]])
         embeds = torch.cat([embed(mask), prompt.embedding[None], embed(ids)], dim=1)
         expected.append(untouched.bert(inputs_embeds=embeds).last_hidden_state[0, 0] @ readout.T)
-    logits = prompted.class_logits(TEXTS, batch_size=4)
+    logits = prompted.class_logits(TEXTS)
     torch.testing.assert_close(logits, torch.stack(expected), rtol=0, atol=EXACT)
 
 
@@ -146,7 +152,7 @@ def test_cached_activations_stand_where_tokens_says(models, family):
 
 @torch.no_grad()
 def test_hooks_given_to_class_logits_run_in_every_batch_and_take_effect(gpt2):
-    prompted = skn.PromptedModel(gpt2, prompt_for("gpt2"), LABEL_WORDS)
+    prompted = skn.PromptedModel(gpt2, prompt_for("gpt2"), LABEL_WORDS, run=RunOptions(batch_size=4))
     shapes = []
 
     def zero(act, hook):
@@ -154,7 +160,7 @@ def test_hooks_given_to_class_logits_run_in_every_batch_and_take_effect(gpt2):
         return torch.zeros_like(act)
 
     hooks = [("blocks.1.mlp.hook_post", zero)]
-    logits = prompted.class_logits(TEXTS, hooks, batch_size=4)
+    logits = prompted.class_logits(TEXTS, hooks)
     assert shapes == [4, 4, 1]
     tokens = prompted.tokens(TEXTS)
     full = prompted.run_with_hooks(TEXTS, hooks)[torch.arange(len(TEXTS)), tokens.readout][:, LABEL_IDS]
@@ -276,7 +282,7 @@ def test_settings_that_do_not_go_together_are_refused(gpt2, settings, message):
             "a list of strings, got one string 'good'; put it in a list",
         ),
         (
-            lambda p: p.class_logits(["good"], batch_size=0),
+            lambda p: RunOptions(batch_size=0),
             ValueError,
             "batch_size must be an integer of at least 1",
         ),
@@ -333,11 +339,11 @@ def test_hooks_beyond_a_linear_readout_are_refused(bare_encoder, name):
 
 
 def test_class_logits_that_are_not_finite_name_the_text(gpt2):
-    prompted = skn.PromptedModel(gpt2, prompt_for("gpt2"), LABEL_WORDS)
+    prompted = skn.PromptedModel(gpt2, prompt_for("gpt2"), LABEL_WORDS, run=RunOptions(batch_size=1))
     length = len(prompted.tokens(["good"]).ids[0])
     spoil = [("ln_final.hook_out", lambda act, hook: act if act.shape[1] > length else act / 0)]
     with pytest.raises(ValueError, match=r"not finite for text 1 \('good'\).* float32"):
-        prompted.class_logits(["the plot was", "good", "a film"], spoil, batch_size=1)
+        prompted.class_logits(["the plot was", "good", "a film"], spoil)
 
 
 def test_label_words_on_an_encoder_without_a_head_are_refused(bare_encoder):
@@ -372,13 +378,13 @@ def test_the_model_comes_back_as_it_was(family, fails):
     prompted = skn.PromptedModel(model, prompt, LABEL_WORDS)
     hooks = [("blocks.1.mlp.hook_post", boom)] if fails else []
     neurons = skn.NeuronSet([0], [1])
-    noise = skn.ablate(neurons, how="noise", seed=3)
+    noise = skn.ablate(neurons, how=Noise(0.1, absolute=True), seed=3)
     before = state(model)
     for call in (
         lambda: prompted.class_logits(TEXTS, [*noise, *hooks]),
         lambda: prompted.run_with_hooks(TEXTS, [*noise, *hooks]),
         lambda: prompted.run_with_cache(TEXTS) if not fails else prompted.run_with_hooks(TEXTS, hooks),
-        lambda: skn.score_neurons(model, prompt, task, fwd_hooks=[*noise, *hooks], progress=False),
+        lambda: skn.score_neurons(model, prompt, task, fwd_hooks=[*noise, *hooks], run=QUIET),
     ):
         with pytest.raises(RuntimeError, match="on purpose") if fails else nullcontext():
             call()
@@ -473,14 +479,13 @@ def test_compatibility_mode_changes_neither_scores_nor_class_logit_differences(f
     model = tiny.bridge(family, dtype=torch.float64)
     prompt, task = prompt_for(family), tiny.task()
     neurons = skn.NeuronSet([0, 0, 1], [1, 5, 7])
-    hooks = [[], skn.ablate(neurons, how="noise", sigma=3.0), skn.ablate(neurons, positions="prompt")]
+    hooks = [[], skn.ablate(neurons, how=Noise(3.0, absolute=True)), skn.ablate(neurons, positions="prompt")]
 
     def measured():
-        prompted = skn.PromptedModel(model, prompt, LABEL_WORDS)
-        logits = [prompted.class_logits(TEXTS, edits, batch_size=1) for edits in hooks]
-        return [row[:, 1] - row[:, 0] for row in logits], skn.score_neurons(
-            model, prompt, task, batch_size=1, progress=False
-        )
+        run = RunOptions(batch_size=1, progress=False)
+        prompted = skn.PromptedModel(model, prompt, LABEL_WORDS, run=run)
+        logits = [prompted.class_logits(TEXTS, edits) for edits in hooks]
+        return [row[:, 1] - row[:, 0] for row in logits], skn.score_neurons(model, prompt, task, run=run)
 
     differences, scores = measured()
     assert (differences[0] - differences[1]).abs().max() > 1e-2  # noise twice would be seen

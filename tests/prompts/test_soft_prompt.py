@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 from safetensors import safe_open
+from toy import QUIET
 
 from tl_skillneurons import PromptedModel, SoftPrompt, fit_soft_prompts
 from tl_skillneurons._files import save_tensors
@@ -64,7 +65,7 @@ def test_what_a_prompt_lacks_it_lacks_after_a_file_too(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*not below chance")
 def test_the_header_names_model_units_and_settings(llama, tmp_path):
     (prompt,) = fit_soft_prompts(
-        llama, tiny.task(), n_virtual_tokens=2, n_steps=1, folder=tmp_path, progress=False
+        llama, tiny.task(), n_virtual_tokens=2, n_steps=1, folder=tmp_path, run=QUIET
     )
     with safe_open(str(tmp_path / "prompt-seed0.safetensors"), framework="pt") as file:
         header = json.loads(file.metadata()["tl_skillneurons"])

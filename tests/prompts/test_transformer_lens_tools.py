@@ -298,6 +298,7 @@ def test_the_context_leaves_no_hook_after_an_exception(run):
     assert not has_foreign_hooks(run.model)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
 def test_where_there_can_be_no_graph_the_context_says_so(run, off):
     with (
@@ -383,7 +384,9 @@ def test_the_activations_of_a_set_are_those_of_all_neurons_in_its_order(run, pos
     texts = [row["text"] for row in planted.sentences(9, seed=6)]
     neurons = NeuronSet([2, 0, 2], [11, 5, 3])
     every = neuron_activations(run.model, run.prompt, texts, positions=positions)
-    found = set_activations(run.model, run.prompt, texts, neurons, positions=positions, run=RunOptions(**size))
+    found = set_activations(
+        run.model, run.prompt, texts, neurons, positions=positions, run=RunOptions(**size)
+    )
     assert found.shape == (9, 3)
     torch.testing.assert_close(found, every[:, neurons.layer, neurons.index], rtol=1e-5, atol=1e-5)
 

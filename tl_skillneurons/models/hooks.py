@@ -17,6 +17,8 @@ Hook = tuple[str, Callable[..., Any]]
 Hooks = Sequence[Hook]
 """Several of them."""
 
+_HOSTS = ("transformer_lens.", "transformers.")
+"""Whose hooks belong to the model: what they do is part of what it is."""
 _TORCH_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -62,7 +64,7 @@ def remove_hook(point: HookPoint, handle: Any) -> None:
 
 
 def has_foreign_hooks(model: TransformerBridge, points: Mapping[str, HookPoint] | None = None) -> bool:
-    """Whether anybody but TransformerLens itself has put a hook on the model, of whatever kind.
+    """Whether anybody but TransformerLens and Hugging Face themselves has put a hook on the model, of whatever kind.
 
     Seen are TransformerLens' hooks on hook points and plain torch hooks on any module (other tools' included).
 
@@ -71,16 +73,16 @@ def has_foreign_hooks(model: TransformerBridge, points: Mapping[str, HookPoint] 
     """
     points = model.hook_dict if points is None else points
     handles = [h for point in points.values() for h in (*point.fwd_hooks, *point.bwd_hooks)]
-    if not all(_is_transformer_lens(handle.user_hook) for handle in handles):
+    if not all(_is_of_the_host(handle.user_hook) for handle in handles):
         return True
     # a hook point's own hooks are wrapped by TransformerLens, and were looked at above
     parts = {id(part): part for root in (model, model.original_model) for part in root.modules()}
     hooks = (
         hook for part in parts.values() for kind in _TORCH_HOOKS for hook in getattr(part, kind).values()
     )
-    return not all(_is_transformer_lens(hook) for hook in hooks)
+    return not all(_is_of_the_host(hook) for hook in hooks)
 
 
-def _is_transformer_lens(hook: Any) -> bool:
+def _is_of_the_host(hook: Any) -> bool:
     hook = getattr(hook, "func", hook)  # of a partial
-    return str(getattr(hook, "__module__", "")).startswith("transformer_lens.")
+    return str(getattr(hook, "__module__", "")).startswith(_HOSTS)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tl_skillneurons._checks import require_int
 from tl_skillneurons._files import fingerprint
 from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -27,6 +28,9 @@ class RunOptions:
         cache: Keys and values of texts (causal models, suffix prompts), kept from earlier runs or for later ones.
         progress: Whether to show a bar, on stderr.
 
+    Raises:
+        ValueError: For a limit that is not a positive integer.
+
     Example:
         >>> run = RunOptions(batch_tokens=4096, progress=False)
     """
@@ -35,6 +39,11 @@ class RunOptions:
     batch_size: int | None = None
     cache: InputCache | None = None
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("batch_tokens", "batch_size"):
+            if getattr(self, name) is not None:
+                require_int(getattr(self, name), name)
 
 
 def as_list(prompts: SoftPrompt | Sequence[SoftPrompt] | None) -> list[SoftPrompt | None]:

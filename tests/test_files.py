@@ -5,12 +5,21 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from tl_skillneurons import _files
-from tl_skillneurons._checks import listed, near, require_int, require_option
+from tl_skillneurons._checks import (
+    differing,
+    listed,
+    near,
+    require_int,
+    require_open_unit,
+    require_option,
+    selection_size,
+)
 from tl_skillneurons._files import (
     FORMAT,
     KEY,
@@ -20,8 +29,10 @@ from tl_skillneurons._files import (
     read_json,
     save_tensors,
     write_json,
+    write_json_lines,
     write_whole,
 )
+from tl_skillneurons._results import html_of, one_line
 
 
 def names(folder):
@@ -137,6 +148,21 @@ def test_json_that_is_not_ours_is_refused(tmp_path, content, message):
 def test_json_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.json"):
         read_json(tmp_path / "absent.json", "Thing")
+
+
+def test_json_in_lines_has_one_for_each_value_and_each_entry_of_a_dict(tmp_path):
+    content = {
+        "kind": "Thing",
+        "format": FORMAT,
+        "layers": {"0": [1, 2], "3": [4]},
+        "none": {},
+        "list": [[1]],
+    }
+    path = write_json_lines(tmp_path / "thing.json", content)
+    assert read_json(path, "Thing") == content
+    assert path.read_text().splitlines()[3:] == [
+        '  "layers": {', '    "0": [1, 2],', '    "3": [4]', "  },", '  "none": {},', '  "list": [[1]]', "}",
+    ]  # fmt: skip
 
 
 # Tensors
@@ -255,3 +281,57 @@ def test_any_integer_becomes_an_int():
     for value in (3, np.int64(3), np.uint8(3)):
         assert type(require_int(value, "n")) is int
     assert json.dumps(require_int(np.int64(0), "n", minimum=0)) == "0"
+
+
+@pytest.mark.parametrize("value", [0, 1, 1.5, -0.1, float("nan")])
+def test_a_probability_at_an_end_or_outside_is_refused(value):
+    with pytest.raises(ValueError, match="alpha must be between 0 and 1, both excluded, got"):
+        require_open_unit(value, "alpha")
+    assert require_open_unit(0.05, "alpha") == 0.05
+
+
+def test_settings_that_differ_are_told_in_the_order_of_the_new_ones():
+    was = {"seed": 0, "positions": "all", "gone": 1, "prompts": [1, 2]}
+    assert differing(was, {"seed": 0, "prompts": [1, 2]}) == []
+    assert differing(was, {"prompts": [1], "seed": 0, "positions": "text", "role": None, "new": 3}) == [
+        "prompts: [1, 2] there, [1] now",
+        "positions: 'all' there, 'text' now",
+        "new: None there, 3 now",
+    ]
+
+
+@pytest.mark.parametrize(("amount", "count"), [(0.02, 2), (0.029, 2), (1.0, 100), (7, 7)])
+def test_a_share_is_rounded_down_and_an_integer_is_a_count(amount, count):
+    assert selection_size(amount, 100, per="layer") == count
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.009, 1.01, 0, 101, True])
+def test_an_amount_that_is_no_neuron_or_too_many_is_refused(amount):
+    with pytest.raises(ValueError, match="amount"):
+        selection_size(amount, 100, per="layer")
+
+
+# What results show
+
+
+class Thing:
+    n_rows = 3
+
+    def to_dataframe(self):
+        return pd.DataFrame({"x": [k / 3 for k in range(self.n_rows)], "<y>": "a & b"})
+
+    def __repr__(self):
+        return one_line(self, n=3, share=1 / 3, kind="<b>")
+
+
+def test_a_result_says_itself_in_one_line_with_three_digits():
+    assert repr(Thing()) == "Thing(n=3, share=0.333, kind='<b>')"
+
+
+def test_the_html_of_a_result_is_its_line_over_the_first_rows_escaped():
+    html = html_of(Thing())
+    assert "kind=&#x27;&lt;b&gt;&#x27;)</code>" in html and "<b>" not in html
+    assert "<td>0.667</td>" in html and "&lt;y&gt;" in html and "more rows" not in html
+    many = Thing()
+    many.n_rows = 1234
+    assert "<p>1,224 more rows in to_dataframe()</p>" in html_of(many)

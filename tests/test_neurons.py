@@ -1,15 +1,20 @@
 """Sets of neurons: their order and algebra, their files, and the random controls drawn for them."""
 
+import doctest
 import json
 import subprocess
 import sys
 from itertools import product
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import tiny
 import torch
 
-from tl_skillneurons.neurons import NeuronSet, _integers
+from tl_skillneurons import neurons
+from tl_skillneurons._indices import integers
+from tl_skillneurons.neurons import NeuronSet
 
 PAIRS = [(2, 7), (0, 3), (2, 1), (1, 5)]
 
@@ -370,7 +375,7 @@ def test_bad_input_is_refused_with_what_is_allowed(call, message):
 )
 def test_what_is_no_list_of_integers_is_refused(values, message):
     with pytest.raises(TypeError, match=message):
-        _integers(values, "layer")
+        integers(values, "layer")
     with pytest.raises(TypeError):  # the shape checker may speak first under pytest
         NeuronSet(values, [0])
 
@@ -424,3 +429,68 @@ def test_with_one_nearest_of_two_quantities_the_draw_is_the_nearest_in_ranks():
     assert list(control) == [
         (0, 3)
     ]  # ranks (2, 1): neuron 3 at (3, 2) is nearer than 0 at (0, 0) or 4 at (4, 3)
+
+
+# Sizes, models, notebooks
+
+
+def test_nested_sets_are_the_first_of_each_layer_by_the_name_of_their_size():
+    best_first = NeuronSet([0, 1, 0, 1, 0, 1], [5, 4, 2, 0, 9, 7], n_layers=2, d_mlp=10)
+    sizes = best_first.nested([1, 0.2, 0.39])
+    assert {name: set(some) for name, some in sizes.items()} == {
+        "1": {(0, 5), (1, 4)},
+        "0.2": {(0, 5), (0, 2), (1, 4), (1, 0)},
+        "0.39": set(best_first),  # 3.9 is 3
+    }
+    assert all((some.n_layers, some.d_mlp) == (2, 10) for some in sizes.values())
+    assert NeuronSet([0, 0], [3, 1]).nested([0.1], 10) == {"0.1": NeuronSet([0], [3])}
+
+
+def model_of(*widths, name="toy"):
+    blocks = [SimpleNamespace(mlp=SimpleNamespace(W_out=torch.zeros(width, 3))) for width in widths]
+    return SimpleNamespace(blocks=blocks, cfg=SimpleNamespace(model_name=name))
+
+
+def test_a_set_of_a_model_knows_its_shape_and_name():
+    some = NeuronSet([1, 0], [6, 2]).of_model(model_of(7, 7, 7))
+    assert (some.n_layers, some.d_mlp, some.model, list(some)) == (3, 7, "toy", [(1, 6), (0, 2)])
+    assert some.of_model(model_of(7, 7, 7)) == some
+    assert NeuronSet([0], [1], model="mine").of_model(model_of(7, name=None)).model == "mine"
+
+
+def test_a_set_of_a_real_bridge_is_that_of_its_layers():
+    model = tiny.bridge("gpt2")
+    some = NeuronSet([1], [0]).of_model(model)
+    assert (some.n_layers, some.d_mlp) == (len(model.blocks), model.blocks[0].mlp.W_out.shape[0])
+
+
+def test_a_set_shows_its_first_neurons_in_a_notebook():
+    html = big_set()._repr_html_()
+    assert "NeuronSet(" in html and html.count("<tr>") == 10 and "more rows in to_dataframe()" in html
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: SMALL.of_model(model_of(3, 3, 3)), "must belong to one model, got n_layers=2, d_mlp=3 and"),
+        (lambda: UNKNOWN.of_model(model_of(3, 3)), r"\(layer 4, index 1\) is outside the model"),
+        (lambda: UNKNOWN.of_model(model_of(3, 5)), "with as many neurons, got 3, 5 neurons in the 2 layers"),
+        (
+            lambda: UNKNOWN.of_model(SimpleNamespace(blocks=[None], cfg=None)),
+            "got None neurons in the 1 layers",
+        ),
+        (lambda: SMALL.nested([]), "amounts must hold at least one size, got none"),
+        (lambda: UNKNOWN.nested([0.5]), r"know its model's d_mlp; give nested\(amounts, d_mlp\)"),
+        (lambda: SMALL.nested([3]), "2 neurons in layer 0, can't take the first 3 of each layer"),
+        (lambda: SMALL.nested([4]), r"amount must give 1 to 3 neurons per layer, got 4 \(4 neurons\)"),
+        (lambda: SMALL.nested([0.2]), r"amount must give 1 to 3 neurons per layer, got 0.2 \(0 neurons\)"),
+        (lambda: SMALL.nested([1.5]), r"amount as a share must be in \(0, 1\], got 1.5"),
+    ],
+)
+def test_sizes_and_models_that_do_not_fit_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_examples_in_docstrings_give_what_they_say():
+    assert doctest.testmod(neurons).failed == 0

@@ -41,7 +41,7 @@ def require_int(value: Any, name: str, *, minimum: int = 1) -> int:
     return int(value)
 
 
-def require_open_unit(value: float, name: str) -> float:
+def require_open_unit(value: float | int, name: str) -> float | int:
     """Return ``value`` if it is between 0 and 1, both excluded, as an error rate or a confidence must be.
 
     Raises:
@@ -57,3 +57,25 @@ def differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}: {was.get(key)!r} there, {value!r} now" for key, value in now.items() if was.get(key) != value
     ]
+
+
+def selection_size(amount: float | int, available: int, *, per: str) -> int:
+    """How many of ``available`` neurons ``amount`` is: int(share * available) of a float, an integer as it
+    is.
+
+    Raises:
+        ValueError: When that is no neuron, or more than there are.
+    """
+    if isinstance(amount, float):
+        if not 0 < amount <= 1:
+            raise ValueError(
+                f"amount as a share must be in (0, 1], got {amount}; give an integer for a count"
+            )
+        count = int(amount * available)
+    else:
+        count = require_int(amount, "amount")
+    if not 1 <= count <= available:
+        raise ValueError(
+            f"amount must give 1 to {available} neurons per {per}, got {amount} ({count} neurons)"
+        )
+    return count

@@ -91,6 +91,22 @@ def write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> Path:
     return write_whole(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_json_lines(path: str | os.PathLike[str], content: dict[str, Any]) -> Path:
+    """Write ``content`` as JSON with one line for each value, and for each entry of a value that is a dict."""
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            entries = ",\n".join(f"    {_one_line(k)}: {_one_line(v)}" for k, v in value.items())
+            lines.append(f"  {_one_line(key)}: {{\n{entries}\n  }}")
+        else:
+            lines.append(f"  {_one_line(key)}: {_one_line(value)}")
+    return write_whole(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _one_line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
 def read_json(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     """The JSON object in ``path``, which must be an artifact of this ``kind``.
 

@@ -1,10 +1,56 @@
-"""Random stand-ins for neurons of one layer, drawn among those that are like them in some number or numbers."""
+"""Random stand-ins for neurons, layer by layer: any of the layer, or those that are like them in some numbers.
+
+Larger activations do more damage when they are ablated, whatever they encode; so a control that is to show what a set's
+neurons encode must be like them in activation and output norm. What it does not show: that stand-ins are alike in
+anything they were not matched on.
+"""
 
 from bisect import bisect_left
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+def draw_like(
+    layer: Int[Tensor, " neuron"],
+    index: Int[Tensor, " neuron"],
+    d_mlp: int,
+    *,
+    seed: int,
+    exclude: bool,
+    match: Float[Tensor, "layer d_mlp"] | Float[Tensor, "quantity layer d_mlp"] | None,
+    n_nearest: int,
+) -> Int[Tensor, " neuron"]:
+    """The indices of the neurons that stand for neurons ``(layer[i], index[i])``, each of the same layer.
+
+    Args:
+        exclude: Whether the given neurons may not be drawn.
+        match: Finite numbers for every neuron (:func:`finite_match`); ``None`` draws any neuron of the layer.
+        n_nearest: Among how many of the nearest by ``match`` each stand-in is drawn.
+
+    Raises:
+        ValueError: When a layer has too few neurons to draw from.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.empty_like(index)
+    for here in layer.unique().tolist():
+        own = (layer == here).nonzero().flatten()
+        own = own[index[own].argsort()]  # the draw must not depend on the neurons' order
+        free = torch.ones(d_mlp, dtype=torch.bool)
+        free[index[own]] = not exclude
+        pool = free.nonzero().flatten()
+        if len(pool) < len(own):
+            raise ValueError(
+                f"layer {here} has {len(pool)} neurons to draw {len(own)} random ones from"
+                + (f" ({d_mlp} without the set's own); draw with exclude=False" if exclude else "")
+            )
+        if match is None:
+            drawn[own] = pool[torch.randperm(len(pool), generator=generator)[: len(own)]]
+        else:
+            drawn[own] = draw_nearest(match[..., here, :], index[own], pool, n_nearest, generator)
+    return drawn
 
 
 def finite_match(
@@ -53,8 +99,11 @@ def _nearest_in_ranks(
     ordered = match.sort(dim=1).values.contiguous()
     below = torch.searchsorted(ordered, match.contiguous())
     ranks = (below + torch.searchsorted(ordered, match.contiguous(), right=True)).double() / 2
-    distance = torch.cdist(ranks[:, index].T, ranks[:, pool].T, compute_mode="donot_use_mm_for_euclid_dist")
-    drawn = []
+    own_ranks, pool_ranks = (
+        rearrange(ranks[:, at], "quantity neuron -> neuron quantity") for at in (index, pool)
+    )
+    distance = torch.cdist(own_ranks, pool_ranks, compute_mode="donot_use_mm_for_euclid_dist")
+    drawn: list[Tensor] = []
     for own in distance:  # one after the other, since nobody is drawn twice
         nearest = own.sort(stable=True).indices[: min(n_nearest, len(pool) - len(drawn))]
         place = nearest[torch.randint(len(nearest), (), generator=generator)]
@@ -70,18 +119,16 @@ def _nearest_in_value(
     n_nearest: int,
     generator: torch.Generator,
 ) -> Int[Tensor, " neuron"]:
-    """For each neuron of ``index`` one of its ``n_nearest`` in ``pool`` by ``match``, none twice.
-
-    The pool is sorted once; a neuron's nearest are then next to its place, and a drawn one is taken out.
-    """
-    values, order = match[pool].sort(stable=True)
-    values, free = values.tolist(), pool[order].tolist()
+    """The pool is sorted once; a neuron's nearest are then next to its place, and a drawn one is taken out."""
+    ordered, order = match[pool].sort(stable=True)
+    values, free = ordered.tolist(), pool[order].tolist()
     drawn = []
     for own in match[index].tolist():
         place = bisect_left(values, own)
         window = range(max(0, place - n_nearest), min(len(values), place + n_nearest))
-        nearest = sorted(window, key=lambda j, own=own: abs(values[j] - own))[:n_nearest]
-        choice = nearest[torch.randint(len(nearest), (), generator=generator).item()]
+        distance = {j: abs(values[j] - own) for j in window}
+        nearest = sorted(distance, key=distance.__getitem__)[:n_nearest]
+        choice = nearest[int(torch.randint(len(nearest), (), generator=generator))]
         drawn.append(free.pop(choice))
         values.pop(choice)
     return torch.tensor(drawn, dtype=torch.int64)

@@ -34,6 +34,8 @@ def progress_bar(phase: str, total: int, *, show: bool = True) -> Iterator[Advan
         bar = progress.add_task(phase, total=total, note="")
 
         def advance(steps: int = 1, note: str = "") -> None:
-            progress.update(bar, advance=steps, **({"note": note} if note else {}))
+            progress.update(bar, advance=steps)
+            if note:
+                progress.update(bar, note=note)
 
         yield advance

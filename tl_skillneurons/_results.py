@@ -9,6 +9,7 @@ N_ROWS = 10
 
 
 @runtime_checkable
+@runtime_checkable
 class Tabular(Protocol):
     """A result that can be laid out as a table."""
 

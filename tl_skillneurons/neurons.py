@@ -4,26 +4,28 @@ A neuron is one coordinate of ``blocks.{layer}.mlp.hook_post``, the input of the
 is named by its layer and its index there, both from 0. A :class:`NeuronSet` says nothing about what its
 neurons do. The control for anything done to it is :meth:`NeuronSet.random_like`: equally many random neurons
 of the same layers, matched on activation scale where ``match`` is given, since larger activations do more
-damage when they are ablated, whatever they encode.
+damage when they are ablated, whatever they encode. The control for what two sets share is in
+:meth:`NeuronSet.overlap`: what sets of the same sizes share by luck.
 """
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from numbers import Integral
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_skillneurons._checks import require_int
-from tl_skillneurons._files import FORMAT, package_version, read_json, sound, write_whole
-from tl_skillneurons._matching import draw_nearest, finite_match
+from tl_skillneurons._checks import listed, require_int, selection_size
+from tl_skillneurons._files import FORMAT, package_version, read_json, sound, write_json_lines
+from tl_skillneurons._indices import form_of, integers, one_shape, require_distinct, require_inside
+from tl_skillneurons._matching import draw_like, finite_match
+from tl_skillneurons._overlap import Overlap, overlap_beside_chance
+from tl_skillneurons._results import html_of
 
 SITE = "mlp.hook_post"
 """The hook point, below ``blocks.{layer}.``, whose coordinates are the neurons: the input of the MLP's output
@@ -31,6 +33,14 @@ projection. For a gated MLP it is ``act(gate) * up``. Every artifact records it,
 things neurons."""
 
 KIND = "NeuronSet"
+
+
+@runtime_checkable
+class HasBlocks(Protocol):
+    """A model of whose layers a set may be: ``blocks[layer].mlp.W_out`` is ``[d_mlp, d_model]``."""
+
+    blocks: Any
+    cfg: Any
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -51,6 +61,13 @@ class NeuronSet:
     Raises:
         TypeError: When layers or indices are not integers (a bool is not one).
         ValueError: When they differ in number, name a neuron twice, or name one outside the model.
+
+    Example:
+        >>> skill = NeuronSet([2, 0, 2], [7, 3, 1], n_layers=4, d_mlp=10)
+        >>> skill.counts_per_layer(), (2, 7) in skill
+        ({0: 1, 2: 2}, True)
+        >>> skill.random_like(seed=0).counts_per_layer()
+        {0: 1, 2: 2}
     """
 
     layer: Int[Tensor, " neuron"]
@@ -69,8 +86,8 @@ class NeuronSet:
     ) -> None:
         # written out because it takes lists, while the fields are always tensors
         fields = {
-            "layer": _integers(layer, "layer"),
-            "index": _integers(index, "index"),
+            "layer": integers(layer, "layer"),
+            "index": integers(index, "index"),
             "n_layers": None if n_layers is None else require_int(n_layers, "n_layers"),
             "d_mlp": None if d_mlp is None else require_int(d_mlp, "d_mlp"),
             "model": model,
@@ -82,8 +99,8 @@ class NeuronSet:
                 f"layer and index must name one neuron each, got {len(self.layer)} layers and "
                 f"{len(self.index)} indices"
             )
-        _require_inside(self)
-        _require_distinct(self)
+        require_inside(self.layer, self.index, self.n_layers, self.d_mlp)
+        require_distinct(self)
 
     @classmethod
     def from_pairs(
@@ -105,7 +122,7 @@ class NeuronSet:
     def from_mask(cls, mask: Bool[Tensor, "layer neuron"], *, model: str | None = None) -> "NeuronSet":
         """The neurons where ``mask`` is true, ordered by layer and index; the mask's shape is the model's."""
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 2:
-            raise TypeError(f"mask must be a bool tensor [layer, neuron], got {_form(mask)}")
+            raise TypeError(f"mask must be a bool tensor [layer, neuron], got {form_of(mask)}")
         layer, index = mask.nonzero(as_tuple=True)
         return cls(layer, index, n_layers=mask.shape[0], d_mlp=mask.shape[1], model=model)
 
@@ -132,8 +149,25 @@ class NeuronSet:
         Raises:
             ValueError: Otherwise.
         """
-        fitted = self._like(NeuronSet([], [], n_layers=n_layers, d_mlp=d_mlp), self)
-        _require_inside(fitted)
+        self._shape(n_layers, d_mlp)
+
+    def of_model(self, model: HasBlocks) -> "NeuronSet":
+        """The set as one of this model's: it knows the model's shape and name.
+
+        Raises:
+            ValueError: When the model's shape contradicts the set's own or is too small for its neurons, when a
+                layer has no single output projection, or when layers differ in their number of neurons.
+        """
+        projections = [getattr(getattr(block, "mlp", None), "W_out", None) for block in model.blocks]
+        widths = {None if w is None or w.ndim != 2 else int(w.shape[0]) for w in projections}
+        if len(widths) != 1 or None in widths:
+            raise ValueError(
+                "every layer must have one output projection (W_out) with as many neurons, "
+                f"got {listed(sorted(widths, key=str))} neurons in the {len(projections)} layers"
+            )
+        n_layers, d_mlp = self._shape(len(projections), widths.pop())
+        name = getattr(model.cfg, "model_name", None)
+        return NeuronSet(self.layer, self.index, n_layers=n_layers, d_mlp=d_mlp, model=name or self.model)
 
     def by_layer(self) -> dict[int, Int[Tensor, " neuron"]]:
         """Layer -> indices of its neurons, in the set's order; lowest layer first, empty ones left out."""
@@ -166,6 +200,55 @@ class NeuronSet:
                 f"the set has {counts[few]} neurons in layer {few}, can't take the first {n} of each layer"
             )
         return NeuronSet.from_pairs(kept, n_layers=self.n_layers, d_mlp=self.d_mlp, model=self.model)
+
+    def nested(self, amounts: Sequence[float | int], d_mlp: int | None = None) -> dict[str, "NeuronSet"]:
+        """The first of each layer, in several sizes: ``str(amount)`` -> set, each within the next larger one.
+
+        Args:
+            amounts: A float is a share of a layer's neurons (rounded down), an integer a count.
+            d_mlp: Neurons per layer, for a set that doesn't know.
+
+        Raises:
+            ValueError: Without amounts, when an amount is no neuron or more than a layer of the set has, or when
+                ``d_mlp`` is unknown.
+
+        Example:
+            >>> best_first = NeuronSet([0, 0, 0, 1, 1, 1], [5, 2, 9, 4, 0, 7], n_layers=2, d_mlp=10)
+            >>> {size: list(some) for size, some in best_first.nested([1, 0.2]).items()}
+            {'1': [(0, 5), (1, 4)], '0.2': [(0, 5), (0, 2), (1, 4), (1, 0)]}
+        """
+        if not len(amounts):
+            raise ValueError(
+                "amounts must hold at least one size, got none; take the set itself for the whole"
+            )
+        _, width = self._shape(None, d_mlp)
+        if width is None:
+            raise ValueError("the set doesn't know its model's d_mlp; give nested(amounts, d_mlp)")
+        counts = {str(amount): selection_size(amount, width, per="layer") for amount in amounts}
+        return {name: self.first_per_layer(count) for name, count in counts.items()}
+
+    def overlap(self, other: "NeuronSet", *, d_mlp: int | None = None) -> Overlap:
+        """How much two sets share, and how much sets of their sizes per layer share by luck.
+
+        Args:
+            d_mlp: Neurons per layer, where neither set knows.
+
+        Raises:
+            ValueError: For empty sets, sets of different models, or when nobody knows ``d_mlp``.
+
+        Example:
+            >>> one, other = (NeuronSet([0, 0], index, n_layers=1, d_mlp=4) for index in ([0, 1], [1, 2]))
+            >>> found = one.overlap(other)
+            >>> found.n_shared, round(found.chance_shared, 3), round(found.p_value, 3)
+            (1, 1.0, 0.833)
+        """
+        shared = self & other
+        _, width = shared._shape(None, d_mlp)
+        if width is None:
+            raise ValueError("neither set knows its model's d_mlp; give overlap(other, d_mlp=...)")
+        if not len(self) or not len(other):
+            raise ValueError(f"both sets must hold neurons, got {len(self)} and {len(other)}")
+        return overlap_beside_chance(len(shared), self.counts_per_layer(), other.counts_per_layer(), width)
 
     def random_like(
         self,
@@ -208,24 +291,9 @@ class NeuronSet:
         n_layers, d_mlp = self._shape(n_layers, d_mlp)
         if d_mlp is None:
             raise ValueError("the set doesn't know its model's d_mlp; give random_like(seed, d_mlp=...)")
-
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.empty_like(self.index)
-        for layer in self.layer.unique().tolist():
-            own = (self.layer == layer).nonzero().flatten()
-            own = own[self.index[own].argsort()]  # the draw must not depend on the set's order
-            free = torch.ones(d_mlp, dtype=torch.bool)
-            free[self.index[own]] = not exclude
-            pool = free.nonzero().flatten()
-            if len(pool) < len(own):
-                raise ValueError(
-                    f"layer {layer} has {len(pool)} neurons to draw {len(own)} random ones from"
-                    + (f" ({d_mlp} without the set's own); draw with exclude=False" if exclude else "")
-                )
-            if match is None:
-                drawn[own] = pool[torch.randperm(len(pool), generator=generator)[: len(own)]]
-            else:
-                drawn[own] = draw_nearest(match[..., layer, :], self.index[own], pool, n_nearest, generator)
+        drawn = draw_like(
+            self.layer, self.index, d_mlp, seed=seed, exclude=exclude, match=match, n_nearest=n_nearest
+        )
         return NeuronSet(self.layer, drawn, n_layers=n_layers, d_mlp=d_mlp, model=self.model)
 
     def to_json(self, path: str | os.PathLike[str]) -> Path:
@@ -244,15 +312,8 @@ class NeuronSet:
             "d_mlp": self.d_mlp,
             "n_neurons": len(self),
         }
-        lines = [f"  {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}," for k, v in header.items()]
-        layers = [
-            f'    "{layer}": {index.sort().values.tolist()}' for layer, index in self.by_layer().items()
-        ]
-        body = "{\n" + ",\n".join(layers) + "\n  }" if layers else "{}"
-        ranked = json.dumps(list(self))
-        return write_whole(
-            path, "\n".join(["{", *lines, f'  "layers": {body},', f'  "ranked": {ranked}', "}"]) + "\n"
-        )
+        layers = {str(layer): index.sort().values.tolist() for layer, index in self.by_layer().items()}
+        return write_json_lines(path, {**header, "layers": layers, "ranked": list(self)})
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "NeuronSet":
@@ -291,7 +352,7 @@ class NeuronSet:
         return zip(self.layer.tolist(), self.index.tolist(), strict=True)
 
     def __contains__(self, pair: Sequence[SupportsIndex]) -> bool:
-        layer, index = pair
+        layer, index = map(int, pair)
         return bool(((self.layer == layer) & (self.index == index)).any())
 
     def __or__(self, other: "NeuronSet") -> "NeuronSet":
@@ -320,89 +381,17 @@ class NeuronSet:
         shape = f"n_layers={self.n_layers}, d_mlp={self.d_mlp}, model={self.model!r}"
         return f"NeuronSet({len(self)} neurons: [{first}{more}], {shape})"
 
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
     def _shape(self, n_layers: int | None, d_mlp: int | None) -> tuple[int | None, int | None]:
-        """The model's shape, from the set or the caller, who may not contradict each other."""
-        asked = NeuronSet([], [], n_layers=n_layers, d_mlp=d_mlp)
-        whole = self._like(asked, self)
-        return whole.n_layers, whole.d_mlp
+        """The model's shape, from the set or the caller, who may not contradict each other or the neurons."""
+        shape = one_shape((self.n_layers, self.d_mlp), (n_layers, d_mlp))
+        require_inside(self.layer, self.index, *shape)
+        return shape
 
     def _like(self, other: "NeuronSet", pairs: Iterable[tuple[int, int]]) -> "NeuronSet":
         """``pairs`` as a set of the model that both sets belong to."""
-        for name in ("n_layers", "d_mlp"):
-            if None not in (known := (getattr(self, name), getattr(other, name))) and known[0] != known[1]:
-                raise ValueError(
-                    f"the neurons must belong to one model, got n_layers={self.n_layers}, d_mlp={self.d_mlp} "
-                    f"and n_layers={other.n_layers}, d_mlp={other.d_mlp}"
-                )
-        return NeuronSet.from_pairs(
-            pairs,
-            n_layers=self.n_layers or other.n_layers,
-            d_mlp=self.d_mlp or other.d_mlp,
-            model=self.model if self.model == other.model else None,
-        )
-
-
-def _form(value: Any) -> str:
-    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-
-
-def _integers(values: Any, name: str) -> Int[Tensor, " neuron"]:
-    """A copy of ``values`` as int64 on the CPU."""
-    if isinstance(values, Tensor):
-        is_integer = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
-        if values.ndim != 1 or not (is_integer or len(values) == 0):
-            raise TypeError(f"{name} must be a one-axis tensor of integers, got {_form(values)}")
-        return values.detach().to(device="cpu", dtype=torch.int64, copy=True)
-    if not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be a list or a one-axis tensor of integers, got {values!r}")
-    values = list(values)
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, Integral):
-            raise TypeError(f"{name} must hold integers, got {value!r}")
-    return torch.tensor([int(value) for value in values], dtype=torch.int64)
-
-
-def _require_inside(neurons: NeuronSet) -> None:
-    outside = (neurons.layer < 0) | (neurons.index < 0)
-    if neurons.n_layers is not None:
-        outside |= neurons.layer >= neurons.n_layers
-    if neurons.d_mlp is not None:
-        outside |= neurons.index >= neurons.d_mlp
-    if outside.any():
-        first = outside.nonzero()[0].item()
-        layers = "0 or more" if neurons.n_layers is None else f"in [0, {neurons.n_layers})"
-        indices = "0 or more" if neurons.d_mlp is None else f"in [0, {neurons.d_mlp})"
-        raise ValueError(
-            f"neuron (layer {neurons.layer[first]}, index {neurons.index[first]}) is outside the model: "
-            f"layer must be {layers} and index {indices}"
-        )
-
-
-def _require_distinct(neurons: NeuronSet) -> None:
-    seen: set[tuple[int, int]] = set()
-    for pair in neurons:
-        if pair in seen:
-            raise ValueError(f"neurons must be distinct, got {pair} twice; name each (layer, index) once")
-        seen.add(pair)
-
-
-def selection_size(amount: float | int, available: int, *, per: str) -> int:
-    """How many of ``available`` neurons ``amount`` is: int(share * available) of a float, an integer as it
-    is.
-
-    Raises:
-        ValueError: When that is no neuron, or more than there are.
-    """
-    if isinstance(amount, float):
-        if not 0 < amount <= 1:
-            raise ValueError(
-                f"amount as a share must be in (0, 1], got {amount}; give an integer for a count"
-            )
-        count = int(amount * available)
-    else:
-        count = require_int(amount, "amount")
-    if not 1 <= count <= available:
-        raise ValueError(
-            f"amount must give 1 to {available} neurons per {per}, got {amount} ({count} neurons)"
-        )
-    return count
+        n_layers, d_mlp = one_shape((self.n_layers, self.d_mlp), (other.n_layers, other.d_mlp))
+        model = self.model if self.model == other.model else None
+        return NeuronSet.from_pairs(pairs, n_layers=n_layers, d_mlp=d_mlp, model=model)

@@ -1,23 +1,31 @@
-"""How much two neuron sets share, beside what sets of the same sizes share by luck, and how rankings agree.
+"""How much two sets of neurons share, beside what sets of the same sizes share by luck.
 
 Two sets with ``a`` and ``b`` neurons of a layer of ``d_mlp``, one of them drawn at random, share
 ``Hypergeometric(d_mlp, a, b)`` neurons there; over layers these add, so that the exact law of the whole overlap is
-their convolution. Sets that are drawn per layer share layers by construction, and this counts for nothing here.
+their convolution::
+
+    P(shared = k) = sum over k1 + ... + kL = k of the product over layers of C(a, kl) C(d_mlp - a, b - kl) / C(d_mlp, b)
+
+What it does not show: neurons are correlated, and sets that were chosen in one way (the most active, say) share more
+than this luck without a skill in common. The control for that is a set chosen under permuted labels. That two sets
+are drawn per layer, and so share layers by construction, counts for nothing here.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons._results import html_of
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two sets share.
+    """What two sets share (:meth:`NeuronSet.overlap`).
 
     Attributes:
         n_shared: Neurons in both.
@@ -32,32 +40,33 @@ class Overlap:
     chance_jaccard: float
     p_value: float
 
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row, a column per number."""
+        return pd.DataFrame([asdict(self)])
 
-def compare_sets(one: NeuronSet, other: NeuronSet, *, d_mlp: int | None = None) -> Overlap:
-    """How much two sets share, and how much sets of their sizes per layer share by luck.
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
-    Raises:
-        ValueError: For empty sets, sets of different models, or when neither knows ``d_mlp``.
-    """
-    width = d_mlp or one.d_mlp or other.d_mlp
-    if width is None:
-        raise ValueError("neither set knows its model's d_mlp; give compare_sets(..., d_mlp=...)")
-    if not len(one) or not len(other):
-        raise ValueError(f"both sets must hold neurons, got {len(one)} and {len(other)}")
-    shared = len(one & other)
-    mass = overlap_distribution(one.counts_per_layer(), other.counts_per_layer(), width)
+
+def overlap_beside_chance(
+    n_shared: int, one: Mapping[int, int], other: Mapping[int, int], d_mlp: int
+) -> Overlap:
+    """What ``n_shared`` neurons in both mean for sets with so many neurons of each layer (layer -> how many)."""
+    mass = overlap_distribution(one, other, d_mlp)
     counts = torch.arange(len(mass), dtype=torch.float64)
-    total = len(one) + len(other)
+    total = sum(one.values()) + sum(other.values())
     return Overlap(
-        n_shared=shared,
-        jaccard=shared / (total - shared),
+        n_shared=n_shared,
+        jaccard=n_shared / (total - n_shared),
         chance_shared=float((mass * counts).sum()),
         chance_jaccard=float((mass * counts / (total - counts)).sum()),
-        p_value=min(1.0, float(mass[shared:].sum())) if shared else 1.0,
+        p_value=min(1.0, float(mass[n_shared:].sum())) if n_shared else 1.0,
     )
 
 
-def overlap_distribution(one: dict[int, int], other: dict[int, int], d_mlp: int) -> Float[Tensor, " shared"]:
+def overlap_distribution(
+    one: Mapping[int, int], other: Mapping[int, int], d_mlp: int
+) -> Float[Tensor, " shared"]:
     """The probability of sharing 0, 1, 2, ... neurons, for sets with so many neurons of each layer."""
     mass = torch.ones(1, dtype=torch.float64)
     for layer in sorted(set(one) & set(other)):

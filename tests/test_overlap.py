@@ -1,4 +1,4 @@
-"""Overlap of sets and agreement of rankings against scipy and closed forms."""
+"""What two sets share, and what they share by luck, against scipy and closed forms."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,7 @@ import torch
 from scipy import stats
 
 import tl_skillneurons as skn
-from tl_skillneurons.scores.overlap import compare_sets, hypergeometric, overlap_distribution
-from tl_skillneurons.stats.ranks import average_ranks, spearman
+from tl_skillneurons._overlap import hypergeometric, overlap_distribution
 
 
 @pytest.mark.parametrize("total, marked, drawn", [(50, 7, 12), (10, 8, 9), (5, 5, 5), (20, 1, 0)])
@@ -26,7 +25,7 @@ def test_the_overlap_of_sets_with_layers_of_their_own_is_a_convolution():
 
 def test_random_sets_share_what_chance_says_and_a_set_shares_all_with_itself():
     whole = skn.NeuronSet.from_pairs([(k, i) for k in range(3) for i in range(6)], n_layers=3, d_mlp=40)
-    drawn = [compare_sets(whole, whole.random_like(seed, exclude=False)) for seed in range(300)]
+    drawn = [whole.overlap(whole.random_like(seed, exclude=False)) for seed in range(300)]
     mean = sum(one.n_shared for one in drawn) / 300
     assert mean == pytest.approx(drawn[0].chance_shared, abs=0.3) and drawn[0].chance_shared == pytest.approx(
         2.7
@@ -34,33 +33,38 @@ def test_random_sets_share_what_chance_says_and_a_set_shares_all_with_itself():
     jaccard = sum(one.jaccard for one in drawn) / 300
     assert jaccard == pytest.approx(drawn[0].chance_jaccard, abs=0.01)
     assert 0.02 < sum(one.p_value <= 0.1 for one in drawn) / 300 < 0.15
-    same = compare_sets(whole, whole)
+    same = whole.overlap(whole)
     assert same.n_shared == 18 and same.jaccard == 1 and same.p_value < 1e-12
 
 
 def test_layers_that_only_one_set_has_share_nothing_and_are_no_evidence():
     one = skn.NeuronSet.from_pairs([(0, 1)], n_layers=2, d_mlp=10)
     other = skn.NeuronSet.from_pairs([(1, 1)], n_layers=2, d_mlp=10)
-    found = compare_sets(one, other)
+    found = one.overlap(other)
     assert (found.n_shared, found.jaccard, found.chance_shared, found.p_value) == (0, 0.0, 0.0, 1.0)
 
 
 def test_sets_that_cannot_be_compared_are_refused():
     one = skn.NeuronSet.from_pairs([(0, 1)])
-    with pytest.raises(ValueError, match=r"give compare_sets\(..., d_mlp=...\)"):
-        compare_sets(one, one)
+    with pytest.raises(ValueError, match=r"give overlap\(other, d_mlp=...\)"):
+        one.overlap(one)
     with pytest.raises(ValueError, match="both sets must hold neurons, got 1 and 0"):
-        compare_sets(one, skn.NeuronSet([], []), d_mlp=5)
+        one.overlap(skn.NeuronSet([], []), d_mlp=5)
+    with pytest.raises(ValueError, match="the neurons must belong to one model"):
+        skn.NeuronSet([0], [1], d_mlp=5).overlap(skn.NeuronSet([0], [1], d_mlp=6))
+    with pytest.raises(ValueError, match="the neurons must belong to one model"):
+        skn.NeuronSet([0], [1], d_mlp=5).overlap(one, d_mlp=6)
 
 
-def test_ranks_and_spearman_are_those_of_scipy_with_ties():
-    generator = torch.Generator().manual_seed(0)
-    one, other = torch.randint(0, 9, (2, 60), generator=generator)
-    assert torch.equal(average_ranks(one), torch.from_numpy(stats.rankdata(one.numpy())))
-    table = torch.randint(0, 5, (30, 2, 3), generator=generator)
-    torch.testing.assert_close(average_ranks(table), torch.from_numpy(stats.rankdata(table.numpy(), axis=0)))
-    assert spearman(one, other) == pytest.approx(
-        stats.spearmanr(one.numpy(), other.numpy()).statistic, abs=1e-12
-    )
-    with pytest.raises(ValueError, match="same items, got 60 and 59"):
-        spearman(one, other[1:])
+def test_either_set_or_the_caller_may_say_how_many_neurons_a_layer_has():
+    known, unknown = skn.NeuronSet([0, 0], [1, 2], d_mlp=9), skn.NeuronSet([0, 0], [2, 3])
+    found = known.overlap(unknown)
+    assert found == unknown.overlap(known) == unknown.overlap(skn.NeuronSet([0, 0], [1, 2]), d_mlp=9)
+    assert (found.n_shared, found.jaccard) == (1, 1 / 3)
+
+
+def test_an_overlap_is_a_row_of_its_numbers_and_shows_itself_in_a_notebook():
+    found = skn.NeuronSet([0, 0], [1, 2], d_mlp=9).overlap(skn.NeuronSet([0], [2]))
+    (row,) = found.to_dataframe().to_dict("records")
+    assert row["n_shared"] == 1 and row["p_value"] == found.p_value == pytest.approx(2 / 9)
+    assert "n_shared=1" in repr(found) and "<td>0.222</td>" in found._repr_html_()

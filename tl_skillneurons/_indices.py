@@ -1,0 +1,91 @@
+"""What names neurons: layers and indices in any form, inside the model, each pair once."""
+
+from collections.abc import Iterable
+from numbers import Integral
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tl_skillneurons._checks import require_int
+
+
+def form_of(value: Any) -> str:
+    """What a value is, for a message: a tensor by its type and shape."""
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+def integers(values: Any, name: str) -> Int[Tensor, " neuron"]:
+    """A copy of ``values`` as int64 on the CPU.
+
+    Raises:
+        TypeError: When they are not integers on one axis; a bool is not an integer here.
+    """
+    if isinstance(values, Tensor):
+        is_integer = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+        if values.ndim != 1 or not (is_integer or len(values) == 0):
+            raise TypeError(f"{name} must be a one-axis tensor of integers, got {form_of(values)}")
+        return values.detach().to(device="cpu", dtype=torch.int64, copy=True)
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list or a one-axis tensor of integers, got {values!r}")
+    values = list(values)
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"{name} must hold integers, got {value!r}")
+    return torch.tensor([int(value) for value in values], dtype=torch.int64)
+
+
+def one_shape(
+    own: tuple[int | None, int | None], other: tuple[int | None, int | None]
+) -> tuple[int | None, int | None]:
+    """``(n_layers, d_mlp)`` of the one model that two shapes are of, as far as either knows.
+
+    Raises:
+        ValueError: When they contradict each other, or a size is not an integer of at least 1.
+    """
+    for name, size in zip(("n_layers", "d_mlp"), other, strict=True):
+        if size is not None:
+            require_int(size, name)
+    if any(None not in sizes and sizes[0] != sizes[1] for sizes in zip(own, other, strict=True)):
+        raise ValueError(
+            f"the neurons must belong to one model, got n_layers={own[0]}, d_mlp={own[1]} "
+            f"and n_layers={other[0]}, d_mlp={other[1]}"
+        )
+    return own[0] or other[0], own[1] or other[1]
+
+
+def require_inside(
+    layer: Int[Tensor, " neuron"], index: Int[Tensor, " neuron"], n_layers: int | None, d_mlp: int | None
+) -> None:
+    """Refuse a neuron outside a model of this shape, as far as it is known.
+
+    Raises:
+        ValueError: With the first such neuron and what is allowed.
+    """
+    outside = (layer < 0) | (index < 0)
+    if n_layers is not None:
+        outside |= layer >= n_layers
+    if d_mlp is not None:
+        outside |= index >= d_mlp
+    if outside.any():
+        first = int(outside.nonzero()[0])
+        layers = "0 or more" if n_layers is None else f"in [0, {n_layers})"
+        indices = "0 or more" if d_mlp is None else f"in [0, {d_mlp})"
+        raise ValueError(
+            f"neuron (layer {layer[first]}, index {index[first]}) is outside the model: "
+            f"layer must be {layers} and index {indices}"
+        )
+
+
+def require_distinct(pairs: Iterable[tuple[int, int]]) -> None:
+    """Refuse neurons that are named twice.
+
+    Raises:
+        ValueError: With the first such pair.
+    """
+    seen: set[tuple[int, int]] = set()
+    for pair in pairs:
+        if pair in seen:
+            raise ValueError(f"neurons must be distinct, got {pair} twice; name each (layer, index) once")
+        seen.add(pair)

@@ -1,5 +1,5 @@
 from .across_tasks.damage import TaskDamage as TaskDamage
-from .across_tasks.damage import measure_damage as measure_damage
+from .across_tasks.damage import cross_task_damage as cross_task_damage
 from .across_tasks.similarity import TaskComparison as TaskComparison
 from .across_tasks.similarity import compare_tasks as compare_tasks
 from .across_tasks.transfer import PromptTransfer as PromptTransfer
@@ -8,8 +8,10 @@ from .adaptation import AdaptedModel as AdaptedModel
 from .adaptation import adapt as adapt
 from .adaptation import measure_adapted as measure_adapted
 from .checkpoints.comparison import CheckpointComparison as CheckpointComparison
+from .checkpoints.places import LoadOptions as LoadOptions
 from .checkpoints.run import over_checkpoints as over_checkpoints
-from .combining import combine_neurons as combine_neurons
+from .combining import VoteAndProbe as VoteAndProbe
+from .combining import vote_and_probe as vote_and_probe
 from .diagnosis import Diagnosis as Diagnosis
 from .diagnosis import diagnose as diagnose
 from .prompt_description import PromptDescription as PromptDescription
@@ -22,7 +24,10 @@ from .trajectory import PromptTrajectory as PromptTrajectory
 from .trajectory import prompt_trajectory as prompt_trajectory
 from .words.label_words import LabelWordComparison as LabelWordComparison
 from .words.label_words import compare_label_words as compare_label_words
+from .words.label_words import random_label_words as random_label_words
+from .words.position_share import position_share as position_share
 from .words.selectivity import weight_words as weight_words
 from .words.selectivity import word_selectivity as word_selectivity
 from .words.without_words import AccuracyWithoutWords as AccuracyWithoutWords
 from .words.without_words import accuracy_without_words as accuracy_without_words
+from .words.without_words import strongest_words as strongest_words

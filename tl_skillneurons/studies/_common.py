@@ -6,19 +6,25 @@ score, the JSON written last. Numbers come back to the last bit, NaN included.
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from jaxtyping import Bool
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._files import FORMAT, package_version, read_json, sound, write_json
 from tl_skillneurons.models.records import model_record
+from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.scores.null import PermutationNull
 from tl_skillneurons.tasks.task import Task
 
 TABLES = "tables.json"
@@ -35,6 +41,24 @@ def soft_prompts(prompts: SoftPrompt | Sequence[SoftPrompt]) -> list[SoftPrompt]
     if not chosen:
         raise ValueError("prompts must hold at least one soft prompt, got none")
     return chosen
+
+
+def right_answers(prompted: PromptedModel, task: Task, role: str = "report") -> Bool[Tensor, " example"]:
+    """Which examples of ``role`` a model answers rightly."""
+    split = task.split(role)
+    with torch.no_grad():
+        return prompted.class_logits(list(split["text"])).argmax(1).cpu() == torch.tensor(split["label"])
+
+
+def null_of(scores: NeuronScores) -> PermutationNull:
+    """What permuted labels give, of scores that were asked for it.
+
+    Raises:
+        ValueError: When they were not.
+    """
+    if scores.null is None:
+        raise ValueError("these scores have no permutation null; score with n_permutations=1000")
+    return scores.null
 
 
 def settings_of(
@@ -58,6 +82,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, range, set)):
         return [plain(one) for one in value]
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+
+
+def file_name(name: str) -> str:
+    """A name as part of a path: what a file's name can't hold becomes a dash."""
+    return re.sub(r"[^\w.=+-]+", "-", name).strip(".")
 
 
 def save_tables(

@@ -99,8 +99,9 @@ def test_the_share_that_positions_explain_is_epsilon_squared_over_the_texts_own_
     every = torch.cat(groups)
     within = sum((group - group.mean(0)).square().sum(0) for group in groups) / (len(every) - len(groups))
     expected = 1 - within / every.var(0, correction=1)
-    for options in ({}, {"batch_size": 1}, {"batch_size": 7}):
-        found = position_share(model, prompt, texts, neurons, **options)
+    for batch_size in (None, 1, 7):
+        run = skn.RunOptions(batch_size=batch_size)
+        found = position_share(model, prompt, texts, neurons, run=run)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
@@ -113,6 +114,27 @@ def test_a_layer_that_never_runs_is_no_neuron_without_variance():
     model.add_hook("blocks.1.hook_in", stop)
     with pytest.raises(RuntimeError, match=r"expected layers \[0, 1\] to show their neurons once, saw \[0\]"):
         position_share(model, None, ["the film", "a plot was"], skn.NeuronSet([1, 0], [3, 4]))
+
+
+def test_texts_are_cut_to_the_length_that_the_prompt_was_tuned_with(task):
+    model, neurons = tiny.bridge("gpt2"), skn.NeuronSet([0, 1], [3, 9])
+    short = prompt_for("gpt2", max_length=7)  # BOS, three words and three virtual tokens
+    texts = [text for text in task.split("report")["text"] if len(text.split()) > 3]
+    first = [" ".join(text.split()[:3]) for text in texts]
+    whole = prompt_for("gpt2")
+    found = position_share(model, short, texts, neurons)
+    torch.testing.assert_close(found, position_share(model, whole, first, neurons), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        found, position_share(model, whole, texts, neurons, max_length=7), rtol=0, atol=1e-6
+    )
+    frame = skn.studies.word_selectivity(model, short, task, neurons, n_permutations=19)
+    again = skn.studies.word_selectivity(model, whole, task, neurons, n_permutations=19, max_length=7)
+    pd.testing.assert_frame_equal(frame, again)
+    lengths = torch.tensor([min(len(text.split()), 3) for text in task.split("report")["text"]])
+    acts = skn.prompts.neuron_activations(model, short, list(task.split("report")["text"]))
+    expected = stats.pearsonr(lengths.numpy(), acts[:, 1, 9].numpy()).statistic
+    assert frame.length_r[1] == pytest.approx(expected, abs=1e-5)
+    assert frame.attrs["max_length"] == 7 and frame.attrs["prompts"][0]["n_virtual_tokens"] == 3
 
 
 def test_places_explain_nothing_on_average_of_noise_however_few_tokens_each_has():

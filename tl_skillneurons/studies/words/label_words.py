@@ -5,36 +5,40 @@ task, the set should change no more than it does from one seed to another with t
 yardstick.
 
 What it does not show: that the set outlives the label words says that it isn't about these, not what else it is about.
+Any wording is tuned on the same texts. The controls are other seeds of the same wording, and random label words.
 """
 
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.interventions.effects import accuracy
+from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import has_language_model_head, require_supported
 from tl_skillneurons.models.tokenizing import label_token_ids
 from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.overlap import compare_sets
 from tl_skillneurons.scores.predictivity import score_neurons
 from tl_skillneurons.scores.rules import rule_answers
-from tl_skillneurons.stats.intervals import require_draws
+from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.stats.ranks import spearman
+from tl_skillneurons.studies._common import load_with_scores, null_of, plain, save_with_scores, settings_of
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
+KIND = "LabelWordComparison"
 _N_BEST = 10  # neurons whose accuracy on report stands beside each wording
 
 
@@ -53,15 +57,30 @@ class LabelWordComparison:
             cases (permuted labels).
         label_words: By wording, the word (or its token id) of each class.
         scores: By wording and seed.
+        settings: Model, task and settings, as plain JSON values.
     """
 
     pairs: pd.DataFrame
     wordings: pd.DataFrame
     label_words: dict[str, dict[int, str | int]]
     scores: dict[tuple[str, int], NeuronScores]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        other_seed = self.pairs[~self.pairs.same_seed]
+        return one_line(
+            self,
+            wordings=list(self.label_words),
+            n_seeds=int(self.wordings.seed.nunique()),
+            spearman_other_words=float(other_seed[~other_seed.same_words].spearman.mean()),
+            spearman_same_words=float(other_seed[other_seed.same_words].spearman.mean()),
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """:attr:`pairs`."""
+        """A copy of :attr:`pairs`."""
         return self.pairs.copy()
 
     def summary(self) -> pd.DataFrame:
@@ -82,9 +101,33 @@ class LabelWordComparison:
         )
         return frame.reset_index()
 
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the comparison to a folder: its tables as JSON, and a file for the scores of each run."""
+        settings = {
+            **self.settings,
+            "label_words": [[name, list(w.items())] for name, w in self.label_words.items()],
+        }
+        tables = {"pairs": self.pairs, "wordings": self.wordings}
+        return save_with_scores(folder, KIND, settings, tables, list(self.scores.values()))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "LabelWordComparison":
+        """The comparison that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When a file is missing.
+            ValueError: When one is corrupt or holds something else.
+        """
+        tables, settings, scores = load_with_scores(folder, KIND, ("pairs", "wordings"), "wordings")
+        words = {name: {int(k): word for k, word in items} for name, items in settings.pop("label_words")}
+        runs = zip(tables["wordings"].wording, map(int, tables["wordings"].seed), strict=True)
+        return cls(
+            **tables, label_words=words, scores=dict(zip(runs, scores, strict=True)), settings=settings
+        )
+
 
 def compare_label_words(
-    model: Any,
+    model: TransformerBridge,
     task: Task,
     label_words: Mapping[str, Mapping[int, str | int]],
     *,
@@ -94,10 +137,10 @@ def compare_label_words(
     n_permutations: int = 1000,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
-    progress: bool = True,
+    run: RunOptions = RunOptions(),
     **tuning: Any,
 ) -> LabelWordComparison:
-    """Tune prompts and score all neurons once for each wording of the labels and each seed.
+    """Prompts tuned and all neurons scored once for each wording of the labels and each seed, compared in pairs.
 
     It does not show what the neurons are about where they stay: any wording is tuned on the same texts. A wording whose
     prompts did not learn the task (``prompt_accuracy``) says nothing about its neurons, and two seeds are a coarse
@@ -111,11 +154,17 @@ def compare_label_words(
         n_permutations: For each run's level; at least 19.
         seed: Draws the random words and the permutations.
         folder: Where prompts are kept, in a folder for each wording; the same call goes on where it stopped.
-        tuning: Settings of :func:`~tl_skillneurons.fit_soft_prompts`.
+        run: Keys and values of the texts (causal models) are kept here even without ``run.cache``.
+        tuning: Settings of :func:`~tl_skillneurons.fit_soft_prompts`: ``n_virtual_tokens``, ``n_steps``, ``training``,
+            ``max_length`` and so on.
 
     Raises:
         ValueError: For a model without a language-model head or a linear read-out, which read no label words; a task
             of more than two classes; no other wording, a name twice, or words that are not one token; a single seed.
+
+    Example:
+        >>> found = skn.studies.compare_label_words(model, task, {"mood": {0: " sad", 1: " glad"}}, seeds=range(3))
+        >>> found.summary()
     """
     require_supported(model)
     if not has_language_model_head(model) or tuning.get("readout") == "linear":
@@ -132,34 +181,35 @@ def compare_label_words(
             f"seeds must be at least two, got {seeds}: what another seed changes is what other words are measured by"
         )
     tasks = _wordings(model, task, label_words, random_label_words(model, task, n_random, seed))
-    cache = tuning.pop("cache", None)
-    if cache is None and runs_text_apart(model):
-        cache = InputCache(model, tuning.get("cache_budget", 0.25))
+    if run.cache is None and runs_text_apart(model):
+        run = replace(run, cache=InputCache(model))
     scores: dict[tuple[str, int], NeuronScores] = {}
     rows = []
     for name, worded in tasks.items():
         where = None if folder is None else Path(folder) / re.sub(r"\W+", "-", name)
-        options = {"seeds": seeds, "folder": where, "cache": cache, "progress": progress, **tuning}
-        for number, prompt in zip(seeds, fit_soft_prompts(model, worded, **options), strict=True):
-            run = score_neurons(
-                model,
-                prompt,
-                worded,
-                n_permutations=n_permutations,
-                seed=seed,
-                cache=cache,
-                progress=progress,
-            )
-            scores[name, number] = run
-            rows.append(
-                {"wording": name, "seed": number, "words": _shown(model, worded.label_words)}
-                | _measure(model, prompt, worded, run, cache)
-            )
-    tops = {key: run.top(amount) for key, run in scores.items()}
-    pairs = []
+        prompts = fit_soft_prompts(model, worded, seeds=seeds, folder=where, run=run, **tuning)
+        for number, prompt in zip(seeds, prompts, strict=True):
+            found = score_neurons(model, prompt, worded, n_permutations=n_permutations, seed=seed, run=run)
+            scores[name, number] = found
+            of_run = {"wording": name, "seed": number, "words": _shown(model, worded.label_words)}
+            rows.append(of_run | _measure(model, prompt, worded, found, run))
+    counts = {"n_random": n_random, "seeds": seeds, "amount": amount, "n_permutations": n_permutations}
+    return LabelWordComparison(
+        pairs=_pairs(scores, amount),
+        wordings=pd.DataFrame(rows),
+        label_words={name: dict(worded.label_words) for name, worded in tasks.items()},
+        scores=scores,
+        settings=settings_of(model, task, **counts, seed=seed, tuning=plain(tuning)),
+    )
+
+
+def _pairs(scores: Mapping[tuple[str, int], NeuronScores], amount: float | int) -> pd.DataFrame:
+    """How alike every two runs are."""
+    tops = {key: found.top(amount) for key, found in scores.items()}
+    rows = []
     for one, other in combinations(scores, 2):
-        shared = asdict(compare_sets(tops[one], tops[other]))
-        pairs.append(
+        shared = asdict(tops[one].overlap(tops[other]))
+        rows.append(
             {
                 "one": one[0],
                 "other": other[0],
@@ -173,11 +223,12 @@ def compare_label_words(
                 **{name: shared[name] for name in ("n_shared", "jaccard", "chance_jaccard", "p_value")},
             }
         )
-    words = {name: dict(worded.label_words) for name, worded in tasks.items()}
-    return LabelWordComparison(pd.DataFrame(pairs), pd.DataFrame(rows), words, scores)
+    return pd.DataFrame(rows)
 
 
-def random_label_words(model: Any, task: Task, n_draws: int, seed: int = 0) -> list[dict[int, int]]:
+def random_label_words(
+    model: TransformerBridge, task: Task, n_draws: int, seed: int = 0
+) -> list[dict[int, int]]:
     """``n_draws`` wordings of random tokens, all different: neither special ones nor the task's own label words.
 
     More draws of a seed begin with the same ones.
@@ -202,10 +253,10 @@ def random_label_words(model: Any, task: Task, n_draws: int, seed: int = 0) -> l
 
 
 def _wordings(
-    model: Any,
+    model: TransformerBridge,
     task: Task,
     given: Mapping[str, Mapping[int, str | int]],
-    random: list[dict[int, int]],
+    random: Sequence[Mapping[int, str | int]],
 ) -> dict[str, Task]:
     """The task in each wording, its own first; words that can't be read are refused before anything is tuned."""
     drawn = {f"random {number}": words for number, words in enumerate(random)}
@@ -225,25 +276,23 @@ def _wordings(
 
 
 def _measure(
-    model: Any, prompt: SoftPrompt, task: Task, scores: NeuronScores, cache: InputCache | None
+    model: TransformerBridge, prompt: SoftPrompt, task: Task, scores: NeuronScores, run: RunOptions
 ) -> dict[str, Any]:
     """What stands beside one run: did its prompt learn the task, and do its best neurons hold on ``report``?"""
-    split = task.split("report")
-    prompted = PromptedModel(model, prompt, task.label_words, cache=cache)
     best = scores.top(min(_N_BEST, scores.predictivity.numel()), per="model")
     return {
         "outcome": prompt.provenance.get("outcome"),
-        "prompt_accuracy": accuracy(prompted, list(split["text"]), list(split["label"])),
-        "best_ten": float(rule_answers(model, prompt, task, scores, best, cache=cache).mean()),
-        "majority": max(task.class_counts("report")) / len(split),
+        "prompt_accuracy": PromptedModel(model, prompt, task.label_words, run=run).accuracy(task),
+        "best_ten": float(rule_answers(model, prompt, task, scores, best, run=run).mean()),
+        "majority": max(task.class_counts("report")) / len(task.split("report")),
         "best": float(scores.predictivity.max()),
-        "level": scores.null.level(),
+        "level": null_of(scores).level(),
         "role_of_accuracy": "report",
         "role_of_best": "select",
     }
 
 
-def _shown(model: Any, label_words: Mapping[int, str | int]) -> str:
+def _shown(model: TransformerBridge, label_words: Mapping[int, str | int]) -> str:
     words = [label_words[c] for c in sorted(label_words)]
     return " / ".join(
         repr(model.tokenizer.decode([word]) if isinstance(word, int) else word) for word in words

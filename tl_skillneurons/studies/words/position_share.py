@@ -11,36 +11,42 @@ average when the tokens are put into another order, and may be below 0. Gurnee e
 language models") call neurons position neurons by the variance that knowing the position takes away.
 
 What it does not show: that the neuron reads positions. Texts begin and end with other words than stand in between, and
-only long texts have late places.
+only long texts have late places. The control is built in: 0 is what tokens in another order give on average.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 
 
 def position_share(
-    model: Any,
+    model: TransformerBridge,
     prompt: SoftPrompt | None,
     texts: Sequence[str],
     neurons: NeuronSet,
     *,
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
+    max_length: int | None = None,
+    run: RunOptions = RunOptions(),
 ) -> Float[Tensor, " neuron"]:
     """The share of each neuron's variance over the texts' own tokens that their place explains, epsilon squared.
 
     Memory: places times neurons of the set; activations are gone with their batch.
+
+    Args:
+        prompt: Stands beside the texts as ever, and is not looked at; ``None`` runs the texts alone.
+        max_length: Longest sequence in tokens; by default what the prompt was tuned with.
 
     Returns:
         1 where the place settles the activation, about 0 where it says nothing or the activation never changes.
@@ -48,11 +54,14 @@ def position_share(
     Raises:
         ValueError: For an empty set, neurons outside the model, or a single text.
         RuntimeError: When a layer did not show its neurons once per batch, which would look like "no variance".
+
+    Example:
+        >>> skn.studies.position_share(model, prompt, texts, skill)
     """
     neurons.require_fits(*neuron_shape(model))
     if not len(neurons):
         raise ValueError("there is nothing to read of an empty set; give at least one neuron")
-    prompted = PromptedModel(model, prompt)
+    prompted = PromptedModel(model, prompt, max_length=max_length, run=run)
     ids = prompted.encode(texts)
     if len(ids) < 2:
         raise ValueError(f"the share of variance that places explain takes at least 2 texts, got {len(ids)}")
@@ -63,14 +72,14 @@ def position_share(
     square = torch.zeros(len(neurons), dtype=torch.float64)
     with prompted.attached() as virtual, torch.no_grad():
 
-        def run(batch: list[int]) -> None:
+        def run_batch(batch: list[int]) -> None:
             tokens = prompted.assemble([ids[i] for i in batch], batch)
             own = tokens.is_text & ~tokens.is_special
             place = (own.cumsum(1) - 1)[own].cpu()
             found: list[tuple[int, Tensor, Tensor]] = []
 
             def at(layer: int) -> Callable[..., None]:
-                def hook_function(act: Tensor, hook: Any) -> None:
+                def hook_function(act: Tensor, hook: HookPoint) -> None:
                     index = neurons.index[columns[layer]].to(act.device)
                     values = act[..., index][own.to(act.device)].cpu().double()
                     sums = torch.zeros(len(count), len(index), dtype=torch.float64)
@@ -88,7 +97,7 @@ def position_share(
                 total[:, columns[layer]] += sums
                 square[columns[layer]] += squares
 
-        run_batches(prompted.batches(ids, batch_tokens, batch_size), run)
+        run_batches(prompted.batches(ids), run_batch)
     return epsilon_squared(count, total, square)
 
 

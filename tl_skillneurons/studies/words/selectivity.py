@@ -19,30 +19,36 @@ What is kept is therefore each text's distinct words and a few columns of all wo
 Flags: ``token_detector`` where one word explains at least as much as the label, and beyond chance; ``length_neuron``
 likewise for the number of tokens; ``position_neuron`` where a token's place in the text explains much of the
 activation at the text's own tokens (:mod:`~tl_skillneurons.studies.words.position_share`); ``dead`` where the
-activation at the prompt positions never changes. Long texts have more words, so one that follows length can be called all of these.
+activation at the prompt positions never changes. Long texts have more words, so one that follows length can be called
+all of these.
 
 What it does not show: a neuron can follow a set of words, each of which explains little. Texts without the strongest
-words (:mod:`~tl_skillneurons.studies.words.without_words`, ``minimal_pairs(disjoint_words=True)``) tell more.
+words (:mod:`~tl_skillneurons.studies.words.without_words`, ``minimal_pairs(disjoint_words=True)``) tell more. Controls
+are shuffled texts for the activations and random neurons for the weights.
 """
 
 import re
 from collections import Counter
-from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.models.input_cache import InputCache
+from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.activations import set_activations
 from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.schedule import embedding_rows
-from tl_skillneurons.stats.intervals import require_draws
+from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws
+from tl_skillneurons.stats.ranks import median
+from tl_skillneurons.studies._common import settings_of
 from tl_skillneurons.studies.words.position_share import position_share
 from tl_skillneurons.tasks.task import Task
 
@@ -50,7 +56,7 @@ _MOST_NUMBERS = 2**22  # of one chunk of columns: 32 MB in float64
 
 
 def word_selectivity(
-    model: Any,
+    model: TransformerBridge,
     prompt: SoftPrompt,
     task: Task,
     neurons: NeuronSet,
@@ -61,66 +67,55 @@ def word_selectivity(
     alpha: float = 0.05,
     position_threshold: float | int = 0.5,
     seed: int = 0,
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
-    cache: InputCache | None = None,
+    max_length: int | None = None,
+    run: RunOptions = RunOptions(),
 ) -> pd.DataFrame:
     """What words say about each neuron's activation at the prompt positions, averaged over them.
 
     Args:
         min_texts: A word counts when it stands in, and is absent from, at least so many texts.
+        n_permutations: Of the texts' activations, the same for all neurons.
         alpha: For the flags, corrected for the number of words.
         position_threshold: The share of the variance from which on a neuron is called a position neuron.
+        seed: Draws the permutations.
+        max_length: Longest sequence in tokens; by default what the prompt was tuned with. Words behind a cut count as
+            present though the model doesn't see them.
 
     Returns:
         One row per neuron: ``word``, ``word_r`` and its corrected ``p_word``; ``label_r`` (of class 1 against the rest
         for two classes, otherwise of the class it follows most); ``length_r`` and ``p_length``; ``position_share``,
         which is about the text's own tokens; the flags ``token_detector``, ``length_neuron``, ``position_neuron``,
-        ``dead``; ``n_words`` tested, ``role``, ``n_examples``.
+        ``dead``; ``n_words`` tested, ``role``, ``n_examples``. ``frame.attrs`` has the settings.
 
     Raises:
         ValueError: When no word stands in enough texts, for too few permutations for ``alpha``, or for a
             ``position_threshold`` outside (0, 1].
+
+    Example:
+        >>> frame = skn.studies.word_selectivity(model, prompt, task, skill)
+        >>> frame[["word", "word_r", "p_word", "label_r", "token_detector"]]
     """
     require_draws(n_permutations, alpha, name="n_permutations")
     require_int(min_texts, "min_texts")
+    require_int(seed, "seed", minimum=0)
     if not 0 < position_threshold <= 1:
         raise ValueError(f"position_threshold is a share and must be in (0, 1], got {position_threshold}")
     split = task.split(role)
     texts = list(split["text"])
     words, present = word_presence(texts, min_texts)
-    prompted = PromptedModel(model, prompt, cache=cache)
-    lengths = torch.tensor([len(ids) for ids in prompted.encode(texts)], dtype=torch.float64)
+    prompted = PromptedModel(model, prompt, max_length=max_length, run=run)
+    lengths = torch.tensor([len(ids) for ids in prompted.cut(prompted.encode(texts))], dtype=torch.float64)
     labels = torch.nn.functional.one_hot(torch.tensor(split["label"]), task.n_classes).double()
     labels = labels[:, 1:] if task.n_classes == 2 else labels
-    options = {"batch_size": batch_size, "batch_tokens": batch_tokens}
-    acts = set_activations(model, prompt, texts, neurons, cache=cache, **options)
-    by_place = position_share(model, prompt, texts, neurons, **options)
+    acts = set_activations(model, prompt, texts, neurons, max_length=max_length, run=run)
+    by_place = position_share(model, prompt, texts, neurons, max_length=max_length, run=run)
     a = _unit(acts)
     dead = (a == 0).all(0)
     of_labels = a.T @ _unit(labels)
+    label_r = of_labels.gather(1, of_labels.abs().argmax(1)[:, None])[:, 0]
     unit_length = _unit(lengths[:, None])[:, 0]
     length_r = a.T @ unit_length
-    label_r = of_labels.gather(1, of_labels.abs().argmax(1)[:, None])[:, 0]
-    best = torch.empty(len(neurons), dtype=torch.int64)
-    word_r = torch.empty(len(neurons), dtype=torch.float64)
-    reached = torch.zeros(2, len(neurons), dtype=torch.float64)
-    # columns at a time, which are neurons in the order of one permutation
-    most = max(1, _MOST_NUMBERS // max(present.shape))
-    for columns in torch.arange(len(neurons)).split(most):
-        own = a[:, columns]
-        of_words = word_correlations(present, own)
-        best[columns] = of_words.abs().argmax(0)
-        word_r[columns] = of_words.gather(0, best[columns][None])[0]
-        generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))  # the same for all
-        for start in range(0, n_permutations, chunk := max(1, most // len(columns))):
-            size = min(chunk, n_permutations - start)
-            orders = [torch.randperm(len(texts), generator=generator) for _ in range(size)]
-            shuffled = own[torch.stack(orders, 1)].flatten(1)  # [text, permutation x neuron]
-            largest = word_correlations(present, shuffled).abs().amax(0).view(size, -1)
-            reached[0, columns] += (largest >= word_r[columns].abs() - 1e-9).sum(0)
-            by_length = (unit_length @ shuffled).abs().view(size, -1)
-            reached[1, columns] += (by_length >= length_r[columns].abs() - 1e-9).sum(0)
+    best, word_r, reached = _against_shuffled(a, present, unit_length, length_r, n_permutations, seed)
     p = (1 + reached) / (1 + n_permutations)
     frame = pd.DataFrame(
         {
@@ -141,22 +136,68 @@ def word_selectivity(
     long = frame.length_r.abs() >= frame.label_r.abs()
     frame["length_neuron"] = long & (frame.p_length <= alpha) & ~frame.dead
     frame["position_neuron"] = (frame.position_share >= position_threshold) & ~frame.dead
-    return frame.assign(n_words=len(words), role=role, n_examples=len(texts))
+    frame = frame.assign(n_words=len(words), role=role, n_examples=len(texts))
+    counts = {"min_texts": min_texts, "n_permutations": n_permutations, "seed": seed}
+    thresholds = {"alpha": alpha, "position_threshold": position_threshold}
+    frame.attrs = settings_of(model, task, [prompt], **counts, **thresholds, max_length=prompted.max_length)
+    return frame
+
+
+def _against_shuffled(
+    a: Float[Tensor, "text neuron"],
+    present: Float[Tensor, "word text"],
+    unit_length: Float[Tensor, " text"],
+    length_r: Float[Tensor, " neuron"],
+    n_permutations: int,
+    seed: int,
+) -> tuple[Int[Tensor, " neuron"], Float[Tensor, " neuron"], Float[Tensor, "kind neuron"]]:
+    """Each neuron's strongest word and its correlation; and in how many permutations of the texts' activations some
+    word, and the length, goes as well with it."""
+    n_texts, n_neurons = a.shape
+    best = torch.empty(n_neurons, dtype=torch.int64)
+    word_r = torch.empty(n_neurons, dtype=torch.float64)
+    reached = torch.zeros(2, n_neurons, dtype=torch.float64)
+    # columns at a time, which are neurons in the order of one permutation
+    most = max(1, _MOST_NUMBERS // max(present.shape))
+    for columns in torch.arange(n_neurons).split(most):
+        own = a[:, columns]
+        of_words = word_correlations(present, own)
+        best[columns] = of_words.abs().argmax(0)
+        word_r[columns] = of_words.gather(0, best[columns][None])[0]
+        generator = torch.Generator().manual_seed(seed)  # the same for all
+        for start in range(0, n_permutations, chunk := max(1, most // len(columns))):
+            size = min(chunk, n_permutations - start)
+            orders = [torch.randperm(n_texts, generator=generator) for _ in range(size)]
+            shuffled = rearrange(own[torch.stack(orders, 1)], "text draw neuron -> text (draw neuron)")
+            largest = word_correlations(present, shuffled).abs().amax(0)
+            by_length = (unit_length @ shuffled).abs()
+            for kind, drawn, found in ((0, largest, word_r), (1, by_length, length_r)):
+                drawn = rearrange(drawn, "(draw neuron) -> draw neuron", draw=size)
+                reached[kind, columns] += (drawn >= found[columns].abs() - 1e-9).sum(0)
+    return best, word_r, reached
 
 
 def weight_words(
-    model: Any, neurons: NeuronSet, *, n_words: int = 5, n_random: int = 20, seed: int = 0
+    model: TransformerBridge, neurons: NeuronSet, *, n_words: int = 5, n_random: int = 20, seed: int = 0
 ) -> pd.DataFrame:
     """The words nearest to each neuron's input and output weights, by the absolute cosine with their embeddings.
 
+    Args:
+        n_words: Words to name for each side.
+        n_random: Draws of as many random neurons of the same layers.
+        seed: Of the first draw.
+
     Returns:
         One row per neuron and side ("in": the projection into it, of gated MLPs its gate; "out"): ``words`` (a minus
-        before those it points away from), ``cosine`` of the first, and ``p_random``, how often as many random neurons
-        of the same layers, ``n_random`` draws, come as near: (1 + draws) / (1 + draws in all), each draw's neuron
-        standing for this one.
+        before those it points away from), ``cosine`` of the first, ``random_median`` and ``p_random``, how often
+        random neurons of the same layers come as near: (1 + draws) / (1 + draws in all), each draw's neuron standing
+        for this one. ``frame.attrs`` has the settings.
 
     Raises:
         ValueError: For neurons of another model, an empty set, or too few draws.
+
+    Example:
+        >>> skn.studies.weight_words(model, skill)[["layer", "index", "side", "words", "cosine", "p_random"]]
     """
     require_draws(n_random)
     require_int(n_words, "n_words")
@@ -165,39 +206,33 @@ def weight_words(
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
     whole = NeuronSet(neurons.layer, neurons.index, *shape, neurons.model)
-    n_known = min(model.W_E.shape[0], model.cfg.d_vocab)
-    embedding = embedding_rows(model, torch.arange(n_known)).detach().float().cpu()
-    unembedding = embedding
-    W_U = getattr(model, "W_U", None)
-    if W_U is not None and W_U.shape == (model.cfg.d_model, embedding.shape[0]):
-        unembedding = W_U.detach().float().cpu().T
-    sides = {"in": _directions(embedding), "out": _directions(unembedding)}
     draws = [whole.random_like(seed + draw) for draw in range(n_random)]
     rows = []
-    for side, words in sides.items():
+    for side, words in _embeddings(model).items():
         own = _directions(_weights(model, whole, side)) @ words.T
         nearest = own.abs().topk(n_words, dim=1).indices
         random = torch.stack([(_directions(_weights(model, d, side)) @ words.T).abs().amax(1) for d in draws])
         for number, (layer, index) in enumerate(whole):
             near = nearest[number].tolist()
             names = model.tokenizer.convert_ids_to_tokens(near)
+            signed = [
+                f"-{name}" if own[number, i] < 0 else str(name) for i, name in zip(near, names, strict=True)
+            ]
             first = float(own[number, near[0]])
-            hits = int((random[:, number] >= abs(first)).sum())
             rows.append(
                 {
                     "layer": layer,
                     "index": index,
                     "side": side,
-                    "words": " ".join(
-                        f"-{name}" if own[number, i] < 0 else str(name)
-                        for i, name in zip(near, names, strict=True)
-                    ),
+                    "words": " ".join(signed),
                     "cosine": first,
-                    "random_median": float(random[:, number].median()),
-                    "p_random": (1 + hits) / (1 + n_random),
+                    "random_median": median(random[:, number]),
+                    "p_random": rank_p_value(abs(first), random[:, number], "greater"),
                 }
             )
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    frame.attrs = {"model": model_record(model), "n_words": n_words, "n_random": n_random, "seed": seed}
+    return frame
 
 
 def distinct_words(text: str) -> set[str]:
@@ -259,7 +294,19 @@ def _directions(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_mode
     return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def _weights(model: Any, neurons: NeuronSet, side: str) -> Float[Tensor, "neuron d_model"]:
+def _embeddings(model: TransformerBridge) -> dict[str, Float[Tensor, "word d_model"]]:
+    """Directions of the words going in and coming out, the latter by the vocabulary projection where it has one."""
+    n_known = min(model.W_E.shape[0], model.cfg.d_vocab)
+    embedding = embedding_rows(model, torch.arange(n_known)).detach().float().cpu()
+    unembedding = embedding
+    W_U = getattr(model, "W_U", None)
+    if W_U is not None and W_U.shape == (model.cfg.d_model, embedding.shape[0]):
+        unembedding = W_U.detach().float().cpu().T
+    return {"in": _directions(embedding), "out": _directions(unembedding)}
+
+
+def _weights(model: TransformerBridge, neurons: NeuronSet, side: str) -> Float[Tensor, "neuron d_model"]:
+    """Each neuron's weights going in (of gated MLPs those of the gate) or coming out."""
     rows = []
     for layer, index in neurons:
         mlp = model.blocks[layer].mlp

@@ -6,32 +6,40 @@ that have none. A neuron that detects the words has nothing to go by on the latt
 
 What it does not show: weaker words are still there, and so are pairs of words, negation and whatever else goes with the
 label; texts without strong words are fewer and harder, for the prompt and for random neurons too, which stand beside.
+The control is random neurons of the same layers, with rules of their own.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.models.input_cache import InputCache
+from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.run import as_list
+from tl_skillneurons.prompts.run import RunOptions, as_list
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.rules import rule_answers
-from tl_skillneurons.stats.chance import rank_p_value
-from tl_skillneurons.stats.intervals import bootstrap_mean, require_draws
+from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws
+from tl_skillneurons.stats.intervals import bootstrap_mean
+from tl_skillneurons.stats.ranks import median
+from tl_skillneurons.studies._common import load_tables, right_answers, save_tables, settings_of
 from tl_skillneurons.studies.words.selectivity import distinct_words, word_correlations, word_presence
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
+KIND = "AccuracyWithoutWords"
 _MOST_NUMBERS = 2**24  # of one run's answers: 128 MB in float64
 _ROUNDING = 1e-9  # of a correlation that is 0
 
@@ -48,18 +56,50 @@ class AccuracyWithoutWords:
             ``majority``, the share of the group's larger class; of random neurons ``random_median``, ``random_max``
             and the share ``p_random`` of them that are as good; ``prompt_accuracy``, the model's own with the prompts,
             on average. A group without a text has NaN.
+        settings: Model, task, prompts and settings, as plain JSON values.
     """
 
     words: pd.DataFrame
     groups: pd.DataFrame
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        every, _, without = self.groups.itertuples()
+        return one_line(
+            self,
+            n_words=len(self.words),
+            accuracy=every.accuracy,
+            without_words=without.accuracy,
+            random_without_words=without.random_median,
+            n_examples=every.n_examples,
+            n_without=without.n_examples,
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """:attr:`groups`."""
+        """A copy of :attr:`groups`."""
         return self.groups.copy()
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write both tables to one JSON file, whole or not at all."""
+        return save_tables(path, KIND, self.settings, {"words": self.words, "groups": self.groups})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "AccuracyWithoutWords":
+        """What :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt or holds something else.
+        """
+        tables, settings = load_tables(path, KIND, ("words", "groups"))
+        return cls(**tables, settings=settings)
 
 
 def accuracy_without_words(
-    model: Any,
+    model: TransformerBridge,
     prompts: SoftPrompt | Sequence[SoftPrompt] | None,
     task: Task,
     scores: NeuronScores,
@@ -70,9 +110,8 @@ def accuracy_without_words(
     role: str = "report",
     n_random: int = 20,
     seed: int = 0,
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
-    cache: InputCache | None = None,
+    max_length: int | None = None,
+    run: RunOptions = RunOptions(),
 ) -> AccuracyWithoutWords:
     """The accuracy of the neurons' rules on ``role``: on all texts, on those with, and on those without strong words.
 
@@ -85,10 +124,16 @@ def accuracy_without_words(
         min_texts: A word counts when it stands in, and is absent from, at least so many texts of ``train``; and at
             least so many texts of ``role`` must be without the words.
         n_random: Draws of as many random neurons of the same layers, with the rules that ``select`` chose for them.
+        seed: Of the first draw, and of the bootstrap.
+        max_length: Longest sequence in tokens; by default what the prompts were tuned with.
 
     Raises:
-        ValueError: For a task of more than two classes, an empty set, scores of other prompts, too few draws, or when
-            too few texts are without the words.
+        ValueError: For a task of more than two classes, an empty set, scores of other prompts or of texts cut to
+            another length, too few draws, or when too few texts are without the words.
+
+    Example:
+        >>> found = skn.studies.accuracy_without_words(model, prompts, task, scores, skill)
+        >>> found.groups[["texts", "accuracy", "low", "high", "majority", "random_median", "p_random"]]
     """
     require_two_classes(task)
     require_int(n_words, "n_words")
@@ -97,47 +142,42 @@ def accuracy_without_words(
     neurons.require_fits(scores.n_layers, scores.d_mlp)
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
+    chosen = as_list(prompts)
+    require_measured_here(scores, model, chosen, max_length=max_length)
     words = strongest_words(task, n_words, min_texts)
     split = task.split(role)
-    texts, labels = list(split["text"]), torch.tensor(split["label"])
-    strong = set(words.word)
-    have = torch.tensor([not strong.isdisjoint(distinct_words(text)) for text in texts])
+    have = _has_any(list(split["text"]), set(words.word))
     left = int((~have).sum())
     if left < min_texts:
         raise ValueError(
-            f"{left} of {len(texts)} texts of role {role!r} have none of the {len(words)} strongest words, and at "
+            f"{left} of {len(have)} texts of role {role!r} have none of the {len(words)} strongest words, and at "
             f"least {min_texts} must; lower n_words (got {n_words})"
         )
     whole = NeuronSet(neurons.layer, neurons.index, scores.n_layers, scores.d_mlp, neurons.model)
-    options = {"batch_size": batch_size, "batch_tokens": batch_tokens}
     sets = [whole, *(whole.random_like(seed + draw) for draw in range(n_random))]
-    chosen = as_list(prompts)
-    right = _count_right(model, prompts, task, scores, sets, role, {**options, "cache": cache})
-    right_of_prompt = torch.full((len(texts),), torch.nan, dtype=torch.float64)
-    if not any(prompt is None for prompt in chosen):
-        answers = [_right_answers(model, prompt, task, texts, labels, cache, options) for prompt in chosen]
-        right_of_prompt = torch.stack(answers).double().mean(0)
+
+    def count(some: NeuronSet) -> Float[Tensor, "example chosen"]:
+        answers = rule_answers(model, prompts, task, scores, some, role=role, max_length=max_length, run=run)
+        return answers.sum(0)
+
+    n_rules = len(whole) * len(chosen)
+    right = _count_right(sets, count, max(1, _MOST_NUMBERS // (n_rules * len(have))))
+    labels = torch.tensor(split["label"])
+    of_prompts = torch.full((len(labels),), torch.nan, dtype=torch.float64)
+    if None not in chosen:
+        prompted = [PromptedModel(model, p, task.label_words, max_length=max_length, run=run) for p in chosen]
+        of_prompts = torch.stack([right_answers(one, task, role) for one in prompted]).double().mean(0)
     rows = []
     for name, group in (("all", have | ~have), ("with words", have), ("without words", ~have)):
-        row = {"texts": name, "n_examples": int(group.sum())}
+        row: dict[str, Any] = {"texts": name, "n_examples": int(group.sum())}
         if group.any():
-            low, high = bootstrap_mean(right[0, group] / (len(whole) * len(chosen)), seed=seed)
-            of_set, *random = (
-                right[:, group].sum(1) / (row["n_examples"] * len(whole) * len(chosen))
-            ).tolist()
-            share = float((labels[group] == 1).double().mean())
-            row |= {
-                "accuracy": of_set,
-                "low": float(low),
-                "high": float(high),
-                "majority": max(share, 1 - share),
-                "random_median": float(torch.tensor(random, dtype=torch.float64).quantile(0.5)),
-                "random_max": max(random),
-                "p_random": rank_p_value(of_set, random, smaller=False),
-                "prompt_accuracy": float(right_of_prompt[group].mean()),
-            }
+            row |= _of_group(right[:, group], n_rules, labels[group], seed)
+            row["prompt_accuracy"] = float(of_prompts[group].mean())
         rows.append(row)
-    return AccuracyWithoutWords(words, pd.DataFrame(rows).assign(n_random=n_random, role=role))
+    counts = {"n_words": n_words, "min_texts": min_texts, "n_random": n_random, "n_neurons": len(whole)}
+    settings = settings_of(model, task, chosen, **counts, role=role, seed=seed, max_length=max_length)
+    groups = pd.DataFrame(rows).assign(n_random=n_random, role=role)
+    return AccuracyWithoutWords(words, groups, settings)
 
 
 def strongest_words(task: Task, n_words: int, min_texts: int) -> pd.DataFrame:
@@ -163,36 +203,37 @@ def strongest_words(task: Task, n_words: int, min_texts: int) -> pd.DataFrame:
     )
 
 
+def _has_any(texts: Sequence[str], words: set[str]) -> Bool[Tensor, " text"]:
+    return torch.tensor([not words.isdisjoint(distinct_words(text)) for text in texts])
+
+
 def _count_right(
-    model: Any,
-    prompts: SoftPrompt | Sequence[SoftPrompt] | None,
-    task: Task,
-    scores: NeuronScores,
-    sets: list[NeuronSet],
-    role: str,
-    options: dict[str, Any],
+    sets: Sequence[NeuronSet], count: Callable[[NeuronSet], Float[Tensor, "example chosen"]], at_once: int
 ) -> Float[Tensor, "set example"]:
-    """How many of each set's rules, over prompts, are right on each example: as many sets in one run as fit."""
-    size = len(as_list(prompts)) * len(task.split(role)) * len(sets[0])
+    """How many of each set's rules, over prompts, are right on each example; so many sets are read in one run."""
     rows = []
-    for start in range(0, len(sets), n := max(1, _MOST_NUMBERS // size)):
-        some = sets[start : start + n]
+    for start in range(0, len(sets), at_once):
+        some = sets[start : start + at_once]
         union = reduce(or_, some)
-        right = rule_answers(model, prompts, task, scores, union, role=role, **options).sum(0)
+        right = count(union)
         place = {neuron: number for number, neuron in enumerate(union)}
         rows += [right[:, [place[neuron] for neuron in one]].sum(1) for one in some]
     return torch.stack(rows)
 
 
-def _right_answers(
-    model: Any,
-    prompt: SoftPrompt,
-    task: Task,
-    texts: list[str],
-    labels: Tensor,
-    cache: InputCache | None,
-    options: dict[str, Any],
-) -> Bool[Tensor, " example"]:
-    prompted = PromptedModel(model, prompt, task.label_words, cache=cache)
-    with torch.no_grad():
-        return prompted.class_logits(texts, **options).argmax(1).cpu() == labels
+def _of_group(
+    right: Float[Tensor, "set example"], n_rules: int, labels: Int[Tensor, " example"], seed: int
+) -> dict[str, float]:
+    """One group's columns; the set stands first, random ones behind it. Sums of counts, so that equals stay equal."""
+    low, high = bootstrap_mean(right[0] / n_rules, seed=seed)
+    of_set, *random = (right.sum(1) / (len(labels) * n_rules)).tolist()
+    share = float((labels == 1).double().mean())
+    return {
+        "accuracy": of_set,
+        "low": float(low),
+        "high": float(high),
+        "majority": max(share, 1 - share),
+        "random_median": median(random),
+        "random_max": max(random),
+        "p_random": rank_p_value(of_set, random, "greater"),
+    }

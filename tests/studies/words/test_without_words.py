@@ -1,80 +1,28 @@
-"""Word detectors fall to guessing where their word is missing, label neurons don't; other label words, beside seeds."""
-
-from itertools import combinations
+"""Word detectors fall to guessing where their word is missing, neurons of the label don't; every number by hand."""
 
 import pandas as pd
 import pytest
 import tiny
 import torch
 from scipy import stats
-from toy import LABEL_WORDS, prompt_for, task_of
+from toy import LABEL_WORDS, QUIET, prompt_for, task_of
+from worded import plant, worded_task
 
 import tl_skillneurons as skn
-from tl_skillneurons.prompts.positions import current_tokens
-from tl_skillneurons.studies.words.label_words import random_label_words
 from tl_skillneurons.studies.words.selectivity import distinct_words
 from tl_skillneurons.studies.words.without_words import strongest_words
 
 WORD, LABEL = skn.NeuronSet([1], [3]), skn.NeuronSet([1], [5])
 
 
-def texts_with_words(n, share=0.6):
-    """Labels take turns; in that share of the texts, "good" (label 1) or "bad" (label 0) tells them."""
-    plain = [word for word in tiny.WORDS[:19] if word not in ("good", "bad")]
-    generator = torch.Generator().manual_seed(3)
-    rows = {}
-    while len(rows) < n:
-        length = int(torch.randint(4, 9, (), generator=generator))
-        words = [plain[i] for i in torch.randint(len(plain), (length,), generator=generator).tolist()]
-        label = len(rows) % 2
-        if float(torch.rand((), generator=generator)) < share:
-            words[int(torch.randint(length, (), generator=generator))] = ("bad", "good")[label]
-        rows.setdefault(" ".join(words), label)
-    return [{"text": text, "label": label} for text, label in rows.items()]
-
-
 @pytest.fixture(scope="module")
 def task():
-    rows = texts_with_words(220)
-    return task_of(rows, train=rows[:60], validation=rows[60:120], test=rows[120:])
-
-
-def plant(model, task):
-    """Neurons of layer 1 that follow the word "good" and the label, one of layer 0 that follows the label."""
-    label_of = {
-        tuple(tiny.VOCABULARY[word] for word in row["text"].split()): row["label"]
-        for split in task.splits.values()
-        for row in split
-    }
-
-    def planted(layer):
-        def hook_function(act, hook):
-            tokens = current_tokens(hook)
-            if tokens is None:  # a trial run of the model without texts
-                return act
-            act = act.clone()
-            for row in range(len(act)):
-                own = tuple(tokens.ids[row][tokens.is_text[row] & ~tokens.is_special[row]].tolist())
-                if own in label_of:
-                    shake = 0.1 * torch.tensor(float(sum(own))).sin()
-                    act[row, :, 5] = label_of[own] + shake
-                    if layer == 1:
-                        act[row, :, 3] = float(tiny.VOCABULARY["good"] in own) + shake
-            return act
-
-        return hook_function
-
-    for layer in (0, 1):
-        model.add_hook(f"blocks.{layer}.mlp.hook_post", planted(layer))
-    return model
-
-
-# Texts without the strongest words
+    return worded_task()
 
 
 def test_a_word_detector_falls_to_guessing_without_its_word_and_a_label_neuron_does_not(task):
     model, prompt = plant(tiny.bridge("gpt2"), task), prompt_for("gpt2")
-    scores = skn.score_neurons(model, prompt, task, progress=False)
+    scores = skn.score_neurons(model, prompt, task, run=QUIET)
     found = {
         name: skn.studies.accuracy_without_words(model, prompt, task, scores, neurons, n_words=2)
         for name, neurons in (("word", WORD), ("label", LABEL))
@@ -98,7 +46,7 @@ def test_a_word_detector_falls_to_guessing_without_its_word_and_a_label_neuron_d
 
 def test_the_strongest_words_come_from_the_texts_and_labels_of_train(task):
     model, prompt = tiny.bridge("gpt2"), prompt_for("gpt2")
-    scores = skn.score_neurons(model, prompt, task, progress=False)
+    scores = skn.score_neurons(model, prompt, task, run=QUIET)
     words = skn.studies.accuracy_without_words(
         model, prompt, task, scores, LABEL, n_words=3, min_texts=4
     ).words
@@ -159,7 +107,7 @@ def test_every_number_is_what_a_slow_loop_gives(family, task, monkeypatch):
     task = task.limit(train=20, select=14, report=26)
     model = tiny.bridge(family, dtype=torch.float64)
     prompts = [prompt_for(family), prompt_for(family, seed=1)]
-    scores = skn.score_neurons(model, prompts, task, progress=False)
+    scores = skn.score_neurons(model, prompts, task, run=QUIET)
     top = scores.top(2, per="model")
     found = skn.studies.accuracy_without_words(model, prompts, task, scores, top, n_words=3, min_texts=2)
     strong = set(found.words.word)
@@ -169,11 +117,9 @@ def test_every_number_is_what_a_slow_loop_gives(family, task, monkeypatch):
     read = [{role: read_by_hand(model, prompt, task, role) for role in roles} for prompt in prompts]
     own = right_by_hand(read, top)
     random = torch.stack([right_by_hand(read, top.random_like(draw)) for draw in range(20)])
+    alone = skn.RunOptions(batch_size=1)
     answers = torch.stack(
-        [
-            skn.PromptedModel(model, p, LABEL_WORDS).class_logits(texts, batch_size=1).argmax(1)
-            for p in prompts
-        ]
+        [skn.PromptedModel(model, p, LABEL_WORDS, run=alone).class_logits(texts).argmax(1) for p in prompts]
     )
     for row, group in zip(found.groups.itertuples(), (have | ~have, have, ~have), strict=True):
         mean, draws = float(own[group].mean()), random[:, group].mean(1)
@@ -190,11 +136,11 @@ def test_every_number_is_what_a_slow_loop_gives(family, task, monkeypatch):
 
 def test_random_neurons_are_drawn_from_the_same_layers_and_ranked(task):
     model, prompt = tiny.bridge("gpt2"), prompt_for("gpt2")
-    scores = skn.score_neurons(model, prompt, task, progress=False)
+    scores = skn.score_neurons(model, prompt, task, run=QUIET)
     top = scores.top(3, per="model")
     row = skn.studies.accuracy_without_words(model, prompt, task, scores, top, n_words=2).groups.iloc[0]
-    rules = skn.scores.rule_accuracy(model, prompt, task, scores, progress=False)
-    means = [float(scores.rule_accuracy(top.random_like(draw), rules).mean()) for draw in range(20)]
+    rules = skn.scores.evaluate_rules(model, prompt, task, scores, run=QUIET)
+    means = [float(rules.accuracy_of(top.random_like(draw)).mean()) for draw in range(20)]
     assert row.random_max == pytest.approx(max(means))
     assert row.random_median == pytest.approx(float(torch.tensor(means, dtype=torch.float64).quantile(0.5)))
     assert row.p_random == pytest.approx((1 + sum(m >= row.accuracy - 1e-12 for m in means)) / 21)
@@ -202,7 +148,7 @@ def test_random_neurons_are_drawn_from_the_same_layers_and_ranked(task):
 
 def test_without_a_prompt_there_is_no_accuracy_of_prompts(task):
     model = tiny.bridge("gpt2")
-    scores = skn.score_neurons(model, None, task, positions="last", progress=False)
+    scores = skn.score_neurons(model, None, task, positions="last", run=QUIET)
     frame = skn.studies.accuracy_without_words(
         model, None, task, scores, scores.top(2, per="model"), n_words=2
     ).groups
@@ -214,7 +160,7 @@ def test_a_group_without_a_text_has_no_numbers(task):
     plain = [row for row in task.split("report") if not {"good", "bad"} & set(row["text"].split())]
     other = task_of(rows, train=rows, validation=[*task.split("select")], test=plain)
     model, prompt = tiny.bridge("gpt2"), prompt_for("gpt2")
-    scores = skn.score_neurons(model, prompt, other, progress=False)
+    scores = skn.score_neurons(model, prompt, other, run=QUIET)
     frame = skn.studies.accuracy_without_words(model, prompt, other, scores, LABEL, n_words=2).groups
     assert frame.n_examples.tolist() == [len(plain), 0, len(plain)]
     assert frame.iloc[1][["accuracy", "majority", "p_random"]].isna().all()
@@ -223,7 +169,7 @@ def test_a_group_without_a_text_has_no_numbers(task):
 
 def test_texts_that_cannot_be_told_apart_are_refused(task):
     model, prompt = tiny.bridge("gpt2"), prompt_for("gpt2")
-    scores = skn.score_neurons(model, prompt, task, progress=False)
+    scores = skn.score_neurons(model, prompt, task, run=QUIET)
 
     def ask(neurons=LABEL, task=task, **changes):
         return skn.studies.accuracy_without_words(model, prompt, task, scores, neurons, **changes)
@@ -255,104 +201,28 @@ def test_texts_that_cannot_be_told_apart_are_refused(task):
         ask(task=task_of(rows, words))
 
 
-# Other label words
-
-QUICK = {"n_virtual_tokens": 3, "n_steps": 2, "batch_size": 8, "learning_rate": 1.0}
-untrained = pytest.mark.filterwarnings("ignore:.*not below chance")
-
-
-@untrained
-def test_every_pair_is_what_tuning_and_scoring_each_wording_by_hand_gives(task, tmp_path):
-    model, task = tiny.bridge("llama"), task.limit(train=24, select=16, report=20)
-    given = {"the same": dict(LABEL_WORDS)}
-    settings = {"amount": 4, "n_permutations": 19, "progress": False, "folder": tmp_path, **QUICK}
-    found = skn.studies.compare_label_words(model, task, given, **settings)
-    [drawn] = random_label_words(model, task, 1)
-    assert found.label_words == {"own": LABEL_WORDS, **given, "random 0": drawn}
-    scores, accuracy = {}, {}
-    for name, words in found.label_words.items():
-        other = skn.Task(task.name, words, task.splits, task.label_names)
-        for seed in (0, 1):
-            [prompt] = skn.fit_soft_prompts(model, other, seeds=[seed], progress=False, **QUICK)
-            scores[name, seed] = skn.score_neurons(model, prompt, other, progress=False)
-            split = task.split("report")
-            prompted = skn.PromptedModel(model, prompt, words)
-            accuracy[name, seed] = skn.interventions.accuracy(prompted, split["text"][:], split["label"][:])
-    frame = found.to_dataframe()
-    assert len(frame) == len(list(combinations(scores, 2))) == 15
-    for row, (one, other) in zip(frame.itertuples(), combinations(scores, 2), strict=True):
-        assert ((row.one, row.seed_one), (row.other, row.seed_other)) == (one, other)
-        a, b = scores[one], scores[other]
-        expected = stats.spearmanr(a.predictivity.flatten(), b.predictivity.flatten()).statistic
-        assert row.spearman == pytest.approx(expected)
-        shared = skn.scores.compare_sets(a.top(4), b.top(4))
-        assert (row.n_shared, row.jaccard, row.p_value) == (shared.n_shared, shared.jaccard, shared.p_value)
-        assert (row.same_words, row.same_seed) == (one[0] == other[0], one[1] == other[1])
-    same = frame[(frame.one == "own") & (frame.other == "the same") & frame.same_seed]
-    assert same.spearman.tolist() == pytest.approx([1, 1]) and same.jaccard.tolist() == [1, 1]
-    assert found.wordings.prompt_accuracy.tolist() == pytest.approx(list(accuracy.values()))
-    assert found.wordings.best.tolist() == [float(run.predictivity.max()) for run in scores.values()]
-    summary = found.summary().set_index(["same_words", "same_seed"])
-    assert summary.n_pairs.to_dict() == {(False, False): 6, (False, True): 6, (True, False): 3}
-    by_kind = frame.groupby(["same_words", "same_seed"]).spearman.mean()
-    assert summary.spearman.tolist() == pytest.approx(by_kind.tolist())
-    kept = sorted(path.name for path in tmp_path.iterdir())
-    assert kept == ["own", "random-0", "the-same"]
-    again = skn.studies.compare_label_words(model, task, given, **settings)  # of the prompts that were kept
-    pd.testing.assert_frame_equal(again.pairs, found.pairs)
-    pd.testing.assert_frame_equal(again.wordings, found.wordings)
+def test_scores_of_texts_cut_to_another_length_are_refused(task):
+    model, prompt = tiny.bridge("gpt2"), prompt_for("gpt2")
+    scores = skn.score_neurons(model, prompt, task, max_length=8, run=QUIET)
+    ask = skn.studies.accuracy_without_words
+    with pytest.raises(
+        ValueError, match="measured on texts cut to 8 tokens, which here are cut to 48 tokens"
+    ):
+        ask(model, prompt, task, scores, LABEL, n_words=2)
+    found = ask(model, prompt, task, scores, LABEL, n_words=2, max_length=8)
+    rules = skn.scores.evaluate_rules(model, prompt, task, scores, LABEL, max_length=8, run=QUIET)
+    assert found.groups.accuracy[0] == pytest.approx(rules.mean)
+    prompted = skn.PromptedModel(model, prompt, LABEL_WORDS, max_length=8)
+    assert found.groups.prompt_accuracy[0] == pytest.approx(prompted.accuracy(task))
 
 
-@untrained
-@pytest.mark.parametrize("family", ["llama", "bert"])
-def test_neurons_of_the_label_stay_the_best_whatever_the_label_words(family, task):
-    task = task.limit(train=24, select=40, report=20)
-    model = plant(tiny.bridge(family), task)
-    found = skn.studies.compare_label_words(
-        model, task, {}, n_random=2, amount=1, n_permutations=19, progress=False, **QUICK
-    )
-    assert (found.pairs.jaccard == 1).all() and (found.pairs.n_shared == 2).all()
-    assert found.pairs.p_value.tolist() == pytest.approx([1 / 48**2] * 15)
-    assert (found.wordings.best == 1).all() and (found.wordings.level < 1).all()
-    assert found.wordings.wording.tolist() == ["own"] * 2 + ["random 0"] * 2 + ["random 1"] * 2
-    assert found.wordings.words[0] == "'negative' / 'positive'" and found.wordings.majority[0] == 0.5
-
-
-@pytest.mark.parametrize("family", ["gpt2", "bert"])
-def test_random_label_words_are_plain_tokens_of_which_none_is_drawn_twice(family, task):
-    model = tiny.bridge(family)
-    special = {*model.tokenizer.all_special_ids, tiny.VOCABULARY["negative"], tiny.VOCABULARY["positive"]}
-    drawn = random_label_words(model, task, 10, seed=5)
-    ids = [word for words in drawn for word in words.values()]
-    assert len(set(ids)) == 20 and not special & set(ids) and max(ids) < len(tiny.VOCABULARY)
-    assert random_label_words(model, task, 3, seed=5) == drawn[:3] != random_label_words(model, task, 3)
-    with pytest.raises(ValueError, match=r"11 wordings of random label words take 22 tokens, .* has 2\d? "):
-        random_label_words(model, task, 11)
-
-
-def test_wordings_that_cannot_be_compared_are_refused_before_anything_is_tuned(task, monkeypatch):
-    monkeypatch.setattr(
-        "tl_skillneurons.studies.words.label_words.fit_soft_prompts", lambda *a, **k: pytest.fail("it ran")
-    )
-    model, encoder = tiny.bridge("gpt2"), tiny.bridge("bert")
-    encoder.original_model.config.architectures = ["BertModel"]
-    ask = skn.studies.compare_label_words
-    for given, more in ((encoder, {}), (model, {"readout": "linear"})):
-        with pytest.raises(
-            ValueError, match="read out by a trained linear map, so label words are never read"
-        ):
-            ask(given, task, {}, **more)
-    with pytest.raises(ValueError, match=r"seeds must be at least two, got \[0\]"):
-        ask(model, task, {}, seeds=[0])
-    with pytest.raises(ValueError, match="must not go by 'own', which is the name of another wording"):
-        ask(model, task, {"own": {0: "dull", 1: "bright"}})
-    with pytest.raises(ValueError, match="must not go by 'random 0'"):
-        ask(model, task, {"random 0": {0: "dull", 1: "bright"}})
-    with pytest.raises(ValueError, match="there is no other wording to compare with"):
-        ask(model, task, {}, n_random=0)
-    with pytest.raises(ValueError, match="label word 'very dull' is 2 tokens"):
-        ask(model, task, {"looks": {0: "very dull", 1: "bright"}})
-    with pytest.raises(ValueError, match="label_words must number the classes from 0"):
-        ask(model, task, {"looks": {1: "dull", 2: "bright"}})
-    with pytest.raises(ValueError, match="n_permutations must be at least 19"):
-        ask(model, task, {}, n_permutations=5)
+def test_what_was_found_shows_itself_and_survives_a_file(task, tmp_path):
+    model, prompt = tiny.bridge("gpt2"), prompt_for("gpt2")
+    scores = skn.score_neurons(model, prompt, task, run=QUIET)
+    found = skn.studies.accuracy_without_words(model, prompt, task, scores, LABEL, n_words=2, seed=3)
+    assert repr(found).startswith("AccuracyWithoutWords(n_words=2, accuracy=0.") and "\n" not in repr(found)
+    assert "without words" in found._repr_html_()
+    read = skn.studies.AccuracyWithoutWords.load(found.save(tmp_path / "found.json"))
+    pd.testing.assert_frame_equal(read.words, found.words)
+    pd.testing.assert_frame_equal(read.groups, found.groups)
+    assert read.settings == found.settings and read.settings["seed"] == 3

@@ -90,6 +90,27 @@ def test_permuted_labels_stay_honest_where_permuted_neurons_call_correlated_ones
     assert sum(by_labels) <= 3 < 6 <= sum(by_neurons)  # of 20, at 5 %
 
 
+def test_two_scores_agree_as_a_pair_of_many_do_and_the_agreement_keeps_its_file(tmp_path):
+    one, other = (scores_of(groups_of_neurons(s), labels_of(s)) for s in (0, 1))
+    found = skn.scores.score_agreement(one, other, 5, n_permutations=19, seed=2)
+    same = agreements({"a": one, "b": other}, [("a", "b")], 5, n_permutations=19, seed=2)["a", "b"]
+    back = skn.scores.Agreement.load(found.save(tmp_path / "agreement.safetensors"))
+    for held in (same, back):
+        for name in ("spearman", "null", "n_shared", "shared_null"):
+            assert torch.equal(getattr(held, name), getattr(found, name))
+    frame = back.to_dataframe()
+    assert frame.layer.tolist() == [0, 1, -1] and frame.spearman.tolist() == found.spearman.tolist()
+    assert frame.iloc[-1].p_value == found.row(-1)["p_value"]
+    assert "of the best 5 of each layer shared, 38 draws" in repr(back) and "<table" in back._repr_html_()
+    bare = skn.scores.score_agreement(
+        dataclasses.replace(one, outcomes=None),
+        dataclasses.replace(other, outcomes=None),
+        5,
+        n_permutations=19,
+    )
+    assert skn.scores.Agreement.load(bare.save(tmp_path / "bare.safetensors")).permuted == "neurons"
+
+
 def test_a_layer_whose_neurons_all_score_the_same_has_no_correlation():
     above = groups_of_neurons(0)
     above[:, 0] = False

@@ -9,7 +9,7 @@ from drawn import N_SELECT, scores
 
 import tl_skillneurons as skn
 from tl_skillneurons._files import load_tensors, save_tensors
-from tl_skillneurons.scores.neuron_scores import best_positions
+from tl_skillneurons.scores.tallies import best_positions
 
 
 def of_one_position(counts, n_select=N_SELECT, **changes):
@@ -147,27 +147,6 @@ def test_means_over_positions_are_those_of_one_prompt():
                 getattr(made, name)(outside)
 
 
-def test_rule_accuracy_keeps_the_position_and_direction_that_select_chose():
-    made = scores(seed=5)
-    elsewhere = torch.rand(
-        made.correct.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64
-    )
-    neurons = skn.NeuronSet([1, 0, 1], [6, 2, 0])
-    got, on_select = made.rule_accuracy(neurons, elsewhere), made.rule_accuracy(neurons)
-    for row, (layer, neuron) in enumerate(neurons):
-        expected = []
-        for prompt in range(2):
-            counts = made.correct[prompt, layer, :, neuron].tolist()
-            position = max(range(3), key=lambda p, c=counts: max(c[p], N_SELECT - c[p]))
-            right = float(elsewhere[prompt, layer, position, neuron])
-            expected.append(right if 2 * counts[position] >= N_SELECT else 1 - right)
-        assert float(got[row]) == pytest.approx(sum(expected) / 2, abs=1e-15)  # last bit
-        assert float(on_select[row]) == pytest.approx(float(made.predictivity[layer, neuron]), abs=1e-15)
-    assert got.min() < 0.5  # rules may fail elsewhere
-    with pytest.raises(ValueError, match="outside the model"):
-        made.rule_accuracy(skn.NeuronSet([2], [0]))
-
-
 def test_the_table_has_a_row_per_neuron():
     made = scores()
     frame = made.to_dataframe()
@@ -221,6 +200,31 @@ def test_files_that_hold_no_scores_are_refused(write, kind, message, tmp_path):
         skn.NeuronScores.load(path)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"correct": torch.full((2, 2, 3, 7), 13)}, "correct must count examples of select, 0 to 12"),
+        ({"outcomes_above": torch.zeros(2, 11, 2, 3, 1, dtype=torch.uint8)}, "outcomes must have the shape"),
+        ({"outcomes_above": torch.zeros(2, 12, 2, 3, 1, dtype=torch.uint8)}, "and 12 labels, got .* and 11"),
+        ({"std": torch.zeros(1, 2, 3, 7)}, "std must have the shape of baseline"),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_refused(change, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users have it
+    path = scores().save(tmp_path / "scores.safetensors")
+    tensors, header = load_tensors(path, "NeuronScores")
+    labels = {"outcomes_labels": torch.zeros(11, dtype=torch.int64)} if "outcomes_above" in change else {}
+    save_tensors(path, "NeuronScores", tensors | labels | change, header)
+    with pytest.raises(ValueError, match=f"is not a sound NeuronScores file: .*{message}"):
+        skn.NeuronScores.load(path)
+
+
+def test_scores_show_themselves_on_one_screen():
+    made = scores()
+    assert len(repr(made)) < 200 and "2 prompts, 2 layers x 7 neurons, 3 positions (prompt)" in repr(made)
+    assert "<table" in made._repr_html_() and "4 more rows" in made._repr_html_()
+
+
 def test_half_of_a_file_is_refused(tmp_path):
     path = scores().save(tmp_path / "scores.safetensors")
     path.write_bytes(path.read_bytes()[:-40])
@@ -240,17 +244,23 @@ def test_scores_of_several_prompts_stand_in_the_order_given():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"n_select": 13}, "scores differ in n_select: 12 and 13"),
-        ({"n_baseline": 31}, "scores differ in n_baseline"),
-        ({"class_counts": (7, 5)}, "scores differ in class_counts"),
-        ({"positions": "last"}, "scores differ in positions"),
-        ({"aggregate": "min"}, "scores differ in aggregate"),
+        ({"n_select": 13}, "measured alike; they differ in n_select: 12 there, 13 now"),
+        ({"n_baseline": 31}, "differ in n_baseline: "),
+        ({"class_counts": (7, 5)}, "differ in class_counts: "),
+        ({"positions": "last"}, "differ in positions: "),
+        ({"aggregate": "min"}, "differ in aggregate: "),
+        ({"provenance": {"model": {"name": "other"}}}, "differ in model: {'name': 'tiny'} there"),
         ({"n_positions": 4}, "prompts of one set need equally many virtual tokens"),
     ],
 )
 def test_scores_that_do_not_go_together_are_not_joined(changes, message):
     with pytest.raises(ValueError, match=message):
         skn.NeuronScores.of_prompts([scores(), scores(**changes)])
+
+
+def test_no_scores_are_no_set():
+    with pytest.raises(ValueError, match="at least one prompt"):
+        skn.NeuronScores.of_prompts([])
 
 
 @pytest.mark.parametrize(

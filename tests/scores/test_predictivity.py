@@ -1,12 +1,12 @@
 """Streaming scores against slow loops, planted truth, and what scoring must not do."""
 
-import dataclasses
 import weakref
+from dataclasses import replace
 
 import pytest
 import tiny
 import torch
-from toy import EXACT, HOOKS, ROWS, TASK, prompt_for, task_of
+from toy import EXACT, HOOKS, QUIET, ROWS, TASK, prompt_for, slow_scores, task_of
 
 import tl_skillneurons as skn
 from tl_skillneurons.prompts.positions import current_tokens
@@ -18,39 +18,9 @@ def models():
     return {family: tiny.bridge(family, dtype=torch.float64) for family in ("gpt2", "bert")}
 
 
-def score(model, prompts, task=TASK, **settings):
-    return skn.score_neurons(model, prompts, task, progress=False, **settings)
-
-
-def read_alone(model, prompt, text, positions):
-    """``[layer, position, neuron]`` of one text, with its own tokens found by the words in it."""
-    prompted = skn.PromptedModel(model, prompt)
-    ids = prompted.tokens([text]).ids[0].tolist()
-    with torch.no_grad():
-        _, cache = prompted.run_with_cache([text], names_filter=HOOKS)
-    acts = torch.stack([cache[name][0] for name in HOOKS])
-    at_prompt = [c for c, i in enumerate(ids) if i >= tiny.D_VOCAB or i == tiny.VOCABULARY["<mask>"]]
-    own = [c for c, i in enumerate(ids) if len(tiny.SPECIAL) <= i < tiny.D_VOCAB]
-    assert len(own) == len(text.split())
-    if positions == "prompt":
-        return acts[:, at_prompt]
-    if positions == "last":
-        return acts[:, own[-1:]]
-    rows = acts[:, own]
-    return rows.mean(1, keepdim=True) if positions == "mean" else rows.amax(1, keepdim=True)
-
-
-def slow(model, prompt, positions, task=TASK, role="select", baseline=None):
-    """Baseline, standard deviation, mean absolute value and counts, an example at a time."""
-    reference = [read_alone(model, prompt, text, positions) for text in task.split("baseline")["text"]]
-    n = len(reference)
-    mean = sum(reference) / n if baseline is None else baseline
-    std = (sum((acts - mean) ** 2 for acts in reference) / n).sqrt()
-    absolute = sum(acts.abs() for acts in reference) / n
-    correct = torch.zeros(mean.shape, dtype=torch.int64)
-    for text, label in zip(task.split(role)["text"], task.split(role)["label"], strict=True):
-        correct += (read_alone(model, prompt, text, positions) > mean) == bool(label)
-    return mean, std, absolute, correct
+def score(model, prompts, task=TASK, batch_size=None, **settings):
+    run = replace(QUIET, batch_size=batch_size)
+    return skn.score_neurons(model, prompts, task, run=run, **settings)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +31,7 @@ def slow(model, prompt, positions, task=TASK, role="select", baseline=None):
 def test_every_reading_equals_a_slow_loop(models, family, has_prompt, positions):
     model, prompt = models[family], prompt_for(family) if has_prompt else None
     scores = score(model, prompt, positions=positions, batch_size=7)
-    mean, std, absolute, correct = slow(model, prompt, positions)
+    mean, std, absolute, correct = slow_scores(model, prompt, positions)
     assert scores.positions == positions and scores.baseline.shape == (1, *mean.shape)
     torch.testing.assert_close(scores.baseline[0], mean, rtol=0, atol=EXACT)
     torch.testing.assert_close(scores.std[0], std.float(), rtol=1e-5, atol=1e-6)  # kept in float32
@@ -73,7 +43,7 @@ def test_every_reading_equals_a_slow_loop(models, family, has_prompt, positions)
 def test_a_causal_prefix_is_scored_at_the_text(models):
     prompt = prompt_for("gpt2", placement="prefix")
     scores = score(models["gpt2"], prompt, positions="last")
-    assert torch.equal(scores.correct[0], slow(models["gpt2"], prompt, "last")[3])
+    assert torch.equal(scores.correct[0], slow_scores(models["gpt2"], prompt, "last")[3])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
@@ -97,7 +67,7 @@ def test_counts_do_not_depend_on_the_padding_side(models, family, positions, mon
         def on_this_side(*args, side=side, **settings):
             return skn.PromptedModel(*args, **settings, padding_side=side)
 
-        monkeypatch.setattr("tl_skillneurons.scores.predictivity.PromptedModel", on_this_side)
+        monkeypatch.setattr("tl_skillneurons.scores.measured.PromptedModel", on_this_side)
         scores[side] = score(models[family], prompt_for(family), positions=positions)
     assert torch.equal(scores["left"].correct, scores["right"].correct)
     torch.testing.assert_close(scores["left"].baseline, scores["right"].baseline, rtol=0, atol=EXACT)
@@ -139,9 +109,9 @@ def test_a_planted_neuron_is_ranked_first_and_random_ones_are_not(models):
     assert scores.to_dataframe().query("layer == 1 and index == 17")["best_position"].item() == 1
     others = scores.predictivity.flatten().sort(descending=True).values[1:]
     assert others[0] <= scores.chance_level(0.01).threshold < 1
-    report = skn.scores.rule_accuracy(models["gpt2"], prompt_for("gpt2"), task, scores, progress=False)
+    report = skn.scores.evaluate_rules(models["gpt2"], prompt_for("gpt2"), task, scores, run=QUIET)
     random = scores.top(1, per="model").random_like(0)
-    assert 0.3 < scores.rule_accuracy(random, report).item() < 0.7
+    assert 0.3 < report.accuracy_of(random).item() < 0.7
 
 
 @pytest.mark.parametrize(
@@ -244,15 +214,7 @@ def test_activations_that_are_not_finite_are_named_by_layer_and_example(models, 
             )
 
 
-def test_a_weight_that_is_not_a_number_is_named_too():
-    model = tiny.bridge("gpt2")
-    with torch.no_grad():
-        model.blocks[1].mlp.W_in[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="not finite in layer 1 on example"):
-        skn.prompts.neuron_activations(model, prompt_for("gpt2"), ["good film"])
-
-
-def _three_classes():
+def three_classes():
     rows = [{**row, "label": number % 3} for number, row in enumerate(ROWS)]
     return task_of(rows, {0: "negative", 1: "positive", 2: "other"})
 
@@ -269,7 +231,7 @@ def _three_classes():
         ([], {"positions": "last"}, "at least one soft prompt; give None to score the bare text"),
         (
             prompt_for("gpt2"),
-            {"task": _three_classes()},
+            {"task": three_classes()},
             r"two classes, toy has 3; score each of task.binary_subtasks",
         ),
         (prompt_for("gpt2"), {"positions": "first"}, "positions must be one of .*got 'first'"),
@@ -286,11 +248,6 @@ def _three_classes():
 def test_what_cannot_be_scored_is_refused(models, prompts, settings, message):
     with pytest.raises(ValueError, match=message):
         score(models["gpt2"], prompts, **settings)
-
-
-def test_reference_activations_of_a_prompt_that_never_sees_the_text_are_refused(models):
-    with pytest.raises(ValueError, match="never see it"):
-        skn.prompts.neuron_activations(models["gpt2"], prompt_for("gpt2", placement="prefix"), ["good"])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
@@ -315,59 +272,57 @@ def test_nothing_after_the_last_neurons_runs_and_no_activation_is_kept(family):
     assert len(fired) == len(late)  # the watched hooks do fire in a whole run
 
 
-@pytest.mark.parametrize("family", ["gpt2", "bert"])
-def test_rules_are_checked_elsewhere_with_the_thresholds_of_baseline(models, family):
-    model, prompts = models[family], [prompt_for(family), prompt_for(family, seed=1)]
-    scores = score(model, prompts)
-    on_report = skn.scores.rule_accuracy(model, prompts, TASK, scores, batch_size=4, progress=False)
-    for number, prompt in enumerate(prompts):
-        correct = slow(model, prompt, "prompt", role="report", baseline=scores.baseline[number])[3]
-        assert torch.equal(on_report[number], correct.double() / 15)
-    on_select = skn.scores.rule_accuracy(model, prompts, TASK, scores, role="select", progress=False)
-    assert torch.equal(on_select, scores.accuracy)
-    neurons = scores.top(2)
-    torch.testing.assert_close(
-        scores.rule_accuracy(neurons),
-        scores.predictivity[neurons.layer, neurons.index],
-        rtol=0,
-        atol=EXACT,
-    )
-    assert scores.rule_accuracy(neurons, on_report).shape == (4,)
-    with pytest.raises(ValueError, match="the scores are of 2 prompts that are not the 1 given"):
-        skn.scores.rule_accuracy(model, prompts[:1], TASK, scores)
-
-
-def test_scores_of_another_model_are_refused_by_shape_and_told_by_name(models):
-    prompt, scores = prompt_for("gpt2"), score(models["gpt2"], prompt_for("gpt2"))
-    renamed = dataclasses.replace(
-        scores, provenance={**scores.provenance, "model": {**scores.provenance["model"], "name": "other"}}
-    )
-    with pytest.warns(UserWarning, match="scores are of another model \\(name: 'other' then, 'tiny' here\\)"):
-        skn.scores.rule_accuracy(models["gpt2"], prompt, TASK, renamed, progress=False)
-    cut = {name: getattr(scores, name)[..., :40] for name in ("baseline", "std", "mean_abs", "correct")}
-    with pytest.raises(ValueError, match=r"\[layer, neuron\] = \[2, 40\], tiny has \[2, 48\]"):
-        skn.scores.rule_accuracy(
-            models["gpt2"], prompt, TASK, dataclasses.replace(scores, **cut), progress=False
-        )
-
-
-@pytest.mark.parametrize("positions", ["prompt", "last", "mean", "max"])
-@pytest.mark.parametrize("family", ["gpt2", "bert"])
-def test_reference_activations_are_those_of_each_text_alone(models, family, positions):
-    texts = [row["text"] for row in ROWS[:7]]
-    kept = skn.prompts.neuron_activations(
-        models[family], prompt_for(family), texts, positions=positions, batch_size=3
-    )
-    expected = [read_alone(models[family], prompt_for(family), text, positions).mean(1) for text in texts]
-    torch.testing.assert_close(kept, torch.stack(expected), rtol=0, atol=EXACT)
-    if positions == "prompt":
-        with pytest.raises(ValueError, match="without a prompt there are no prompt positions"):
-            skn.prompts.neuron_activations(models[family], None, texts)
-
-
 def test_scores_say_what_they_were_measured_on(models):
     scores = score(models["gpt2"], prompt_for("gpt2"))
     assert scores.site == "mlp.hook_post"
     assert scores.provenance["task"] == {"name": "toy", "fingerprint": TASK.fingerprint}
     assert scores.provenance["model"]["name"] == "tiny"
     assert scores.top(1).model == "tiny"
+
+
+def test_each_class_of_three_is_scored_in_one_pass_as_if_alone(models):
+    task = three_classes()
+    prompts = [prompt_for("gpt2"), prompt_for("gpt2", seed=1)]
+    classes = skn.scores.score_classes(models["gpt2"], prompts, task, n_permutations=99, seed=5, run=QUIET)
+    for class_id, subtask in enumerate(task.binary_subtasks()):
+        alone = skn.score_neurons(models["gpt2"], prompts, subtask, run=QUIET)
+        assert torch.equal(classes[class_id].correct, alone.correct)
+        assert classes[class_id].class_counts == alone.class_counts
+        assert classes[class_id].class_id == class_id and classes[class_id].null.n_permutations == 99
+        rule = skn.scores.evaluate_rules(models["gpt2"], prompts, task, classes[class_id], run=QUIET)
+        other = skn.scores.evaluate_rules(models["gpt2"], prompts, subtask, alone, run=QUIET)
+        assert torch.equal(rule.accuracy, other.accuracy)
+
+
+def slow_union(scores, share):
+    """The paper's rule a neuron at a time: int(share * d_mlp) of each subtask and layer, lowest index first."""
+    chosen = set()
+    for one in scores:
+        for layer in range(one.n_layers):
+            ranked = sorted(range(one.d_mlp), key=lambda i: (-float(one.predictivity[layer, i]), i))
+            chosen |= {(layer, i) for i in ranked[: int(share * one.d_mlp)]}
+    return chosen
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "min"])
+def test_the_union_of_subtasks_takes_equally_many_of_each_ties_by_lowest_index(models, aggregate):
+    task = three_classes()
+    prompts = [prompt_for("bert"), prompt_for("bert", seed=1)]
+    classes = skn.scores.score_classes(models["bert"], prompts, task, aggregate=aggregate, run=QUIET)
+    ties = [len(one.predictivity[0].unique()) for one in classes]
+    assert min(ties) < 48  # there are ties to decide
+    union = skn.scores.top_union(classes, 0.1)
+    assert set(union) == slow_union(classes, 0.1)
+    with pytest.raises(ValueError, match="at least one subtask"):
+        skn.scores.top_union([], 0.1)
+
+
+def test_prompts_of_different_lengths_come_back_in_the_order_given():
+    model, task = tiny.bridge("llama"), tiny.task()
+    generator = torch.Generator().manual_seed(0)
+    prompts = [skn.SoftPrompt(torch.randn(n, 32, generator=generator), placement="suffix") for n in (2, 4, 2)]
+    together = skn.score_neurons(model, prompts, task, positions="last", run=QUIET)
+    for number, prompt in enumerate(prompts):
+        alone = skn.score_neurons(model, prompt, task, positions="last", run=QUIET)
+        assert torch.equal(together.correct[number], alone.correct[0])
+        assert together.provenance["prompts"][number] == alone.provenance["prompts"][0]

@@ -4,10 +4,8 @@ import random
 from fractions import Fraction
 
 import pytest
-import tiny
 import torch
 
-import tl_skillneurons as skn
 from tl_skillneurons.scores import tallies
 
 
@@ -64,40 +62,3 @@ def test_right_answers_are_counted_one_by_one(dtype):
     for act, label in zip(acts, labels.tolist(), strict=True):
         expected += (act > limits) == bool(label)
     assert torch.equal(tallies.count_above(acts, limits, labels[None])[0], expected)
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "bloom", "bert", "roberta"])
-def test_the_last_mlp_runs_at_the_readout_alone_with_the_same_logits(family):
-    model = tiny.bridge(family)
-    placement = "prefix" if family in tiny.BIDIRECTIONAL else "suffix"
-    soft = skn.SoftPrompt(torch.randn(3, 32, generator=torch.Generator().manual_seed(0)), placement=placement)
-    prompted = skn.PromptedModel(model, soft, {0: "negative", 1: "positive"})
-    assert prompted.last_mlp is not None
-    widths, texts = [], ["good film", "the plot was very slow"]
-    projection = model.blocks[1].mlp.out.register_forward_pre_hook(
-        lambda module, inputs: widths.append(inputs[0].shape[1])
-    )
-    narrow = prompted.class_logits(texts)
-    projection.remove()
-    assert widths == [1]
-    watch = [("blocks.1.mlp.hook_post", lambda act, hook: widths.append(act.shape[1]))]
-    whole = prompted.class_logits(texts, watch)  # with hooks of others every position runs
-    torch.testing.assert_close(narrow, whole, atol=1e-5, rtol=0)
-    assert widths[1:] == [prompted.tokens(texts).ids.shape[1]]
-
-
-def test_a_layer_that_reshapes_its_mlps_output_runs_whole():
-    model = tiny.bridge("opt")
-    soft = skn.SoftPrompt(torch.randn(3, 32), placement="suffix")
-    assert skn.PromptedModel(model, soft, {0: "negative", 1: "positive"}).last_mlp is None
-
-
-def test_prompts_of_different_lengths_come_back_in_the_order_given():
-    model, task = tiny.bridge("llama"), tiny.task()
-    generator = torch.Generator().manual_seed(0)
-    prompts = [skn.SoftPrompt(torch.randn(n, 32, generator=generator), placement="suffix") for n in (2, 4, 2)]
-    together = skn.score_neurons(model, prompts, task, positions="last", progress=False)
-    for number, prompt in enumerate(prompts):
-        alone = skn.score_neurons(model, prompt, task, positions="last", progress=False)
-        assert torch.equal(together.correct[number], alone.correct[0])
-        assert together.provenance["prompts"][number] == alone.provenance["prompts"][0]

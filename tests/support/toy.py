@@ -9,6 +9,8 @@ from tl_skillneurons.prompts.run import RunOptions
 LABEL_WORDS = {0: "negative", 1: "positive"}
 EXACT = 1e-12  # a few roundings of 1e-16 on numbers of order 1, in models that compute in float64 throughout
 HOOKS = ["blocks.0.mlp.hook_post", "blocks.1.mlp.hook_post"]
+QUIET = RunOptions(progress=False)
+"""Without a progress bar."""
 
 
 def prompt_for(family, seed=0, n=3, **more):
@@ -42,5 +44,32 @@ def read(model, prompt, texts):
     return torch.stack(rows)
 
 
-QUIET = RunOptions(progress=False)
-"""Without a progress bar."""
+def read_alone(model, prompt, text, positions):
+    """``[layer, position, neuron]`` of one text, with its own tokens found by the words in it."""
+    prompted = skn.PromptedModel(model, prompt)
+    ids = prompted.tokens([text]).ids[0].tolist()
+    with torch.no_grad():
+        _, cache = prompted.run_with_cache([text], names_filter=HOOKS)
+    acts = torch.stack([cache[name][0] for name in HOOKS])
+    at_prompt = [c for c, i in enumerate(ids) if i >= tiny.D_VOCAB or i == tiny.VOCABULARY["<mask>"]]
+    own = [c for c, i in enumerate(ids) if len(tiny.SPECIAL) <= i < tiny.D_VOCAB]
+    assert len(own) == len(text.split())
+    if positions == "prompt":
+        return acts[:, at_prompt]
+    if positions == "last":
+        return acts[:, own[-1:]]
+    rows = acts[:, own]
+    return rows.mean(1, keepdim=True) if positions == "mean" else rows.amax(1, keepdim=True)
+
+
+def slow_scores(model, prompt, positions, task=TASK, role="select", baseline=None):
+    """Baseline, standard deviation, mean absolute value and counts, an example at a time."""
+    reference = [read_alone(model, prompt, text, positions) for text in task.split("baseline")["text"]]
+    n = len(reference)
+    mean = sum(reference) / n if baseline is None else baseline
+    std = (sum((acts - mean) ** 2 for acts in reference) / n).sqrt()
+    absolute = sum(acts.abs() for acts in reference) / n
+    correct = torch.zeros(mean.shape, dtype=torch.int64)
+    for text, label in zip(task.split(role)["text"], task.split(role)["label"], strict=True):
+        correct += (read_alone(model, prompt, text, positions) > mean) == bool(label)
+    return mean, std, absolute, correct

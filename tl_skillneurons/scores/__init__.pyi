@@ -9,8 +9,6 @@ from .neuron_scores import top_union as top_union
 from .neuron_statistic import NeuronStatistic as NeuronStatistic
 from .null import PermutationNull as PermutationNull
 from .outcomes import RuleOutcomes as RuleOutcomes
-from .overlap import Overlap as Overlap
-from .overlap import compare_sets as compare_sets
 from .predictivity import score_classes as score_classes
 from .predictivity import score_neurons as score_neurons
 from .ranked import Scored as Scored

@@ -30,6 +30,7 @@ from tl_skillneurons._results import html_of
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.null import permuted_scores
 from tl_skillneurons.scores.ranked import Scored, require_one_model, strength
+from tl_skillneurons.stats.permutation import row_orders
 from tl_skillneurons.stats.ranks import average_ranks
 
 KIND = "Agreement"
@@ -228,7 +229,7 @@ class _Ranked:
 
     def shuffled(self, generator: torch.Generator) -> "_Ranked":
         """The neurons permuted within their layers."""
-        order = torch.rand(self.by_layer.shape, generator=generator).argsort(1)
+        order = row_orders(len(self.by_layer), self.by_layer.shape[1], generator, dtype=torch.float32)
         return _Ranked(*(part.gather(1, order) for part in (self.by_layer, self.overall, self.top)))
 
 

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_skillneurons._overlap import hypergeometric
 from tl_skillneurons.scores.outcomes import RuleOutcomes
-from tl_skillneurons.scores.overlap import hypergeometric
 
 
 def bound_p(

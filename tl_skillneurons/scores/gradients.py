@@ -96,9 +96,10 @@ def score_gradients(
     with progress_bar(kind, len(texts) * len(prompted), show=run.progress) as advance:
         for one in prompted:
             kept.append(_collect(one, texts, None if n_permutations else sign[0], path, advance))
-    walked = Walked(torch.stack(kept) / len(texts), None)
     if n_permutations:
         walked = _with_null(torch.stack(kept), rows, aggregate, seed)
+    else:
+        walked = Walked(torch.stack(kept) / len(texts), None)
     provenance = {
         **provenance_of(prompted),
         "task": {"name": task.name, "fingerprint": task.fingerprint},

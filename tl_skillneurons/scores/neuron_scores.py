@@ -27,6 +27,7 @@ from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.scores.null import PermutationNull, combine, permutation_null
 from tl_skillneurons.scores.outcomes import RuleOutcomes
 from tl_skillneurons.scores.selection import called_significant, every_neuron, top_neurons
+from tl_skillneurons.scores.tallies import accuracy_at, best_positions
 from tl_skillneurons.stats.chance import ChanceLevel, best_of_chance
 
 KIND = "NeuronScores"
@@ -384,36 +385,3 @@ def top_union(scores: Sequence[NeuronScores], amount: float | int, *, per: str =
     for other in scores[1:]:
         union = union | other.top(amount, per=per)
     return union
-
-
-def accuracy_at(
-    accuracy: Float[Tensor, "prompt layer position neuron"],
-    position: Int[Tensor, "prompt layer neuron"],
-    direction: Int[Tensor, "prompt layer neuron"],
-    neurons: NeuronSet,
-) -> Float[Tensor, " chosen"]:
-    """Each neuron's accuracy at its position and in its direction, the mean over prompts."""
-    _, n_layers, _, d_mlp = accuracy.shape
-    neurons.require_fits(n_layers, d_mlp)
-    at_best = accuracy.gather(2, position.unsqueeze(2))[:, :, 0]
-    directed = torch.where(direction > 0, at_best, 1 - at_best)
-    return directed[:, neurons.layer, neurons.index].mean(0)
-
-
-def best_positions(
-    correct: Int[Tensor, "prompt layer position neuron"], n: int
-) -> tuple[
-    Int[Tensor, "prompt layer neuron"],
-    Int[Tensor, "prompt layer neuron"],
-    Int[Tensor, "prompt layer neuron"],
-]:
-    """Per prompt and neuron: max(correct, n - correct) at its best position, that position, and its sign
-    there.
-
-    The first position counts among equals; the sign is +1 where at least half of the ``n`` answers are right.
-    """
-    either = torch.maximum(correct, n - correct)
-    best = either.amax(2)
-    where = (either == best.unsqueeze(2)).int().argmax(2)  # argmax gives the first of equals
-    sign = torch.where(2 * correct.gather(2, where.unsqueeze(2))[:, :, 0] >= n, 1, -1)
-    return best, where, sign

@@ -17,7 +17,8 @@ from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.streaming import Add, Reduce, stream_activations
 from tl_skillneurons.scores.outcomes import RuleOutcomes, count_right, pack
 from tl_skillneurons.scores.tallies import Summary, add_moments, count_above, moments, summarize, threshold
-from tl_skillneurons.tasks.task import Task, twin_pairs
+from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.groups import twin_pairs
 
 Padded = dict[str, int]
 """The number of a pass's batches, of their tokens, and how many of these are padding."""
@@ -170,3 +171,28 @@ def correct_of(
         for prompt, twice in enumerate(counted):
             correct[prompt, :, layer, :, neurons] = (twice.long() + n) // 2
     return correct
+
+
+def chosen_activations(
+    prompted: PromptedModel,
+    texts: list[str],
+    layer: Int[Tensor, " chosen"],
+    position: Int[Tensor, " chosen"],
+    index: Int[Tensor, " chosen"],
+    *,
+    positions: str = "prompt",
+) -> Float[Tensor, "example chosen"]:
+    """The activations of chosen neurons, each at its own position."""
+    kept = torch.empty(len(texts), len(layer), dtype=prompted.model.W_E.dtype)
+    columns = {k: (layer == k).nonzero().flatten() for k in layer.unique().tolist()}
+
+    def reduce(number: int, at: int, acts: Tensor, example: Tensor) -> Tensor:
+        own = columns.get(at, torch.empty(0, dtype=torch.int64))
+        return acts[:, position[own].to(acts.device), index[own].to(acts.device)].cpu()
+
+    def add(number: int, at: int, acts: Tensor, example: Tensor) -> None:
+        if at in columns:
+            kept[example[:, None], columns[at]] = acts
+
+    stream_activations([prompted], texts, reduce, add, positions=positions)
+    return kept

@@ -41,11 +41,12 @@ from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, as_list
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
-from tl_skillneurons.prompts.streaming import stand_alike, stream_activations
+from tl_skillneurons.prompts.streaming import stand_alike
 from tl_skillneurons.scores.measured import require_measured_here
-from tl_skillneurons.scores.neuron_scores import NeuronScores, accuracy_at
-from tl_skillneurons.scores.passes import count_correct
+from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.scores.passes import chosen_activations, count_correct
 from tl_skillneurons.scores.selection import every_neuron
+from tl_skillneurons.scores.tallies import accuracy_at
 from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.tasks.task import Task
 
@@ -359,31 +360,6 @@ def rule_answers(
         says_one = above == (direction[number, layer, index] > 0)
         rows.append((says_one == labels[:, None]).double())
     return torch.stack(rows)
-
-
-def chosen_activations(
-    prompted: PromptedModel,
-    texts: list[str],
-    layer: Int[Tensor, " chosen"],
-    position: Int[Tensor, " chosen"],
-    index: Int[Tensor, " chosen"],
-    *,
-    positions: str = "prompt",
-) -> Float[Tensor, "example chosen"]:
-    """The activations of chosen neurons, each at its own position."""
-    kept = torch.empty(len(texts), len(layer), dtype=prompted.model.W_E.dtype)
-    columns = {k: (layer == k).nonzero().flatten() for k in layer.unique().tolist()}
-
-    def reduce(number: int, at: int, acts: Tensor, example: Tensor) -> Tensor:
-        own = columns.get(at, torch.empty(0, dtype=torch.int64))
-        return acts[:, position[own].to(acts.device), index[own].to(acts.device)].cpu()
-
-    def add(number: int, at: int, acts: Tensor, example: Tensor) -> None:
-        if at in columns:
-            kept[example[:, None], columns[at]] = acts
-
-    stream_activations([prompted], texts, reduce, add, positions=positions)
-    return kept
 
 
 def _every_accuracy(

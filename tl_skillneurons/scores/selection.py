@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_skillneurons._checks import require_option
-from tl_skillneurons.neurons import NeuronSet, selection_size
+from tl_skillneurons._checks import require_option, selection_size
+from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.scores.null import PermutationNull
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_skillneurons.neurons import NeuronSet
+
 _NO_FLOAT64 = ("mps",)
 
 
@@ -88,3 +90,36 @@ def threshold(baseline: Float[Tensor, "*axes"], dtype: torch.dtype) -> Float[Ten
     rounded = baseline.to(dtype)
     below = torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
     return torch.where(rounded.to(baseline.dtype) > baseline, below, rounded)
+
+
+def accuracy_at(
+    accuracy: Float[Tensor, "prompt layer position neuron"],
+    position: Int[Tensor, "prompt layer neuron"],
+    direction: Int[Tensor, "prompt layer neuron"],
+    neurons: NeuronSet,
+) -> Float[Tensor, " chosen"]:
+    """Each neuron's accuracy at its position and in its direction, the mean over prompts."""
+    _, n_layers, _, d_mlp = accuracy.shape
+    neurons.require_fits(n_layers, d_mlp)
+    at_best = accuracy.gather(2, position.unsqueeze(2))[:, :, 0]
+    directed = torch.where(direction > 0, at_best, 1 - at_best)
+    return directed[:, neurons.layer, neurons.index].mean(0)
+
+
+def best_positions(
+    correct: Int[Tensor, "prompt layer position neuron"], n: int
+) -> tuple[
+    Int[Tensor, "prompt layer neuron"],
+    Int[Tensor, "prompt layer neuron"],
+    Int[Tensor, "prompt layer neuron"],
+]:
+    """Per prompt and neuron: max(correct, n - correct) at its best position, that position, and its sign
+    there.
+
+    The first position counts among equals; the sign is +1 where at least half of the ``n`` answers are right.
+    """
+    either = torch.maximum(correct, n - correct)
+    best = either.amax(2)
+    where = (either == best.unsqueeze(2)).int().argmax(2)  # argmax gives the first of equals
+    sign = torch.where(2 * correct.gather(2, where.unsqueeze(2))[:, :, 0] >= n, 1, -1)
+    return best, where, sign

@@ -10,7 +10,6 @@ It does not show that a neuron makes the target, only that they go together on t
 targets among the texts (``n_permutations=``), each text keeping its weight, and so assumes that texts are exchangeable.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +29,7 @@ from tl_skillneurons.scores.kinds import KINDS
 from tl_skillneurons.scores.label_scores import score_texts
 from tl_skillneurons.scores.measured import prompted_set, provenance_of, require_alike
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
+from tl_skillneurons.stats.permutation import permuted_labels
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
 CORRELATIONS = tuple(name for name, kind in KINDS.items() if kind.any_number)
@@ -105,7 +105,9 @@ def score_targets(
         raise ValueError(
             f"{given.name} is {float(values[0]):g} for every example; nothing can correlate with it"
         )
-    rows = _target_rows(values, n_permutations, seed)
+    rows = values[None]
+    if n_permutations:
+        rows = torch.cat([rows, permuted_labels(values, n_permutations, seed=seed)])
     prompted = prompted_set(model, prompts, positions, max_length=max_length, run=run)
     require_alike(prompted)
 
@@ -176,20 +178,6 @@ def answer_targets(
     log_p = logits.log_softmax(1)
     right = log_p.gather(1, torch.tensor(split["label"])[:, None])[:, 0]
     return {"confidence": log_p.amax(1).exp(), "probability": right.exp(), "loss": -right}[what]
-
-
-def _target_rows(
-    values: Float[Tensor, " example"], n_permutations: int, seed: int
-) -> Float[Tensor, "row example"]:
-    """The targets, and below them as many random orders of them."""
-    rows = values[None]
-    if not n_permutations:
-        return rows
-    if math.lgamma(len(values) + 1) < math.log(n_permutations + 1):
-        raise ValueError(f"{len(values)} examples have too few orders for {n_permutations} permutations")
-    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
-    order = torch.rand(n_permutations, len(values), generator=generator, dtype=torch.float64).argsort(1)
-    return torch.cat([rows, values[order]])
 
 
 def _numbers(targets: Numbers, n: int) -> Float[Tensor, " example"]:

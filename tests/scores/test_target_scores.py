@@ -1,0 +1,90 @@
+"""Correlations with any number per text: planted targets, the model's own answers, and what is refused."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from toy import QUIET, TASK, prompt_for, read
+
+import tl_skillneurons as skn
+from tl_skillneurons.prompts.run import RunOptions
+from tl_skillneurons.scores import Targets
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {family: tiny.bridge(family, dtype=torch.float64) for family in ("gpt2", "bert")}
+
+
+def test_a_planted_target_is_found_significant_and_kept_in_the_file(models, tmp_path):
+    model, prompt = models["bert"], prompt_for("bert")
+    texts = [row["text"] for row in tiny.sentences(60, seed=9)]
+    acts = read(model, prompt, texts)
+    noise = torch.randn(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target = acts[:, 1, 2, 7] + 0.3 * acts[:, 1, 2, 7].std() * noise
+    found = skn.scores.score_targets(
+        model, prompt, texts, Targets(target, name="rating", role="report"), n_permutations=99, run=QUIET
+    )
+    expected = np.corrcoef(acts[:, 1, 2, 7], target)[0, 1]
+    assert float(found.values[0, 1, 2, 7]) == pytest.approx(expected, abs=1e-9)
+    assert (1, 7) in found.significant()
+    assert found.direction[1, 7] == 1
+    back = skn.scores.NeuronStatistic.load(found.save(tmp_path / "rating.safetensors"))
+    assert torch.equal(back.values, found.values) and torch.equal(back.null.p_family, found.null.p_family)
+    assert (back.name, back.role, back.n_examples) == ("pearson", "report", 60)
+    assert back.provenance["target"] == "rating" and "p_family" in back.to_dataframe()
+    with pytest.raises(ValueError, match="holds a NeuronStatistic, expected a NeuronScores"):
+        skn.NeuronScores.load(tmp_path / "rating.safetensors")
+
+
+def test_the_models_own_answers_are_targets(models):
+    model, prompt = models["gpt2"], prompt_for("gpt2")
+    split = TASK.split("select")
+    with torch.no_grad():
+        logits = skn.PromptedModel(model, prompt, TASK.label_words).class_logits(split["text"])
+    p = logits.softmax(1)
+    right = p[torch.arange(len(p)), split["label"]]
+    for what, expected in {
+        "confidence": p.amax(1),
+        "probability": right,
+        "loss": -right.log(),
+        "logit_diff": logits[:, 1] - logits[:, 0],
+    }.items():
+        torch.testing.assert_close(skn.scores.answer_targets(model, prompt, TASK, what), expected.double())
+    targets = skn.scores.answer_targets(model, prompt, TASK, "loss")
+    found = skn.scores.score_targets(model, prompt, list(split["text"]), targets, kind="spearman", run=QUIET)
+    assert found.values.abs().max() <= 1 and found.name == "spearman"
+
+
+@pytest.mark.parametrize(
+    "targets, settings, message",
+    [
+        ([1.0] * 3, {}, "target is 1 for every example"),
+        ([1.0, float("nan"), 2.0], {}, "targets must be finite, got nan for example 1"),
+        ([1.0, 2.0], {}, r"one number for each of 3 texts, got shape \(2,\)"),
+        (Targets([1.0, 2.0, 3.0], [0, 0, 0]), {}, "weights sum to zero"),
+        (Targets([1.0, 2.0, 3.0], [1, -1, 0]), {}, "at least 0 for each of 3 texts"),
+        (Targets([1.0, 1.0, 3.0], [1, 1, 0], "rating"), {}, "rating is 1 for every example"),
+        (
+            [1.0, 2.0, 3.0],
+            {"n_permutations": 99},
+            "in only 6 ways, too few for 99",
+        ),
+        ([1.0, 2.0, 3.0], {"kind": "kendall"}, "kind must be one of 'pearson', 'spearman'"),
+    ],
+)
+def test_targets_and_weights_that_make_no_sense_are_refused(models, targets, settings, message):
+    texts = ["the film was good", "a dull plot", "bad music"]
+    with pytest.raises(ValueError, match=message):
+        skn.scores.score_targets(models["gpt2"], prompt_for("gpt2"), texts, targets, run=QUIET, **settings)
+
+
+def test_activations_that_never_change_are_refused(models):
+    with pytest.raises(ValueError, match="every neuron's activation is the same for every example"):
+        skn.scores.score_targets(
+            models["gpt2"],
+            prompt_for("gpt2"),
+            ["the film"] * 3,
+            [1, 2, 3],
+            run=RunOptions(batch_size=3, progress=False),
+        )

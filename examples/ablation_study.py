@@ -12,6 +12,7 @@ import sys
 from labelled_folders import load_task
 
 import tl_skillneurons as skn
+from tl_skillneurons.interventions import Beyond, Scale
 
 SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
 if len(sys.argv) > 1:
@@ -27,20 +28,20 @@ else:
 [prompt] = skn.fit_soft_prompts(model, task, seeds=[0], **tuning)
 scores = skn.score_neurons(model, prompt, task)
 skill = scores.top(sizes[-1])
+sets = skill.nested(sizes)
 
 # %% Hold them at their mean, keep nothing but them: at the prompt, 20 draws of each control
 panel = skn.measure_effects(
     model,
     prompt,
     task,
-    skill,
+    sets,
     interventions=interventions,
-    sizes=sizes,
     n_random=20,
-    direct=True,
+    beyond=Beyond(direct=True),
 )
 frame = panel.to_dataframe()
-shown = ["effect", "intervention", "size", "intact", "value", "change_low", "change_high"]
+shown = ["effect", "intervention", "set", "intact", "value", "change_low", "change_high"]
 controls = ["random_median", "random_min", "p_random", "matched_median", "p_matched"]
 for metric in ("accuracy", "logit_diff"):
     print(
@@ -54,8 +55,7 @@ curve = skn.measure_effects(
     prompt,
     task,
     skill,
-    interventions=("scale",),
-    factors=(0.0, 2.0),
+    interventions=[Scale(0.0), Scale(2.0)],
     n_random=20,
 ).to_dataframe()
 curve = curve[curve.metric == "logit_diff"]

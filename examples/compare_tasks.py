@@ -36,7 +36,7 @@ scores = {name: skn.score_neurons(model, prompts[name], task, **kept) for name, 
 console = Console(width=160)
 first = next(iter(tasks))
 noise = tasks[first].with_shuffled_labels(1, roles=("select",))
-control = skn.score_neurons(model, prompts[first], noise, progress=False, **kept)
+control = skn.score_neurons(model, prompts[first], noise, run=skn.RunOptions(progress=False), **kept)
 found = skn.studies.compare_tasks({**scores, f"{first}, shuffled labels": control})
 console.print(found.to_table())
 print("\nSpearman by layer")
@@ -50,7 +50,7 @@ if len(tasks) > 2:
     console.print(skn.studies.transfer_prompts(model, tasks, prompts, scores).to_table())
 
 # %% Hold each task's best 2 % at their mean, measure each task; 20 draws of random neurons of the same layers
-damage = skn.studies.measure_damage(
+damage = skn.studies.cross_task_damage(
     model,
     {name: task.limit(report=12 if SMALL else 80) for name, task in tasks.items()},  # 22 passes for each cell
     prompts,

@@ -20,8 +20,7 @@ prompts = skn.fit_soft_prompts(
     n_virtual_tokens=4,
     n_steps=n_steps,
     seeds=[0, 1],
-    evaluate_every=n_steps // 4,
-    snapshots=True,
+    training=skn.prompts.TrainingOptions(evaluate_every=n_steps // 4, snapshots=True),
 )
 scores = skn.score_neurons(model, prompts, task)
 
@@ -56,9 +55,9 @@ print(history[[*shown, "jaccard", "chance_jaccard", "spearman"]].round(3).to_str
 random = [
     skn.SoftPrompt(prompt.initial, placement=prompt.placement, readout=prompt.readout) for prompt in prompts
 ]
-control = skn.studies.describe_prompt(
-    model, random, task, skn.score_neurons(model, random, task, progress=False), n_shuffles=1, progress=False
-)
+quiet = skn.RunOptions(progress=False)
+of_random = skn.score_neurons(model, random, task, run=quiet)
+control = skn.studies.describe_prompt(model, random, task, of_random, n_shuffles=1, run=quiet)
 shown = ["prompt", "token", "peak_share", "uniform", "best", "nearest", "cosine", "chance_cosine", "without"]
 print("\nthe prompts as they were before tuning")
 print(control.positions[shown].round(3).to_string(index=False))

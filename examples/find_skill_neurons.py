@@ -18,20 +18,19 @@ scores = skn.score_neurons(model, prompts, task)
 skill = scores.top(0.02)
 
 # %% The best neurons: select chose them, report did not
-on_report = scores.rule_accuracy(skill, skn.scores.rule_accuracy(model, prompts, task, scores, role="report"))
+on_report = skn.scores.evaluate_rules(model, prompts, task, scores, skill)
 chance = scores.chance_level()
 print(f"\n{len(skill)} skill neurons; the best of all scores reaches {chance.expected:.3f} by luck alone")
-best = skill.to_dataframe().assign(select=scores.rule_accuracy(skill), report=on_report).head(5)
-print(best.round(3).to_string(index=False))
+print("all of them:", on_report)
+print(on_report.to_dataframe().head(5).round(3).to_string(index=False))
 
-# %% Does the model use them? Hold them at their mean, and as many random neurons of the same layers
-values = [scores.mean_baseline(k) for k in range(len(prompts))]
-effect = skn.interventions.ablation_effect(model, prompts, task, skill, values=values, n_random=5)
-random = effect.random.mean(0)
-print(f"\naccuracy on {effect.n_examples} examples of role {effect.role}")
-print(f"  intact                  {effect.intact.mean():.3f}")
-print(f"  skill neurons ablated   {effect.ablated.mean():.3f}")
-print(f"  random neurons ablated  {random.median():.3f} ({random.min():.3f} to {random.max():.3f})")
+# %% Does the model use them? Hold them at their mean at the prompt, beside 20 sets of random and 20 of matched neurons
+panel = skn.measure_effects(model, prompts, task, skill, interventions=["mean"])
+frame = panel.to_dataframe()
+shown = ["prompt", "metric", "intact", "value", "random_median", "random_min", "p_random"]
+shown += ["matched_median", "matched_min", "p_matched"]
+print(f"\nthe effect on {frame.n_examples[0]} examples of role {panel.role}, for each prompt and pooled")
+print(frame[frame.metric.isin(["accuracy", "logit_diff"])][shown].round(3).to_string(index=False))
 
 # %% What this does not show: that each of them matters (only the set was ablated), or that they know more than these
 # words; with disjoint_words=True no sentiment word stands in two roles.

@@ -30,7 +30,7 @@ skill = scores.top(0.02)
 # %% The same discovery without pre-training (random weights), and with its parts but not the whole (layers shuffled)
 untrained = random_init_bridge(str(skn.packaged_model(name)), seed=0)
 found = skn.studies.over_checkpoints(
-    {"random weights": untrained, "layers shuffled": skn.studies.shuffle_layers(model), "pre-trained": model},
+    {"random weights": untrained, "layers shuffled": skn.models.shuffle_layers(model), "pre-trained": model},
     task,
     **tuning,
 )

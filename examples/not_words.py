@@ -34,7 +34,7 @@ for name, task in tasks.items():
 # %% The same rules on words that no other role has: what is left of the accuracy is not memory of words
 for name, task in tasks.items():
     top = scores[name].top(10, per="model")
-    print(f"{name}: the best", skn.scores.selected_accuracy(model, prompts[name], task, scores[name], top))
+    print(f"{name}: the best", skn.scores.evaluate_rules(model, prompts[name], task, scores[name], top))
 task, [prompt] = tasks["shared words"], prompts["shared words"]
 skill = scores["shared words"].top(20, per="model")
 

@@ -102,7 +102,7 @@ if not all((place / "tokenizer.json").exists() for place in checkpoints.values()
 tuning = {"n_virtual_tokens": 4, "n_steps": 10 if SMALL else 60, "seeds": [0]}
 trained = skn.load_model(checkpoints[f"step {KEPT[-1]}"], verbose=False)
 shuffled = {
-    "layers shuffled": skn.studies.shuffle_layers(trained)
+    "layers shuffled": skn.models.shuffle_layers(trained)
 }  # a control: trained parts, no trained whole
 console = Console(width=160)
 for prompts, what in (("each", "tuned at every checkpoint"), ("last", "tuned at the last, carried back")):

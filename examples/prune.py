@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import tl_skillneurons as skn
-from tl_skillneurons.stats.intervals import equivalence
+from tl_skillneurons.stats.hypothesis_tests import equivalence
 
 SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
 SHARES = (0.1,) if SMALL else (0.02, 0.05, 0.1, 0.3)
@@ -30,17 +30,18 @@ if len(sys.argv) > 2:
 else:
     n_pairs = 60 if SMALL else 400
     task = skn.minimal_pairs("movie_reviews", n_pairs=n_pairs, tokenizer=model.tokenizer)
-tuning = {"n_virtual_tokens": 4, "n_steps": 10 if SMALL else 60, "seeds": [0], "progress": False}
+quiet = skn.RunOptions(progress=False)
+tuning = {"n_virtual_tokens": 4, "n_steps": 10 if SMALL else 60, "seeds": [0], "run": quiet}
 [prompt] = skn.fit_soft_prompts(model, task, **tuning)
 scores = skn.score_neurons(model, prompt, task)
 
 # %% What the dropped neurons are held at: their mean at the prompt, as in the paper, or at the text, most of the tokens
-at_text = skn.score_neurons(model, None, task, positions="mean", progress=False)
+at_text = skn.score_neurons(model, None, task, positions="mean", run=quiet)
 values = {"prompt": scores.mean_baseline(), "text": at_text.mean_baseline()}
 
 # %% The controls: neurons by luck, by how active they are, and the most predictive of labels that mean nothing
 noise = task.with_shuffled_labels(1, roles=("select",))
-of_noise = skn.score_neurons(model, prompt, noise, progress=False)
+of_noise = skn.score_neurons(model, prompt, noise, run=quiet)
 n_layers, d_mlp = scores.n_layers, scores.d_mlp
 active = scores.mean_absolute()
 
@@ -69,10 +70,13 @@ long_texts = [" ".join(words[start : start + 2 * LENGTH]) for start in range(BAT
 long_texts = [f"{text} " * (1 + 4 * LENGTH // len(text.split())) for text in long_texts]  # and cut to LENGTH
 
 
+one_batch = skn.RunOptions(batch_size=BATCH, progress=False)
+
+
 def answer(of):
-    prompted = skn.PromptedModel(of, prompt, task.label_words, max_length=LENGTH)
+    prompted = skn.PromptedModel(of, prompt, task.label_words, max_length=LENGTH, run=one_batch)
     with torch.no_grad():
-        prompted.class_logits(long_texts, batch_size=BATCH)
+        prompted.class_logits(long_texts)
 
 
 def latency_ratio(one, other, n_pairs):

@@ -22,6 +22,7 @@ else:
     n_pairs = 80 if SMALL else 400
     task = skn.minimal_pairs("movie_reviews", n_pairs=n_pairs, tokenizer=model.tokenizer)
 print(f"{task.name}: {task.n_examples}, dropped as also in a later role: {task.dropped}")
+quiet = skn.RunOptions(progress=False)
 tuning = {"n_virtual_tokens": 4, "n_steps": 10 if SMALL else 100}
 
 # %% More than two classes: one prompt for all, each class scored against the rest in the same pass
@@ -29,12 +30,12 @@ if task.n_classes > 2:
     prompts = skn.fit_soft_prompts(model, task, seeds=range(2), **tuning)
     classes = skn.scores.score_classes(model, prompts, task, n_permutations=1000)
     for scores, word in zip(classes, task.label_words.values(), strict=True):
-        rules = skn.scores.rule_accuracy(model, prompts, task, scores, progress=False)
+        rules = skn.scores.evaluate_rules(model, prompts, task, scores, run=quiet)
         best = scores.top(1, per="model")
         print(
             f"{word.strip()} against the rest: {len(scores.significant())} neurons significant on select, best "
             f"{scores.predictivity.max():.3f} (level {scores.null.level():.3f}), "
-            f"on report {scores.rule_accuracy(best, rules)[0]:.3f}"
+            f"on report {rules.accuracy_of(best)[0]:.3f}"
         )
     print(f"union of the best 0.5 % per class and layer: {len(skn.scores.top_union(classes, 0.005))} neurons")
     task = task.binary_subtasks("pairs")[0]
@@ -52,9 +53,9 @@ print(
     f"{len(scores.significant(correction='fdr'))} at a false discovery rate of 5 %"
 )
 top = scores.top(10, per="model")
-print("the best", skn.scores.selected_accuracy(model, prompts, task, scores, top))
+print("the best", skn.scores.evaluate_rules(model, prompts, task, scores, top))
 if len(found):
-    print("all significant", skn.scores.selected_accuracy(model, prompts, task, scores, found))
+    print("all significant", skn.scores.evaluate_rules(model, prompts, task, scores, found))
 
 # %% Does the null keep its promise here? Labels shuffled, again and again
 checked = skn.scores.check_calibration(scores.outcomes, n_repetitions=20 if SMALL else 200)
@@ -72,16 +73,16 @@ stable = skn.studies.diagnose(model, prompts, task, skill, scores=scores)
 print(stable.to_dataframe().round(3).to_string(index=False))
 
 # %% Do other scores name the same neurons?
-others = skn.scores.measure_scores(model, prompts, task, ["auc", "mean_difference", "mutual_information"])
+others = skn.scores.score_labels(model, prompts, task, ["auc", "mean_difference", "mutual_information"])
 compared = skn.studies.compare_scores({"predictivity": scores, **others})
 print("\nagreement of scores, all neurons and the best 2 %")
 print(compared.agreement.round(3).to_string(index=False))
 
 # %% How much of the skill do k neurons carry?
-own = skn.score_neurons(model, prompts[0], task, progress=False)
+own = skn.score_neurons(model, prompts[0], task, run=quiet)
 print("\nthe best k neurons together, on report, beside the prompt and random neurons")
 shown = ["k", "vote", "vote_low", "vote_high", "random_vote", "probe", "random_probe", "prompt", "n_examples"]
-curve = skn.studies.combine_neurons(model, prompts[0], task, own, [1, 4, 16, 64])
+curve = skn.studies.vote_and_probe(model, prompts[0], task, own, [1, 4, 16, 64])
 print(curve[shown].round(3).to_string(index=False))
 
 # %% Why prompt tuning? The same scores with everything less

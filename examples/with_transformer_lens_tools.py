@@ -103,7 +103,7 @@ print(
 split = task.split("report")
 labels = torch.tensor(split["label"][:])
 for name, neurons in (("skill", best), ("random", random)):
-    features = interop.set_activations(model, prompt, split["text"][:], neurons)
+    features = skn.prompts.set_activations(model, prompt, split["text"][:], neurons)
     probe = fit_sparse_probe(features, labels, k=1, groups=torch.tensor(split["pair"][:]))
     print(f"  probe of one of {len(neurons)} {name} neurons: accuracy {probe.metrics.accuracy:.3f}")
 

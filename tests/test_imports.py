@@ -1,11 +1,24 @@
 """The package's names, each in a process of its own where what else was imported would matter."""
 
 import ast
-import inspect
+import importlib
+import pkgutil
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
+
+ROOMS = "attention interop interventions models plots prompts scores stats studies tasks".split()
+TOP = """
+EffectPanel Findings InputCache NeuronScores NeuronSet PromptedModel RunOptions SoftPrompt Task ablate attribute_neurons
+find_skill_neurons fit_soft_prompts load_model measure_effects minimal_pairs packaged_model patch_neurons plot_scores
+prune score_neurons
+""".split()
+"""What most work needs; everything else is reached through its room."""
+FOLDER = Path(__file__).parents[1] / "tl_skillneurons"
+PACKAGES = ["tl_skillneurons", *(f"tl_skillneurons.{room}" for room in ROOMS if (FOLDER / room).is_dir())]
 
 
 def run(code):
@@ -16,60 +29,93 @@ def run(code):
     return done.stdout
 
 
-def test_every_exported_name_is_there_and_is_no_module(skn):
-    for name in skn.__all__:
-        value = getattr(skn, name)
-        assert callable(value)
-        assert value.__name__ == name
-        assert value.__module__ == f"tl_skillneurons.{skn._MODULES[name]}"
+def offered(package):
+    """What the package's stub says: each name's module, relative to the package."""
+    stub = FOLDER.joinpath(*package.split(".")[1:], "__init__.pyi")
+    found = {}
+    for node in ast.parse(stub.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                assert alias.asname == alias.name, "a stub exports what it imports as itself"
+                found[alias.name] = node.module or alias.name
+    return found
 
 
-def test_the_exported_names_are_sorted_and_the_same_at_run_time_and_for_type_checkers(skn):
-    assert skn.__all__ == sorted(skn.__all__)
-    assert list(skn._MODULES) == skn.__all__
-    blocks = [node for node in ast.parse(inspect.getsource(skn)).body if isinstance(node, ast.If)]
-    imported = {
-        alias.name: node.module
-        for node in blocks[0].body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert imported == {name: f"tl_skillneurons.{module}" for name, module in skn._MODULES.items()}
+def test_the_top_offers_the_rooms_and_the_names_that_most_work_needs_and_no_more(skn):
+    assert sorted(skn.__all__) == sorted([*ROOMS, *TOP])
 
 
-def test_dir_lists_every_exported_name_before_it_is_used():
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_name_of_a_stub_is_there_and_comes_from_the_module_that_the_stub_names(package):
+    room = importlib.import_module(package)
+    names = offered(package)
+    assert names and room.__all__ == sorted(names)
+    assert set(names) <= set(dir(room))
+    for name, module in names.items():
+        value = getattr(room, name)
+        if not isinstance(value, types.ModuleType):
+            assert value is getattr(importlib.import_module(f"{package}.{module}"), name)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_offered_name_is_that_of_a_module_beside_it(package):
+    """The import of such a module would put it in the place of the name."""
+    folder = FOLDER.joinpath(*package.split(".")[1:])
+    modules = {module.name for module in pkgutil.iter_modules([str(folder)])}
+    assert not modules & set(offered(package)) - set(ROOMS)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_room_says_what_it_is_about_and_lists_all_it_offers(package):
+    room = importlib.import_module(package)
+    assert room.__doc__
+    if package != "tl_skillneurons":
+        missing = [name for name in room.__all__ if name not in room.__doc__]
+        assert not missing
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_offered_name_says_what_it_is(package):
+    room = importlib.import_module(package)
+    for name in room.__all__:
+        doc = getattr(room, name).__doc__
+        assert doc and len(doc.split()) > 3, name
+
+
+def test_dir_lists_every_offered_name_before_it_is_used():
     assert run("import tl_skillneurons as skn; print(set(skn.__all__) <= set(dir(skn)))") == "True\n"
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"),
+    ("package", "name", "hint"),
     [
-        ("score_neuron", "did you mean 'score_neurons'"),
-        ("SoftPromt", "did you mean 'SoftPrompt'"),
-        ("loadin", "did you mean 'loading'"),
-        ("xyzzy", "choose from 'AblationEffect', "),
+        ("tl_skillneurons", "score_neuron", "did you mean 'score_neurons'"),
+        ("tl_skillneurons", "SoftPromt", "did you mean 'SoftPrompt'"),
+        ("tl_skillneurons", "xyzzy", "choose from 'EffectPanel', "),
+        ("tl_skillneurons.scores", "evaluate_rule", "did you mean 'evaluate_rules'"),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_near_ones(skn, name, hint):
-    with pytest.raises(AttributeError, match=f"'tl_skillneurons' has no attribute '{name}'; {hint}"):
-        getattr(skn, name)
-    assert not hasattr(skn, name)
+def test_an_unknown_name_is_refused_with_the_near_ones(package, name, hint):
+    room = importlib.import_module(package)
+    with pytest.raises(AttributeError, match=f"'{package}' has no attribute '{name}'; {hint}"):
+        getattr(room, name)
+    assert not hasattr(room, name)
     with pytest.raises(ImportError, match=f"cannot import name '{name}'"):
-        exec(f"from tl_skillneurons import {name}", {})
+        exec(f"from {package} import {name}", {})
 
 
-def test_importing_the_package_loads_no_library_and_prints_nothing():
+def test_importing_the_package_and_its_rooms_loads_no_library_and_prints_nothing():
     code = (
-        "import sys, tl_skillneurons; "
+        f"import importlib, sys; [importlib.import_module(package) for package in {PACKAGES}]; "
         "print(sorted({'datasets', 'numpy', 'pandas', 'pyarrow', 'rich', 'torch', 'transformer_lens', "
-        "'transformers'} & set(sys.modules)))"
+        "'transformers', 'typer'} & set(sys.modules)))"
     )
     assert run(code) == "[]\n"
 
 
 SETTINGS = """
 import importlib, locale, logging, os, pkgutil, random, warnings
-import datasets, huggingface_hub, numpy, pandas, rich.progress, torch, transformers
+import datasets, huggingface_hub, numpy, pandas, rich.progress, scipy.stats, torch, transformers
 import transformer_lens.model_bridge.sources.transformers
 
 def settings():
@@ -85,8 +131,8 @@ def settings():
 
 before = settings()
 import tl_skillneurons
-for module in pkgutil.iter_modules(tl_skillneurons.__path__):
-    importlib.import_module(f"tl_skillneurons.{module.name}")
+for module in pkgutil.walk_packages(tl_skillneurons.__path__, "tl_skillneurons."):
+    importlib.import_module(module.name)
 print([number for number, (was, now) in enumerate(zip(before, settings())) if was != now])
 """
 
@@ -97,24 +143,26 @@ def test_importing_every_module_changes_no_setting_that_its_libraries_have_not_c
 
 def test_a_module_is_reached_by_import_or_as_an_attribute():
     assert run("import tl_skillneurons.tasks.roles; print(tl_skillneurons.tasks.roles.ROLES[0])") == "train\n"
-    assert run("import tl_skillneurons as skn; print(skn.tasks.roles.ROLES[0])") == "train\n"
-    assert run("from tl_skillneurons tasks; print(tasks.ROLES[0])") == "train\n"
+    assert run("from tl_skillneurons.tasks import roles; print(roles.ROLES[0])") == "train\n"
+    assert (
+        run("import tl_skillneurons as skn; print(skn.scores.evaluate_rules.__name__)") == "evaluate_rules\n"
+    )
 
 
-def test_no_module_hides_an_exported_name_even_when_it_is_imported_first():
+def test_no_module_hides_an_offered_name_even_when_it_is_imported_first():
     code = (
         "import importlib, pkgutil, types, tl_skillneurons as skn\n"
-        "for module in pkgutil.iter_modules(skn.__path__):\n"
-        "    importlib.import_module(f'tl_skillneurons.{module.name}')\n"
-        "    if module.name not in skn.__all__:\n"
-        "        assert isinstance(getattr(skn, module.name), types.ModuleType)\n"
-        "for name in skn.__all__:\n"
-        "    assert getattr(skn, name).__name__ == name\n"
+        "for module in pkgutil.walk_packages(skn.__path__, 'tl_skillneurons.'):\n"
+        "    importlib.import_module(module.name)\n"
+        f"for package in map(importlib.import_module, {PACKAGES}):\n"
+        "    for name in package.__all__:\n"
+        "        value = getattr(package, name)\n"
+        f"        assert isinstance(value, types.ModuleType) == (package is skn and name in {ROOMS}), name\n"
     )
     assert run(code) == ""
 
 
-def test_a_star_import_brings_every_exported_name():
+def test_a_star_import_brings_every_offered_name():
     code = (
         "import tl_skillneurons; from tl_skillneurons import *; "
         "print(set(tl_skillneurons.__all__) - set(globals()))"
@@ -122,7 +170,7 @@ def test_a_star_import_brings_every_exported_name():
     assert run(code) == "set()\n"
 
 
-def test_an_exported_name_can_be_replaced_and_put_back(skn, monkeypatch):
+def test_an_offered_name_can_be_replaced_and_put_back(skn, monkeypatch):
     real = skn.ablate
     with monkeypatch.context() as patch:
         patch.setattr(skn, "ablate", len)

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,20 +39,36 @@ class Row:
 
 
 _IMPORT = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
+_HELP = """import sys
+from tl_skillneurons.cli import app
+sys.argv = ["tl-skillneurons", "find", "--help"]
+from contextlib import redirect_stdout, suppress
+with redirect_stdout(None), suppress(SystemExit):
+    app()"""
 
 
-def importing(statement: str) -> Callable[[Setting], Measured]:
-    """Seconds of one import, each in a Python of its own, after one of each that fills the disk's cache."""
+def _seconds_of_import(statement: str) -> float:
+    """As the program itself takes it, without the start of Python."""
+    code = _IMPORT.format(statement)
+    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout)
 
-    def seconds(code: str) -> float:
-        done = subprocess.run(
-            [sys.executable, "-c", _IMPORT.format(code)], check=True, stdout=subprocess.PIPE, text=True
-        )
-        return float(done.stdout)
+
+def _seconds_of_process(code: str) -> float:
+    """A whole process, as somebody at a terminal waits for it."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def starting(
+    ours: str, peer: str = "import transformer_lens", seconds: Callable[[str], float] = _seconds_of_import
+) -> Callable[[Setting], Measured]:
+    """What two pieces of code take, each in a Python of its own, after one of each that fills the disk's cache."""
 
     def run(setting: Setting) -> Measured:
         measured = Measured()
-        sides = [(measured.ours, statement), (measured.peer, "import transformer_lens")]
+        sides = [(measured.ours, ours), (measured.peer, peer)]
         for _, code in sides:
             seconds(code)
         n_pairs = setting.n_pairs * setting.sizes.n_imports
@@ -124,14 +141,21 @@ ROWS = {
         "import transformer_lens",
         1.05,
         False,
-        importing("import tl_skillneurons"),
+        starting("import tl_skillneurons"),
     ),
     "import-names": Row(  # the package loads its modules when a name is first asked for
         "from tl_skillneurons import *",
         "import transformer_lens",
         1.05,
         False,
-        importing("from tl_skillneurons import *"),
+        starting("from tl_skillneurons import *"),
+    ),
+    "help": Row(
+        "tl-skillneurons find --help",
+        "the same after import torch",
+        0.5,
+        False,
+        starting(_HELP, f"import torch\n{_HELP}", _seconds_of_process),
     ),
     "memory-minilm": Row("peak memory, scoring 5,000, MiniLM", "scoring 500", 1.05, False, memory("minilm")),
     "memory-smollm2": Row(

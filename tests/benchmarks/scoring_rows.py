@@ -9,7 +9,7 @@ import torch
 import transformers
 from datasets import Dataset
 from measure import Measured
-from setups import Setting, batches_as_scored, bridge, random_prompts, task_of, untouched
+from setups import QUIET, Setting, batches_as_scored, bridge, random_prompts, task_of, untouched
 
 import tl_skillneurons as skn
 from tl_skillneurons.models.sites import neuron_shape
@@ -30,9 +30,9 @@ def scoring_floor(setting: Setting) -> Measured:
         lambda options: untouched("minilm", transformers.AutoModel, add_pooling_layer=False, **options),
         lambda encoder: peers.run_encoder(encoder, batches[:: max(1, len(batches) // 8)], soft),
     )
-    skn.score_neurons(model, prompt, task.limit(train=8, select=8), progress=False)
+    skn.score_neurons(model, prompt, task.limit(train=8, select=8), run=QUIET)
     measured = measure.paired(
-        lambda: skn.score_neurons(model, prompt, task, progress=False),
+        lambda: skn.score_neurons(model, prompt, task, run=QUIET),
         lambda: peers.run_encoder(encoder, batches, soft),
         setting.n_pairs,
     )
@@ -46,10 +46,10 @@ def permutations(setting: Setting) -> Measured:
     model = bridge("smollm2")
     task = task_of(setting.sst2, baseline=sizes.n_baseline, select=sizes.n_select)
     [prompt] = random_prompts(model, 1, 8)
-    skn.score_neurons(model, prompt, task.limit(train=8, select=8), progress=False)
+    skn.score_neurons(model, prompt, task.limit(train=8, select=8), run=QUIET)
     return measure.paired(
-        lambda: skn.score_neurons(model, prompt, task, n_permutations=1000, progress=False),
-        lambda: skn.score_neurons(model, prompt, task, progress=False),
+        lambda: skn.score_neurons(model, prompt, task, n_permutations=1000, run=QUIET),
+        lambda: skn.score_neurons(model, prompt, task, run=QUIET),
         setting.n_pairs,
     )
 
@@ -61,10 +61,10 @@ def scoring_stacked(setting: Setting) -> Measured:
     task = task_of(setting.sst2, baseline=sizes.n_baseline, select=sizes.n_select)
     [prompt] = random_prompts(model, 1, 16)
     few = task.limit(train=32, select=32)
-    ours = skn.score_neurons(model, prompt, few, progress=False).correct[0]
+    ours = skn.score_neurons(model, prompt, few, run=QUIET).correct[0]
     equal = (ours == peers.correct_from_stacks(model, prompt, few)).double().mean()
     measured = measure.paired(
-        lambda: skn.score_neurons(model, prompt, task, progress=False),
+        lambda: skn.score_neurons(model, prompt, task, run=QUIET),
         lambda: peers.correct_from_stacks(model, prompt, task),
         setting.n_pairs,
     )
@@ -85,9 +85,9 @@ def scoring_five_prompts(setting: Setting) -> Measured:
         lambda decoder: peers.run_decoder(decoder, batches[:: max(1, len(batches) // 2)], softs),
         n_rounds=1,
     )
-    skn.score_neurons(model, prompts, task.limit(train=8, select=8), progress=False)
+    skn.score_neurons(model, prompts, task.limit(train=8, select=8), run=QUIET)
     measured = measure.paired(
-        lambda: skn.score_neurons(model, prompts, task, progress=False),
+        lambda: skn.score_neurons(model, prompts, task, run=QUIET),
         lambda: peers.run_decoder(decoder, batches, softs),
         setting.n_pairs,
     )
@@ -161,7 +161,7 @@ def peak_of_scoring(name: str, n_examples: int, setting: Setting) -> dict[str, i
     n_virtual = 16 if name == "minilm" else 4
     [prompt] = random_prompts(model, 1, n_virtual)
     before = measure.reset_peak()
-    skn.score_neurons(model, prompt, task, progress=False)
+    skn.score_neurons(model, prompt, task, run=QUIET)
     if before is None:
         raise RuntimeError("peak memory is read from /proc, which this system does not have")
     peak = measure.resident_bytes("VmHWM")

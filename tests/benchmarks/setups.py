@@ -16,6 +16,7 @@ from tl_skillneurons.tasks.sources import load_splits
 
 _DATA = Path(__file__).parents[3] / "shared" / "data"
 _HUB = {"sst2": "stanfordnlp/sst2", "imdb": "stanfordnlp/imdb"}
+QUIET = skn.RunOptions(progress=False)
 LABEL_WORDS = {0: " negative", 1: " positive"}
 
 

@@ -8,7 +8,7 @@ import peers
 import torch
 import transformers
 from measure import Measured
-from setups import Setting, bridge, task_of, untouched
+from setups import QUIET, Setting, bridge, task_of, untouched
 
 import tl_skillneurons as skn
 from tl_skillneurons.models.tokenizing import text_token_ids
@@ -64,11 +64,9 @@ def _against_peft(
             n_virtual_tokens=n_virtual,
             seeds=range(n_seeds),
             n_steps=n_steps,
-            batch_size=BATCH_SIZE,
-            held_back=HELD_BACK,
-            evaluate_every=n_steps,
+            training=_training(n_steps),
             max_length=None if n_tokens is None else n_tokens + n_virtual,
-            progress=False,
+            run=QUIET,
         )
 
     def steps_of_peft(chosen: Sequence[list[int]]) -> Callable[[], None]:
@@ -125,11 +123,9 @@ def tuning_minilm(setting: Setting) -> Measured:
             task,
             n_virtual_tokens=n_virtual,
             n_steps=n_steps,
-            batch_size=BATCH_SIZE,
-            held_back=HELD_BACK,
-            evaluate_every=n_steps,
+            training=_training(n_steps),
             readout="linear",
-            progress=False,
+            run=QUIET,
         )
 
     def peer() -> None:
@@ -138,6 +134,10 @@ def tuning_minilm(setting: Setting) -> Measured:
 
     theirs.step([texts[i] for i in batches[0]], labels[batches[0]])  # warms up
     return measure.paired(ours, peer, setting.n_pairs)
+
+
+def _training(n_steps: int) -> skn.prompts.TrainingOptions:
+    return skn.prompts.TrainingOptions(batch_size=BATCH_SIZE, held_back=HELD_BACK, evaluate_every=n_steps)
 
 
 def _texts(

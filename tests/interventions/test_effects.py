@@ -1,141 +1,222 @@
-"""What ablating neurons does beside random controls, on a model whose answers hang on one planted neuron."""
+"""The engine on planted truth: it must name the neurons that answer, and find nothing at a decoy or at controls."""
 
-from dataclasses import replace
-
+import pandas as pd
+import planted
 import pytest
 import tiny
 import torch
+from toy import QUIET
 
-from tl_skillneurons import NeuronSet, PromptedModel, SoftPrompt
-from tl_skillneurons.interventions import AblationEffect, ablation_effect, accuracy, effects
-from tl_skillneurons.models.sites import neuron_hooks
-from tl_skillneurons.prompts.positions import current_tokens
+from tl_skillneurons import InputCache, NeuronSet, PromptedModel, RunOptions, SoftPrompt, ablate
+from tl_skillneurons.interventions import (
+    Beyond,
+    Examples,
+    Keep,
+    Mean,
+    Scale,
+    Zero,
+    effects,
+    measure_effects,
+)
+from tl_skillneurons.interventions.effects import output_norms
 
-TASK = tiny.task(n_train=8, n_select=10, n_report=12)
-PLANTED = NeuronSet(torch.tensor([1]), torch.tensor([7]))
-SHAPE = (2, 48)
-ZEROS = [torch.zeros(SHAPE)]
-QUICK = {"how": "zero", "n_random": 3, "progress": False}
-
-
-def prompt(seed=0):
-    rows = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(seed))
-    return SoftPrompt(rows, placement="suffix", provenance={}, seed=seed)
-
-
-def tiny_width():
-    return SoftPrompt(torch.ones(3, 16), placement="suffix")
+FEW = Examples(n_reference=16)
 
 
 @pytest.fixture(scope="module")
-def planted():
-    """Neuron 7 of layer 1 is high for class 1 and low for class 0, and alone moves the label words' logits."""
-    model = tiny.bridge("llama")
-    label_of = {text: label for role in TASK.splits for text, label in _rows(role)}
-
-    def plant(act, hook):
-        tokens = current_tokens(hook)
-        text = [
-            model.tokenizer.decode(ids[is_text])
-            for ids, is_text in zip(tokens.ids, tokens.is_text, strict=True)
-        ]
-        labels = torch.tensor([label_of[t.removeprefix("<s>").strip()] for t in text])
-        act = act.clone()
-        act[:, :, 7] = 20.0 * (2 * labels[:, None] - 1)
-        return act
-
-    ids = [tiny.VOCABULARY[word] for word in TASK.label_words.values()]
-    with torch.no_grad():
-        model.blocks[1].mlp.W_out[7] = model.W_U[:, ids[1]] - model.W_U[:, ids[0]]
-    model.add_hook(neuron_hooks(model)[1], plant, is_permanent=True)
-    return model
+def model():
+    return planted.model()
 
 
-def _rows(role):
-    split = TASK.split(role)
-    return zip(split["text"], split["label"], strict=True)
+@pytest.fixture(scope="module")
+def task():
+    return planted.task()
 
 
-def run(model, neurons=PLANTED, prompts=None, task=TASK, **changes):
-    return ablation_effect(model, prompts or prompt(), task, neurons, **(QUICK | changes))
+def run(model, task, neurons=planted.NEURONS, prompts=None, **changes):
+    options = {"n_random": 19, "examples": FEW, "run": QUIET, **changes}
+    return measure_effects(model, prompts or planted.prompt(), task, neurons, **options)
 
 
-@pytest.mark.parametrize(("how", "values"), [("zero", None), ("mean", ZEROS)])
-def test_ablating_the_neuron_that_answers_harms_and_random_ones_do_not(planted, how, values):
-    effect = run(planted, how=how, values=values, n_random=19)
-    assert effect.intact.tolist() == [1.0]
-    assert effect.ablated.item() <= 0.75
-    assert effect.random.tolist() == [[1.0] * 19]
-    assert effect.p_value == 1 / 20
-    assert (effect.role, effect.n_examples, effect.n_neurons, effect.how) == ("report", 12, 1, how)
+def at(frame, metric="accuracy", **wanted):
+    for name, value in {"metric": metric, "effect": "total", **wanted}.items():
+        frame = frame[frame[name] == value]
+    assert len(frame) == 1
+    return frame.iloc[0]
 
 
-def test_ablating_a_neuron_that_does_nothing_is_as_harmless_as_the_controls(planted):
-    effect = run(planted, NeuronSet(torch.tensor([0]), torch.tensor([3])))
-    assert effect.ablated.tolist() == [1.0] and effect.p_value == 1.0
+# What it finds
 
 
-def test_the_accuracy_is_that_of_the_run_one_would_do_by_hand(planted):
-    own = prompt()
-    prompted = PromptedModel(planted, own, TASK.label_words)
-    hooks = [(neuron_hooks(planted)[1], lambda act, hook: torch.where(torch.arange(48) == 7, 0.0, act))]
-    for role in ("select", "report"):
-        right = 0
-        for text, label in _rows(role):
+@pytest.mark.parametrize("positions", ["prompt", "all"])
+def test_the_panel_names_the_neurons_that_answer_and_controls_show_nothing(model, task, positions):
+    names = ("mean", "other_class_mean", "class_mean", "keep", "resample")
+    frame = run(model, task, interventions=names, positions=[positions]).to_dataframe()
+    for name in ("mean", "resample"):
+        found = at(frame, intervention=name)
+        assert found.intact == 1 and found.value <= 0.8
+        assert found.random_min == found.matched_min == 1
+        assert found.p_random == found.p_matched == 1 / 20 and found.p_mcnemar < 0.05
+    assert at(frame, intervention="other_class_mean").value <= 0.2  # says the other label
+    assert at(frame, intervention="class_mean").value == 1  # all but the class is gone, and nothing is lost
+    kept = at(frame, intervention="keep")
+    assert kept.value == 1 and kept.random_max <= 0.8 and kept.p_random == 1 / 20
+
+
+def test_a_decoy_is_predictive_and_causally_inert(model, task):
+    panel = run(
+        model,
+        task,
+        planted.DECOY,
+        interventions=("zero", "mean", "other_class_mean"),
+        beyond=Beyond(direct=True),
+    )
+    frame = panel.to_dataframe()
+    accuracies = frame[frame.metric == "accuracy"]
+    assert (accuracies.value == 1).all() and (accuracies.p_random == 1).all()
+    diffs = frame[frame.metric == "logit_diff"]
+    assert (diffs.change.abs() < 0.05 * diffs.intact).all()  # what it writes is seen by the norms' scales
+
+
+def test_direct_and_total_effects_stand_side_by_side(model, task):
+    panel = run(model, task, interventions="other_class_mean", beyond=Beyond(direct=True))
+    total, direct = (at(panel.to_dataframe(), "logit_diff", effect=e) for e in ("total", "direct"))
+    assert total.intact == direct.intact and total.change < 0 and direct.change < 0
+
+
+def test_a_dose_response_curve_goes_through_the_intact_model_at_one(model, task):
+    doses = [Scale(factor) for factor in (0, 0.5, 1, 2)]
+    frame = run(model, task, interventions=[*doses, Zero()]).to_dataframe()
+    diffs = [at(frame, "logit_diff", intervention=dose.name) for dose in doses]
+    assert diffs[2].change == 0 and diffs[0].value == at(frame, "logit_diff", intervention="zero").value
+    assert diffs[0].value < diffs[1].value < diffs[2].value
+
+
+def test_several_sets_go_by_their_names_each_beside_its_own_controls(model, task):
+    sets = {"that answer": planted.NEURONS, "decoy": planted.DECOY}
+    frame = run(model, task, sets, interventions="mean").to_dataframe()
+    assert at(frame, set="that answer").n_neurons == 3 and at(frame, set="decoy").n_neurons == 1
+    assert at(frame, set="that answer").p_random == 1 / 20 and at(frame, set="decoy").p_random == 1
+    alone = run(model, task, planted.NEURONS, interventions="mean").to_dataframe()
+    shared = frame[frame.set == "that answer"].drop(columns="set").reset_index(drop=True)
+    # a product of matrices of another size rounds differently
+    pd.testing.assert_frame_equal(shared, alone.drop(columns="set"), rtol=1e-12, atol=1e-12)
+
+
+def test_other_tasks_and_plain_text_show_damage_elsewhere(model, task):
+    panel = run(
+        model,
+        task,
+        positions=("prompt", "all"),
+        interventions=("mean", "class_mean"),
+        beyond=Beyond(
+            other_tasks=[(tiny.task(seed=5), planted.prompt())],
+            plain_texts=list(task.split("report")["text"][:6]),
+        ),
+    )
+    frame = panel.to_dataframe()
+    assert list(frame.task.unique()) == [task.name, "tiny", "plain text"]
+    plain = frame[frame.task == "plain text"]
+    assert set(plain.positions) == {"all"} and set(plain.intervention) == {"mean"}
+    assert set(plain.metric) == {"cross_entropy"} and (plain.n_examples == 6).all()
+    assert set(plain.prompt) == {"none"} and panel.specificity()["drop"].notna().all()
+
+
+def test_a_function_stands_beside_the_values_with_the_numbers_of_the_one_it_repeats(model, task):
+    def nothing_left(act, hook):
+        return torch.zeros_like(act)
+
+    frame = run(model, task, interventions=[Zero(), nothing_left], positions="all").to_dataframe()
+    first, second = (
+        frame[frame.intervention == name].drop(columns="intervention").reset_index(drop=True)
+        for name in ("zero", "nothing_left")
+    )
+    # a function may look at other positions, so the last MLP is not cut to the read-out for it: rounding differs
+    numbers = [c for c in first if first[c].dtype == float]
+    torch.testing.assert_close(
+        torch.tensor(first[numbers].values),
+        torch.tensor(second[numbers].values),
+        rtol=1e-4,
+        atol=1e-5,
+        equal_nan=True,
+    )
+
+
+# What it runs
+
+
+@pytest.mark.parametrize(("role", "places"), [("select", ["prompt"]), ("report", ["text", "all"])])
+def test_a_conditions_logits_are_those_of_the_run_one_would_do_by_hand(model, task, role, places):
+    panel = run(model, task, interventions="zero", positions=places, examples=Examples(role=role))
+    split = task.split(role)
+    prompted = PromptedModel(model, planted.prompt(), task.label_words)
+    [measured] = panel.measured
+    assert (panel.role, measured.labels.tolist()) == (role, split["label"][:])
+    for condition in panel.conditions:
+        if condition.neurons == "chosen":
+            hooks = ablate(planted.NEURONS, positions=condition.positions)
             with torch.no_grad():
-                right += int(prompted.class_logits([text], hooks).argmax()) == label
-        effect = run(planted, role=role)
-        assert effect.ablated.item() == pytest.approx(right / len(TASK.split(role)), abs=1e-7)
-        assert effect.n_examples == len(TASK.split(role)) and effect.role == role
-        texts, labels = TASK.split(role)["text"][:], TASK.split(role)["label"][:]
-        assert accuracy(prompted, texts, labels, fwd_hooks=hooks) == right / len(texts)
-        assert accuracy(prompted, texts, labels, fwd_hooks=hooks, batch_size=3) == right / len(texts)
+                expected = prompted.class_logits(list(split["text"]), hooks)
+            torch.testing.assert_close(measured.outputs[condition.key][0], expected, rtol=1e-4, atol=1e-4)
+            frame = panel.to_dataframe()
+            found = at(frame, positions=condition.positions)
+            assert found.value == prompted.accuracy(task, role, hooks) and found.n_examples == len(split)
 
 
-def watch(monkeypatch):
-    """What each ablation was asked to hold, in order."""
+def watched(monkeypatch):
+    """The neurons that each condition held, in order."""
     asked = []
-    real = effects.ablate
+    real = effects.ablate_where_known
 
-    def ablate(neurons, **settings):
-        asked.append((neurons, settings))
-        return real(neurons, **settings)
+    def ablate_where_known(neurons, *args, **kwargs):
+        asked.append(neurons)
+        return real(neurons, *args, **kwargs)
 
-    monkeypatch.setattr(effects, "ablate", ablate)
+    monkeypatch.setattr(effects, "ablate_where_known", ablate_where_known)
     return asked
 
 
-@pytest.mark.parametrize("match", [None, torch.rand(SHAPE, generator=torch.Generator().manual_seed(0))])
-def test_controls_are_other_neurons_equally_many_per_layer(planted, monkeypatch, match):
-    asked = watch(monkeypatch)
-    skill = NeuronSet(torch.tensor([0, 0, 1, 1, 1]), torch.tensor([2, 9, 7, 0, 47]))
-    run(planted, skill, n_random=6, match=match, seed=5)
-    first, *controls = [neurons for neurons, _ in asked]
-    assert first == skill and len(controls) == 6
-    for control in controls:
-        assert len(control & skill) == 0
-        assert {layer: len(index) for layer, index in control.by_layer().items()} == {0: 2, 1: 3}
-    assert len({tuple(control) for control in controls}) == 6
-    asked.clear()
-    run(planted, skill, n_random=6, match=match, seed=5)
-    assert [neurons for neurons, _ in asked] == [skill, *controls]
+@pytest.mark.parametrize("reference", [None, "baseline"])
+def test_controls_are_other_neurons_equally_many_per_layer_the_same_for_every_prompt(
+    model, task, monkeypatch, reference
+):
+    asked = watched(monkeypatch)
+    skill = NeuronSet([0, 0, 1, 1, 1], [2, 9, 7, 0, 47], 3, 48)
+    examples = Examples(reference=reference, n_reference=16)
+    run(
+        model,
+        task,
+        skill,
+        [planted.prompt(0), planted.prompt(1)],
+        interventions="zero",
+        seed=5,
+        examples=examples,
+    )
+    assert asked[:39] == asked[39:] and asked[0] == skill
+    random, matched = asked[1:20], asked[20:39]
+    for controls in (random, matched):
+        assert len({tuple(control) for control in controls}) == 19
+        for control in controls:
+            assert len(control & skill) == 0
+            assert {layer: len(index) for layer, index in control.by_layer().items()} == {0: 2, 1: 3}
+    assert [list(one) for one in random] == [list(skill.random_like(5 + draw)) for draw in range(19)]
+    norms = output_norms(model)
+    if reference is None:
+        assert [list(one) for one in matched] == [
+            list(skill.random_like(5 + k, match=norms)) for k in range(19)
+        ]
 
 
-def test_each_prompt_runs_with_its_own_values_and_the_same_ablation(planted, monkeypatch):
-    asked = watch(monkeypatch)
-    values = [torch.zeros(SHAPE), torch.ones(SHAPE)]
-    settings = {"how": "mean", "positions": "prompt", "sigma": 0.3, "seed": 4}
-    effect = run(planted, prompts=[prompt(0), prompt(1)], values=values, n_random=2, **settings)
-    assert effect.random.shape == (2, 2) and effect.positions == "prompt"
-    assert len(asked) == 6
-    for number, (_, told) in enumerate(asked):
-        assert told["values"] is values[number // 3]
-        assert {name: told[name] for name in settings} == settings
-    one = run(planted, prompts=[prompt(1)], values=values[1:], n_random=2, **settings)
-    assert torch.equal(effect.ablated[1:], one.ablated) and torch.equal(effect.random[1:], one.random)
+def test_controls_are_matched_on_activation_and_on_what_neurons_write(model, task):
+    norms = output_norms(model)
+    assert torch.allclose(norms[1], model.blocks[1].mlp.W_out.norm(dim=1), atol=1e-6)
+    panel = run(model, task)
+    assert panel.settings["matched_on"] == ["output-weight norm", "mean absolute activation"]
+    bare = run(model, task, interventions=("zero",), examples=Examples(reference=None))
+    assert bare.settings["matched_on"] == ["output-weight norm"]
 
 
-def test_longer_texts_can_be_cut(planted, monkeypatch):
+def test_longer_texts_are_cut_where_answers_and_reference_values_come_from(model, task, monkeypatch):
     lengths = []
     real = PromptedModel.assemble
 
@@ -144,198 +225,141 @@ def test_longer_texts_can_be_cut(planted, monkeypatch):
         lengths.append(tokens.ids.shape[1])
         return tokens
 
-    bare = tiny.bridge("llama")
     monkeypatch.setattr(PromptedModel, "assemble", assemble)
-    run(bare, max_length=7)
-    assert max(lengths) == 7
+    panel = run(model, task, interventions="mean", examples=Examples(n_reference=16, max_length=7))
+    assert max(lengths) == 7 and panel.settings["max_length"] == [[7]]
     lengths.clear()
-    run(bare, batch_size=1)
-    assert max(lengths) > 7 and len(lengths) == 12 * 5
+    run(model, task, interventions="mean")
+    assert max(lengths) > 7
 
 
-# Going on
+def test_texts_are_run_once_where_only_the_prompt_is_touched(model, task, monkeypatch):
+    cache = RunOptions(cache=InputCache(model), progress=False)
+    run(model, task, interventions=("zero",), run=cache)
+    filled = []
+    real = PromptedModel.past
+
+    def past(self, tokens):
+        filled.append(len(tokens))
+        return real(self, tokens)
+
+    monkeypatch.setattr(PromptedModel, "past", past)
+    run(model, task, interventions=("zero",), run=cache)
+    assert sum(filled) >= 40 * len(task.split("report"))  # each condition took the keys and values
 
 
-@pytest.mark.parametrize("n_done", [1, 4, 7])
-def test_going_on_measures_only_what_is_left(planted, monkeypatch, tmp_path, n_done):
-    path = tmp_path / "new" / "effect.json"
-    both = [prompt(0), prompt(1)]
-    whole = run(planted, prompts=both)
-    real, calls = effects.accuracy, []
-
-    def stops(*args, **kwargs):
-        if len(calls) == n_done:
-            raise KeyboardInterrupt
-        calls.append(real(*args, **kwargs))
-        return calls[-1]
-
-    monkeypatch.setattr(effects, "accuracy", stops)
-    with pytest.raises(KeyboardInterrupt):
-        run(planted, prompts=both, path=path)
-    first, calls = list(calls), []
-    monkeypatch.setattr(
-        effects, "accuracy", lambda *args, **kwargs: calls.append(real(*args, **kwargs)) or calls[-1]
-    )
-    effect = run(planted, prompts=both, path=path)
-    assert len(first) == n_done and len(calls) == 2 * 5 - n_done
-    for name in ("intact", "ablated", "random"):
-        assert torch.equal(getattr(effect, name), getattr(whole, name))
-    calls.clear()
-    more = run(planted, prompts=both, path=path, n_random=4)  # a fourth control, the others kept
-    assert len(calls) == 2 and torch.equal(more.random[:, :3], whole.random)
-    assert [file.name for file in path.parent.iterdir()] == ["effect.json"]
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_it_runs_on_other_families_and_leaves_the_model_as_it_was(family):
+    model, own = tiny.bridge(family), tiny.task()
+    rows = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    prompt = SoftPrompt(rows, placement="prefix" if family == "bert" else "suffix")
+    flags = [p.requires_grad for p in model.parameters()]
+    state = torch.random.get_rng_state()
+    neurons = NeuronSet([0, 1, 1], [3, 7, 9])
+    options = {"interventions": (Mean(), Keep()), "positions": "all"}
+    panel = run(model, own, neurons, prompt, beyond=Beyond(direct=True), **options)
+    assert len(panel.to_dataframe()) == 2 * 4 * 2
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert flags == [p.requires_grad for p in model.parameters()]
+    assert not any(h for point in model.hook_dict.values() for h in point.fwd_hooks if not h.is_permanent)
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"prompts": prompt(9)}, "prompts"),
-        ({"prompts": [prompt(), prompt(1)], "values": 2 * ZEROS}, "prompts, values"),
-        ({"neurons": NeuronSet(torch.tensor([1]), torch.tensor([8]))}, "neurons"),
-        ({"task": replace(TASK, template="{text}!")}, "task"),
-        ({"role": "select"}, "role"),
-        ({"how": "zero", "values": None}, "how, values"),
-        ({"positions": "text"}, "positions"),
-        ({"seed": 1}, "seed"),
-        ({"sigma": 0.2}, "sigma"),
-        ({"values": [torch.ones(SHAPE)]}, "values"),
-        ({"match": ZEROS[0]}, "match"),
-        ({"max_length": 40}, "max_length"),
-    ],
-)
-def test_a_file_of_other_settings_is_refused_naming_them(planted, tmp_path, changes, named):
-    path = tmp_path / "effect.json"
-    settings = {"how": "mean", "values": ZEROS, "n_random": 1, "path": path}
-    run(planted, **settings)
-    before = path.read_bytes()
-    with pytest.raises(ValueError) as refusal:
-        run(planted, **(settings | changes))
-    assert f"is from another run ({named} differ); choose another path, or delete it" in str(refusal.value)
-    assert path.read_bytes() == before
+# Several prompts
 
 
-def test_a_file_of_another_model_is_refused(planted, tmp_path):
-    run(planted, path=tmp_path / "effect.json")
-    with pytest.raises(ValueError, match=r"is from another run \(model differ\)"):
-        run(tiny.bridge("mistral"), path=tmp_path / "effect.json")
+def test_each_prompt_has_the_numbers_it_has_alone_and_its_own_reference_values(model, task):
+    both = [planted.prompt(0), planted.prompt(1)]
+    options = {"interventions": Mean(), "positions": "all", "beyond": Beyond(direct=True)}
+    together = run(model, task, prompts=both, **options)
+    for number, prompt in enumerate(both):
+        alone = run(model, task, prompts=prompt, **options)
+        for whole, one in zip(together.measured, alone.measured, strict=True):
+            assert torch.equal(whole.intact[number], one.intact[0])
+            for condition in alone.conditions:
+                # matched controls are matched on the mean over prompts, so they may be other neurons
+                if condition.neurons != "matched" and condition.key in one.outputs:
+                    assert torch.equal(whole.outputs[condition.key][number], one.outputs[condition.key][0])
+        own = together.to_dataframe()
+        own = own[own.prompt == number].reset_index(drop=True)
+        unmatched = [c for c in own if "matched" not in c and c != "prompt"]
+        assert own[unmatched].equals(alone.to_dataframe()[unmatched])
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("{", "is not JSON"), ("{}", "was not written by"), ('{"kind": "NeuronSet"}', "holds a NeuronSet")],
-)
-def test_a_file_that_is_none_of_ours_is_refused(planted, tmp_path, content, message):
-    (tmp_path / "effect.json").write_text(content)
-    with pytest.raises(ValueError, match=message):
-        run(planted, path=tmp_path / "effect.json")
-    assert (tmp_path / "effect.json").read_text() == content
+def test_pooled_rows_are_means_over_prompts_among_the_controls_means(model, task):
+    panel = run(model, task, prompts=[planted.prompt(k) for k in range(3)], interventions=("mean", "zero"))
+    frame, draws = panel.to_dataframe(), panel.draws()
+    pooled = frame[frame.prompt == "pooled"].reset_index(drop=True)
+    assert list(frame.prompt.unique()) == [0, 1, 2, "pooled"]
+    pd.testing.assert_frame_equal(panel.to_dataframe(each_prompt=False), pooled, check_dtype=False)
+    for name in ("intact", "value", "change"):
+        each = frame[frame.prompt != "pooled"].groupby(["intervention", "metric"], sort=False)[name].mean()
+        assert pooled[name].tolist() == pytest.approx(each.tolist())
+    assert (pooled.change_low <= pooled.change).all() and (pooled.change <= pooled.change_high).all()
+    assert pooled.value_low.isna().all() and pooled.p_mcnemar.isna().all()
+    found = at(pooled, "logit_diff", intervention="mean")
+    drawn = draws[
+        (draws.metric == "logit_diff") & (draws.intervention == "mean") & (draws.neurons == "random")
+    ]
+    means = drawn[drawn.prompt != "pooled"].groupby("draw").value.mean()
+    assert drawn[drawn.prompt == "pooled"].value.tolist() == pytest.approx(means.tolist())
+    assert found.random_median == pytest.approx(means.median()) and found.p_random == 1 / 20
+    assert at(pooled, "accuracy", intervention="mean").p_random == 1 / 20
 
 
-# The result
-
-
-def result(intact, ablated, random, n_examples=10):
-    return AblationEffect(
-        intact=torch.tensor(intact),
-        ablated=torch.tensor(ablated),
-        random=torch.tensor(random),
-        how="zero",
-        positions="all",
-        role="report",
-        n_examples=n_examples,
-        n_neurons=1,
-    )
-
-
-def test_the_table_has_a_row_per_prompt_and_condition():
-    frame = result([0.9, 0.8], [0.5, 0.6], [[0.9, 0.7], [0.8, 0.4]]).to_dataframe()
-    assert list(frame.columns) == [
-        "prompt", "condition", "draw", "accuracy", "role", "n_examples", "how", "positions",
-    ]  # fmt: skip
-    assert frame["condition"].tolist() == ["intact", "ablated", "random", "random"] * 2
-    assert frame["prompt"].tolist() == [0] * 4 + [1] * 4
-    assert frame["draw"].tolist()[2:4] == [0, 1] and frame["draw"].isna().tolist()[:2] == [True, True]
-    assert frame["accuracy"].tolist() == pytest.approx([0.9, 0.5, 0.9, 0.7, 0.8, 0.6, 0.8, 0.4])
-    assert set(frame["role"]) == {"report"} and set(frame["n_examples"]) == {10}
-
-
-@pytest.mark.parametrize(
-    ("ablated", "random", "p_value"),
-    [
-        ([0.5], [[0.9, 0.8, 0.7, 0.6]], 1 / 5),
-        ([0.5], [[0.9, 0.5, 0.7, 0.4]], 3 / 5),  # a tie counts as low
-        ([0.5, 0.9], [[0.9, 0.6], [0.4, 0.9]], 2 / 3),  # the mean over prompts
-    ],
-)
-def test_the_p_value_ranks_the_ablation_among_the_controls(ablated, random, p_value):
-    assert result(ablated, ablated, random).p_value == pytest.approx(p_value)
-
-
-def test_equal_accuracies_are_ties_whatever_the_order_of_the_sum():
-    generator = torch.Generator().manual_seed(0)
-    for n_prompts in (3, 5, 9, 33):
-        counts = torch.randint(0, 873, (n_prompts,), generator=generator)
-        shuffled = counts[torch.randperm(n_prompts, generator=generator)]
-        ablated, control = (counts / 872).tolist(), (shuffled / 872)[:, None].tolist()
-        assert result(ablated, ablated, control, n_examples=872).p_value == 1.0
+def test_other_tasks_may_have_several_prompts_too(model, task):
+    other = tiny.task(seed=5)
+    beyond = Beyond(other_tasks=[(other, [planted.prompt(2), planted.prompt(3)])])
+    panel = run(model, task, interventions="mean", beyond=beyond)
+    frame = panel.to_dataframe()
+    assert frame[frame.task == task.name].prompt.unique().tolist() == [0]
+    assert frame[frame.task == "tiny"].prompt.unique().tolist() == [0, 1, "pooled"]
+    dropped = frame[(frame.task == "tiny") & (frame.prompt == "pooled") & (frame.metric == "accuracy")].change
+    assert panel.specificity().other_drop.tolist() == pytest.approx((-dropped).tolist())
 
 
 # Refusals
 
 
+def tiny_width():
+    return SoftPrompt(torch.ones(3, 16), placement="suffix")
+
+
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("changes", "message"),
     [
-        ({"n_random": 0}, ValueError, "n_random must be an integer of at least 1, got 0"),
-        ({"neurons": NeuronSet(torch.tensor([1]), torch.tensor([48]))}, ValueError, "48"),
-        ({"neurons": NeuronSet(torch.tensor([2]), torch.tensor([0]))}, ValueError, "2"),
+        ({"neurons": NeuronSet([0], [0], n_layers=7, d_mlp=48)}, "must belong to one model"),
+        ({"neurons": NeuronSet([3], [0])}, "outside the model"),
+        ({"neurons": NeuronSet([], [])}, "at least one neuron"),
+        ({"neurons": {}}, "at least one set"),
         (
-            {"how": "mean", "values": 2 * ZEROS},
-            ValueError,
-            "values must hold one tensor for each of 1 prompts, got 2",
+            {"neurons": {"a": planted.DECOY, "none": NeuronSet([], [])}},
+            "at least one neuron, got none in 'none'",
         ),
-        ({"how": "mean"}, ValueError, "values"),
-        ({"how": "mean", "values": [torch.zeros(2, 47)]}, ValueError, "47"),
-        ({"how": "men"}, ValueError, "did you mean 'mean'"),
-        ({"positions": "al"}, ValueError, "positions"),
-        ({"role": "test"}, ValueError, "role must be one of"),
-        ({"match": torch.zeros(2, 47)}, ValueError, "match"),
-        ({"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1"),
-        ({"prompts": [prompt(), tiny_width()]}, ValueError, "embeddings are 16 wide"),
-        ({"seed": -1}, ValueError, "seed must be an integer of at least 0"),
+        ({"neurons": NeuronSet.from_mask(torch.ones(3, 48, dtype=torch.bool))}, "layer 0 has 0 neurons"),
+        ({"n_random": 5}, "n_random must be at least 19"),
+        ({"n_random": 0}, "n_random must be an integer of at least 1, got 0"),
+        ({"seed": -1}, "seed must be an integer of at least 0"),
+        (
+            {"examples": Examples(reference=None)},
+            "'mean' holds neurons at what they do on reference examples",
+        ),
+        ({"examples": Examples(role="test")}, "role must be one of"),
+        ({"examples": Examples(n_reference=0)}, "n_reference must be an integer of at least 1"),
+        ({"interventions": ["men"]}, "did you mean 'mean'"),
+        ({"interventions": []}, "at least one, got none"),
+        ({"positions": []}, "at least one of 'prompt'"),
+        ({"positions": ["prompts"]}, "did you mean 'prompt'"),
+        ({"prompts": [planted.prompt(), tiny_width()]}, "embeddings are 16 wide"),
+        ({"beyond": Beyond(plain_texts=["the film is good"])}, "plain texts have no prompt positions"),
+        ({"interventions": lambda act, hook: act}, "can't tell one function from another"),
     ],
 )
-def test_what_cant_be_ablated_is_refused_and_nothing_is_written(planted, tmp_path, changes, error, message):
-    with pytest.raises(error, match=message):
-        run(planted, path=tmp_path / "effect.json", **changes)
+def test_what_makes_no_sense_is_refused_and_nothing_is_written(model, task, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(model, task, path=tmp_path / "panel.safetensors", **changes)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_prompt_at_all_is_refused(planted):
+def test_no_prompt_at_all_is_refused(model, task):
     with pytest.raises(ValueError, match="prompts must hold at least one soft prompt, got none"):
-        ablation_effect(planted, [], TASK, PLANTED, **QUICK)
-
-
-def test_too_few_neurons_for_controls_are_refused(planted):
-    most = NeuronSet.from_mask(torch.ones(SHAPE, dtype=torch.bool))
-    with pytest.raises(ValueError, match="layer 0"):
-        run(planted, most)
-
-
-@pytest.mark.parametrize("other", [401, 460, 523, 599])
-def test_equal_numbers_of_right_answers_are_a_tie_however_they_are_spread_over_prompts(other):
-    from tl_skillneurons.interventions import AblationEffect
-
-    effect = AblationEffect(
-        intact=torch.tensor([522, 518], dtype=torch.float64) / 600,
-        ablated=torch.tensor([503, 451], dtype=torch.float64) / 600,
-        random=torch.tensor([[other, 520], [954 - other, 510]], dtype=torch.float64) / 600,
-        how="mean",
-        positions="all",
-        role="report",
-        n_examples=600,
-        n_neurons=1,
-    )
-    _, ablated, random = effect.mean_over_prompts()
-    assert ablated == random[0] < random[1]
-    assert effect.p_value == pytest.approx(2 / 3)
+        measure_effects(model, [], task, planted.NEURONS, run=QUIET)

@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import planted
 import pytest
+import tiny
 import torch
-from toy import QUIET
+from toy import QUIET, prompt_for
 
 from tl_skillneurons import NeuronSet, PromptedModel, RunOptions
-from tl_skillneurons.attention import ablate_heads, head_effects
+from tl_skillneurons.attention import HeadEffects, PathPatching, ablate_heads, head_effects
+from tl_skillneurons.attention.effects import output_weight_norms
+from tl_skillneurons.interventions import ClassMean, Examples, Keep, Noise, OtherClassMean, Scale
 
 QUICK = {"n_random": 19, "run": QUIET}
 

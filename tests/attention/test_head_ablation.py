@@ -6,7 +6,9 @@ import tiny
 import torch
 
 from tl_skillneurons import PromptedModel, SoftPrompt
-from tl_skillneurons.attention import ablate_heads, random_heads_like
+from tl_skillneurons.attention import ablate_heads, head_outputs, random_heads_like
+from tl_skillneurons.attention._heads import by_head
+from tl_skillneurons.interventions import ClassMean, GivenValues, Keep, Mean, Noise, Resample, Scale, Zero
 
 TEXTS = ["the film was good", "a dull plot and a slow scene but not bad", "music"]
 
@@ -170,8 +172,8 @@ def test_ablations_without_their_values_and_heads_outside_the_model_are_refused(
         ablate_heads([(0, 1)], how="mean")
     with pytest.raises(ValueError, match="takes no values"):
         ablate_heads([(0, 1)], values=torch.zeros(3, 4, 12))
-    with pytest.raises(ValueError, match=r"finite, and \[layer, head, d_head\], got shape \(4, 12\)"):
-        ablate_heads([(0, 1)], how="mean", values=torch.zeros(4, 12))
+    with pytest.raises(ValueError, match=r"finite, and \[layer, head, d_head\], got shape \(2, 3, 4, 12\)"):
+        ablate_heads([(0, 1)], how="mean", values=torch.zeros(2, 3, 4, 12))
     with pytest.raises(ValueError, match=r"head in \[0, 4\), got \(0, 7\)"):
         ablate_heads([(0, 7)], how="mean", values=torch.zeros(3, 4, 12))
     with pytest.raises(ValueError, match="needs classes: the class of each example"):

@@ -48,7 +48,7 @@ def test_outputs_of_each_text_give_mean_spread_class_means_and_sizes(positions):
     by_class = torch.stack([flat[0], flat[1:].mean(0)]).float()
     torch.testing.assert_close(found.class_mean, by_class, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.size, each.norm(dim=-1).mean(0), rtol=1e-5, atol=1e-6)
-    assert found.n_positions.tolist() == ([3, 3, 3] if positions == "prompt" else [5, 10, 2])  # with BOS
+    assert found.n_positions.tolist() == ([3, 3, 3] if positions == "prompt" else [5, 11, 2])  # with BOS
     assert head_outputs(prompted, TEXTS).class_mean is None
 
 

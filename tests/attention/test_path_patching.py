@@ -9,7 +9,7 @@ import torch
 from toy import QUIET
 
 from tl_skillneurons import NeuronSet, RunOptions, SoftPrompt
-from tl_skillneurons.attention import patch_heads_to_neurons
+from tl_skillneurons.attention import PathPatching, patch_heads_to_neurons
 from tl_skillneurons.interventions import Twins
 
 PAIRS = planted.twins(6)
@@ -89,6 +89,6 @@ def test_it_comes_back_from_its_file_and_shows_itself_in_a_line(tmp_path):
     assert again.to_dataframe().equals(found.to_dataframe())
     assert repr(found).startswith("PathPatching(heads=((0, 1), (1, 2)), n_neurons=3, n_random=19, n_pairs=6")
     assert "random_median" in found._repr_html_()
-    fewer = replace(found, logit_diff=found.logit_diff[:5])
+    fewer = replace(found, logit_diff=found.logit_diff[:5], activations=found.activations[:5])
     with pytest.raises(ValueError, match="it tells 20 conditions, and holds 3"):
         PathPatching.load(fewer.save(tmp_path / "paths.safetensors"))

@@ -7,7 +7,7 @@ import torch
 from toy import QUIET
 
 from tl_skillneurons import PromptedModel, RunOptions, SoftPrompt
-from tl_skillneurons.attention import attention_over_task, example_pattern
+from tl_skillneurons.attention import PromptAttention, attention_over_task, example_pattern
 
 TASK = tiny.task()
 SIZES = [RunOptions(batch_size=n, progress=False) for n in (1, 5)]

@@ -4,7 +4,7 @@ import planted
 import pytest
 from toy import QUIET
 
-from tl_skillneurons.attention import coloured_sources, source_words
+from tl_skillneurons.attention import SourceWords, coloured_sources, source_words
 
 QUICK = {"run": QUIET}
 

@@ -7,7 +7,7 @@ import torch
 from toy import QUIET, task_of
 
 from tl_skillneurons import NeuronSet, RunOptions, SoftPrompt
-from tl_skillneurons.attention import decompose, head_writers
+from tl_skillneurons.attention import HeadWriters, decompose, head_writers
 
 QUICK = {"run": QUIET}
 SIZES = [RunOptions(batch_size=n, progress=False) for n in (1, 5)]

@@ -3,11 +3,11 @@
 import pytest
 import tiny
 import torch
-from toy import HOOKS, TASK, prompt_for, read, task_of
+from toy import HOOKS, QUIET, TASK, prompt_for, read, task_of
 
 import tl_skillneurons as skn
 from tl_skillneurons.scores.neuron_scores import best_positions
-from tl_skillneurons.stats.intervals import mcnemar
+from tl_skillneurons.stats.hypothesis_tests import mcnemar
 from tl_skillneurons.studies.combining import majority
 
 
@@ -24,11 +24,11 @@ def gpt2():
 
 def test_one_neuron_votes_as_its_rule_and_three_as_counted_by_hand(gpt2):
     prompt = prompt_for("gpt2")
-    scores = skn.score_neurons(gpt2, prompt, TASK, progress=False)
-    frame = skn.studies.combine_neurons(gpt2, prompt, TASK, scores, [1, 3])
-    rules = skn.scores.rule_accuracy(gpt2, prompt, TASK, scores, progress=False)
+    scores = skn.score_neurons(gpt2, prompt, TASK, run=QUIET)
+    frame = skn.studies.vote_and_probe(gpt2, prompt, TASK, scores, [1, 3]).to_dataframe()
+    rules = skn.scores.evaluate_rules(gpt2, prompt, TASK, scores, run=QUIET)
     best = scores.top(3, per="model")
-    assert frame.vote[0] == pytest.approx(float(scores.rule_accuracy(best, rules)[0]))
+    assert frame.vote[0] == pytest.approx(float(rules.accuracy_of(best)[0]))
     split = TASK.split("report")
     acts, labels = read(gpt2, prompt, split["text"]), torch.tensor(split["label"])
     _, where, sign = best_positions(scores.correct, scores.n_select)
@@ -72,9 +72,9 @@ def test_planted_neurons_carry_the_label_together_and_random_ones_do_not(monkeyp
 
     model.add_hook(HOOKS[1], plant)
     try:
-        scores = skn.score_neurons(model, prompt, task, progress=False)
+        scores = skn.score_neurons(model, prompt, task, run=QUIET)
         assert set(scores.top(6, per="model")) == {(1, i) for i in range(6)}
-        frame = skn.studies.combine_neurons(model, prompt, task, scores, [1, 6])
+        frame = skn.studies.vote_and_probe(model, prompt, task, scores, [1, 6]).to_dataframe()
     finally:
         model.reset_hooks()
     assert 0.65 < frame.vote[0] < 0.85 and frame.vote[1] > frame.vote[0] + 0.05
@@ -83,11 +83,42 @@ def test_planted_neurons_carry_the_label_together_and_random_ones_do_not(monkeyp
 
 def test_scores_of_several_prompts_or_of_another_are_refused(gpt2):
     prompts = [prompt_for("gpt2"), prompt_for("gpt2", seed=1)]
-    both = skn.score_neurons(gpt2, prompts, TASK, progress=False)
+    both = skn.score_neurons(gpt2, prompts, TASK, run=QUIET)
     with pytest.raises(ValueError, match="give the scores of this prompt alone"):
-        skn.studies.combine_neurons(gpt2, prompts[0], TASK, both)
-    one = skn.score_neurons(gpt2, prompts[1], TASK, progress=False)
+        skn.studies.vote_and_probe(gpt2, prompts[0], TASK, both)
+    one = skn.score_neurons(gpt2, prompts[1], TASK, run=QUIET)
     with pytest.raises(ValueError, match="give the scores of this prompt alone"):
-        skn.studies.combine_neurons(gpt2, prompts[0], TASK, one)
+        skn.studies.vote_and_probe(gpt2, prompts[0], TASK, one)
     with pytest.raises(ValueError, match="amount must give 1 to 96 neurons per model, got 97"):
-        skn.studies.combine_neurons(gpt2, prompts[1], TASK, one, [97])
+        skn.studies.vote_and_probe(gpt2, prompts[1], TASK, one, [97])
+    with pytest.raises(ValueError, match="sizes must hold at least one number of neurons, got none"):
+        skn.studies.vote_and_probe(gpt2, prompts[1], TASK, one, [])
+
+
+def test_scores_of_texts_cut_to_another_length_are_refused(gpt2):
+    prompt = prompt_for("gpt2")
+    short = skn.score_neurons(gpt2, prompt, TASK, max_length=7, run=QUIET)
+    with pytest.raises(
+        ValueError, match="were measured on texts cut to 7 tokens, which here are cut to 48 tokens"
+    ):
+        skn.studies.vote_and_probe(gpt2, prompt, TASK, short, [1])
+    found = skn.studies.vote_and_probe(gpt2, prompt, TASK, short, [1], max_length=7)
+    rules = skn.scores.evaluate_rules(gpt2, prompt, TASK, short, short.top(1, per="model"), max_length=7)
+    assert found.to_dataframe().vote[0] == pytest.approx(rules.mean)
+    assert found.settings["max_length"] == 7
+
+
+def test_it_comes_back_from_its_file_and_shows_itself_in_a_line(gpt2, tmp_path):
+    prompt = prompt_for("gpt2")
+    scores = skn.score_neurons(gpt2, prompt, TASK, run=QUIET)
+    found = skn.studies.vote_and_probe(gpt2, prompt, TASK, scores, [1, 3], n_random=4)
+    again = skn.studies.VoteAndProbe.load(found.save(tmp_path / "curve.safetensors"))
+    assert again.to_dataframe().equals(found.to_dataframe())
+    assert (again.sizes, again.settings) == ((1, 3), found.settings)
+    assert repr(found).startswith("VoteAndProbe(sizes=(1, 3), n_random=4, n_examples=15, best_vote=")
+    assert "random_probe" in found._repr_html_()
+    frame = found.to_dataframe()
+    drawn = found.vote[1, 1:].double().mean(1)
+    assert frame.random_vote[1] == pytest.approx(
+        float(drawn.sort().values[1:3].mean())
+    )  # of four: the middle two

@@ -1,14 +1,15 @@
 """Stability of neuron sets: slow loops, planted twins, and what is refused."""
 
+import pandas as pd
 import pytest
 import tiny
 import torch
 from drawn import random_outcomes, slow_predictivity
-from toy import TASK, prompt_for
+from toy import QUIET, TASK, prompt_for
 
 import tl_skillneurons as skn
 from tl_skillneurons.scores.outcomes import RuleOutcomes, pack
-from tl_skillneurons.studies.diagnosis import _bootstrap_weights, bootstrap_jaccard, nearest_outside
+from tl_skillneurons.studies.diagnosis import bootstrap_jaccard, bootstrap_weights, nearest_outside
 
 
 def test_the_bootstrap_equals_resampling_the_examples_by_hand():
@@ -42,7 +43,7 @@ def test_twins_are_resampled_together():
     pairs = torch.arange(20) // 2
     paired = RuleOutcomes(outcomes.above, outcomes.labels, 13, pairs=pairs)
     neurons = skn.NeuronSet.from_pairs([(0, 1), (1, 3)], n_layers=2, d_mlp=13)
-    weights = _bootstrap_weights(paired, 30, 0)
+    weights = bootstrap_weights(paired, 30, 0)
     assert torch.equal(weights[:, 0::2], weights[:, 1::2]) and (weights.sum(1) == 20).all()
     assert not torch.equal(weights[:, 0], weights[:, 2])
     assert len(bootstrap_jaccard(paired, neurons, n_draws=7)) == 7
@@ -74,9 +75,9 @@ def gpt2():
 
 def test_one_call_answers_all_three_for_any_set(gpt2):
     prompts = [prompt_for("gpt2", seed=seed) for seed in range(3)]
-    scores = skn.score_neurons(gpt2, prompts, TASK, keep_outcomes=True, progress=False)
+    scores = skn.score_neurons(gpt2, prompts, TASK, keep_outcomes=True, run=QUIET)
     neurons = skn.NeuronSet.from_pairs([(0, 1), (0, 5), (1, 2)])
-    found = skn.studies.diagnose(gpt2, prompts, TASK, neurons, scores=scores, n_bootstrap=20)
+    found = skn.studies.diagnose(gpt2, prompts, TASK, neurons, scores=scores, n_bootstrap=20, run=QUIET)
     assert len(found.prompts) == 3 and len(found.jaccard) == 20 and len(found.twins) == 3
     frame = found.to_dataframe()
     assert list(frame.quantity) == [
@@ -87,18 +88,18 @@ def test_one_call_answers_all_three_for_any_set(gpt2):
     ]
     assert (frame.low <= frame.value).all() and (frame.value <= frame.high).all()
     assert frame.control.notna().all() and set(frame.role) == {"select"} and set(frame.n_examples) == {15}
-    again = skn.studies.diagnose(gpt2, prompts, TASK, neurons, n_bootstrap=20, progress=False)
+    again = skn.studies.diagnose(gpt2, prompts, TASK, neurons, n_bootstrap=20, run=QUIET)
     assert torch.equal(again.jaccard, found.jaccard) and again.prompts.equals(found.prompts)
-    alone = skn.studies.diagnose(gpt2, prompts[0], TASK, neurons, n_bootstrap=20, progress=False)
+    alone = skn.studies.diagnose(gpt2, prompts[0], TASK, neurons, n_bootstrap=20, run=QUIET)
     assert len(alone.prompts) == 0 and len(alone.to_dataframe()) == 2
 
 
 def test_what_cannot_be_diagnosed_is_refused(gpt2):
     prompt = prompt_for("gpt2")
-    scores = skn.score_neurons(gpt2, prompt, TASK, progress=False)
+    scores = skn.score_neurons(gpt2, prompt, TASK, run=QUIET)
     with pytest.raises(ValueError, match="kept no outcomes; score this task with keep_outcomes=True"):
         skn.studies.diagnose(gpt2, prompt, TASK, scores.top(1), scores=scores)
-    other = skn.score_neurons(gpt2, prompt_for("gpt2", seed=5), TASK, keep_outcomes=True, progress=False)
+    other = skn.score_neurons(gpt2, prompt_for("gpt2", seed=5), TASK, keep_outcomes=True, run=QUIET)
     with pytest.raises(ValueError, match="prompts that are not the 1 given"):
         skn.studies.diagnose(gpt2, prompt, TASK, scores.top(1), scores=other)
     with pytest.raises(ValueError, match="at least one neuron"):
@@ -108,6 +109,37 @@ def test_what_cannot_be_diagnosed_is_refused(gpt2):
 
 
 def test_readings_of_the_bare_text_are_diagnosed_too(gpt2):
-    scores = skn.score_neurons(gpt2, None, TASK, positions="mean", keep_outcomes=True, progress=False)
+    scores = skn.score_neurons(gpt2, None, TASK, positions="mean", keep_outcomes=True, run=QUIET)
     found = skn.studies.diagnose(gpt2, None, TASK, scores.top(2), scores=scores, n_bootstrap=20)
     assert len(found.prompts) == 0 and len(found.twins) == 4 and found.jaccard.mean() > found.chance_jaccard
+
+
+def test_scores_of_texts_cut_to_another_length_are_refused(gpt2):
+    prompt = prompt_for("gpt2")
+    scores = skn.score_neurons(gpt2, prompt, TASK, keep_outcomes=True, max_length=7, run=QUIET)
+    with pytest.raises(
+        ValueError, match="were measured on texts cut to 7 tokens, which here are cut to 48 tokens"
+    ):
+        skn.studies.diagnose(gpt2, prompt, TASK, scores.top(2), scores=scores)
+    found = skn.studies.diagnose(
+        gpt2, prompt, TASK, scores.top(2), scores=scores, max_length=7, n_bootstrap=9
+    )
+    again = skn.studies.diagnose(gpt2, prompt, TASK, scores.top(2), max_length=7, n_bootstrap=9, run=QUIET)
+    assert found.settings == again.settings and found.settings["max_length"] == 7
+    pd.testing.assert_frame_equal(found.twins, again.twins)
+    tuned = skn.SoftPrompt(prompt.embedding, placement="suffix", max_length=7)
+    alike = skn.studies.diagnose(gpt2, tuned, TASK, scores.top(2), n_bootstrap=9, run=QUIET)
+    pd.testing.assert_frame_equal(found.twins, alike.twins)
+    whole = skn.studies.diagnose(gpt2, prompt, TASK, scores.top(2), n_bootstrap=9, run=QUIET)
+    assert not found.twins.equals(whole.twins)
+
+
+def test_it_comes_back_from_its_file_to_the_last_bit_and_shows_itself_in_a_line(gpt2, tmp_path):
+    for prompts in ([prompt_for("gpt2", seed=seed) for seed in range(2)], prompt_for("gpt2")):
+        neurons = skn.NeuronSet.from_pairs([(0, 1), (1, 2)])
+        found = skn.studies.diagnose(gpt2, prompts, TASK, neurons, n_bootstrap=20, run=QUIET)
+        again = skn.studies.Diagnosis.load(found.save(tmp_path / "diagnosis.json"))
+        assert again.to_dataframe().equals(found.to_dataframe()) and again.settings == found.settings
+        assert again.twins.equals(found.twins) and torch.equal(again.jaccard, found.jaccard)
+    assert repr(found).startswith("Diagnosis(n_neurons=2, n_prompt_pairs=0, jaccard=")
+    assert "bootstrap Jaccard" in found._repr_html_()

@@ -3,10 +3,12 @@
 import pytest
 import tiny
 import torch
-from toy import TASK, prompt_for, task_of
+from toy import QUIET, TASK, prompt_for, task_of
 
 import tl_skillneurons as skn
-from tl_skillneurons.scores.rules import rule_answers
+from tl_skillneurons.prompts.tuning.schedule import TrainingOptions
+
+FEW = TrainingOptions(batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -19,19 +21,19 @@ def test_every_reading_is_what_scoring_it_alone_gives(models, family):
     model = models[family]
     prompts = [prompt_for(family), prompt_for(family, seed=1)]
     found = skn.studies.compare_readings(
-        model, prompts, TASK, natural=["the film was"], n_top=3, n_permutations=99, progress=False
+        model, prompts, TASK, natural=["the film was"], n_top=3, n_permutations=99, run=QUIET
     )
     assert list(found.scores) == ["tuned", "random", "natural", "last", "mean", "max"]
     for name, given, positions in (("tuned", prompts, "prompt"), ("last", None, "last")):
-        alone = skn.score_neurons(model, given, TASK, positions=positions, progress=False)
+        alone = skn.score_neurons(model, given, TASK, positions=positions, run=QUIET)
         assert torch.equal(found.scores[name].correct, alone.correct)
-        rules = skn.scores.rule_accuracy(model, given, TASK, alone, progress=False)
-        expected = alone.rule_accuracy(found.tops[name], rules).mean()
+        rules = skn.scores.evaluate_rules(model, given, TASK, alone, run=QUIET)
+        expected = rules.accuracy_of(found.tops[name]).mean()
         assert float(found.accuracy[name].mean()) == pytest.approx(float(expected))
     words = [tiny.VOCABULARY[word] for word in "the film was".split()]
     row = model.W_E[words]
     by_hand = skn.SoftPrompt(row, placement=prompts[0].placement)
-    alone = skn.score_neurons(model, by_hand, TASK, progress=False)
+    alone = skn.score_neurons(model, by_hand, TASK, run=QUIET)
     assert torch.equal(found.scores["natural"].correct, alone.correct)
     frame = found.to_dataframe()
     assert list(frame.n_prompts) == [2, 2, 1, 1, 1, 1] and set(frame.role) == {"report"}
@@ -39,7 +41,7 @@ def test_every_reading_is_what_scoring_it_alone_gives(models, family):
     assert frame.minus_tuned[1] == pytest.approx(frame.accuracy[1] - frame.accuracy[0])
     assert (frame.minus_low <= frame.minus_tuned).all() and (frame.minus_tuned <= frame.minus_high).all()
     again = skn.studies.compare_readings(
-        model, prompts, TASK, natural=["the film was"], n_top=3, n_permutations=99, progress=False
+        model, prompts, TASK, natural=["the film was"], n_top=3, n_permutations=99, run=QUIET
     )
     assert again.to_dataframe().equals(frame)
 
@@ -51,22 +53,21 @@ def test_shuffled_and_reinitialised_controls_are_tuned_and_run_as_they_say(model
         models["gpt2"],
         prompts,
         TASK,
-        random=False,
-        pooled=(),
-        shuffled={"n_steps": 2, "batch_size": 4},
+        (),
+        shuffled={"n_steps": 2, "training": FEW},
         reinitialised=other,
         n_top=2,
         n_permutations=19,
-        progress=False,
+        run=QUIET,
     )
     assert list(found.scores) == ["tuned", "shuffled", "reinitialised"]
-    alone = skn.score_neurons(other, prompts, TASK, progress=False)
+    alone = skn.score_neurons(other, prompts, TASK, run=QUIET)
     assert torch.equal(found.scores["reinitialised"].correct, alone.correct)
     noise = TASK.with_shuffled_labels(0)
-    settings = {"n_virtual_tokens": 3, "n_steps": 2, "batch_size": 4}
+    settings = {"n_virtual_tokens": 3, "n_steps": 2, "training": FEW}
     with pytest.warns(UserWarning, match="not below chance"):
-        tuned = skn.fit_soft_prompts(models["gpt2"], noise, seeds=[0], progress=False, **settings)
-    alone = skn.score_neurons(models["gpt2"], tuned, TASK, progress=False)
+        tuned = skn.fit_soft_prompts(models["gpt2"], noise, seeds=[0], run=QUIET, **settings)
+    alone = skn.score_neurons(models["gpt2"], tuned, TASK, run=QUIET)
     assert torch.equal(found.scores["shuffled"].correct, alone.correct)
 
 
@@ -81,35 +82,58 @@ def test_shuffled_labels_keep_texts_and_counts_and_leave_other_roles():
     assert "the labels of train and baseline are shuffled (seed 3)." in noise.notes
 
 
-def test_right_answers_are_those_of_each_rule(models):
+def test_texts_are_cut_alike_under_every_reading(models):
     prompt = prompt_for("gpt2")
-    scores = skn.score_neurons(models["gpt2"], prompt, TASK, progress=False)
-    top = scores.top(5, per="model")
-    on_select = rule_answers(models["gpt2"], prompt, TASK, scores, top, role="select")
-    torch.testing.assert_close(on_select.mean((0, 1)), scores.rule_accuracy(top))
+    tuned = skn.SoftPrompt(prompt.embedding, placement="suffix", max_length=8)
+    options = {"n_top": 2, "n_permutations": 19, "run": QUIET}
+    found = skn.studies.compare_readings(models["gpt2"], tuned, TASK, natural=["the film was"], **options)
+    lengths = {name: one.provenance["max_length"] for name, one in found.scores.items()}
+    beside = {"tuned": 8, "random": 8, "natural": 8}
+    assert lengths == {**beside, "last": 5, "mean": 5, "max": 5}  # without three virtual tokens
+    asked = skn.studies.compare_readings(
+        models["gpt2"], prompt, TASK, natural=["the film was"], max_length=8, **options
+    )
+    assert asked.to_dataframe().equals(found.to_dataframe())
+    whole = skn.studies.compare_readings(models["gpt2"], prompt, TASK, natural=["the film was"], **options)
+    assert not torch.equal(whole.scores["last"].correct, found.scores["last"].correct)
+    by_hand = skn.score_neurons(models["gpt2"], None, TASK, positions="mean", max_length=5, run=QUIET)
+    assert torch.equal(found.scores["mean"].correct, by_hand.correct)
 
 
-def test_a_selected_set_is_reported_on_examples_that_did_not_choose_it_with_intervals(models):
-    prompts = [prompt_for("bert"), prompt_for("bert", seed=1)]
-    scores = skn.score_neurons(models["bert"], prompts, TASK, progress=False)
-    top = scores.top(4, per="model")
-    found = skn.scores.selected_accuracy(models["bert"], prompts, TASK, scores, top)
-    rules = skn.scores.rule_accuracy(models["bert"], prompts, TASK, scores, progress=False)
-    expected = scores.rule_accuracy(top, rules)
-    torch.testing.assert_close(torch.tensor(found.neurons.accuracy.to_numpy()), expected)
-    assert found.mean == pytest.approx(float(expected.mean())) and found.low <= found.mean <= found.high
-    assert (found.neurons.low <= found.neurons.accuracy).all() and found.role == "report"
-    assert "on 15 examples of report" in str(found) and "on select, which chose them" in str(found)
-    with pytest.raises(ValueError, match="prompts that are not the 1 given"):
-        skn.scores.selected_accuracy(models["bert"], prompts[0], TASK, scores, top)
-    with pytest.raises(ValueError, match="at least one neuron"):
-        skn.scores.selected_accuracy(models["bert"], prompts, TASK, scores, skn.NeuronSet([], []))
+def test_it_comes_back_from_its_folder_and_shows_itself_in_a_line(models, tmp_path):
+    prompts = [prompt_for("bert")]
+    found = skn.studies.compare_readings(
+        models["bert"], prompts, TASK, ["last"], n_top=3, n_permutations=19, run=QUIET
+    )
+    again = skn.studies.ReadingComparison.load(found.save(tmp_path / "readings"))
+    assert again.to_dataframe().equals(found.to_dataframe())
+    assert {name: list(top) for name, top in again.tops.items()} == {
+        name: list(top) for name, top in found.tops.items()
+    }
+    assert again.settings == found.settings
+    assert (
+        repr(found).startswith("ReadingComparison(accuracy={'tuned': 0.")
+        and "minus_tuned" in found._repr_html_()
+    )
+    (tmp_path / "readings" / "tables.json").unlink()  # as after an interrupted save
+    with pytest.raises(FileNotFoundError):
+        skn.studies.ReadingComparison.load(tmp_path / "readings")
 
 
 def test_readings_that_cannot_be_compared_are_refused(models):
     prompt = prompt_for("gpt2")
-    with pytest.raises(ValueError, match="readings without a prompt come by pooled="):
+    with pytest.raises(ValueError, match="readings without a prompt come by readings="):
         skn.studies.compare_readings(models["gpt2"], None, TASK)
+    with pytest.raises(
+        ValueError, match="readings must be one of 'random', 'last', 'mean', 'max', got 'first'"
+    ):
+        skn.studies.compare_readings(models["gpt2"], prompt, TASK, ["first"])
+    narrow = skn.prune(models["gpt2"], keep=skn.NeuronSet([0, 1], [1, 2]), values=torch.zeros(2, 48))
+    with pytest.raises(ValueError, match="re-initialised model must have the shape of the model"):
+        skn.studies.compare_readings(models["gpt2"], prompt, TASK, reinitialised=narrow)
+    mixed = [prompt, skn.SoftPrompt(prompt.embedding, placement="suffix", max_length=8)]
+    with pytest.raises(ValueError, match="must see texts cut to one length"):
+        skn.studies.compare_readings(models["gpt2"], mixed, TASK, run=QUIET)
     with pytest.raises(ValueError, match="a natural-language prompt must have at least one token, got ''"):
         skn.studies.compare_readings(models["gpt2"], prompt, TASK, natural=[""])
     words = {0: "negative", 1: "positive", 2: "other"}

@@ -139,14 +139,14 @@ def attention_over_task(
             one_hot = torch.nn.functional.one_hot(labels[batch], task.n_classes).double()
             patterns = _patterns(prompted, tokens, virtual)
             for name, values in zip(("given", "received"), _shares(patterns, tokens), strict=True):
-                total = einsum(one_hot, values.double().cpu(), "batch class, batch ... -> class ...")
+                total = einsum(one_hot, values.double().cpu(), "batch label, batch ... -> label ...")
                 sums[name] = sums[name] + total if name in sums else total
             advance(len(batch))
 
         run_batches(prompted.batches(ids), add)
     counts = torch.bincount(labels, minlength=task.n_classes)
     means = {
-        name: rearrange(rearrange(total, "class ... -> ... class") / counts, "... class -> class ...")
+        name: rearrange(rearrange(total, "label ... -> ... label") / counts, "... label -> label ...")
         for name, total in sums.items()
     }
     settings = settings_of(prompted, task)

@@ -1,37 +1,128 @@
 """How much of the skill do ``k`` neurons carry? A vote and a probe over the best, beside the prompt's own answers.
 
-The neurons are ranked, their positions and directions chosen, on ``select``; thresholds come from ``baseline``;
-everything is measured on ``report``. The *vote* of ``k`` neurons is the label that most of their rules say (an even
-split goes to the best one). The *probe* is TransformerLens' logistic regression on their activations at those
-positions, fitted on ``select``. Beside both: as many random neurons of the same layers, with positions and directions
+With ``rule_i(x) = +1 or -1`` what the rule of neuron ``i`` says (its position and direction chosen on ``select``, its
+threshold on ``baseline``), and ``a_i(x)`` its activation at that position::
+
+    vote_k(x)  = sign of  sum over i <= k of rule_i(x)            an even split goes to the best neuron
+    probe_k(x) = sign of  w . a_1..k(x) + b                       logistic regression, fitted on ``select``
+
+The neurons are ranked on ``select``; everything is measured on ``report``. The probe is TransformerLens'
+(``fit_sparse_probe``). Beside both stand as many random neurons of the same layers, with positions and directions
 chosen in the same way, so that what a crowd of any neurons can do is not taken for skill.
 
 What it does not show: that the model reads the neurons. It shows what is in them.
 """
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis.sparse_probing import fit_sparse_probe
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.models.input_cache import InputCache
+from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.run import prompt_record, require_sees_text
+from tl_skillneurons.prompts.run import RunOptions, prompt_record, require_sees_text
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
-from tl_skillneurons.scores.neuron_scores import NeuronScores, best_positions
+from tl_skillneurons.scores.measured import require_measured_here
+from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.rules import chosen_activations
-from tl_skillneurons.stats.chance import clopper_pearson
-from tl_skillneurons.stats.intervals import mcnemar
+from tl_skillneurons.stats.hypothesis_tests import mcnemar
+from tl_skillneurons.stats.intervals import clopper_pearson
+from tl_skillneurons.stats.ranks import median
+from tl_skillneurons.studies._common import right_answers, settings_of
 from tl_skillneurons.tasks.task import Task
 
+KIND = "VoteAndProbe"
+_TENSORS = ("vote", "probe", "prompt")
 
-def combine_neurons(
-    model: Any,
+
+@dataclass(frozen=True, eq=False)
+class VoteAndProbe:
+    """Which examples of ``report`` the best ``k`` neurons together get right, beside random ones and the prompt.
+
+    Attributes:
+        sizes: How many neurons: each ``k``.
+        vote: Whether the vote is right; set 0 is the best neurons, the others are random.
+        probe: The same of the probe.
+        prompt: Whether the prompt's own answer is right.
+        settings: Model, task, prompt, ``max_length``, role, seed.
+
+    Example:
+        >>> curve = skn.studies.vote_and_probe(model, prompt, task, scores, [1, 4, 16])
+        >>> curve.to_dataframe()[["k", "vote", "random_vote", "probe", "random_probe", "prompt"]]
+    """
+
+    sizes: tuple[int, ...]
+    vote: Bool[Tensor, "size set example"]
+    probe: Bool[Tensor, "size set example"]
+    prompt: Bool[Tensor, " example"]
+    settings: dict[str, Any]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per size: ``k``; ``vote`` and ``probe`` with exact 95 % intervals (``vote_low``, ...), medians of the
+        random sets (``random_vote``, ``random_probe``) and their upper ends (``random_vote_max``, ...); the p-value of
+        McNemar's test of vote and probe against the prompt's own answers (``vote_p``, ``probe_p``), and the prompt's
+        accuracy ``prompt``.
+        """
+        rows = []
+        n = len(self.prompt)
+        for number, size in enumerate(self.sizes):
+            row: dict[str, Any] = {"k": size}
+            for name in ("vote", "probe"):
+                best, *others = getattr(self, name)[number]
+                hits = int(best.sum())
+                low, high = clopper_pearson(hits, n)
+                random = [float(one.double().mean()) for one in others]
+                row |= {name: hits / n, f"{name}_low": low, f"{name}_high": high}
+                row |= {f"random_{name}": median(random), f"random_{name}_max": max(random)}
+                row[f"{name}_p"] = mcnemar(self.prompt, best).p_value
+            rows.append({**row, "prompt": float(self.prompt.double().mean())})
+        return pd.DataFrame(rows).assign(role=self.settings["role"], n_examples=n)
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            sizes=self.sizes,
+            n_random=self.vote.shape[1] - 1,
+            n_examples=len(self.prompt),
+            best_vote=float(self.vote[:, 0].double().mean(1).max()),
+            best_probe=float(self.probe[:, 0].double().mean(1).max()),
+            prompt=float(self.prompt.double().mean()),
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the result to one safetensors file, whole or not at all."""
+        header = {"sizes": list(self.sizes), "settings": self.settings}
+        return save_tensors(path, KIND, {name: getattr(self, name) for name in _TENSORS}, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "VoteAndProbe":
+        """The result that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt or holds something else.
+        """
+        tensors, header = load_tensors(path, KIND)
+        with sound(path, KIND):
+            kept = {name: tensors[name] for name in _TENSORS}
+            return cls(tuple(header["sizes"]), **kept, settings=header["settings"])
+
+
+def vote_and_probe(
+    model: TransformerBridge,
     prompt: SoftPrompt,
     task: Task,
     scores: NeuronScores,
@@ -39,27 +130,28 @@ def combine_neurons(
     *,
     n_random: int = 5,
     seed: int = 0,
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
     max_length: int | None = None,
-    cache: InputCache | None = None,
-) -> pd.DataFrame:
+    run: RunOptions = RunOptions(),
+) -> VoteAndProbe:
     """Accuracy on ``report`` of the best ``k`` neurons of the model together, for each ``k`` of ``sizes``.
 
     Args:
         scores: Of this prompt alone, on this task.
         n_random: Random sets, of the layers of the best.
-
-    Returns:
-        One row per size: ``k``; ``vote`` and ``probe`` with exact 95 % intervals (``vote_low``, ...), medians of the
-        random sets (``random_vote``, ``random_probe``) and their ranges' ends; the prompt's own accuracy ``prompt``,
-        and the p-value of McNemar's test of vote and probe against it (``vote_p``, ``probe_p``).
+        max_length: Longest sequence in tokens; by default what the prompt was tuned with. It must be what the scores
+            were measured with.
 
     Raises:
-        ValueError: When the scores are of another prompt or of several, or a size is more than there are neurons.
+        ValueError: When the scores are of another prompt or of several, or were measured on texts cut to another
+            length; or when a size is more than there are neurons.
+
+    Example:
+        >>> one = skn.score_neurons(model, prompts[0], task)
+        >>> skn.studies.vote_and_probe(model, prompts[0], task, one, [1, 4, 16]).to_dataframe()
     """
     if scores.provenance.get("prompts", [None]) != [prompt_record(prompt)]:
         raise ValueError("give the scores of this prompt alone: score_neurons(model, prompt, task)")
+    require_measured_here(scores, model, prompt, max_length=max_length)
     for size in sizes:
         require_int(size, "sizes")
     if not len(sizes):
@@ -67,43 +159,37 @@ def combine_neurons(
     require_int(n_random, "n_random")
     best = scores.top(max(sizes), per="model")
     sets = [best, *(best.random_like(seed + draw) for draw in range(n_random))]
-    prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, cache=cache)
+    prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, run=run)
     require_sees_text(prompted, scores.positions)
-    options = {"positions": scores.positions, "batch_size": batch_size, "batch_tokens": batch_tokens}
     layer = torch.cat([one.layer for one in sets])
     index = torch.cat([one.index for one in sets])
-    _, where, sign = best_positions(scores.correct, scores.n_select)
+    where, direction = scores.rules()
     position = where[0, layer, index]
     limits = scores.baseline[0, layer, position, index]
-    direction = sign[0, layer, index]
     acts, labels = {}, {}
     for role in ("select", "report"):
         texts = list(task.split(role)["text"])
-        acts[role] = chosen_activations(prompted, texts, layer, position, index, options)
+        acts[role] = chosen_activations(prompted, texts, layer, position, index, positions=scores.positions)
         labels[role] = torch.tensor(task.split(role)["label"])
-    answer_options = {"batch_size": batch_size, "batch_tokens": batch_tokens}
-    with torch.no_grad():
-        logits = prompted.class_logits(list(task.split("report")["text"]), **answer_options)
-    own = logits.argmax(1).cpu() == labels["report"]
-    said = torch.where(direction > 0, 1, -1) * torch.where(acts["report"].double() > limits, 1, -1)
-    rows = []
+    above = torch.where(acts["report"].double() > limits, 1, -1)
+    said = direction[0, layer, index] * above
+    votes, probes = [], []
     for size in sizes:
-        vote, probe = [], []
-        for number in range(len(sets)):
-            first = number * len(best)
-            chosen = slice(first, first + size)
-            vote.append(majority(said[:, chosen]) == labels["report"])
-            probe.append(_probe(acts, labels, chosen, seed) == labels["report"])
-        row: dict[str, Any] = {"k": size}
-        for name, right in (("vote", vote), ("probe", probe)):
-            hits, n = int(right[0].sum()), len(own)
-            low, high = clopper_pearson(hits, n)
-            random = torch.stack([one.double().mean() for one in right[1:]])
-            row |= {name: hits / n, f"{name}_low": low, f"{name}_high": high}
-            row |= {f"random_{name}": float(random.median()), f"random_{name}_max": float(random.max())}
-            row[f"{name}_p"] = mcnemar(own, right[0]).p_value
-        rows.append({**row, "prompt": float(own.double().mean())})
-    return pd.DataFrame(rows).assign(role="report", n_examples=len(own))
+        parts = [slice(k * len(best), k * len(best) + size) for k in range(len(sets))]
+        votes.append(torch.stack([majority(said[:, part]) == labels["report"] for part in parts]))
+        probes.append(torch.stack([_probe(acts, labels, part, seed) == labels["report"] for part in parts]))
+    settings = settings_of(
+        model,
+        task,
+        [prompt],
+        positions=scores.positions,
+        max_length=prompted.max_length,
+        role="report",
+        n_random=n_random,
+        seed=seed,
+    )
+    own = right_answers(prompted, task, "report")
+    return VoteAndProbe(tuple(sizes), torch.stack(votes), torch.stack(probes), own, settings)
 
 
 def majority(said: Int[Tensor, "example neuron"]) -> Int[Tensor, " example"]:

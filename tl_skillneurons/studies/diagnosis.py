@@ -1,6 +1,10 @@
 """How stable is a neuron set: would another prompt, other examples, or a neighbour have done as well?
 
-Three questions, for any set, ours or one written by hand:
+Three questions, for any set, ours or one written by hand::
+
+    prompts:   rho(predictivity under prompt i, under prompt j),  and Jaccard of their tops
+    examples:  Jaccard(top of resampled select, set)              over bootstrap samples of select
+    twins:     max over neurons m outside of |r(a_n, a_m)|        of each neuron n, over examples
 
 - **Prompts**. Do prompts of other seeds rank the neurons alike? Spearman's correlation of predictivities over all
   neurons, and what the tops of two prompts share (as many per layer as the set has) beside chance.
@@ -10,33 +14,38 @@ Three questions, for any set, ours or one written by hand:
   with any neuron outside, over examples, activations averaged over the positions of the first prompt; and the same
   for random neurons of the same layers.
 
-What it does not show: stability is not truth. A set can be found again each time and matter nowhere.
+What it does not show: stability is not truth. A set can be found again each time and matter nowhere. Controls: for the
+first two what random sets of as many neurons per layer share, for the third random neurons.
 """
 
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.models.input_cache import InputCache
-from tl_skillneurons.models.sites import neuron_shape
+from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.activations import neuron_activations
-from tl_skillneurons.prompts.run import as_list
+from tl_skillneurons.prompts.run import RunOptions, as_list
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.null import combine
 from tl_skillneurons.scores.outcomes import RuleOutcomes, count_right
-from tl_skillneurons.scores.overlap import compare_sets, overlap_distribution
 from tl_skillneurons.scores.predictivity import score_neurons
 from tl_skillneurons.stats.ranks import spearman
+from tl_skillneurons.studies._common import load_tables, save_tables, settings_of
 from tl_skillneurons.tasks.task import Task
+
+KIND = "Diagnosis"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +60,10 @@ class Diagnosis:
         twins: A row per neuron: its nearest neuron outside the set and their ``correlation`` over ``select``, and
             ``random``, the same for the random neuron that stands for it.
         n_examples: Examples of ``select``.
+        settings: Model, task, prompts, neurons, ``max_length`` and settings, as plain JSON values.
+
+    Example:
+        >>> skn.studies.diagnose(model, prompts, task, skill, scores=scores).to_dataframe()
     """
 
     prompts: pd.DataFrame
@@ -58,6 +71,21 @@ class Diagnosis:
     chance_jaccard: float
     twins: pd.DataFrame
     n_examples: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            n_neurons=len(self.twins),
+            n_prompt_pairs=len(self.prompts),
+            jaccard=float(self.jaccard.mean()),
+            chance_jaccard=self.chance_jaccard,
+            twin_correlation=float(self.twins.correlation.abs().median()),
+            n_examples=self.n_examples,
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per question: ``value``, its range (``low``, ``high``), its ``control``, ``p_value`` if it has one.
@@ -83,9 +111,29 @@ class Diagnosis:
         frame = pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "control", "p_value"])
         return frame.assign(role="select", n_examples=self.n_examples)
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the diagnosis to one JSON file, whole or not at all."""
+        whole = pd.DataFrame({"chance_jaccard": [self.chance_jaccard], "n_examples": [self.n_examples]})
+        draws = pd.DataFrame({"jaccard": self.jaccard.numpy()})
+        tables = {"prompts": self.prompts, "draws": draws, "twins": self.twins, "whole": whole}
+        return save_tables(path, KIND, self.settings, tables)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Diagnosis":
+        """The diagnosis that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt or holds something else.
+        """
+        tables, settings = load_tables(path, KIND, ("prompts", "draws", "twins", "whole"))
+        jaccard = torch.tensor(tables["draws"].jaccard.to_numpy())
+        chance, n = float(tables["whole"].chance_jaccard[0]), int(tables["whole"].n_examples[0])
+        return cls(tables["prompts"], jaccard, chance, tables["twins"], n, settings)
+
 
 def diagnose(
-    model: Any,
+    model: TransformerBridge,
     prompts: SoftPrompt | Sequence[SoftPrompt] | None,
     task: Task,
     neurons: NeuronSet,
@@ -93,10 +141,8 @@ def diagnose(
     scores: NeuronScores | None = None,
     n_bootstrap: int = 200,
     seed: int = 0,
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
-    cache: InputCache | None = None,
-    progress: bool = True,
+    max_length: int | None = None,
+    run: RunOptions = RunOptions(),
 ) -> Diagnosis:
     """Look at a neuron set from all three sides, on role ``select``.
 
@@ -104,27 +150,33 @@ def diagnose(
         scores: Of these prompts on this task, with their outcomes (``score_neurons(..., keep_outcomes=True)``);
             measured here otherwise; give them for readings of the bare text, where ``prompts`` is ``None``.
         n_bootstrap: Bootstrap samples.
+        seed: Of the bootstrap and of the random neurons.
+        max_length: Longest sequence in tokens; by default what the prompts were tuned with. It must be what the
+            scores were measured with.
 
     Raises:
-        ValueError: For an empty set, neurons of another model, or scores that don't go with task and prompts.
+        ValueError: For an empty set, neurons of another model, or scores that don't go with task, prompts and
+            ``max_length``.
+
+    Example:
+        >>> found = skn.studies.diagnose(model, prompts, task, skill, scores=scores)
+        >>> found.to_dataframe()[["quantity", "value", "control"]]
     """
-    neurons.require_fits(*neuron_shape(model))
+    neurons = neurons.of_model(model)
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
     require_int(n_bootstrap, "n_bootstrap")
-    chosen = as_list(prompts)
-    options = {"batch_size": batch_size, "batch_tokens": batch_tokens, "cache": cache}
+    require_int(seed, "seed", minimum=0)
     if scores is None:
-        scores = score_neurons(model, prompts, task, keep_outcomes=True, progress=progress, **options)
+        scores = score_neurons(model, prompts, task, keep_outcomes=True, max_length=max_length, run=run)
     measured = scores.provenance.get("task", {}).get("fingerprint", task.fingerprint)
     if scores.outcomes is None or measured != task.fingerprint:
         what = "kept no outcomes" if scores.outcomes is None else "are of another task"
         raise ValueError(f"these scores {what}; score this task with keep_outcomes=True, or give none")
-    require_measured_here(scores, model, chosen)
-    n_layers, d_mlp = neuron_shape(model)
-    neurons = NeuronSet(neurons.layer, neurons.index, n_layers, d_mlp, neurons.model)
+    require_measured_here(scores, model, prompts, max_length=max_length)
     texts = list(task.split("select")["text"])
-    acts = neuron_activations(model, chosen[0], texts, positions=scores.positions, **options)
+    first, *_ = chosen = as_list(prompts)
+    acts = neuron_activations(model, first, texts, positions=scores.positions, max_length=max_length, run=run)
     jaccard = bootstrap_jaccard(
         scores.outcomes,
         neurons,
@@ -134,15 +186,24 @@ def diagnose(
         class_id=scores.class_id,
     )
     twins = nearest_outside(acts, neurons)
-    random = neurons.random_like(seed)
-    alike = nearest_outside(acts, random)
-    twins["random"] = alike.correlation
+    twins["random"] = nearest_outside(acts, neurons.random_like(seed)).correlation
+    settings = settings_of(
+        model,
+        task,
+        chosen,
+        neurons=list(neurons),
+        positions=scores.positions,
+        max_length=scores.provenance.get("max_length"),
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+    )
     return Diagnosis(
         prompts=agreement(scores, neurons),
         jaccard=jaccard,
-        chance_jaccard=_chance_jaccard(neurons, d_mlp),
+        chance_jaccard=neurons.overlap(neurons).chance_jaccard,  # of any two sets with its counts per layer
         twins=twins,
         n_examples=len(texts),
+        settings=settings,
     )
 
 
@@ -157,7 +218,7 @@ def agreement(scores: NeuronScores, neurons: NeuronSet) -> pd.DataFrame:
     rows = []
     for one in range(len(each)):
         for other in range(one + 1, len(each)):
-            shared = compare_sets(tops[one], tops[other])
+            shared = tops[one].overlap(tops[other])
             rows.append(
                 {
                     "one": one,
@@ -182,7 +243,7 @@ def bootstrap_jaccard(
 
     Where the examples are twins, pairs are resampled whole.
     """
-    weights = _bootstrap_weights(outcomes, n_draws, seed)
+    weights = bootstrap_weights(outcomes, n_draws, seed)
     labels = (outcomes.labels == class_id).long().expand(n_draws, -1)
     n_layers = outcomes.above.shape[2]
     scores = torch.empty(n_draws, n_layers, outcomes.d_mlp)
@@ -195,6 +256,17 @@ def bootstrap_jaccard(
         top = scores[:, layer].argsort(dim=1, descending=True, stable=True)[:, :count]
         shared += mask[layer][top].sum(1)
     return shared.double() / (2 * len(neurons) - shared)
+
+
+def bootstrap_weights(outcomes: RuleOutcomes, n_draws: int, seed: int = 0) -> Int[Tensor, "draw example"]:
+    """How often each example counts in each bootstrap sample; both of a pair as often as each other."""
+    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+    n = len(outcomes.labels)
+    member = torch.arange(n) if outcomes.pairs is None else outcomes.pairs.unique(return_inverse=True)[1]
+    n_units = int(member.max()) + 1
+    drawn = torch.randint(n_units, (n_draws, n_units), generator=generator)
+    counts = torch.zeros(n_draws, n_units, dtype=torch.int64).scatter_add_(1, drawn, torch.ones_like(drawn))
+    return counts[:, member]
 
 
 def nearest_outside(acts: Float[Tensor, "example layer neuron"], neurons: NeuronSet) -> pd.DataFrame:
@@ -233,24 +305,7 @@ def _standard(values: Float[Tensor, "example neuron"]) -> Float[Tensor, "example
     return wide / torch.where(constant, torch.inf, length)
 
 
-def _bootstrap_weights(outcomes: RuleOutcomes, n_draws: int, seed: int) -> Int[Tensor, "draw example"]:
-    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
-    n = len(outcomes.labels)
-    member = torch.arange(n) if outcomes.pairs is None else outcomes.pairs.unique(return_inverse=True)[1]
-    n_units = int(member.max()) + 1
-    drawn = torch.randint(n_units, (n_draws, n_units), generator=generator)
-    counts = torch.zeros(n_draws, n_units, dtype=torch.int64).scatter_add_(1, drawn, torch.ones_like(drawn))
-    return counts[:, member]
-
-
 def _top_of_layers(score: Float[Tensor, "layer neuron"], counts: dict[int, int]) -> NeuronSet:
     order = score.argsort(dim=1, descending=True, stable=True)
     pairs = [(layer, index) for layer, count in counts.items() for index in order[layer, :count].tolist()]
     return NeuronSet.from_pairs(pairs, n_layers=score.shape[0], d_mlp=score.shape[1])
-
-
-def _chance_jaccard(neurons: NeuronSet, d_mlp: int) -> float:
-    counts = neurons.counts_per_layer()
-    mass = overlap_distribution(counts, counts, d_mlp)
-    shared = torch.arange(len(mass), dtype=torch.float64)
-    return float((mass * shared / (2 * len(neurons) - shared)).sum())

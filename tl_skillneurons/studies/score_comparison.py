@@ -1,12 +1,24 @@
-"""Do different scores name the same neurons, and which of them foretells what a neuron does?"""
+"""Do different scores name the same neurons, and which of them foretells what a neuron does?
+
+Of two scores ``s`` and ``t`` of all neurons, and their tops ``S`` and ``T`` of one size::
+
+    rho(s, t) = Spearman's correlation over all neurons          jaccard = |S and T| / |S or T|
+
+beside the overlap of random sets with as many neurons of each layer (:meth:`~tl_skillneurons.NeuronSet.overlap`), and
+what interventions on each top change (:func:`~tl_skillneurons.measure_effects`) beside random and matched neurons.
+
+What it does not show: which score is right. Scores of the same activations and labels agree by construction, so the
+chance level of random sets is a low bar; the effects are the better judge, and only where tops are equally large.
+"""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import pandas as pd
 
+from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.interventions.effect_panel import EffectPanel
-from tl_skillneurons.scores.overlap import compare_sets
 from tl_skillneurons.scores.ranked import Scored, require_one_model, strength
 from tl_skillneurons.stats.ranks import spearman
 
@@ -20,10 +32,32 @@ class ScoreComparison:
             ``n_shared``, ``jaccard``, ``chance_jaccard`` and the hypergeometric ``p_value``.
         effects: Where panels were given, a row per score and intervention: what it changes (``change`` with its
             interval) beside random and matched controls; of each intervention the largest loss first.
+        settings: The scores by name, the size of the tops, the metric.
+
+    Example:
+        >>> found = skn.studies.compare_scores({"predictivity": scores, "auc": auc})
+        >>> found.agreement[["one", "other", "spearman", "jaccard", "chance_jaccard"]]
     """
 
     agreement: pd.DataFrame
     effects: pd.DataFrame | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            **self.settings,
+            spearman=float(self.agreement.spearman.mean()),
+            jaccard=float(self.agreement.jaccard.mean()),
+            chance_jaccard=float(self.agreement.chance_jaccard.mean()),
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A copy of :attr:`agreement`."""
+        return self.agreement.copy()
 
 
 def compare_scores(
@@ -38,11 +72,15 @@ def compare_scores(
     Args:
         amount: The tops that are compared, as a share of each layer or a count (:meth:`NeuronScores.top`).
         panels: Of each score's top neurons, the panel of :func:`~tl_skillneurons.measure_effects`; equally many
-            neurons of each, or the comparison would be unfair.
+            neurons of each, or the comparison would be unfair. Of several prompts the pooled rows are compared.
         metric: Of the panels: the score whose neurons lose most of it foretells the causal effect best.
 
     Raises:
         ValueError: For fewer than two scores, scores of different models, or panels that don't go with the scores.
+
+    Example:
+        >>> others = skn.scores.score_labels(model, prompts, task, ["auc", "mutual_information"])
+        >>> found = skn.studies.compare_scores({"predictivity": scores, **others})
     """
     require_one_model(scores)
     ranked = {name: strength(score) for name, score in scores.items()}
@@ -51,7 +89,7 @@ def compare_scores(
     rows = []
     for number, one in enumerate(names):
         for other in names[number + 1 :]:
-            shared = compare_sets(tops[one], tops[other])
+            shared = tops[one].overlap(tops[other])
             rows.append(
                 {
                     "one": one,
@@ -61,7 +99,8 @@ def compare_scores(
                 }
             )
     effects = None if panels is None else _effects(panels, names, metric)
-    return ScoreComparison(pd.DataFrame(rows), effects)
+    settings = {"scores": names, "amount": amount, "metric": metric}
+    return ScoreComparison(pd.DataFrame(rows), effects, settings)
 
 
 def _effects(panels: Mapping[str, EffectPanel], names: list[str], metric: str) -> pd.DataFrame:
@@ -70,7 +109,7 @@ def _effects(panels: Mapping[str, EffectPanel], names: list[str], metric: str) -
         raise ValueError(f"panels must go by the names of the scores, {names}, got {list(panels)}")
     frames = []
     for name, panel in panels.items():
-        frame = panel.to_dataframe()
+        frame = panel.to_dataframe(each_prompt=False)
         frame = frame[(frame.metric == metric) & (frame.effect == "total")]
         frames.append(frame.assign(score=name))
     joined = pd.concat(frames, ignore_index=True)

@@ -1,0 +1,241 @@
+"""The unit of exchange: which examples belong together, and what that means for every resampling.
+
+Examples of one group, the twins of a pair, exact duplicates and texts made from the same words are not independent.
+They are one unit: label permutations deal labels out to units, sign flips turn all twins of a unit together, a
+bootstrap draws units, a split keeps them whole. With units of one text each all of it is the ordinary thing, to the
+same bits.
+
+How labels are permuted follows from what a unit holds:
+
+* all its examples in complete pairs of twins: their labels are exchanged within all of its pairs, or in none
+* one label throughout: that label goes to another such unit, and another's comes here
+* several labels otherwise: the labels go, as they stand, to another such unit of the same size
+
+Exact when, without an effect, the units are exchangeable in this way. What it does not show: whether examples of
+different units are independent; whoever makes the task must say what belongs together.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int, Num
+from torch import Tensor
+
+from tl_skillneurons._checks import require_int
+from tl_skillneurons.stats.permutation import permuted_labels
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Units:
+    """Which examples belong together.
+
+    Attributes:
+        member: The number of each example's unit; units are numbered from 0 in the order of their first example.
+        what: What a unit is, in words: ``"text"``, ``"group"``, ``"pair of twins"``, ...
+        pair: The number of the pair of twins that each example is of, -1 for one without its twin; ``None`` without
+            pairs.
+
+    Example:
+        >>> units = Units.of([["a", "a", "b", "c"]], what="author")
+        >>> units
+        Units(3 of 4 examples: author)
+    """
+
+    member: Int[Tensor, " example"]
+    what: str = "text"
+    pair: Int[Tensor, " example"] | None = None
+
+    @classmethod
+    def single(cls, n_examples: int) -> "Units":
+        """Every example a unit of its own."""
+        return cls(torch.arange(n_examples))
+
+    @classmethod
+    def of(
+        cls,
+        columns: Iterable[Sequence[Hashable | None]],
+        *,
+        what: str = "text",
+        pair: Int[Tensor, " example"] | None = None,
+    ) -> "Units":
+        """Units of examples that share a value in any of ``columns``, directly or through others; ``None`` joins
+        nothing.
+        """
+        columns = [list(column) for column in columns]
+        n = len(columns[0])
+        parent = list(range(n))
+
+        def root(i: int) -> int:
+            while parent[i] != i:
+                parent[i] = parent[parent[i]]
+                i = parent[i]
+            return i
+
+        for column in columns:
+            first: dict[Hashable, int] = {}
+            for i, value in enumerate(column):
+                if value is not None:
+                    one, other = sorted((root(first.setdefault(value, i)), root(i)))
+                    parent[other] = one
+        number: dict[int, int] = {}
+        member = [number.setdefault(root(i), len(number)) for i in range(n)]
+        return cls(torch.tensor(member, dtype=torch.int64), what, pair)
+
+    def __len__(self) -> int:
+        return 0 if not len(self.member) else int(self.member.max()) + 1
+
+    def __repr__(self) -> str:
+        return f"Units({len(self)} of {len(self.member)} examples: {self.what})"
+
+    @property
+    def n_examples(self) -> int:
+        """How many examples there are."""
+        return len(self.member)
+
+    @property
+    def are_single(self) -> bool:
+        """Whether every example is a unit of its own."""
+        return len(self) == self.n_examples
+
+    @cached_property
+    def sizes(self) -> Int[Tensor, " unit"]:
+        """How many examples each unit has."""
+        return torch.bincount(self.member, minlength=len(self))
+
+    def take(self, rows: Int[Tensor, " kept"]) -> "Units":
+        """The units of some of the examples, numbered anew."""
+        pair = None if self.pair is None else self.pair[rows]
+        return Units.of([self.member[rows].tolist()], what=self.what, pair=pair)
+
+    def sums(self, values: Num[Tensor, "*axes example"]) -> Float[Tensor, "*axes unit"]:
+        """The sum of an example's values over each unit, in float64."""
+        total = torch.zeros(*values.shape[:-1], len(self), dtype=torch.float64)
+        return total.index_add_(-1, self.member, values.double())
+
+    def weights(self, n_draws: int, generator: torch.Generator) -> Int[Tensor, "draw example"]:
+        """Bootstrap draws of as many units as there are, with replacement: how often each example is drawn."""
+        drawn = torch.randint(len(self), (n_draws, len(self)), generator=generator)
+        counts = torch.zeros(n_draws, len(self), dtype=torch.int64)
+        counts.scatter_add_(1, drawn, torch.ones_like(drawn))
+        return counts[:, self.member]
+
+    def halves(self, generator: torch.Generator) -> tuple[Int[Tensor, " one"], Int[Tensor, " other"]]:
+        """The examples in two parts of half the units each, drawn at random; no unit stands in both."""
+        order = torch.randperm(len(self), generator=generator)
+        first = torch.zeros(len(self), dtype=torch.bool)
+        first[order[: len(self) // 2]] = True
+        chosen = first[self.member]
+        return chosen.nonzero().flatten(), (~chosen).nonzero().flatten()
+
+    def signs(self, n_draws: int, generator: torch.Generator) -> Float[Tensor, "draw unit"]:
+        """Random signs, one for each unit: what belongs together turns together."""
+        return torch.randint(0, 2, (n_draws, len(self)), generator=generator).double() * 2 - 1
+
+    # Labels
+
+    def log_orders(self, labels: Num[Tensor, " example"]) -> float:
+        """The logarithm of the number of ways in which the labels can be dealt out to the units."""
+        flipped, constant, mixed = self._kinds(labels)
+        total = len(flipped) * math.log(2)
+        for units in (constant, *mixed):
+            vectors = Counter(
+                tuple(labels[self._rows[unit]].tolist()[: 1 if units is constant else None]) for unit in units
+            )
+            total += math.lgamma(len(units) + 1) - sum(math.lgamma(n + 1) for n in vectors.values())
+        return total
+
+    def smallest_p(self, labels: Num[Tensor, " example"]) -> float:
+        """The smallest p-value that a permutation test of these labels can give, however many are drawn."""
+        return math.exp(-self.log_orders(labels))
+
+    def permuted(
+        self, labels: Num[Tensor, " example"], n_permutations: int, *, seed: int = 0
+    ) -> Num[Tensor, "draw example"]:
+        """The labels dealt out anew to the units, as the module says.
+
+        Raises:
+            ValueError: When there are fewer ways than ``n_permutations``; it says how many units there are.
+        """
+        require_int(n_permutations, "n_permutations")
+        require_int(seed, "seed", minimum=0)
+        if self.are_single:
+            return permuted_labels(labels, n_permutations, seed=seed)
+        if self.log_orders(labels) < math.log(n_permutations + 1) - 1e-9:
+            ways = round(math.exp(self.log_orders(labels)))
+            raise ValueError(
+                f"{len(self)} units ({self.what}) of {self.n_examples} examples can be labelled in only {ways} ways, "
+                f"too few for {n_permutations} permutations; give more units of each class, or ask for at most "
+                f"{max(1, ways - 1)}"
+            )
+        flipped, constant, mixed = self._kinds(labels)
+        if not constant and not mixed and self._pairs_are_units:
+            return permuted_labels(
+                labels, n_permutations, seed=seed, pairs=self.pair
+            )  # the bits of twins alone
+        generator = torch.Generator().manual_seed(seed)
+        drawn = labels.repeat(n_permutations, 1)
+        twin = self._twin
+        for unit in flipped:
+            rows = self._rows[unit]
+            turned = torch.randint(0, 2, (n_permutations, 1), generator=generator).bool()
+            drawn[:, rows] = torch.where(turned, labels[twin[rows]], labels[rows])
+        for units in (constant, *mixed):
+            if not units:
+                continue
+            order = torch.rand(n_permutations, len(units), generator=generator, dtype=torch.float64).argsort(
+                1
+            )
+            if units is constant:
+                of_unit = labels[torch.stack([self._rows[unit][0] for unit in units])]
+                place = torch.cat([torch.full((len(self._rows[unit]),), k) for k, unit in enumerate(units)])
+                rows = torch.cat([self._rows[unit] for unit in units])
+                drawn[:, rows] = of_unit[order][:, place]
+            else:
+                rows_of = torch.stack([self._rows[unit] for unit in units])
+                drawn[:, rows_of.flatten()] = labels[rows_of][order].flatten(1)
+        return drawn
+
+    @cached_property
+    def _rows(self) -> list[Int[Tensor, " own"]]:
+        order = self.member.argsort(stable=True)
+        return list(order.split(self.sizes.tolist()))
+
+    @cached_property
+    def _twin(self) -> Int[Tensor, " example"]:
+        """The row of each example's twin; its own where it has none."""
+        twin = torch.arange(self.n_examples)
+        if self.pair is None:
+            return twin
+        seen: dict[int, int] = {}
+        for row, pair in enumerate(self.pair.tolist()):
+            if pair < 0:
+                continue
+            if pair in seen:
+                other = seen[pair]
+                twin[row], twin[other] = other, row
+            seen[pair] = row
+        return twin
+
+    @property
+    def _pairs_are_units(self) -> bool:
+        return bool((self.sizes == 2).all())
+
+    def _kinds(self, labels: Num[Tensor, " example"]) -> tuple[list[int], list[int], list[list[int]]]:
+        """Units that are flipped, units of one label, and those of several by their size."""
+        has_twin: Bool[Tensor, " example"] = self._twin != torch.arange(self.n_examples)
+        has_twin = has_twin & (labels[self._twin] != labels) & (self.member[self._twin] == self.member)
+        flipped: list[int] = []
+        constant: list[int] = []
+        mixed: dict[int, list[int]] = {}
+        for unit, rows in enumerate(self._rows):
+            if has_twin[rows].all():
+                flipped.append(unit)
+            elif (labels[rows] == labels[rows[0]]).all():
+                constant.append(unit)
+            else:
+                mixed.setdefault(len(rows), []).append(unit)
+        return flipped, constant, [mixed[size] for size in sorted(mixed)]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tl_skillneurons.tasks._grammar import GRAMMARS, n_fillings, slots
+from tl_skillneurons.tasks._grammar import n_fillings, slots
+from tl_skillneurons.tasks._sentences import GRAMMARS
 from tl_skillneurons.tasks.pairs import minimal_pairs
 
 KINDS = sorted(GRAMMARS)

@@ -5,42 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import datasets
-import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from texts import WORDS, four_classes, make, rows, texts_of, three_splits
 
 from tl_skillneurons.tasks.drawing import apportion
 from tl_skillneurons.tasks.roles import ROLES
 from tl_skillneurons.tasks.sources import load_splits
-from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.task import Task, require_two_classes
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-WORDS = {0: " bad", 1: " good"}
-
-
-def rows(n, name, labels=(0, 1)):
-    """``n`` examples that stand nowhere else, with the labels in turn."""
-    return [{"text": f"{name} {i}", "label": labels[i % len(labels)]} for i in range(n)]
-
-
-def three_splits(n=40):
-    return {name: rows(n, name) for name in ("train", "validation", "test")}
-
-
-def make(data, **changes):
-    settings = {"template": "{text}", "label_words": WORDS, "name": "toy"} | changes
-    return Task.from_datasets(data, **settings)
-
-
-def texts(task, role):
-    return task.split(role)["text"][:]
-
-
-def four_classes(n=40):
-    words = {"world": " world", "sports": " sports", "business": " business", "science": " science"}
-    data = {name: rows(n, name, tuple(words)) for name in ("train", "validation", "test")}
-    return Task.from_datasets(data, template="{text}", label_words=words, name="ag_news")
 
 
 # Roles
@@ -49,8 +23,8 @@ def four_classes(n=40):
 def test_splits_of_the_usual_names_serve_the_usual_roles():
     task = make(three_splits(10))
     assert task.n_examples == dict.fromkeys(ROLES, 10)
-    assert texts(task, "train") == texts(task, "baseline") == [f"train {i}" for i in range(10)]
-    assert texts(task, "select")[0] == "validation 0" and texts(task, "report")[0] == "test 0"
+    assert texts_of(task, "train") == texts_of(task, "baseline") == [f"train {i}" for i in range(10)]
+    assert texts_of(task, "select")[0] == "validation 0" and texts_of(task, "report")[0] == "test 0"
     assert task.class_counts("select") == [5, 5] and task.n_classes == 2
     assert task.notes == () and task.dropped == dict.fromkeys(ROLES, 0)
 
@@ -59,16 +33,16 @@ def test_splits_of_the_usual_names_serve_the_usual_roles():
 def test_other_names_of_validation_are_known(name):
     data = three_splits()
     data[name] = data.pop("validation")
-    assert texts(make(data), "select")[0] == "validation 0"
+    assert texts_of(make(data), "select")[0] == "validation 0"
 
 
 def test_roles_name_one_split_or_several_and_baseline_its_own():
     data = {name: rows(10, name) for name in ("a", "b", "c", "d", "e")}
     task = make(data, roles={"train": ["a", "b"], "baseline": "e", "select": "c", "report": "d"})
-    assert texts(task, "train") == [r["text"] for r in data["a"] + data["b"]]
-    assert [texts(task, role)[0] for role in ROLES[1:]] == ["e 0", "c 0", "d 0"]
+    assert texts_of(task, "train") == [r["text"] for r in data["a"] + data["b"]]
+    assert [texts_of(task, role)[0] for role in ROLES[1:]] == ["e 0", "c 0", "d 0"]
     task = make(data, roles={"train": "a", "select": "c", "report": "d"})
-    assert texts(task, "baseline") == texts(task, "train")
+    assert texts_of(task, "baseline") == texts_of(task, "train")
     assert any("'e' is not used" in note for note in task.notes)
 
 
@@ -78,7 +52,7 @@ def test_one_dataset_is_divided_by_label_and_seed(as_dataset):
     one = Dataset.from_list(data) if as_dataset else data
     task = make(one)
     assert [task.class_counts(role) for role in ROLES] == [[90, 30], [90, 30], [30, 10], [30, 10]]
-    assert sorted(texts(task, "train") + texts(task, "select") + texts(task, "report")) == sorted(
+    assert sorted(texts_of(task, "train") + texts_of(task, "select") + texts_of(task, "report")) == sorted(
         r["text"] for r in data
     )
     assert make(one).fingerprint == task.fingerprint != make(one, seed=1).fingerprint
@@ -103,7 +77,7 @@ def test_sst2_as_the_hub_has_it_gets_its_report_role_from_validation():
     task = make(data, template="{sentence}", name="sst2")
     assert task.n_examples == {"train": 60, "baseline": 60, "select": 10, "report": 10}
     assert task.class_counts("select") == task.class_counts("report") == [5, 5]
-    assert all(text.startswith("dev") for text in texts(task, "report"))
+    assert all(text.startswith("dev") for text in texts_of(task, "report"))
     assert "'test' is set aside" in task.notes[0] and "'validation' is halved" in task.notes[1]
     by_name = make(data, template="{sentence}", label_words={"positive": " good", "negative": " bad"})
     assert by_name.label_names == ("positive", "negative")
@@ -115,7 +89,7 @@ def test_without_validation_a_fifth_of_train_is_held_out_and_other_splits_are_le
     task = make(data)
     assert task.n_examples == {"train": 80, "baseline": 80, "select": 20, "report": 40}
     assert task.class_counts("select") == [10, 10]
-    assert not set(texts(task, "select")) & set(texts(task, "baseline"))
+    assert not set(texts_of(task, "select")) & set(texts_of(task, "baseline"))
     assert len(task.notes) == 2
 
 
@@ -134,7 +108,7 @@ def test_a_template_joins_fields_and_reads_nothing_else():
         name: [{"a": f"{name}{i}", "b.c": i, "label": i % 2} for i in range(4)]
         for name in ("train", "validation", "test")
     }
-    assert texts(make(data, template="{{{a}}} and {b.c}."), "train")[1] == "{train1} and 1."
+    assert texts_of(make(data, template="{{{a}}} and {b.c}."), "train")[1] == "{train1} and 1."
 
 
 def test_a_formatted_dataset_is_read_as_plain_values():
@@ -153,7 +127,7 @@ def test_text_in_two_roles_is_dropped_from_the_earlier_one_and_counted():
     task = make(data)
     assert task.dropped == {"train": 2, "baseline": 2, "select": 1, "report": 0}
     assert task.n_examples == {"train": 21, "baseline": 21, "select": 20, "report": 20}
-    assert not {"validation  0 ", "test 1"} & set(texts(task, "train"))
+    assert not {"validation  0 ", "test 1"} & set(texts_of(task, "train"))
     with pytest.raises(
         ValueError, match=r"2 of train, 2 of baseline, 1 of select .* 'validation 0' of train"
     ):
@@ -177,10 +151,10 @@ def test_a_limit_keeps_shares_and_baseline_follows_train():
     task = make(data)
     small = task.limit(train=20, select=7)
     assert [small.class_counts(role) for role in ROLES] == [[16, 4], [16, 4], [6, 1], [80, 20]]
-    assert texts(small, "baseline") == texts(small, "train")
-    assert set(texts(small, "train")) < set(texts(task, "train"))
+    assert texts_of(small, "baseline") == texts_of(small, "train")
+    assert set(texts_of(small, "train")) < set(texts_of(task, "train"))
     assert small.fingerprint == task.limit(train=20, select=7).fingerprint
-    assert texts(small, "train") != texts(task.limit(train=20, seed=1), "train")
+    assert texts_of(small, "train") != texts_of(task.limit(train=20, seed=1), "train")
     assert len(small.notes) == 2 and "20 of 100" in small.notes[0]
     assert task.limit(baseline=10).n_examples == {"train": 100, "baseline": 10, "select": 100, "report": 100}
     assert task.limit(train=1000).notes == ()
@@ -194,64 +168,6 @@ def test_apportion_sums_up_and_starves_nobody():
     assert apportion(3, [98, 1, 1]) == [1, 1, 1]
     assert apportion(1, [60, 20, 20]) == [1, 0, 0]
     assert all(sum(apportion(n, [7, 11, 13])) == n for n in range(40))
-
-
-def test_one_vs_rest_puts_each_class_against_all_others():
-    task = four_classes()
-    subtasks = task.binary_subtasks()
-    assert [s.name for s in subtasks][1] == "ag_news: sports against rest"
-    sports = subtasks[1]
-    assert sports.label_words == {0: " other", 1: " sports"} and sports.label_names == ("rest", "sports")
-    assert texts(sports, "train") == texts(task, "train")
-    assert sports.split("train")["label"][:] == [int(i == 1) for i in task.split("train")["label"]]
-    assert sports.class_counts("report") == [30, 10]
-    assert task.binary_subtasks(rest_word=5)[0].label_words[0] == 5
-
-
-def test_pairs_leave_other_classes_out():
-    task = four_classes()
-    subtasks = task.binary_subtasks("pairs")
-    assert len(subtasks) == 6 and subtasks[0].name == "ag_news: world against sports"
-    assert subtasks[0].label_words == {0: " sports", 1: " world"}
-    assert subtasks[0].class_counts("train") == [10, 10]
-    assert texts(subtasks[0], "select")[:2] == ["validation 0", "validation 1"]
-    assert subtasks[0].split("select")["label"][:2] == [1, 0]
-
-
-def test_groupings_name_labels_or_class_ids():
-    task = four_classes()
-    one, two, three = task.binary_subtasks(
-        [("sports", ["world", 2]), (["world", "business"], 3), ([0, 1], [2, 3])]
-    )
-    assert one.name == "ag_news: sports against world or business"
-    assert one.label_words == {0: " other", 1: " sports"} and one.class_counts("train") == [20, 10]
-    assert two.label_words == {0: " science", 1: " other"} and two.class_counts("train") == [10, 20]
-    assert three.label_words == {0: " other", 1: " world"}
-
-
-def test_integer_labels_are_titled_by_their_words_and_two_classes_stay_as_they_are():
-    data = {name: rows(9, name, (1, 2, 3)) for name in ("train", "validation", "test")}
-    task = make(data, label_words={1: " red", 2: " green", 3: 99})
-    assert [s.name for s in task.binary_subtasks()][1:] == ["toy: green against rest", "toy: 3 against rest"]
-    assert task.binary_subtasks([(3, 1)])[0].label_words == {0: " red", 1: 99}
-    binary = make(three_splits())
-    assert binary.binary_subtasks() == [binary] == binary.binary_subtasks("pairs")
-
-
-@pytest.mark.parametrize(
-    ("scheme", "message"),
-    [
-        ("one_vs_all", "scheme must be one of 'one_vs_rest', 'pairs', got 'one_vs_all'; did you mean"),
-        ([("sport", "world")], "there is no label 'sport' in task 'ag_news'; did you mean 'sports'"),
-        ([(4, 0)], "there is no label 4"),
-        ([("sports", ["sports", "world"])], "each label must stand in a grouping once"),
-        ([("sports", [])], "each group must have at least one label"),
-        (["sports"], r"a grouping must be two groups of labels, \(labels, labels\), got 'sports'"),
-    ],
-)
-def test_groupings_that_make_no_sense_are_refused(scheme, message):
-    with pytest.raises(ValueError, match=message):
-        four_classes().binary_subtasks(scheme)
 
 
 # Fingerprint
@@ -448,127 +364,12 @@ def test_real_benchmarks_have_text_in_two_roles():
     assert make(mnli, template="{premise} {hypothesis}", label_words=words).dropped["train"] == 0
     premises = make(mnli, template="{premise}", label_words=words)
     assert premises.dropped["train"] > 0
-    assert not set(texts(premises, "train")) & set(texts(premises, "report"))
+    assert not set(texts_of(premises, "train")) & set(texts_of(premises, "report"))
 
 
-# Data by name
-
-
-@pytest.fixture
-def written(tmp_path):
-    """One file of each kind, all with the same examples."""
-    data = Dataset.from_list([{"text": 'said "no",\ntwice', "label": 1}, {"text": "NA", "label": 0}])
-    data.to_pandas().to_json(tmp_path / "a.jsonl", orient="records", lines=True)
-    data.to_pandas().to_json(tmp_path / "a.json", orient="records")
-    data.to_pandas().to_csv(tmp_path / "a.csv", index=False)
-    data.to_pandas().to_parquet(tmp_path / "a.parquet")
-    return tmp_path, data.to_dict()
-
-
-@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet"])
-def test_local_files_of_each_kind_hold_the_same(written, ending):
-    folder, columns = written
-    assert load_splits(folder / f"a{ending}").to_dict() == columns
-    assert load_splits(str(folder / f"a{ending}")).to_dict() == columns
-
-
-def test_a_folder_with_splits_is_a_dataset_dict(tmp_path):
-    for name, split in three_splits(12).items():
-        Dataset.from_list(split).to_pandas().to_csv(tmp_path / f"{name}.csv", index=False)
-    (tmp_path / "README.md").write_text("about")
-    data = load_splits(tmp_path)
-    assert sorted(data) == ["test", "train", "validation"]
-    assert make(data).fingerprint == make(three_splits(12)).fingerprint
-
-
-def test_class_names_of_a_parquet_file_are_kept(tmp_path):
-    features = Features({"text": Value("string"), "label": ClassLabel(names=["negative", "positive"])})
-    path = tmp_path / "a.parquet"
-    table = Dataset.from_list(rows(20, "x"), features=features).data.table
-    pyarrow.parquet.write_table(table.replace_schema_metadata(features.arrow_schema.metadata), path)
-    assert make(load_splits(path), label_words={"positive": " good", "negative": " bad"}).n_classes == 2
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", b'{"text": "a"}\n{"text": ', r"a\.jsonl can't be read as \.jsonl: line 2"),
-        ("a.jsonl", b"[1]\n", "example 0 must be a JSON object, got list"),
-        ("a.jsonl", b'{"text": "\xff"}', r"a\.jsonl can't be read"),
-        ("a.json", b"{", r"a\.json can't be read"),
-        ("a.jsonl", b'{"label": 1}\n{"label": "x"}', r"a\.jsonl can't be read"),
-        ("a.csv", b"text,label\na,1,2\n", r"a\.csv can't be read"),
-        ("a.csv", b"text,label\na\xff,1\n", "column 'text' is not UTF-8 text"),
-        ("a.csv", b"", r"a\.csv can't be read"),
-        ("a.parquet", b"not parquet", r"a\.parquet can't be read as \.parquet"),
-        ("a.txt", b"words", r"a\.txt must end in \.jsonl, \.json, \.csv, \.parquet, got '\.txt'"),
-    ],
-)
-def test_corrupt_and_foreign_files_are_named(tmp_path, name, content, message):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        load_splits(path)
-
-
-def test_a_folder_without_splits_or_with_two_files_for_one_is_refused(tmp_path):
-    (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(ValueError, match=r"has no split; expected a \.jsonl.* found notes\.md"):
-        load_splits(tmp_path)
-    for ending in ("csv", "jsonl"):
-        (tmp_path / f"train.{ending}").write_text("")
-    with pytest.raises(ValueError, match="more than one file for the split 'train'"):
-        load_splits(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "name", ["reviews.jsonl", "./reviews", "/no/such/place", "here/reviews", "~/no-such-folder-here"]
-)
-def test_what_looks_local_but_is_absent_is_not_looked_up_on_the_hub(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "here").mkdir()
-    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
-        load_splits(name)
-
-
-@pytest.mark.parametrize("error", [ConnectionError("offline"), OSError("no route to host")])
-def test_a_hub_out_of_reach_is_one_error_that_names_the_local_forms(monkeypatch, error):
-    def unreachable(*_):
-        raise error
-
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    was = datasets.are_progress_bars_disabled()
+def test_what_needs_two_classes_says_how_to_get_them():
+    require_two_classes(make(three_splits()))
     with pytest.raises(
-        ConnectionError, match=r"'stanfordnlp/sst2' .*give a \.jsonl, .* folder with such files"
+        ValueError, match=r"two classes, ag_news has 4; score each of task.binary_subtasks\(\)"
     ):
-        load_splits("stanfordnlp/sst2")
-    assert datasets.are_progress_bars_disabled() == was
-
-
-def test_the_hub_is_asked_for_name_and_configuration_without_progress_bars(monkeypatch):
-    asked = []
-
-    def load(name, config):
-        asked.append((name, config, datasets.are_progress_bars_disabled()))
-        return DatasetDict()
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    load_splits("nyu-mll/glue:sst2")
-    load_splits("imdb")
-    assert asked == [("nyu-mll/glue", "sst2", True), ("imdb", None, True)]
-
-
-def test_a_name_that_the_hub_does_not_know_says_so(monkeypatch):
-    def missing(*_):
-        raise datasets.exceptions.DatasetNotFoundError("Dataset 'x/y' doesn't exist on the Hub")
-
-    monkeypatch.setattr(datasets, "load_dataset", missing)
-    with pytest.raises(FileNotFoundError, match="there is no dataset 'x/y' on the hub"):
-        load_splits("x/y")
-
-
-def test_offline_the_real_hub_is_out_of_reach(monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConnectionError, match="without it, give a"):
-        load_splits("tl-skillneurons/no-such-dataset")
+        require_two_classes(four_classes())

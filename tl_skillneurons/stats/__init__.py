@@ -3,14 +3,16 @@
 Every number of this package stands beside what luck gives and how sure it is; these are the functions that say so.
 They take plain tensors and lists, so they serve any other number just as well.
 
-* Chance: :func:`best_of_chance` (how high the best of many predictivities reaches by luck).
+* Chance: :func:`best_of_chance` -> :class:`ChanceLevel` (how high the best of many predictivities reaches by luck).
 * Intervals: :func:`clopper_pearson` (of a rate), :func:`bootstrap_mean` and :func:`bootstrap_counts` (of anything).
-* Tests: :func:`rank_p_value` and :func:`require_draws` (beside random controls), :func:`mcnemar` and
-  :func:`equivalence` (two runs on the same examples), :func:`permutation_difference` (two labels).
+* Beside random controls: :func:`rank_p_value`, :func:`require_draws`.
+* Two runs on the same examples: :func:`mcnemar` -> :class:`McNemar`, :func:`equivalence` -> :class:`Equivalence`.
+* Two labels: :func:`permutation_difference` -> :class:`LabelDifference`.
 * Many tests at once: :func:`benjamini_hochberg`, :func:`family_wise_p`, :func:`critical_level`.
 * Permutations: :func:`permuted_labels`, :func:`random_orders`, :func:`row_orders`.
 * Ranks: :func:`average_ranks`, :func:`spearman`, :func:`correlation`, :func:`median`.
-* What is read from class logits: :func:`per_example`, :func:`value_of`, :func:`calibration_error`.
+* What is read from class logits: :func:`per_example`, :func:`value_of`, :func:`answer_confidence`,
+  :func:`calibration_error`.
 """
 
 from tl_skillneurons._rooms import open_room

@@ -1,2 +1,8 @@
+from .groups import near_duplicates as near_duplicates
+from .groups import twin_pairs as twin_pairs
 from .pairs import minimal_pairs as minimal_pairs
+from .roles import ROLES as ROLES
+from .sources import load_splits as load_splits
+from .subtasks import against_rest as against_rest
 from .task import Task as Task
+from .task import require_two_classes as require_two_classes

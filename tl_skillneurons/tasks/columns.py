@@ -1,15 +1,22 @@
 """Examples as columns of plain values, to and from ``datasets``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from datasets import Dataset, Features, Value
+
+Rows: TypeAlias = Dataset | Sequence[Mapping[str, Any]]
+"""Examples as they come: a ``Dataset``, or a list of dicts."""
 
 Columns = dict[str, list[Any]]
 """Examples as columns of equal length: ``text``, ``label`` and, where there are any, ``pair`` and ``group``."""
 
 
-def column_names(rows: Any) -> list[str]:
+From = TypeVar("From")
+To = TypeVar("To")
+
+
+def column_names(rows: Rows) -> list[str]:
     """The columns of a ``Dataset`` or of a list of dicts."""
     return (
         rows.column_names
@@ -18,7 +25,7 @@ def column_names(rows: Any) -> list[str]:
     )
 
 
-def column(rows: Any, name: str) -> list[Any]:
+def column(rows: Rows, name: str) -> list[Any]:
     """One column, plain whatever the format of the ``Dataset``; ``None`` where a dict lacks it."""
     return (
         list(rows.with_format(None)[name][:])
@@ -49,9 +56,9 @@ def as_dataset(columns: Columns) -> Dataset:
     return Dataset.from_dict(columns, features=Features({name: types[name] for name in columns}))
 
 
-def each_once(by_role: Mapping[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
+def each_once(by_role: Mapping[str, From], function: Callable[[From], To]) -> dict[str, To]:
     """``function`` of every role's value; roles that share a value share the result."""
-    results: dict[int, Any] = {}
+    results: dict[int, To] = {}
     for value in by_role.values():
         if id(value) not in results:
             results[id(value)] = function(value)

@@ -1,8 +1,10 @@
-"""Examples that belong together, and so to one role: the same source, or nearly the same words.
+"""Examples that belong together, and so to one role: the same source, nearly the same words, or twins.
 
 Two texts are near-duplicates when the sets of their three-word sequences (case and punctuation left out) have a
 Jaccard similarity of at least a threshold; what is near to the same text is in the same group. Found exactly:
 two sets so similar must share one of the few rarest sequences of each (Chaudhuri et al., 2006, prefix filter).
+
+What it does not show: paraphrases, which share meaning and no words, are not found.
 """
 
 import math
@@ -10,16 +12,25 @@ import re
 from collections import Counter
 from typing import Any
 
+import torch
+from datasets import Dataset
+from jaxtyping import Int
+from torch import Tensor
+
 from tl_skillneurons.tasks.columns import Columns
 
 _N_WORDS = 3
 
 
-def near_duplicates(texts: list[str], threshold: float = 0.8) -> list[int]:
+def near_duplicates(texts: list[str], threshold: float | int = 0.8) -> list[int]:
     """The number of each text's group; texts of a group have the number of its first.
 
     Raises:
         ValueError: For a threshold outside (0, 1].
+
+    Example:
+        >>> near_duplicates(["I liked this film a lot", "A dull plot", "i liked this film, a lot!"])
+        [0, 1, 0]
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"near_duplicates must be a similarity in (0, 1], got {threshold}")
@@ -37,7 +48,7 @@ def near_duplicates(texts: list[str], threshold: float = 0.8) -> list[int]:
     for i, own in enumerate(sets):
         rarest_first = sorted(own, key=lambda sequence: (frequency[sequence], sequence))
         n_prefix = len(own) - math.ceil(threshold * len(own) - 1e-9) + 1
-        candidates = set()
+        candidates: set[int] = set()
         for sequence in rarest_first[:n_prefix]:
             candidates.update(holders.get(sequence, ()))
             holders.setdefault(sequence, []).append(i)
@@ -48,15 +59,8 @@ def near_duplicates(texts: list[str], threshold: float = 0.8) -> list[int]:
     return [root(i) for i in range(len(texts))]
 
 
-def _sequences(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.casefold())
-    if len(words) <= _N_WORDS:
-        return {tuple(words)}
-    return {tuple(words[i : i + _N_WORDS]) for i in range(len(words) - _N_WORDS + 1)}
-
-
 def with_groups(
-    tables: dict[str, Columns], given: dict[str, list[Any]] | None, threshold: float | None
+    tables: dict[str, Columns], given: dict[str, list[Any]] | None, threshold: float | int | None
 ) -> dict[str, Columns]:
     """The tables with a column ``group``: equal values of ``given``, near-duplicates, or both joined."""
     if given is None and threshold is None:
@@ -68,6 +72,21 @@ def with_groups(
         near = _joined(near, values)
     groups = iter(near)
     return {name: {**table, "group": [next(groups) for _ in table["text"]]} for name, table in tables.items()}
+
+
+def twin_pairs(split: Dataset) -> Int[Tensor, " example"] | None:
+    """The number that two twins share, of a role whose every example has a twin of the other of two classes.
+
+    Labels are then permuted within the pairs (:func:`~tl_skillneurons.stats.permuted_labels`), since twins are not
+    exchangeable with other texts. ``None`` where the examples have no twins, or not all of them have.
+    """
+    if "pair" not in split.column_names:
+        return None
+    twins: dict[int, list[int]] = {}
+    for pair, label in zip(split["pair"], split["label"], strict=True):
+        twins.setdefault(pair, []).append(label)
+    complete = all(sorted(labels) == [0, 1] for labels in twins.values())
+    return torch.tensor(split["pair"]) if complete else None
 
 
 def _joined(groups: list[int], values: list[Any]) -> list[int]:
@@ -84,3 +103,10 @@ def _joined(groups: list[int], values: list[Any]) -> list[int]:
         parent[root(("value", value))] = root(("group", group))
     number: dict[Any, int] = {}
     return [number.setdefault(root(("group", group)), len(number)) for group in groups]
+
+
+def _sequences(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.casefold())
+    if len(words) <= _N_WORDS:
+        return {tuple(words)}
+    return {tuple(words[i : i + _N_WORDS]) for i in range(len(words) - _N_WORDS + 1)}

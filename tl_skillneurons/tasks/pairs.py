@@ -3,7 +3,7 @@
 Twins are what interchange and path patching need: whatever differs between two runs comes from that word.
 Both twins stand in the same role, so each role has as many examples of one class as of the other, and nothing
 but the one word tells them apart. All sentences come from grammars and word lists written for this project
-(``_grammar.py``).
+(``_sentences.py``).
 
 A task of this kind is easy to solve by knowing words: a neuron that fires for "wonderful" looks like a neuron
 that knows sentiment. The control is ``disjoint_words=True``: then the words that tell the class differ
@@ -25,8 +25,9 @@ from typing import Any
 from datasets import Dataset
 
 from tl_skillneurons._checks import require_int, require_option
-from tl_skillneurons.tasks._grammar import GRAMMARS, Grammar, Twin, fill, n_fillings
-from tl_skillneurons.tasks.columns import as_dataset
+from tl_skillneurons.tasks._grammar import Grammar, Twin, fill, n_fillings
+from tl_skillneurons.tasks._sentences import GRAMMARS
+from tl_skillneurons.tasks.columns import Columns, as_dataset
 from tl_skillneurons.tasks.drawing import apportion
 from tl_skillneurons.tasks.roles import ROLES
 from tl_skillneurons.tasks.task import Task
@@ -62,6 +63,13 @@ def minimal_pairs(
     Raises:
         ValueError: When the kind is unknown, or can't make so many pairs.
         TypeError: When the tokenizer can't be called.
+
+    Example:
+        >>> task = minimal_pairs("subject_verb", n_pairs=100)
+        >>> task.n_examples, task.label_words
+        ({'train': 100, 'baseline': 100, 'select': 50, 'report': 50}, {0: ' is', 1: ' are'})
+        >>> task.pairs("report")[0]
+        ('The wet box close to the quiet gardeners', 'The wet boxes close to the quiet gardeners')
     """
     grammar = GRAMMARS[require_option(kind, "kind", GRAMMARS)]
     require_int(n_pairs, "n_pairs", minimum=len(SHARES))
@@ -79,7 +87,7 @@ def minimal_pairs(
     else:
         drawn = iter(_make(kind, words, n_pairs, tokenizer, generator, ""))
         pairs = {role: list(itertools.islice(drawn, n)) for role, n in counts.items()}
-    names = dict(enumerate(grammar.label_words)) if label_words is None else dict(label_words)
+    names = dict(enumerate(grammar.label_words) if label_words is None else label_words.items())
     return Task(
         name=f"{kind}, disjoint words" if disjoint_words else kind,
         label_words=names,
@@ -173,7 +181,7 @@ def _splits(pairs: dict[str, list[Twin]]) -> dict[str, Dataset]:
     splits, n_before = {}, 0
     for role, twins in pairs.items():
         numbers = range(n_before, n_before + len(twins))
-        columns = {
+        columns: Columns = {
             "text": list(itertools.chain.from_iterable(twins)),
             "label": [0, 1] * len(twins),
             "pair": [number for number in numbers for _ in (0, 1)],

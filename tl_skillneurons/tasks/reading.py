@@ -1,4 +1,11 @@
-"""From the data a user has to rendered texts and numbered classes, or to one sentence on what is wrong and where."""
+"""From the data a user has to rendered texts and numbered classes, or to one sentence on what is wrong and where.
+
+Classes are numbered by their labels: integers in rising order, strings in the order of ``label_words``. Of two classes
+the second, class 1, is what the whole package calls label 1: an activation above its baseline is read as "label 1", a
+positive score speaks for it, and a logit diff is its logit minus that of class 0. :func:`order_labels` decides it, and
+nothing else does; of more classes each in turn is label 1
+(:func:`~tl_skillneurons.tasks.subtasks.against_rest`).
+"""
 
 import string
 from collections.abc import Mapping
@@ -7,7 +14,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 
 from tl_skillneurons._checks import listed, near
-from tl_skillneurons.tasks.columns import Columns, column, column_names
+from tl_skillneurons.tasks.columns import Columns, Rows, column, column_names
 
 HIDDEN = -1
 """The label that the Hub's benchmarks give to examples whose label is kept secret."""
@@ -32,7 +39,16 @@ def parse_template(template: str) -> list[tuple[str, str | None]]:
 
 
 def order_labels(label_words: Mapping[Any, Any]) -> list[Any]:
-    """The labels in class order: integers rising, strings as given."""
+    """The labels in class order: integers rising, strings as given. The second of two is label 1.
+
+    Raises:
+        ValueError: For fewer than two.
+        TypeError: For labels of which some are integers and others strings, or of another kind.
+
+    Example:
+        >>> order_labels({1: " good", 0: " bad"}), order_labels({"good": " good", "bad": " bad"})
+        ([0, 1], ['good', 'bad'])
+    """
     keys = list(label_words)
     if len(keys) < 2:
         raise ValueError(f"a task needs at least two labels, got {len(keys)} in label_words")
@@ -43,7 +59,7 @@ def order_labels(label_words: Mapping[Any, Any]) -> list[Any]:
     raise TypeError(f"the labels in label_words must be all integers or all strings, got {listed(keys)}")
 
 
-def as_splits(data: Any) -> dict[str, Any]:
+def as_splits(data: Any) -> dict[str, Rows]:
     """The data as split name to rows, whatever form it came in."""
     splits = dict(data) if isinstance(data, Mapping) else {"data": data}
     if not splits:
@@ -58,7 +74,7 @@ def as_splits(data: Any) -> dict[str, Any]:
     return splits
 
 
-def read(rows: Any, where: str, parts: list[tuple[str, str | None]], label: str, keys: list[Any]) -> Columns:
+def read(rows: Rows, where: str, parts: list[tuple[str, str | None]], label: str, keys: list[Any]) -> Columns:
     """The rendered texts and the classes of one split."""
     if not len(rows):
         raise ValueError(f"{where} is empty; give it examples or choose another split with roles=")
@@ -77,7 +93,7 @@ def read(rows: Any, where: str, parts: list[tuple[str, str | None]], label: str,
     return {"text": _render(rows, where, parts), "label": _classes(rows, where, label, keys)}
 
 
-def group_values(rows: Any, where: str, group: str) -> list[Any]:
+def group_values(rows: Rows, where: str, group: str) -> list[Any]:
     """What tells the groups of one split apart."""
     names = column_names(rows)
     if group not in names:
@@ -91,7 +107,7 @@ def group_values(rows: Any, where: str, group: str) -> list[Any]:
     return values
 
 
-def _render(rows: Any, where: str, parts: list[tuple[str, str | None]]) -> list[str]:
+def _render(rows: Rows, where: str, parts: list[tuple[str, str | None]]) -> list[str]:
     columns: dict[str | None, list[Any]] = {name: column(rows, name) for _, name in parts if name is not None}
     for name, values in columns.items():
         if None in values:
@@ -108,7 +124,7 @@ def _render(rows: Any, where: str, parts: list[tuple[str, str | None]]) -> list[
     return texts
 
 
-def _classes(rows: Any, where: str, label: str, keys: list[Any]) -> list[int]:
+def _classes(rows: Rows, where: str, label: str, keys: list[Any]) -> list[int]:
     class_of = {value: i for i, value in enumerate(_values(rows, where, label, keys))}
     values = column(rows, label)
     for row, value in enumerate(values):
@@ -129,7 +145,7 @@ def _classes(rows: Any, where: str, label: str, keys: list[Any]) -> list[int]:
     return [class_of[value] for value in values]
 
 
-def _values(rows: Any, where: str, label: str, keys: list[Any]) -> list[Any]:
+def _values(rows: Rows, where: str, label: str, keys: list[Any]) -> list[Any]:
     """What stands in the label column for each label of ``label_words``."""
     feature = rows.features[label] if isinstance(rows, Dataset) else None
     if not isinstance(feature, ClassLabel) or isinstance(keys[0], int):

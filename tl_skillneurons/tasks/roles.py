@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tl_skillneurons._checks import listed, near, require_option
-from tl_skillneurons.tasks.columns import Columns, column, column_names, each_once, take
+from tl_skillneurons.tasks.columns import Columns, Rows, column, column_names, each_once, take
 from tl_skillneurons.tasks.drawing import stratified
 from tl_skillneurons.tasks.reading import HIDDEN
 
@@ -21,7 +21,7 @@ SPLIT_NAMES = {"train": ("train",), "select": ("validation", "dev", "valid"), "r
 
 
 def choose_splits(
-    splits: dict[str, Any], roles: dict[str, Any], label: str, keys: list[Any]
+    splits: dict[str, Rows], roles: dict[str, Any], label: str, keys: list[Any]
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """Which splits serve each role, and notes on that; a role that has to be made is left out."""
     chosen = _given_roles(splits, roles)
@@ -49,7 +49,7 @@ def choose_splits(
     return chosen, notes
 
 
-def _given_roles(splits: dict[str, Any], roles: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+def _given_roles(splits: dict[str, Rows], roles: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     given = {}
     for role, names in roles.items():
         require_option(role, "a role", ROLES)
@@ -65,7 +65,7 @@ def _given_roles(splits: dict[str, Any], roles: dict[str, Any]) -> dict[str, tup
     return given
 
 
-def _is_hidden(rows: Any, label: str, keys: list[Any]) -> bool:
+def _is_hidden(rows: Rows, label: str, keys: list[Any]) -> bool:
     if HIDDEN in keys or label not in column_names(rows):
         return False
     return len(rows) > 0 and all(value == HIDDEN for value in column(rows, label))

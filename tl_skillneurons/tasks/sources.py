@@ -35,6 +35,10 @@ def load_splits(source: str | Path) -> DatasetDict | Dataset:
         FileNotFoundError: When a local path isn't there, or the hub has no such dataset.
         ValueError: When a file is corrupt or of another kind, or a folder has no splits.
         ConnectionError: When the hub can't be reached.
+
+    Example:
+        >>> data = load_splits("nyu-mll/glue:sst2")  # doctest: +SKIP
+        >>> task = Task.from_datasets(data, template="{sentence}", ...)  # doctest: +SKIP
     """
     path = Path(source).expanduser()
     if path.is_dir():

@@ -7,7 +7,8 @@ train, select and report: what stands in two roles is dropped from the earlier o
 benchmarks do have this fault). Baseline is usually train itself, as in Wang et al. (2022, section 3).
 
 Texts are equal when they are equal up to white space. Near-duplicates, and examples of one source, are kept in
-one role when asked for: ``near_duplicates=0.8``, ``group="author"``.
+one role when asked for: ``near_duplicates=0.8``, ``group="author"``. Which class is label 1:
+:mod:`~tl_skillneurons.tasks.reading`.
 """
 
 import hashlib
@@ -15,22 +16,20 @@ import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from datasets import Dataset
-from jaxtyping import Int
-from torch import Tensor
 
-from tl_skillneurons._checks import listed, near, require_int, require_option
+from tl_skillneurons._checks import listed, require_int, require_option
 from tl_skillneurons.tasks.columns import as_dataset, columns_of, each_once, take
 from tl_skillneurons.tasks.drawing import draw
 from tl_skillneurons.tasks.groups import with_groups
 from tl_skillneurons.tasks.reading import as_splits, group_values, order_labels, parse_template, read
 from tl_skillneurons.tasks.roles import ROLES, choose_splits, make_roles, settle_overlap, where
+from tl_skillneurons.tasks.subtasks import Classes, Grouping, groupings, regroup
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +50,15 @@ class Task:
     Raises:
         ValueError: When a role, a column or a class is missing, a text is empty or label words can't tell
             classes apart.
+
+    Example:
+        >>> rows = [{"review": f"film {k} is {'good' if k % 2 else 'bad'}", "label": k % 2} for k in range(20)]
+        >>> words = {0: " negative", 1: " positive"}
+        >>> task = Task.from_datasets(rows, template="{review}. It was", label_words=words, name="films")
+        >>> task.n_examples
+        {'train': 12, 'baseline': 12, 'select': 4, 'report': 4}
+        >>> task.notes
+        ("split 'data' is divided into 60% train, 20% select and 20% report (seed 0, by label).",)
     """
 
     name: str
@@ -81,7 +89,7 @@ class Task:
         seed: int = 0,
         overlap: str = "drop",
         group: str | None = None,
-        near_duplicates: float | None = None,
+        near_duplicates: float | int | None = None,
     ) -> "Task":
         """The task that ``data`` holds.
 
@@ -150,7 +158,11 @@ class Task:
         return {role: len(self.splits[role]) for role in ROLES}
 
     def split(self, role: str) -> Dataset:
-        """The examples of ``role``, with the columns ``text`` and ``label``."""
+        """The examples of ``role``, with the columns ``text`` and ``label``.
+
+        Raises:
+            ValueError: When there is no such role.
+        """
         return self.splits[require_option(role, "role", ROLES)]
 
     def class_counts(self, role: str) -> list[int]:
@@ -207,8 +219,8 @@ class Task:
         Raises:
             ValueError: When a limit is lower than the number of classes.
         """
-        limits = {"train": train, "baseline": baseline, "select": select, "report": report}
-        limits = {role: limit for role, limit in limits.items() if limit is not None}
+        asked = {"train": train, "baseline": baseline, "select": select, "report": report}
+        limits = {role: limit for role, limit in asked.items() if limit is not None}
         follows = baseline is None and self._baseline_is_train
         splits, notes = dict(self.splits), []
         for role, limit in limits.items():
@@ -246,7 +258,7 @@ class Task:
         return replace(self, name=f"{self.name}, labels shuffled", splits=splits, notes=(*self.notes, note))
 
     def binary_subtasks(
-        self, scheme: Any = "one_vs_rest", *, rest_word: str | int = " other"
+        self, scheme: str | Iterable[Any] = "one_vs_rest", *, rest_word: str | int = " other"
     ) -> list["Task"]:
         """The task as several tasks of two classes; of each, class 1 is what its name mentions first.
 
@@ -260,69 +272,47 @@ class Task:
 
         Raises:
             ValueError: When the scheme is unknown, or a grouping names an unknown label, none, or one twice.
+
+        Example:
+            >>> words = {"art": " art", "sports": " sports", "money": " money"}
+            >>> rows = [{"text": f"{k} {label}", "label": label} for k in range(9) for label in words]
+            >>> task = Task.from_datasets(rows, template="{text}", label_words=words, name="topic")
+            >>> [subtask.name for subtask in task.binary_subtasks([("art", ["sports", "money"])])]
+            ['topic: art against sports or money']
         """
-        if isinstance(scheme, str):
-            require_option(scheme, "scheme", ("one_vs_rest", "pairs"))
-            if self.n_classes == 2:
-                return [self]
-            classes = range(self.n_classes)
-            if scheme == "one_vs_rest":
-                return [
-                    self._against([i], [j for j in classes if j != i], rest_word, rest=True) for i in classes
-                ]
-            return [self._against([i], [j], rest_word) for i, j in itertools.combinations(classes, 2)]
-        return [self._against(*self._groups(grouping), rest_word) for grouping in scheme]
+        chosen = groupings(scheme, self.label_names, self.name)
+        if isinstance(scheme, str) and self.n_classes == 2:
+            return [self]
+        return [self._regrouped(grouping, rest_word) for grouping in chosen]
 
-    def _groups(self, grouping: Any) -> tuple[list[int], list[int]]:
-        if isinstance(grouping, str) or not isinstance(grouping, Sequence) or len(grouping) != 2:
-            raise ValueError(f"a grouping must be two groups of labels, (labels, labels), got {grouping!r}")
-        one, other = ([group] if isinstance(group, (int, str)) else list(group) for group in grouping)
-        if not one or not other:
-            raise ValueError(f"each group must have at least one label, got {grouping!r}")
-        classes = [self._class_id(label) for label in (*one, *other)]
-        if len(set(classes)) < len(classes):
-            raise ValueError(f"each label must stand in a grouping once, got {grouping!r}")
-        return classes[: len(one)], classes[len(one) :]
-
-    def _class_id(self, label: int | str) -> int:
-        if label in self.label_names:
-            return self.label_names.index(label)
-        by_name = all(isinstance(name, str) for name in self.label_names)
-        if by_name and isinstance(label, int) and 0 <= label < self.n_classes:
-            return label
-        raise ValueError(
-            f"there is no label {label!r} in task {self.name!r}; {near(label, self.label_names)}"
-        )
-
-    def _against(self, one: list[int], other: list[int], rest_word: str | int, rest: bool = False) -> "Task":
-        class_of = {**dict.fromkeys(other, 0), **dict.fromkeys(one, 1)}
-        titles = [
-            " or ".join(map(self._title, one)),
-            "rest" if rest else " or ".join(map(self._title, other)),
-        ]
-        names = [
-            self.label_names[group[0]] if len(group) == 1 else title
-            for group, title in zip((one, other), titles, strict=True)
-        ]
+    def _regrouped(self, grouping: Grouping, rest_word: str | int) -> "Task":
+        classes = Classes(self.label_names, self.label_words)
+        new, (one, other) = classes.grouped(grouping, rest_word), classes.titles(grouping)
         return replace(
             self,
-            name=f"{self.name}: {titles[0]} against {titles[1]}",
-            label_words={
-                0: rest_word if len(other) > 1 else self.label_words[other[0]],
-                1: rest_word if len(one) > 1 and len(other) == 1 else self.label_words[one[0]],
-            },
-            label_names=(names[1], names[0]),
-            splits=each_once(self.splits, lambda dataset: _regroup(dataset, class_of)),
+            name=f"{self.name}: {one} against {other}",
+            label_words=new.words,
+            label_names=new.names,
+            splits=each_once(self.splits, lambda dataset: regroup(dataset, grouping.class_of)),
         )
-
-    def _title(self, class_id: int) -> str:
-        name, word = self.label_names[class_id], self.label_words[class_id]
-        return word.strip() if isinstance(name, int) and isinstance(word, str) else str(name)
 
     @property
     def _baseline_is_train(self) -> bool:
         train, baseline = self.splits["train"], self.splits["baseline"]
         return train is baseline or columns_of(train) == columns_of(baseline)
+
+
+def require_two_classes(task: Task) -> None:
+    """Refuse a task that predictivity is not defined for.
+
+    Raises:
+        ValueError: When the task has more than two classes.
+    """
+    if task.n_classes != 2:
+        raise ValueError(
+            f"predictivity is defined for two classes, {task.name} has {task.n_classes}; "
+            "score each of task.binary_subtasks() with prompts of its own, or each class by score_classes"
+        )
 
 
 def _require_classes(label_words: dict[int, str | int], label_names: tuple[int | str, ...]) -> None:
@@ -367,33 +357,3 @@ def _require_examples(role: str, dataset: Dataset, label_names: tuple[int | str,
         raise ValueError(
             f"role {role!r} has no example of label {listed(absent)}{lost}; each role needs every label"
         )
-
-
-def _regroup(dataset: Dataset, class_of: dict[int, int]) -> Dataset:
-    columns = columns_of(dataset)
-    kept = take(columns, [i for i, label in enumerate(columns["label"]) if label in class_of])
-    return as_dataset({**kept, "label": [class_of[label] for label in kept["label"]]})
-
-
-def require_two_classes(task: Task) -> None:
-    """Refuse a task that predictivity is not defined for.
-
-    Raises:
-        ValueError: When the task has more than two classes.
-    """
-    if task.n_classes != 2:
-        raise ValueError(
-            f"predictivity is defined for two classes, {task.name} has {task.n_classes}; "
-            "score each of task.binary_subtasks() with prompts of its own, or each class by score_classes"
-        )
-
-
-def twin_pairs(split: Any) -> Int[Tensor, " example"] | None:
-    """The number that two twins share, of a role whose every example has a twin of the other of two classes."""
-    if "pair" not in split.column_names:
-        return None
-    twins: dict[int, list[int]] = {}
-    for pair, label in zip(split["pair"], split["label"], strict=True):
-        twins.setdefault(pair, []).append(label)
-    complete = all(sorted(labels) == [0, 1] for labels in twins.values())
-    return torch.tensor(split["pair"]) if complete else None

@@ -1,0 +1,13 @@
+"""What a docstring of a task shows is what its function gives."""
+
+import doctest
+import importlib
+
+import pytest
+import torch
+
+
+@pytest.mark.parametrize("name", "groups pairs reading subtasks task".split())
+def test_the_examples_in_docstrings_give_what_they_say(name):
+    module = importlib.import_module(f"tl_skillneurons.tasks.{name}")
+    assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0

@@ -3,11 +3,12 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
 from scipy import stats
-from toy import TASK, prompt_for
+from toy import QUIET, TASK, prompt_for
 
 import tl_skillneurons as skn
 
@@ -27,17 +28,14 @@ def prompts_of(family):
 
 
 def report_accuracy(model, prompt):
-    split = TASK.split("report")
-    return skn.interventions.accuracy(
-        skn.PromptedModel(model, prompt, TASK.label_words), split["text"], split["label"]
-    )
+    return skn.PromptedModel(model, prompt, TASK.label_words).accuracy(TASK)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_every_number_of_a_position_is_what_one_would_measure_by_hand(models, family):
     model, prompts = models[family], prompts_of(family)
-    scores = skn.score_neurons(model, prompts, TASK, progress=False)
-    found = skn.studies.describe_prompt(model, prompts, TASK, scores, amount=5, progress=False)
+    scores = skn.score_neurons(model, prompts, TASK, run=QUIET)
+    found = skn.studies.describe_prompt(model, prompts, TASK, scores, amount=5, run=QUIET)
     frame = found.positions
     n = 4 if family == "bert" else 3
     assert len(frame) == 2 * n and frame.token.tolist()[:n] == ["mask", "<v0>", "<v1>", "<v2>"][-n:]
@@ -58,7 +56,7 @@ def test_every_number_of_a_position_is_what_one_would_measure_by_hand(models, fa
     assert row["initial"] == report_accuracy(model, skn.SoftPrompt(back, **kinds))
     assert found.prompts.accuracy[1] == report_accuracy(model, prompts[1])
     assert found.prompts.permuted_low[1] <= found.prompts.permuted[1] <= found.prompts.permuted_high[1]
-    seen = skn.attention.attention_over_task(model, prompts[1], TASK, progress=False)
+    seen = skn.attention.attention_over_task(model, prompts[1], TASK, run=QUIET)
     at = int(row.position)
     assert row.to_text == pytest.approx(float(seen.given[:, :, :, at, 0].mean()), abs=1e-6)
     assert row.from_text == pytest.approx(float(seen.received[:, :, :, at].mean()), abs=1e-6)
@@ -82,10 +80,8 @@ def test_a_token_that_is_a_word_is_named_and_a_random_one_is_no_nearer_than_chan
     word = tiny.VOCABULARY["good"]
     rows = torch.stack([2 * model.W_E[word], torch.randn(32, generator=torch.Generator().manual_seed(3))])
     prompt = skn.SoftPrompt(rows, placement="suffix")
-    scores = skn.score_neurons(model, prompt, TASK, progress=False)
-    found = skn.studies.describe_prompt(
-        model, prompt, TASK, scores, amount=5, attention=False, progress=False
-    )
+    scores = skn.score_neurons(model, prompt, TASK, run=QUIET)
+    found = skn.studies.describe_prompt(model, prompt, TASK, scores, amount=5, attention=False, run=QUIET)
     frame = found.positions
     assert found.agreement.empty and "to_text" not in found.agreement and "best" in found.agreement
     same, random = frame.iloc[0], frame.iloc[1]
@@ -97,13 +93,11 @@ def test_a_token_that_is_a_word_is_named_and_a_random_one_is_no_nearer_than_chan
 
 def test_a_planted_position_takes_all_peaks(models):
     prompt = prompts_of("gpt2")[0]
-    scores = skn.score_neurons(models["gpt2"], prompt, TASK, progress=False)
+    scores = skn.score_neurons(models["gpt2"], prompt, TASK, run=QUIET)
     correct = scores.correct.clone()
     correct[:, :, 2] = 15
     planted = dataclasses.replace(scores, correct=correct)
-    frame = skn.studies.describe_prompt(
-        models["gpt2"], prompt, TASK, planted, amount=5, progress=False
-    ).positions
+    frame = skn.studies.describe_prompt(models["gpt2"], prompt, TASK, planted, amount=5, run=QUIET).positions
     assert (
         frame.peak_share.tolist() == [0, 0, 1] and frame.peak_low[2] > frame.uniform[2] > frame.peak_high[0]
     )
@@ -111,9 +105,52 @@ def test_a_planted_position_takes_all_peaks(models):
 
 def test_scores_that_do_not_go_with_the_prompts_are_refused(models):
     prompts = prompts_of("gpt2")
-    scores = skn.score_neurons(models["gpt2"], prompts[0], TASK, progress=False)
+    scores = skn.score_neurons(models["gpt2"], prompts[0], TASK, run=QUIET)
     with pytest.raises(ValueError, match="prompts that are not the 1 given"):
         skn.studies.describe_prompt(models["gpt2"], prompts[1], TASK, scores)
-    at_text = skn.score_neurons(models["gpt2"], prompts[0], TASK, positions="mean", progress=False)
+    at_text = skn.score_neurons(models["gpt2"], prompts[0], TASK, positions="mean", run=QUIET)
     with pytest.raises(ValueError, match="must be read at prompt positions, got positions='mean'"):
         skn.studies.describe_prompt(models["gpt2"], prompts[0], TASK, at_text)
+    short = skn.score_neurons(models["gpt2"], prompts[0], TASK, max_length=7, run=QUIET)
+    with pytest.raises(
+        ValueError, match="measured on texts cut to 7 tokens, which here are cut to 48 tokens"
+    ):
+        skn.studies.describe_prompt(models["gpt2"], prompts[0], TASK, short)
+    with pytest.raises(ValueError, match="at least one soft prompt, got none"):
+        skn.studies.describe_prompt(models["gpt2"], [], TASK, scores)
+
+
+def test_texts_are_cut_to_the_length_that_the_prompt_was_tuned_with(models):
+    model, prompt = models["gpt2"], prompts_of("gpt2")[0]
+    tuned = skn.SoftPrompt(prompt.embedding, placement="suffix", max_length=7)
+    options = {"amount": 5, "n_shuffles": 2, "run": QUIET}
+    scores = skn.score_neurons(model, tuned, TASK, run=QUIET)
+    found = skn.studies.describe_prompt(model, tuned, TASK, scores, **options)
+    kinds = {"placement": "suffix", "max_length": 7}
+    rest = skn.SoftPrompt(prompt.embedding[[0, 2]], **kinds)
+    assert found.positions.without[1] == report_accuracy(model, rest)
+    assert found.prompts.accuracy[0] == report_accuracy(model, tuned)
+    given = skn.studies.describe_prompt(
+        model,
+        prompt,
+        TASK,
+        skn.score_neurons(model, prompt, TASK, max_length=7, run=QUIET),
+        max_length=7,
+        **options,
+    )
+    shown = [column for column in found.positions if column != "initial"]
+    pd.testing.assert_frame_equal(given.positions[shown], found.positions[shown])
+
+
+def test_a_description_shows_itself_and_survives_a_file(models, tmp_path):
+    prompts = prompts_of("gpt2")
+    scores = skn.score_neurons(models["gpt2"], prompts, TASK, run=QUIET)
+    found = skn.studies.describe_prompt(
+        models["gpt2"], prompts, TASK, scores, amount=5, n_shuffles=2, attention=False, run=QUIET
+    )
+    assert repr(found).startswith("PromptDescription(n_prompts=2, n_positions=6, accuracy=0.")
+    assert "peak_share" in found._repr_html_() and found.to_dataframe() is not found.positions
+    read = skn.studies.PromptDescription.load(found.save(tmp_path / "found.json"))
+    for name in ("positions", "prompts", "agreement"):
+        pd.testing.assert_frame_equal(getattr(read, name), getattr(found, name))
+    assert read.settings == found.settings and read.settings["n_shuffles"] == 2

@@ -1,13 +1,15 @@
-"""Snapshots kept while a prompt is tuned, and how predictivity came about along them."""
+"""How predictivity came about along the snapshots of tuning: each row by hand, and a skill that comes late."""
 
 import dataclasses
 
+import pandas as pd
 import planted
 import pytest
 import tiny
 import torch
 from scipy import stats
-from tuned import SMALL, TASK, assert_same_bits, fit, stop_at
+from toy import QUIET
+from tuned import SMALL, TASK, fit
 
 import tl_skillneurons as skn
 
@@ -20,93 +22,6 @@ def models():
     bert = tiny.bridge("bert", dtype=torch.float64)
     bert.original_model.config.architectures = ["BertModel"]  # so that a read-out is trained with the prompt
     return {"gpt2": tiny.bridge("gpt2", dtype=torch.float64), "encoder": bert}
-
-
-def assert_same_snapshots(one, other):
-    assert torch.equal(one.snapshots, other.snapshots)
-    assert (one.readout_snapshots is None) == (other.readout_snapshots is None)
-    assert one.readout_snapshots is None or torch.equal(one.readout_snapshots, other.readout_snapshots)
-
-
-# Snapshots
-
-
-@pytest.mark.parametrize("family", ["gpt2", "encoder"])
-def test_snapshots_run_from_the_initial_prompt_over_the_one_that_is_kept_to_the_last(models, family):
-    (prompt,) = fit(models[family], learning_rate=2.0, patience=9, snapshots=True, **READOUT)
-    steps = [entry["step"] for entry in prompt.history]
-    assert steps == [0, 3, 6, 8] and len(prompt.snapshots) == 4
-    assert torch.equal(prompt.snapshots[0], prompt.initial)
-    best = steps.index(prompt.provenance["best_step"])
-    assert torch.equal(prompt.snapshots[best], prompt.embedding)
-    assert all(not torch.equal(a, b) for a, b in zip(prompt.snapshots[1:], prompt.snapshots, strict=False))
-    if family == "gpt2":
-        assert prompt.readout_snapshots is None
-    else:
-        assert torch.equal(prompt.readout_snapshots[best], prompt.readout)
-        assert not prompt.readout_snapshots[0].any() and prompt.readout_snapshots[3].any()
-    assert {name for name, _ in prompt.named_parameters()} <= {"embedding", "readout"}
-
-
-@pytest.mark.parametrize("family", ["gpt2", "encoder"])
-def test_keeping_snapshots_changes_no_bit_of_the_prompt_and_they_survive_a_file(models, family, tmp_path):
-    (without,) = fit(models[family], **READOUT)
-    (prompt,) = fit(models[family], snapshots=True, folder=tmp_path, **READOUT)
-    assert without.snapshots is None and "snapshots" not in without.provenance["settings"]
-    settings = {**without.provenance["settings"], "snapshots": True}
-    without.provenance["settings"] = settings
-    assert_same_bits([without], [prompt])
-    read = skn.SoftPrompt.load(tmp_path / "prompt-seed0.safetensors")
-    assert_same_bits([read], [prompt])
-    assert_same_snapshots(read, prompt)
-    (again,) = fit(models[family], folder=tmp_path, **READOUT)  # asked for without, found with
-    assert_same_snapshots(again, prompt)
-
-
-@pytest.mark.parametrize("family", ["gpt2", "encoder"])
-def test_going_on_after_an_interruption_gives_the_same_snapshots(models, family, tmp_path, monkeypatch):
-    (whole,) = fit(models[family], snapshots=True, **READOUT)
-    stop_at(monkeypatch, 7)
-    with pytest.raises(KeyboardInterrupt):
-        fit(models[family], snapshots=True, folder=tmp_path, **READOUT)
-    monkeypatch.undo()
-    assert [path.name for path in tmp_path.iterdir()] == ["prompt-seed0.checkpoint"]
-    (resumed,) = fit(models[family], snapshots=True, folder=tmp_path, **READOUT)
-    assert_same_bits([resumed], [whole])
-    assert_same_snapshots(resumed, whole)
-
-
-@pytest.mark.parametrize("finished", [True, False])
-def test_what_was_tuned_without_snapshots_is_refused_where_they_are_asked_for(
-    models, finished, tmp_path, monkeypatch
-):
-    if not finished:
-        stop_at(monkeypatch, 7)
-    try:
-        fit(models["gpt2"], folder=tmp_path)
-    except KeyboardInterrupt:
-        monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"settings\.snapshots: None there, True now"):
-        fit(models["gpt2"], snapshots=True, folder=tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"snapshots": torch.ones(2, 3, 8)}, r"snapshots must be \(1, 3, 8\), one for each of 1 entries of"),
-        ({"readout_snapshots": torch.ones(1, 2, 8)}, "readout_snapshots must be none"),
-        (
-            {"snapshots": torch.ones(1, 3, 8), "readout": torch.ones(2, 8)},
-            r"readout_snapshots must be \(1, 2, 8\), .* got none",
-        ),
-    ],
-)
-def test_snapshots_that_are_not_the_prompts_are_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
-        skn.SoftPrompt(torch.ones(3, 8), placement="suffix", history=[{"step": 0}], **fields)
-
-
-# The trajectory
 
 
 def alone(prompt, at):
@@ -122,33 +37,32 @@ def test_every_row_is_what_scoring_that_snapshot_alone_gives(models, family):
     settings = {"learning_rate": 2.0, "patience": 9, "n_steps": 6, "snapshots": True, "seeds": (0, 1)}
     prompts = fit(model, TASK, **settings, **READOUT)
     found = skn.studies.prompt_trajectory(
-        model, prompts, TASK, amount=5, n_permutations=99, seed=3, progress=False
+        model, prompts, TASK, amount=5, n_permutations=99, seed=3, run=QUIET
     )
     frame = found.to_dataframe()
     assert frame.step.tolist() == [0, 3, 6] * 2 and frame.prompt.tolist() == [0] * 3 + [1] * 3
     assert frame[frame.kept].step.tolist() == [prompt.provenance["best_step"] for prompt in prompts]
-    settings = {"n_permutations": 99, "seed": 3, "progress": False}
+    settings = {"n_permutations": 99, "seed": 3, "run": QUIET}
     prompt, rows = prompts[1], frame[frame.prompt == 1]
     final = skn.score_neurons(model, prompt, TASK, **settings)
     top = final.top(5)
-    split = TASK.split("report")
     for at, row in enumerate(rows.itertuples()):
         one = alone(prompt, at)
         scores = skn.score_neurons(model, one, TASK, **settings)
         prompted = skn.PromptedModel(model, one, TASK.label_words)
-        assert row.accuracy == skn.interventions.accuracy(prompted, split["text"], split["label"])
+        assert row.accuracy == prompted.accuracy(TASK)
         assert row.accuracy_low <= row.accuracy <= row.accuracy_high
         assert row.best == scores.predictivity.max() and row.level == scores.null.level()
-        assert row.median == scores.predictivity.median() and row.n_significant == len(scores.significant())
-        assert row.top_on_select == pytest.approx(float(scores.rule_accuracy(top).mean()))
+        assert row.median == float(scores.predictivity.flatten().quantile(0.5)) and row.n_significant == len(
+            scores.significant()
+        )
+        assert row.top_on_select == pytest.approx(float(scores.accuracy_of(top).mean()))
         for neurons, value in (
             (top, row.top_on_report),
             (top.random_like(3), row.random_on_report),
         ):
-            assert value == pytest.approx(
-                skn.scores.selected_accuracy(model, one, TASK, scores, neurons).mean
-            )
-        assert row.jaccard == skn.scores.compare_sets(scores.top(5), top).jaccard > 0
+            assert value == pytest.approx(skn.scores.evaluate_rules(model, one, TASK, scores, neurons).mean)
+        assert row.jaccard == scores.top(5).overlap(top).jaccard > 0
         ranks = stats.spearmanr(scores.predictivity.flatten(), final.predictivity.flatten()).statistic
         assert row.spearman == pytest.approx(ranks)
         moved = (prompt.snapshots[at] - prompt.initial).norm() / prompt.initial.norm()
@@ -170,7 +84,7 @@ def test_a_skill_that_comes_with_the_last_step_is_seen_to():
     task = planted.task(n_train=40, n_select=24, n_report=24)
     model = planted.model()
     frame = skn.studies.prompt_trajectory(
-        model, planted_prompt(), task, amount=2, n_permutations=199, progress=False
+        model, planted_prompt(), task, amount=2, n_permutations=199, run=QUIET
     ).steps
     first, last = frame.iloc[0], frame.iloc[2]
     assert frame.kept.tolist() == [False, False, True]
@@ -182,11 +96,11 @@ def test_a_skill_that_comes_with_the_last_step_is_seen_to():
     assert first.jaccard < 0.5 < last.jaccard == 1 and first.spearman < 0.7
     assert first.distance == 0 < frame.distance[1] < last.distance
     both = planted.NEURONS | planted.DECOY
-    exact = skn.score_neurons(model, planted.prompt(), task, progress=False)
+    exact = skn.score_neurons(model, planted.prompt(), task, run=QUIET)
     of_others = dataclasses.replace(exact, correct=exact.correct.clone().fill_(12))
     of_others.correct[:, :, 0][:, both.layer, both.index] = 24
     given = skn.studies.prompt_trajectory(
-        model, planted_prompt(), task, scores=of_others, amount=2, n_permutations=19, progress=False
+        model, planted_prompt(), task, scores=of_others, amount=2, n_permutations=19, run=QUIET
     ).steps
     assert given.top_on_select[2] > given.top_on_select[0] and given.spearman[2] < 1
 
@@ -195,7 +109,7 @@ def test_a_trajectory_needs_prompts_with_snapshots_of_a_task_of_two_classes(mode
     model = models["gpt2"]
     (prompt,) = fit(model, n_steps=1, snapshots=True)
     (without,) = fit(model, n_steps=1)
-    with pytest.raises(ValueError, match=r"prompt 1 has no snapshots .* snapshots=True"):
+    with pytest.raises(ValueError, match=r"prompt 1 has no snapshots .*TrainingOptions\(snapshots=True\)"):
         skn.studies.prompt_trajectory(model, [prompt, without], SMALL)
     moved = skn.SoftPrompt(
         prompt.embedding + 1, placement="suffix", snapshots=prompt.snapshots, history=prompt.history
@@ -204,6 +118,40 @@ def test_a_trajectory_needs_prompts_with_snapshots_of_a_task_of_two_classes(mode
         skn.studies.prompt_trajectory(model, moved, SMALL)
     with pytest.raises(ValueError, match="n_permutations must be at least 19"):
         skn.studies.prompt_trajectory(model, prompt, SMALL, n_permutations=5)
-    scores = skn.score_neurons(planted.model(), planted.prompt(), planted.task(), progress=False)
+    scores = skn.score_neurons(planted.model(), planted.prompt(), planted.task(), run=QUIET)
     with pytest.raises(ValueError, match="scores must be of one model"):
-        skn.studies.prompt_trajectory(model, prompt, TASK, scores=scores, progress=False)
+        skn.studies.prompt_trajectory(model, prompt, TASK, scores=scores, run=QUIET)
+    with pytest.raises(ValueError, match="at least one soft prompt, got none"):
+        skn.studies.prompt_trajectory(model, [], SMALL)
+
+
+def test_a_trajectory_is_measured_at_the_length_that_the_prompt_was_tuned_with(models):
+    model = models["gpt2"]
+    (prompt,) = fit(model, TASK, n_steps=3, snapshots=True, max_length=7)
+    settings = {"amount": 5, "n_permutations": 19, "run": QUIET}
+    found = skn.studies.prompt_trajectory(model, prompt, TASK, **settings)
+    scores = skn.score_neurons(model, prompt, TASK, n_permutations=19, run=QUIET)
+    kept = found.steps[found.steps.kept].iloc[0]
+    assert scores.provenance["max_length"] == 7 and kept.best == scores.predictivity.max()
+    assert kept.accuracy == skn.PromptedModel(model, prompt, TASK.label_words).accuracy(TASK)
+    longer = skn.score_neurons(model, prompt, TASK, max_length=40, run=QUIET)
+    with pytest.raises(
+        ValueError, match=r"measured with max_length=40, this trajectory would be with max_length=7"
+    ):
+        skn.studies.prompt_trajectory(model, prompt, TASK, scores=longer, **settings)
+    given = skn.studies.prompt_trajectory(model, prompt, TASK, scores=longer, max_length=40, **settings)
+    assert given.settings["max_length"] == 40 and given.settings["scores"]["max_length"] == 40
+
+
+def test_a_trajectory_shows_itself_and_survives_a_file(models, tmp_path):
+    (prompt,) = fit(models["gpt2"], TASK, n_steps=3, snapshots=True)
+    found = skn.studies.prompt_trajectory(
+        models["gpt2"], prompt, TASK, amount=5, n_permutations=19, run=QUIET
+    )
+    assert repr(found).startswith("PromptTrajectory(n_prompts=1, n_steps=2, best=") and "\n" not in repr(
+        found
+    )
+    assert "top_on_report" in found._repr_html_()
+    read = skn.studies.PromptTrajectory.load(found.save(tmp_path / "found.json"))
+    pd.testing.assert_frame_equal(read.steps, found.steps)
+    assert read.settings == found.settings and read.settings["prompts"][0]["seed"] == 0

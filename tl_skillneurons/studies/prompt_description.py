@@ -10,32 +10,38 @@
 - **What it is worth.** Accuracy on ``report`` when it is dropped, and when it is put back to its initial value; and for
   the prompt as a whole, when its tokens are permuted.
 
-What it does not show: tokens can stand in for each other, so one that can be dropped is not therefore empty.
+What it does not show: tokens can stand in for each other, so one that can be dropped is not therefore empty. The
+control is a prompt tuned on shuffled labels (``task.with_shuffled_labels(seed)``), described the same way.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons._progress import progress_bar
+from tl_skillneurons._progress import Advance, progress_bar
+from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention.patterns import attention_over_task
-from tl_skillneurons.interventions.effects import accuracy
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.run import as_list, require_sees_text
+from tl_skillneurons.prompts.run import RunOptions, require_sees_text
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.schedule import embedding_rows
 from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.stats.chance import clopper_pearson
-from tl_skillneurons.stats.ranks import spearman
+from tl_skillneurons.stats.intervals import clopper_pearson
+from tl_skillneurons.stats.ranks import median, spearman
+from tl_skillneurons.studies._common import load_tables, save_tables, settings_of, soft_prompts
 from tl_skillneurons.tasks.task import Task
 
+KIND = "PromptDescription"
 _N_SAMPLED = 2000  # words, and random directions, that percentiles come from
 _COMPARED = ("peak_share", "best", "median", "without", "norm_percentile", "to_text", "from_text")
 
@@ -55,15 +61,49 @@ class PromptDescription:
         agreement: A row per pair of prompts: Spearman over ``n_positions`` of whatever was measured of
             ``peak_share``, ``best``, ``median``, ``without``, ``norm_percentile``, ``to_text`` and ``from_text``; NaN
             where either prompt's are the same everywhere. Of a few positions it can be anything by luck.
+        settings: Model, task, prompts and settings, as plain JSON values.
     """
 
     positions: pd.DataFrame
     prompts: pd.DataFrame
     agreement: pd.DataFrame
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            n_prompts=len(self.prompts),
+            n_positions=len(self.positions),
+            accuracy=float(self.prompts.accuracy.mean()),
+            permuted=float(self.prompts.permuted.mean()),
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A copy of :attr:`positions`."""
+        return self.positions.copy()
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the description to one JSON file, whole or not at all."""
+        tables = {"positions": self.positions, "prompts": self.prompts, "agreement": self.agreement}
+        return save_tables(path, KIND, self.settings, tables)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "PromptDescription":
+        """The description that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt or holds something else.
+        """
+        tables, settings = load_tables(path, KIND, ("positions", "prompts", "agreement"))
+        return cls(**tables, settings=settings)
 
 
-def prompt_record(
-    model: Any,
+def describe_prompt(
+    model: TransformerBridge,
     prompts: SoftPrompt | Sequence[SoftPrompt],
     task: Task,
     scores: NeuronScores,
@@ -73,91 +113,66 @@ def prompt_record(
     n_shuffles: int = 10,
     seed: int = 0,
     attention: bool = True,
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
-    progress: bool = True,
+    max_length: int | None = None,
+    run: RunOptions = RunOptions(),
 ) -> PromptDescription:
-    """Describe every position of each prompt. How it came to be that way: :func:`~tl_skillneurons.studies.prompt_trajectory`.
+    """Every position of each prompt: its neurons, its neighbours among words, its attention, and what it is worth.
+
+    How it came to be that way: :func:`~tl_skillneurons.studies.prompt_trajectory`.
 
     Args:
         scores: Of these prompts on this task.
         amount: The best neurons of each layer that peaks are counted for.
         n_nearest: Words of the vocabulary to name.
         n_shuffles: Permutations of the virtual tokens.
+        seed: Draws the permutations, and the words and directions that percentiles come from.
         attention: Whether to look at attention, which needs eager attention and a further pass.
+        max_length: Longest sequence in tokens; by default what the prompts were tuned with.
 
     Raises:
-        ValueError: When the scores are of another model or other prompts, or not read at prompt positions.
+        ValueError: When the scores are of another model or other prompts, were measured on texts cut to another
+            length, or not read at prompt positions.
+
+    Example:
+        >>> found = skn.studies.describe_prompt(model, prompts, task, scores)
+        >>> found.positions[["token", "peak_share", "uniform", "without"]]
     """
-    chosen = as_list(prompts)
-    require_measured_here(scores, model, chosen)
+    chosen = soft_prompts(prompts)
+    require_measured_here(scores, model, chosen, max_length=max_length)
     if scores.positions != "prompt":
         raise ValueError(f"the scores must be read at prompt positions, got positions={scores.positions!r}")
     require_int(n_nearest, "n_nearest")
     require_int(n_shuffles, "n_shuffles")
-    skill = scores.top(amount)
-    each = torch.maximum(scores.accuracy, 1 - scores.accuracy)
-    peaks_at = _peaks(scores)
-    vocabulary = embedding_rows(model, torch.arange(min(model.W_E.shape[0], model.cfg.d_vocab))).float()
     generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
-    norms = _Vocabulary(vocabulary, generator)
-    batches = {"batch_size": batch_size, "batch_tokens": batch_tokens}
+    for prompt in chosen:
+        require_sees_text(PromptedModel(model, prompt, max_length=max_length, run=run), "prompt")
+    vocabulary = _Vocabulary(model, generator)
+    of_scores = _score_columns(scores, amount)
     rows, whole = [], []
-    n_runs = sum(1 + 2 * prompt.n_virtual_tokens + n_shuffles for prompt in chosen)
-    with progress_bar("prompt positions, on report", n_runs, show=progress) as advance:
-
-        def measure(prompt: SoftPrompt, embedding: Tensor) -> float:
-            advance()
-            other = SoftPrompt(
-                embedding, placement=prompt.placement, readout=prompt.readout, prepend_bos=prompt.prepend_bos
-            )
-            split = task.split("report")
-            prompted = PromptedModel(model, other, task.label_words)
-            return accuracy(prompted, list(split["text"]), list(split["label"]), **batches)
-
+    with progress_bar(
+        "prompt positions, on report", _n_runs(chosen, n_shuffles), show=run.progress
+    ) as advance:
         for number, prompt in enumerate(chosen):
-            require_sees_text(PromptedModel(model, prompt), "prompt")
+            tried = _tried(model, prompt, task, max_length, run, advance)
             embedding = prompt.embedding.detach()
-            n_tokens = prompt.n_virtual_tokens
-            n_before = scores.baseline.shape[2] - n_tokens  # the mask, where there is one
-            peaks = peaks_at[number][skill.layer, :, skill.index].sum(0)
-            intact = measure(prompt, embedding)
-            orders = [torch.randperm(n_tokens, generator=generator) for _ in range(n_shuffles)]
-            shuffled = torch.tensor(
-                [measure(prompt, embedding[order]) for order in orders], dtype=torch.float64
-            )
-            given = received = None
-            if attention:
-                seen = attention_over_task(model, prompt, task, progress=False, **batches)
-                given, received = seen.given[..., 0].mean((0, 1, 2)), seen.received.mean((0, 1, 2))
-            for position in range(n_before + n_tokens):
-                at = each[number, :, position].flatten()
-                quartiles = at.quantile(torch.tensor([0.25, 0.75], dtype=at.dtype)).tolist()
-                low, high = clopper_pearson(round(float(peaks[position])), len(skill))
+            intact = tried(embedding)
+            orders = [torch.randperm(len(embedding), generator=generator) for _ in range(n_shuffles)]
+            shuffled = torch.tensor([tried(embedding[order]) for order in orders], dtype=torch.float64)
+            looks = _attention(model, prompt, task, max_length, run) if attention else None
+            n_before = len(of_scores[number]) - len(embedding)  # the mask, where there is one
+            for position, of_position in enumerate(of_scores[number]):
                 token = position - n_before
-                row: dict[str, Any] = {
+                row = {
                     "prompt": number,
                     "position": position,
                     "token": "mask" if token < 0 else f"<v{token}>",
-                    "peak_share": float(peaks[position]) / len(skill),
-                    "peak_low": low,
-                    "peak_high": high,
-                    "uniform": 1 / (n_before + n_tokens),
-                    "low_quartile": quartiles[0],
-                    "median": float(at.median()),
-                    "high_quartile": quartiles[1],
-                    "best": float(at.max()),
                 }
-                if given is not None:
-                    row |= {"to_text": float(given[position]), "from_text": float(received[position])}
+                row |= of_position
+                if looks is not None:
+                    row |= {name: float(values[position]) for name, values in looks.items()}
                 if token >= 0:
-                    row |= norms.describe(model, embedding[token].float().cpu(), n_nearest)
-                    rest = [other for other in range(n_tokens) if other != token]
-                    row["without"] = measure(prompt, embedding[rest]) if rest else float("nan")
-                    back = embedding.clone()
-                    if prompt.initial is not None:
-                        back[token] = prompt.initial[token].to(back)
-                        row["initial"] = measure(prompt, back)
+                    row |= vocabulary.describe(embedding[token].float().cpu(), n_nearest)
+                    row |= _worth(prompt, token, tried)
                 rows.append(row)
             whole.append(
                 {
@@ -170,7 +185,40 @@ def prompt_record(
                 }
             )
     frame = pd.DataFrame(rows).assign(role_of_scores="select", role_of_accuracy="report")
-    return PromptDescription(frame, pd.DataFrame(whole).assign(role="report"), _agreement(frame))
+    counts = {"amount": amount, "n_nearest": n_nearest, "n_shuffles": n_shuffles}
+    settings = settings_of(
+        model, task, chosen, **counts, seed=seed, attention=attention, max_length=max_length
+    )
+    return PromptDescription(frame, pd.DataFrame(whole).assign(role="report"), _agreement(frame), settings)
+
+
+def _score_columns(scores: NeuronScores, amount: float | int) -> list[list[dict[str, float]]]:
+    """Of each prompt and position: the share of the best neurons that peak there, and all neurons' predictivity."""
+    skill = scores.top(amount)
+    each = torch.maximum(scores.accuracy, 1 - scores.accuracy)
+    n_positions = each.shape[2]
+    columns = []
+    for of_prompt, peaks_at in zip(each, _peaks(scores), strict=True):
+        peaks = peaks_at[skill.layer, :, skill.index].sum(0)
+        rows = []
+        for position in range(n_positions):
+            at = of_prompt[:, position].flatten()
+            low_quartile, high_quartile = at.quantile(torch.tensor([0.25, 0.75], dtype=at.dtype)).tolist()
+            low, high = clopper_pearson(round(float(peaks[position])), len(skill))
+            rows.append(
+                {
+                    "peak_share": float(peaks[position]) / len(skill),
+                    "peak_low": low,
+                    "peak_high": high,
+                    "uniform": 1 / n_positions,
+                    "low_quartile": low_quartile,
+                    "median": median(at),
+                    "high_quartile": high_quartile,
+                    "best": float(at.max()),
+                }
+            )
+        columns.append(rows)
+    return columns
 
 
 def _peaks(scores: NeuronScores) -> Float[Tensor, "prompt layer position neuron"]:
@@ -180,27 +228,76 @@ def _peaks(scores: NeuronScores) -> Float[Tensor, "prompt layer position neuron"
     return best / best.sum(2, keepdim=True)
 
 
+def _n_runs(prompts: Sequence[SoftPrompt], n_shuffles: int) -> int:
+    """How often ``report`` is answered."""
+    alone = [(p.n_virtual_tokens > 1) + (p.initial is not None) for p in prompts]
+    return sum(1 + n_shuffles + n * p.n_virtual_tokens for n, p in zip(alone, prompts, strict=True))
+
+
+def _tried(
+    model: TransformerBridge,
+    prompt: SoftPrompt,
+    task: Task,
+    max_length: int | None,
+    run: RunOptions,
+    advance: Advance,
+) -> Callable[[Tensor], float]:
+    """A function that gives the accuracy on ``report`` with other rows in the place of the prompt's."""
+    limit = prompt.max_length if max_length is None else max_length
+
+    def accuracy(embedding: Float[Tensor, "virtual_token d_embed"]) -> float:
+        other = SoftPrompt(
+            embedding, placement=prompt.placement, readout=prompt.readout, prepend_bos=prompt.prepend_bos
+        )
+        advance()
+        return PromptedModel(model, other, task.label_words, max_length=limit, run=run).accuracy(task)
+
+    return accuracy
+
+
+def _worth(prompt: SoftPrompt, token: int, tried: Callable[[Tensor], float]) -> dict[str, float]:
+    """Accuracy without one virtual token, and with its initial value where that was kept."""
+    embedding = prompt.embedding.detach()
+    rest = [other for other in range(len(embedding)) if other != token]
+    found = {"without": tried(embedding[rest]) if rest else float("nan")}
+    if prompt.initial is not None:
+        back = embedding.clone()
+        back[token] = prompt.initial[token].to(back)
+        found["initial"] = tried(back)
+    return found
+
+
+def _attention(
+    model: TransformerBridge, prompt: SoftPrompt, task: Task, max_length: int | None, run: RunOptions
+) -> dict[str, Float[Tensor, " position"]]:
+    """What each prompt position gives to the text and gets from it, averaged over classes, layers and heads."""
+    seen = attention_over_task(model, prompt, task, max_length=max_length, run=replace(run, progress=False))
+    return {"to_text": seen.given[..., 0].mean((0, 1, 2)), "from_text": seen.received.mean((0, 1, 2))}
+
+
 class _Vocabulary:
     """What norms, distances and similarities words have among themselves, from a random sample of them."""
 
-    def __init__(self, rows: Float[Tensor, "word d_embed"], generator: torch.Generator) -> None:
-        self.rows = rows.cpu()
+    def __init__(self, model: TransformerBridge, generator: torch.Generator) -> None:
+        known = torch.arange(min(model.W_E.shape[0], model.cfg.d_vocab))
+        self.tokenizer = model.tokenizer
+        self.rows = embedding_rows(model, known).float().cpu()
         self.norms = self.rows.norm(dim=1)
         self.unit = self.rows / self.norms.clamp(min=1e-12)[:, None]
-        drawn = torch.randperm(len(rows), generator=generator)[:_N_SAMPLED]
+        drawn = torch.randperm(len(self.rows), generator=generator)[:_N_SAMPLED]
         alike = self.unit[drawn] @ self.unit.T
         alike[torch.arange(len(drawn)), drawn] = -1
         self.nearest_of_words = alike.amax(1)
-        noise = torch.randn(min(200, _N_SAMPLED), rows.shape[1], generator=generator)
+        noise = torch.randn(min(200, _N_SAMPLED), self.rows.shape[1], generator=generator)
         self.chance = float((noise / noise.norm(dim=1, keepdim=True) @ self.unit.T).amax(1).mean())
 
-    def describe(self, model: Any, token: Float[Tensor, " d_embed"], n_nearest: int) -> dict[str, Any]:
+    def describe(self, token: Float[Tensor, " d_embed"], n_nearest: int) -> dict[str, Any]:
         """Of one virtual token: percentiles among words, and the words nearest to it."""
         cosine = self.unit @ (token / token.norm().clamp(min=1e-12))
         best = cosine.topk(n_nearest)
         return {
             "norm_percentile": 100 * float((self.norms <= token.norm()).double().mean()),
-            "nearest": " ".join(map(str, model.tokenizer.convert_ids_to_tokens(best.indices.tolist()))),
+            "nearest": " ".join(map(str, self.tokenizer.convert_ids_to_tokens(best.indices.tolist()))),
             "cosine": float(best.values[0]),
             "chance_cosine": self.chance,
             "distance_percentile": 100 * float((self.nearest_of_words >= best.values[0]).double().mean()),

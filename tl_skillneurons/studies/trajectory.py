@@ -12,34 +12,48 @@ on held-back examples: the one that is used afterwards. It need not be the last;
 - **What the prompt can do meanwhile.** Its accuracy on ``report`` with an exact interval, and how far it has moved.
 
 What it does not show: that tuning made the neurons. Most of it may be there with the initial prompt, which is what the
-first row is for; and a step is no sample of prompts: neighbouring rows are alike because the prompts are.
+first row is for; and a step is no sample of prompts: neighbouring rows are alike because the prompts are. Controls are
+the first row, the level of permuted labels, and random neurons of the same layers.
 """
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._progress import progress_bar
-from tl_skillneurons.interventions.effects import accuracy
+from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
+from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.run import as_list
+from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.overlap import compare_sets
 from tl_skillneurons.scores.predictivity import score_neurons
 from tl_skillneurons.scores.ranked import require_one_model
 from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.scores.selection import top_neurons
-from tl_skillneurons.stats.chance import clopper_pearson
-from tl_skillneurons.stats.intervals import require_draws
-from tl_skillneurons.stats.ranks import spearman
+from tl_skillneurons.stats.hypothesis_tests import require_draws
+from tl_skillneurons.stats.intervals import clopper_pearson
+from tl_skillneurons.stats.ranks import median, spearman
+from tl_skillneurons.studies._common import load_tables, null_of, save_tables, settings_of, soft_prompts
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
+KIND = "PromptTrajectory"
 _ALPHA = 0.05
+_COLUMNS = (
+    *("prompt", "step", "kept", "accuracy", "accuracy_low", "accuracy_high"),
+    *("best", "level", "n_significant", "median"),
+    *("top_on_select", "top_on_report", "random_on_report"),
+    *("jaccard", "chance_jaccard", "spearman", "distance"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,17 +68,48 @@ class PromptTrajectory:
             ``top_on_select`` and ``top_on_report``, and ``random_on_report`` of random neurons; ``jaccard`` of this
             step's top with the final one and ``chance_jaccard``; ``spearman`` with the final predictivities;
             ``distance`` from the initial prompt, as a share of its norm.
+        settings: Model, task, prompts and settings, as plain JSON values.
     """
 
     steps: pd.DataFrame
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        kept = self.steps[self.steps.kept]
+        return one_line(
+            self,
+            n_prompts=int(self.steps.prompt.nunique()),
+            n_steps=int(self.steps.step.nunique()),
+            best=float(kept.best.mean()),
+            level=float(kept.level.mean()),
+            best_at_start=float(self.steps.groupby("prompt").best.first().mean()),
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def to_dataframe(self) -> pd.DataFrame:
         """A copy of :attr:`steps`."""
         return self.steps.copy()
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the trajectory to one JSON file, whole or not at all."""
+        return save_tables(path, KIND, self.settings, {"steps": self.steps})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "PromptTrajectory":
+        """The trajectory that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt or holds something else.
+        """
+        tables, settings = load_tables(path, KIND, ("steps",))
+        return cls(**tables, settings=settings)
+
 
 def prompt_trajectory(
-    model: Any,
+    model: TransformerBridge,
     prompts: SoftPrompt | Sequence[SoftPrompt],
     task: Task,
     *,
@@ -72,117 +117,144 @@ def prompt_trajectory(
     amount: float | int = 0.02,
     n_permutations: int = 1000,
     seed: int = 0,
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
-    cache: InputCache | None = None,
-    progress: bool = True,
+    max_length: int | None = None,
+    run: RunOptions = RunOptions(),
 ) -> PromptTrajectory:
-    """Score all neurons with each snapshot of each prompt, and follow the final top neurons back to the start.
+    """All neurons scored with each snapshot of each prompt, and the final top neurons followed back to the start.
 
     Args:
-        prompts: Tuned with ``fit_soft_prompts(..., snapshots=True)``.
+        prompts: Tuned with ``fit_soft_prompts(..., training=TrainingOptions(snapshots=True))``.
         scores: Whose top and predictivities are the final ones, for example those of all prompts together or of other
             prompts; ``None`` takes each prompt's own, as tuning kept it.
         amount: The tops, as a share of each layer or a count (:meth:`NeuronScores.top`).
         n_permutations: Label permutations of each step's level. They take one bit of memory per snapshot, example of
             ``select``, layer, position and neuron.
         seed: Draws the permutations and the random neurons.
-        cache: Keys and values of the texts (causal models); by default one of its own.
+        max_length: Longest sequence in tokens; by default what each prompt was tuned with.
+        run: Keys and values of the texts (causal models) are kept here even without ``run.cache``.
 
     Raises:
-        ValueError: For prompts without snapshots, a task of more than two classes, scores of another model, or too few
-            permutations.
+        ValueError: For prompts without snapshots, a task of more than two classes, scores of another model or of texts
+            cut to another length, or too few permutations.
+
+    Example:
+        >>> prompts = skn.fit_soft_prompts(model, task, training=skn.prompts.TrainingOptions(snapshots=True))
+        >>> found = skn.studies.prompt_trajectory(model, prompts, task)
+        >>> found.steps[["prompt", "step", "accuracy", "best", "level", "top_on_report", "random_on_report"]]
     """
-    chosen = as_list(prompts)
+    chosen = soft_prompts(prompts)
     require_two_classes(task)
     require_draws(n_permutations, _ALPHA, name="n_permutations")
     require_int(seed, "seed", minimum=0)
-    kept_at = [_kept_at(prompt, number) for number, prompt in enumerate(chosen)]
-    if cache is None and runs_text_apart(model):
-        cache = InputCache(model)
-    batches = {"batch_size": batch_size, "batch_tokens": batch_tokens}
-    split = task.split("report")
-    texts, labels = list(split["text"]), list(split["label"])
+    snapshots = [_snapshots(prompt, number) for number, prompt in enumerate(chosen)]
+    if scores is not None:
+        _require_one_length(scores, model, chosen, max_length)
+    if run.cache is None and runs_text_apart(model):
+        run = replace(run, cache=InputCache(model))
     frames = []
-    for number, prompt in enumerate(chosen):
+    for number, (prompt, (steps, kept_at)) in enumerate(zip(chosen, snapshots, strict=True)):
         prompt.require_fits(model)
-        steps = _snapshots(prompt)
         found = score_neurons(
-            model,
-            steps,
-            task,
-            n_permutations=n_permutations,
-            seed=seed,
-            cache=cache,
-            progress=progress,
-            **batches,
+            model, steps, task, n_permutations=n_permutations, seed=seed, max_length=max_length, run=run
         )
         if scores is not None:
             require_one_model({"the scores given": scores, f"those of prompt {number}": found})
-        ranked = found.predictivity_by_prompt
-        final = ranked[kept_at[number]] if scores is None else scores.predictivity
+        final = found.predictivity_by_prompt[kept_at] if scores is None else scores.predictivity
         top = top_neurons(final, amount)
-        random = top.random_like(seed)
-        with progress_bar(f"prompt {number} on report", 2 * len(steps), show=progress) as advance:
+        both = top | top.random_like(seed)
+        with progress_bar(f"prompt {number} on report", 2 * len(steps), show=run.progress) as advance:
             right = []
             for step in steps:
-                prompted = PromptedModel(model, step, task.label_words, cache=cache)
-                right.append(accuracy(prompted, texts, labels, **batches))
+                prompted = PromptedModel(model, step, task.label_words, max_length=max_length, run=run)
+                right.append(prompted.accuracy(task))
                 advance()
-            answers = rule_answers(model, steps, task, found, top | random, cache=cache, **batches).mean(1)
+            answers = rule_answers(model, steps, task, found, both, max_length=max_length, run=run).mean(1)
             advance(len(steps))
-        initial = prompt.snapshots[0].double()
-        rows = []
-        for at, entry in enumerate(prompt.history):
-            low, high = clopper_pearson(round(right[at] * len(texts)), len(texts))
-            shared = compare_sets(top_neurons(ranked[at], amount), top)
-            rows.append(
-                {
-                    "prompt": number,
-                    "step": entry["step"],
-                    "kept": at == kept_at[number],
-                    "accuracy": right[at],
-                    "accuracy_low": low,
-                    "accuracy_high": high,
-                    "best": float(ranked[at].max()),
-                    "level": found.null.level(_ALPHA, prompt=at),
-                    "n_significant": int((found.null.family(prompt=at) <= _ALPHA).sum()),
-                    "median": float(ranked[at].median()),
-                    "top_on_select": float(ranked[at][top.layer, top.index].mean()),
-                    "top_on_report": float(answers[at, : len(top)].mean()),
-                    "random_on_report": float(answers[at, len(top) :].mean()),
-                    "jaccard": shared.jaccard,
-                    "chance_jaccard": shared.chance_jaccard,
-                    "spearman": spearman(ranked[at].flatten(), final.flatten()),
-                    "distance": float((prompt.snapshots[at].double() - initial).norm() / initial.norm()),
-                }
+        frame = pd.DataFrame([_of_scores(found, at, final, top, amount) for at in range(len(steps))])
+        frame["top_on_report"] = [float(row[: len(top)].mean()) for row in answers]
+        frame["random_on_report"] = [float(row[len(top) :].mean()) for row in answers]
+        frame["step"] = [entry["step"] for entry in prompt.history]
+        frame["kept"] = [at == kept_at for at in range(len(steps))]
+        of_prompts = _of_prompts(steps, right, len(task.split("report")))
+        frames.append(pd.concat([of_prompts, frame], axis=1).assign(prompt=number))
+    settings = settings_of(
+        model, task, chosen, amount=amount, n_permutations=n_permutations, seed=seed, max_length=max_length
+    )
+    settings["scores"] = "each prompt's own" if scores is None else scores.provenance
+    return PromptTrajectory(pd.concat(frames, ignore_index=True)[list(_COLUMNS)], settings)
+
+
+def _of_scores(
+    found: NeuronScores,
+    at: int,
+    final: Float[Tensor, "layer neuron"],
+    top: NeuronSet,
+    amount: float | int,
+) -> dict[str, float]:
+    """How high the scores of one snapshot are, and how like the final ones."""
+    null = null_of(found)
+    ranked = found.predictivity_by_prompt[at]
+    shared = top_neurons(ranked, amount).overlap(top)
+    return {
+        "best": float(ranked.max()),
+        "level": null.level(_ALPHA, prompt=at),
+        "n_significant": int((null.family(prompt=at) <= _ALPHA).sum()),
+        "median": median(ranked.flatten()),
+        "top_on_select": float(ranked[top.layer, top.index].mean()),
+        "jaccard": shared.jaccard,
+        "chance_jaccard": shared.chance_jaccard,
+        "spearman": spearman(ranked.flatten(), final.flatten()),
+    }
+
+
+def _of_prompts(steps: Sequence[SoftPrompt], right: Sequence[float], n_examples: int) -> pd.DataFrame:
+    """What the prompt could do at each evaluation, with exact intervals, and how far it had moved."""
+    rows = [step.embedding.detach().double() for step in steps]
+    ends = [clopper_pearson(round(share * n_examples), n_examples) for share in right]
+    return pd.DataFrame(
+        {
+            "accuracy": right,
+            "accuracy_low": [low for low, _ in ends],
+            "accuracy_high": [high for _, high in ends],
+            "distance": [float((row - rows[0]).norm() / rows[0].norm()) for row in rows],
+        }
+    )
+
+
+def _require_one_length(
+    scores: NeuronScores, model: TransformerBridge, prompts: Sequence[SoftPrompt], max_length: int | None
+) -> None:
+    """Refuse scores, be they of other prompts, that were measured on texts cut to another length."""
+    for prompt in prompts:
+        own = PromptedModel(model, prompt, max_length=max_length).max_length
+        was = scores.provenance.get("max_length", own)
+        if was != own:
+            raise ValueError(
+                f"the scores given were measured with max_length={was}, this trajectory would be with "
+                f"max_length={own}; give scores measured at that length, or max_length={was}"
             )
-        frames.append(pd.DataFrame(rows))
-    return PromptTrajectory(pd.concat(frames, ignore_index=True))
 
 
-def _kept_at(prompt: SoftPrompt | None, number: int) -> int:
-    """Which of its snapshots the prompt itself is."""
-    if prompt is None or prompt.snapshots is None:
+def _snapshots(prompt: SoftPrompt, number: int) -> tuple[list[SoftPrompt], int]:
+    """The prompt as it was at each entry of its history, and which of them it is."""
+    if prompt.snapshots is None:
         raise ValueError(
-            f"prompt {number} has no snapshots of its tuning; tune it with fit_soft_prompts(..., snapshots=True)"
+            f"prompt {number} has no snapshots of its tuning; tune it with "
+            "fit_soft_prompts(..., training=TrainingOptions(snapshots=True))"
         )
     same = (prompt.snapshots == prompt.embedding).flatten(1).all(1)
     if not same.any():
         raise ValueError(f"prompt {number} is none of its own snapshots; give it as fit_soft_prompts made it")
-    return int(same.int().argmax())  # the first of equals
-
-
-def _snapshots(prompt: SoftPrompt) -> list[SoftPrompt]:
-    """The prompt as it was at each entry of its history."""
-    readouts = [None] * len(prompt.history) if prompt.readout is None else prompt.readout_snapshots
-    return [
+    readouts = prompt.readout_snapshots
+    steps = [
         SoftPrompt(
             embedding,
             placement=prompt.placement,
-            readout=readout,
+            readout=None if readouts is None else readouts[at],
             prepend_bos=prompt.prepend_bos,
+            max_length=prompt.max_length,
             seed=prompt.seed,
         )
-        for embedding, readout in zip(prompt.snapshots, readouts, strict=True)
+        for at, embedding in enumerate(prompt.snapshots)
     ]
+    return steps, int(same.int().argmax())  # the first of equals

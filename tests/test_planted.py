@@ -4,9 +4,9 @@ import planted
 import pytest
 import torch
 from planted import DECOY, HEADS, NEURONS, SHAPE
+from toy import QUIET
 
-from tl_skillneurons import PromptedModel, ablate, score_neurons
-from tl_skillneurons.interventions import accuracy
+from tl_skillneurons import PromptedModel, RunOptions, ablate, score_neurons
 from tl_skillneurons.prompts import neuron_activations
 
 TASK = planted.task(n_train=40, n_select=24, n_report=24)
@@ -22,7 +22,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def scores(model):
-    return score_neurons(model, planted.prompt(), TASK, progress=False)
+    return score_neurons(model, planted.prompt(), TASK, run=QUIET)
 
 
 def prompted(model):
@@ -70,8 +70,7 @@ def label_at(model, neurons, hooks=()):
 
 def test_the_model_answers_every_text_of_the_task(model):
     for role in TASK.splits:
-        split = TASK.split(role)
-        assert accuracy(prompted(model), split["text"][:], split["label"][:]) == 1.0
+        assert prompted(model).accuracy(TASK, role) == 1.0
     assert (logit_diff(model) * SIGN).min() > 1
 
 
@@ -83,7 +82,7 @@ def test_the_three_neurons_and_the_decoy_predict_without_an_error_and_no_other_d
 
 def test_ablating_the_three_leaves_chance(model, scores):
     hooks = ablate(NEURONS, how="mean", values=scores.mean_baseline())
-    assert accuracy(prompted(model), TEXTS, LABELS, fwd_hooks=hooks) == 0.5
+    assert prompted(model).accuracy(TASK, fwd_hooks=hooks) == 0.5
     left = logit_diff(model, hooks=hooks)
     assert left.std() < 0.01 * logit_diff(model).std()
     assert logit_diff(model, hooks=ablate(NEURONS)).abs().max() < 1e-5
@@ -92,7 +91,7 @@ def test_ablating_the_three_leaves_chance(model, scores):
 @pytest.mark.parametrize("neurons", [DECOY, RANDOM, DECOY | RANDOM])
 def test_ablating_the_decoy_or_random_neurons_does_nothing(model, scores, neurons):
     hooks = ablate(neurons, how="mean", values=scores.mean_baseline())
-    assert accuracy(prompted(model), TEXTS, LABELS, fwd_hooks=hooks) == 1.0
+    assert prompted(model).accuracy(TASK, fwd_hooks=hooks) == 1.0
     intact = logit_diff(model)
     assert ((logit_diff(model, hooks=hooks) - intact) / intact).abs().max() < 0.05
 
@@ -120,7 +119,7 @@ def test_the_two_heads_bring_the_label_to_the_neurons(model, gone):
 def test_the_other_heads_do_not_bring_it(model):
     others = [(layer, head) for layer in range(SHAPE[0]) for head in range(planted.N_HEADS)]
     others = [place for place in others if place not in HEADS]
-    assert accuracy(prompted(model), TEXTS, LABELS, fwd_hooks=hold_heads(others)) == 1.0
+    assert prompted(model).accuracy(TASK, fwd_hooks=hold_heads(others)) == 1.0
     left = label_at(model, NEURONS | DECOY, hold_heads(others))
     assert (left / label_at(model, NEURONS | DECOY) - 1).abs().max() < 0.2
 
@@ -153,16 +152,17 @@ def test_twins_have_equal_lengths_and_opposite_labels_and_answers(model):
 
 def test_the_facts_hold_in_float64_to_rounding():
     exact = planted.model(torch.float64)
-    one = prompted(exact)
-    intact = one.class_logits(TEXTS[:8], batch_size=1)
+    alone = RunOptions(batch_size=1)
+    one = PromptedModel(exact, planted.prompt(), planted.LABEL_WORDS, run=alone)
+    intact = one.class_logits(TEXTS[:8])
     assert (intact.argmax(1) == torch.tensor(LABELS[:8])).all()
-    held = one.class_logits(TEXTS[:8], ablate(NEURONS), batch_size=1)
+    held = one.class_logits(TEXTS[:8], ablate(NEURONS))
     assert held.dtype == torch.float64 and (held[:, 1] - held[:, 0]).abs().max() < 1e-7
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_another_seed_changes_only_what_does_not_answer(model, seed):
     other = planted.model(seed=seed)
-    assert accuracy(prompted(other), TEXTS, LABELS) == 1.0
+    assert prompted(other).accuracy(TASK) == 1.0
     assert logit_diff(other, hooks=ablate(NEURONS)).abs().max() < 1e-5
     assert not torch.equal(other.blocks[0].mlp.W_out, model.blocks[0].mlp.W_out)

@@ -5,7 +5,7 @@ import sys
 import pytest
 import tiny
 import torch
-from toy import TASK, prompt_for
+from toy import QUIET, TASK, prompt_for
 
 import tl_skillneurons as skn
 
@@ -16,7 +16,7 @@ def gpt2():
 
 
 def test_the_picture_has_each_layers_best_neuron_and_the_level_of_the_null(gpt2):
-    scores = skn.score_neurons(gpt2, prompt_for("gpt2"), TASK, n_permutations=99, progress=False)
+    scores = skn.score_neurons(gpt2, prompt_for("gpt2"), TASK, n_permutations=99, run=QUIET)
     figure = skn.plot_scores(scores)
     best = figure.data[-1]
     assert best.name == "best neuron" and list(best.y) == scores.predictivity.amax(1).tolist()
@@ -27,16 +27,16 @@ def test_the_picture_has_each_layers_best_neuron_and_the_level_of_the_null(gpt2)
 
 
 def test_without_a_null_predictivity_shows_its_bound_and_other_scores_none(gpt2):
-    scores = skn.score_neurons(gpt2, prompt_for("gpt2"), TASK, progress=False)
+    scores = skn.score_neurons(gpt2, prompt_for("gpt2"), TASK, run=QUIET)
     assert skn.plot_scores(scores).layout.shapes[0].y0 == scores.chance_level().threshold
-    [auc] = skn.scores.measure_scores(gpt2, prompt_for("gpt2"), TASK, ["auc"], progress=False).values()
+    [auc] = skn.scores.score_labels(gpt2, prompt_for("gpt2"), TASK, ["auc"], run=QUIET).values()
     figure = skn.plot_scores(auc)
     assert not figure.layout.shapes and figure.layout.yaxis.title.text == "auc"
     torch.testing.assert_close(torch.tensor(figure.data[0].y), auc.score.quantile(0.5, dim=1).float())
 
 
 def test_a_missing_plotly_is_named_with_what_to_install(gpt2, monkeypatch):
-    scores = skn.score_neurons(gpt2, prompt_for("gpt2"), TASK, progress=False)
+    scores = skn.score_neurons(gpt2, prompt_for("gpt2"), TASK, run=QUIET)
     monkeypatch.setitem(sys.modules, "plotly", None)
     with pytest.raises(ImportError, match=r"pip install \"tl_skillneurons\[plots\]\""):
         skn.plot_scores(scores)

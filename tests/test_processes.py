@@ -19,13 +19,15 @@ import tl_skillneurons as skn
 
 out, family = sys.argv[1:]
 model, task = tiny.bridge(family), tiny.task()
+four, one = (skn.RunOptions(batch_size=n, progress=False) for n in (4, 64))
+training = skn.prompts.TrainingOptions(batch_size=4)
 prompts = skn.fit_soft_prompts(
-    model, task, n_virtual_tokens=2, n_steps=4, batch_size=4, seeds=(0, 1, 2), progress=False
+    model, task, n_virtual_tokens=2, n_steps=4, training=training, seeds=(0, 1, 2), run=four
 )
-scores = skn.score_neurons(model, prompts, task, batch_size=4, progress=False)
-rules = skn.scores.rule_accuracy(model, prompts, task, scores, batch_size=4, progress=False)
+scores = skn.score_neurons(model, prompts, task, run=four)
+rules = skn.scores.evaluate_rules(model, prompts, task, scores, run=four)
 few = skn.score_neurons(  # one batch: a process has none
-    model, prompts[0], task, batch_size=64, n_permutations=19, keep_outcomes=True, progress=False
+    model, prompts[0], task, n_permutations=19, keep_outcomes=True, run=one
 )
 from tl_skillneurons._processes import rank_and_count
 rank, count = rank_and_count()
@@ -34,7 +36,7 @@ torch.save(
         "count": count,
         "prompts": [p.embedding.detach() for p in prompts],
         "seeds": [p.seed for p in prompts],
-        "baseline": scores.baseline, "correct": scores.correct, "std": scores.std, "rules": rules,
+        "baseline": scores.baseline, "correct": scores.correct, "std": scores.std, "rules": rules.accuracy,
         "few": few.correct, "above": few.outcomes.above, "p": few.null.p_family,
         "few_baseline": few.baseline, "batches": scores.provenance["batches"],
     },
@@ -96,5 +98,5 @@ def test_a_run_that_is_kept_in_a_folder_is_refused_to_several_processes(monkeypa
 
     monkeypatch.setattr(find, "rank_and_count", lambda: (1, 2))
     with pytest.raises(ValueError, match="kept by one process, and a launcher started several"):
-        find.find_skill_neurons(None, tiny.task(), out=tmp_path / "run")
+        find.find_skill_neurons(tiny.bridge("llama"), tiny.task(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

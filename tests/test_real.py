@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from toy import QUIET
 
 pytestmark = pytest.mark.real
 
@@ -91,8 +92,8 @@ def test_scores_of_a_real_model_do_not_depend_on_the_batch_size(skn, models):
     model, _ = models["minilm"]
     task = skn.minimal_pairs("movie_reviews", n_pairs=24, tokenizer=model.tokenizer)
     prompt = soft_prompt(skn, model, "prefix")
-    one = skn.score_neurons(model, prompt, task, batch_size=1, progress=False)
-    many = skn.score_neurons(model, prompt, task, batch_size=7, progress=False)
+    one = skn.score_neurons(model, prompt, task, run=skn.RunOptions(batch_size=1, progress=False))
+    many = skn.score_neurons(model, prompt, task, run=skn.RunOptions(batch_size=7, progress=False))
     torch.testing.assert_close(one.baseline, many.baseline, atol=1e-6, rtol=1e-5)
     # float32 matrix products differ with the batch in the last bits: an activation that close to its threshold may flip
     assert ((one.correct - many.correct).abs() > 1).sum() == 0
@@ -106,10 +107,10 @@ def test_minilm_learns_sst2_and_its_best_neurons_beat_chance_on_report(skn, mode
     model, _ = models["minilm"]
     task = skn.Task.from_datasets(load_splits(SST2), template="{text}", label_words=WORDS, name="sst2")
     task = task.limit(train=400, select=400, report=300)
-    prompts = skn.fit_soft_prompts(model, task, n_virtual_tokens=4, seeds=[0], n_steps=60, progress=False)
-    scores = skn.score_neurons(model, prompts, task, n_permutations=99, progress=False)
+    prompts = skn.fit_soft_prompts(model, task, n_virtual_tokens=4, seeds=[0], n_steps=60, run=QUIET)
+    scores = skn.score_neurons(model, prompts, task, n_permutations=99, run=QUIET)
     skill = scores.top(10, per="model")
-    rules = skn.scores.rule_accuracy(model, prompts, task, scores, progress=False)
+    rules = skn.scores.evaluate_rules(model, prompts, task, scores, run=QUIET)
     level = skn.stats.best_of_chance(
         task.n_examples["report"], 1
     )  # chosen elsewhere: each is a single score on report
@@ -118,7 +119,7 @@ def test_minilm_learns_sst2_and_its_best_neurons_beat_chance_on_report(skn, mode
         scores.chance_level().threshold > scores.null.level()
     )  # correlated scores reach less than independent ones
     assert set(skill) <= set(scores.significant())
-    assert scores.rule_accuracy(skill, rules).mean() > level.threshold
+    assert rules.accuracy_of(skill).mean() > level.threshold
 
 
 @pytest.mark.parametrize(("name", "placement"), [("smollm2", "suffix"), ("minilm", "prefix")])

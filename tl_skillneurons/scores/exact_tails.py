@@ -14,6 +14,7 @@ does: the lowest. A bound, never too small.
 import math
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -48,7 +49,7 @@ def bound_p(
         counts, sizes = [], []
         for prompt in range(n_prompts):
             bits = outcomes.unpack(prompt, layer, neurons)
-            total = 2 * torch.einsum("e,epn->pn", sign, bits) + n - 2 * n_ones
+            total = 2 * einsum(sign, bits, "example, example pos neuron -> pos neuron") + n - 2 * n_ones
             sizes.append(total.abs().amax(0).long())
             counts.append((bits.sum(0) if place is None else _discordant(bits[place])).long())
             p[prompt, layer, neurons] = reach(counts[-1], sizes[-1])

@@ -32,8 +32,8 @@ from tl_skillneurons.scores.exact_tails import bound_p
 from tl_skillneurons.scores.outcomes import MOST_NUMBERS, RuleOutcomes, count_right
 from tl_skillneurons.stats.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
 from tl_skillneurons.stats.permutation import permuted_labels
-from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.tasks.groups import twin_pairs
+from tl_skillneurons.tasks.task import Task
 
 
 @dataclass(frozen=True, eq=False)

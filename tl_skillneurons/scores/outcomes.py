@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
@@ -129,5 +130,7 @@ def count_right(
         counted = []
         for prompt in range(len(outcomes.above)):
             bits = outcomes.unpack(prompt, layer, neurons)
-            counted.append(torch.addmm(constant, twice, bits.flatten(1)).unflatten(1, bits.shape[1:]))
+            flat = rearrange(bits, "example pos neuron -> example (pos neuron)")
+            right = torch.addmm(constant, twice, flat)
+            counted.append(rearrange(right, "row (pos neuron) -> row pos neuron", pos=bits.shape[1]))
         yield layer, neurons, counted

@@ -17,8 +17,8 @@ from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.streaming import Add, Reduce, stream_activations
 from tl_skillneurons.scores.outcomes import RuleOutcomes, count_right, pack
 from tl_skillneurons.scores.tallies import Summary, add_moments, count_above, moments, summarize, threshold
-from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.tasks.groups import twin_pairs
+from tl_skillneurons.tasks.task import Task
 
 Padded = dict[str, int]
 """The number of a pass's batches, of their tokens, and how many of these are padding."""

@@ -7,6 +7,7 @@ does not depend on how examples were put into batches or in which order these ca
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -78,9 +79,9 @@ def count_above(
     labels: Int[Tensor, "class batch"],
 ) -> Int[Tensor, "class position neuron"]:
     """On how many examples of one batch "above its limit means label 1" is right, by each row of labels."""
-    above = (acts > limits).float().flatten(1)
+    above = rearrange((acts > limits).float(), "batch pos neuron -> batch (pos neuron)")
     sign = torch.where(labels == 1, 1.0, -1.0)  # above is right on label 1 and wrong on label 0
-    right = (sign @ above).view(len(labels), *limits.shape)  # whole numbers, exact in float32
+    right = rearrange(sign @ above, "row (pos neuron) -> row pos neuron", pos=len(limits))  # whole, so exact
     return right.to(torch.int64) + (labels == 0).sum(1)[:, None, None]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from tl_skillneurons.stats.intervals import bootstrap_counts, bootstrap_mean, clopper_pearson
+from tl_skillneurons.stats.intervals import bootstrap_mean, clopper_pearson
 
 
 def binomial(n, p):
@@ -77,26 +77,6 @@ def test_a_constant_has_an_interval_of_no_width():
     assert low == high == 0.25
 
 
-def test_examples_of_one_unit_are_drawn_together_and_each_draw_has_as_many_units():
-    units = torch.tensor([7, 7, 2, 5, 5, 5])
-    counts = bootstrap_counts(6, 500, seed=1, units=units)
-    assert torch.equal(counts[:, 0], counts[:, 1]) and torch.equal(counts[:, 3], counts[:, 5])
-    assert (counts[:, [0, 2, 3]].sum(1) == 3).all()
-    assert counts[:, 2].double().mean() == pytest.approx(1, abs=0.15)  # standard error 0.04
-
-
-def test_without_units_the_counts_are_those_of_the_bootstrapped_mean(monkeypatch):
-    values = torch.randn(9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    means = bootstrap_counts(9, 300, seed=4).double() @ values / 9
-    low, high = bootstrap_mean(values, n_draws=300, seed=4)
-    assert low == pytest.approx(means.quantile(0.025).item()) and high == pytest.approx(
-        means.quantile(0.975).item()
-    )
-    whole = bootstrap_counts(9, 300, seed=4)
-    monkeypatch.setattr("tl_skillneurons.stats.intervals._MOST_NUMBERS", 50)
-    assert torch.equal(bootstrap_counts(9, 300, seed=4), whole)
-
-
 @pytest.mark.parametrize(
     "call, message",
     [
@@ -107,7 +87,6 @@ def test_without_units_the_counts_are_those_of_the_bootstrapped_mean(monkeypatch
         (lambda: clopper_pearson(2, 4, confidence=math.nan), "confidence must be between 0 and 1"),
         (lambda: bootstrap_mean(torch.ones(2, 0)), "at least one example"),
         (lambda: bootstrap_mean(torch.ones(3), confidence=1.0), "confidence must be between"),
-        (lambda: bootstrap_counts(3, 5, units=torch.tensor([0, 1])), "one per example, got 2 for 3 examples"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, message):

@@ -4,7 +4,7 @@ Every number of this package stands beside what luck gives and how sure it is; t
 They take plain tensors and lists, so they serve any other number just as well.
 
 * Chance: :func:`best_of_chance` -> :class:`ChanceLevel` (how high the best of many predictivities reaches by luck).
-* Intervals: :func:`clopper_pearson` (of a rate), :func:`bootstrap_mean` and :func:`bootstrap_counts` (of anything).
+* Intervals: :func:`clopper_pearson` (of a rate), :func:`bootstrap_mean` (of anything).
 * Beside random controls: :func:`rank_p_value`, :func:`require_draws`.
 * Two runs on the same examples: :func:`mcnemar` -> :class:`McNemar`, :func:`equivalence` -> :class:`Equivalence`.
 * Two labels: :func:`permutation_difference` -> :class:`LabelDifference`.

@@ -5,17 +5,16 @@
 
 **Bootstrap** (percentile; Efron, 1979). Examples are drawn with replacement, and the quantiles of the drawn means
 bound the interval. It is about other examples of the same kind, not about other prompts or seeds, and is too narrow
-for a few dozen examples or less. Examples that belong together are drawn together: see :func:`bootstrap_counts`.
+for a few dozen examples or less. It takes examples to be independent: those that belong together must be drawn together
+(:meth:`Units.weights <tl_skillneurons.stats.units.Units.weights>`).
 
 What they do not show: anything about examples that chose what is measured. For a neuron picked on the same examples
 every interval here is too high.
 """
 
-from collections.abc import Iterator
-
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy.special import betaincinv
 from torch import Tensor
 
@@ -75,48 +74,15 @@ def bootstrap_mean(
     tail = (1 - require_open_unit(confidence, "confidence")) / 2
     rows = rearrange(values.detach().double().cpu(), "... example -> (...) example")
     generator = torch.Generator().manual_seed(seed)
-    chunks = _draw_counts(n, n_draws, generator, torch.float64)
-    means = torch.cat([rows @ counts.T / n for counts in chunks], dim=1)
-    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=1)
-    return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
-
-
-def bootstrap_counts(
-    n_examples: int, n_draws: int, *, seed: int = 0, units: Int[Tensor, " example"] | None = None
-) -> Int[Tensor, "draw example"]:
-    """How often each example stands in each bootstrap draw; examples of one unit always stand together.
-
-    Args:
-        units: The number of the unit that each example belongs to (a pair, a group), from 0 without gaps or not;
-            ``None`` draws every example for itself.
-
-    Raises:
-        ValueError: For counts below 1, or units that are not one per example.
-
-    Example:
-        >>> bootstrap_counts(4, 1000, units=torch.tensor([0, 0, 1, 1])).double().mean(0).round().tolist()
-        [1.0, 1.0, 1.0, 1.0]
-    """
-    require_int(n_examples, "n_examples")
-    require_int(n_draws, "n_draws")
-    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
-    if units is None:
-        return torch.cat(list(_draw_counts(n_examples, n_draws, generator, torch.int64)))
-    if len(units) != n_examples:
-        raise ValueError(f"units must be one per example, got {len(units)} for {n_examples} examples")
-    member = units.unique(return_inverse=True)[1]
-    chunks = _draw_counts(int(member.max()) + 1, n_draws, generator, torch.int64)
-    return torch.cat(list(chunks))[:, member]
-
-
-def _draw_counts(
-    n: int, n_draws: int, generator: torch.Generator, dtype: torch.dtype
-) -> Iterator[Int[Tensor, "draw item"] | Float[Tensor, "draw item"]]:
-    """How often each of ``n`` items comes up in ``n`` draws with replacement, a chunk of bootstrap draws at a time."""
+    means = torch.empty(len(rows), n_draws, dtype=torch.float64)
     for start in range(0, n_draws, chunk := max(1, _MOST_NUMBERS // n)):
         size = min(chunk, n_draws - start)
         drawn = torch.randint(n, (size, n), generator=generator)
-        yield torch.zeros(size, n, dtype=dtype).scatter_add_(1, drawn, torch.ones(size, n, dtype=dtype))
+        counts = torch.zeros(size, n, dtype=torch.float64)
+        counts.scatter_add_(1, drawn, torch.ones(size, n, dtype=torch.float64))
+        means[:, start : start + size] = rows @ counts.T / n
+    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=1)
+    return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
 
 
 def _lower_end(hits: int, n: int, tail: float) -> float:

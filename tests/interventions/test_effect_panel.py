@@ -1,11 +1,16 @@
-"""What a panel says of class logits: closed forms, and the control's rank in the right direction."""
+"""What a panel says of class logits: closed forms, the control's rank, and its file."""
 
+import json
 import math
 
+import jaxtyping
+import pandas as pd
 import pytest
 import torch
 
-from tl_skillneurons.interventions.effect_panel import Condition, EffectPanel, Measured, per_example, value_of
+from tl_skillneurons import EffectPanel
+from tl_skillneurons._files import load_tensors, save_tensors
+from tl_skillneurons.interventions import Condition, Measured
 
 LABELS = torch.tensor([0, 1, 1, 0])
 INTACT = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0], [1.0, 0.0]])  # all right
@@ -13,30 +18,19 @@ HARMED = torch.tensor([[0.0, 2.0], [1.0, 0.0], [0.0, 3.0], [1.0, 0.0]])  # two w
 
 
 def panel(chosen, controls, what="mean", labels=LABELS, intact=INTACT, n=20):
+    """A panel of one prompt, or of several where the outputs have three axes."""
+    chosen, controls, intact = (x if x.ndim == 3 else x[None] for x in (chosen, controls, intact))
     conditions, outputs = [], {}
     for kind, output in [("chosen", chosen), *(("random", controls),) * n, *(("matched", controls),) * n]:
         draw = sum(c.neurons == kind for c in conditions)
         conditions.append(Condition(what, "prompt", "whole", kind, draw, 3))
-        outputs[conditions[-1].key] = output
-    measured = Measured("toy", "total", labels, intact, outputs)
-    return EffectPanel(tuple(conditions), (measured,), "report", {})
+        outputs[conditions[-1].key] = output.expand_as(intact)
+    measured = Measured("toy" if labels is not None else "plain text", "total", labels, intact, outputs)
+    return EffectPanel(tuple(conditions), (measured,), "report", {"seed": 0})
 
 
 def row(frame, metric):
     return frame[frame.metric == metric].iloc[0]
-
-
-def test_each_metric_is_what_its_formula_says():
-    assert value_of("accuracy", HARMED, LABELS) == 0.5
-    assert value_of("logit_diff", HARMED, LABELS) == pytest.approx((-2 - 1 + 3 + 1) / 4)
-    p = [1 / (1 + math.exp(-d)) for d in (-2.0, -1.0, 3.0, 1.0)]
-    assert value_of("probability", HARMED, LABELS) == pytest.approx(sum(p) / 4)
-    assert value_of("cross_entropy", torch.tensor([[1.0], [3.0]]), None) == 2.0
-
-
-def test_of_several_classes_the_logit_diff_is_to_the_highest_other():
-    logits = torch.tensor([[1.0, 5.0, 2.0], [4.0, 0.0, 1.0]])
-    assert per_example("logit_diff", logits, torch.tensor([2, 0])).tolist() == [-3.0, 3.0]
 
 
 def test_harm_beyond_every_control_has_the_smallest_p_value_and_harmless_controls_show_no_change():
@@ -46,16 +40,22 @@ def test_harm_beyond_every_control_has_the_smallest_p_value_and_harmless_control
         assert found.p_random == found.p_matched == 1 / 21
         assert found.change < 0 and found.random_median == found.intact
     found = row(frame, "accuracy")
-    assert (found.intact, found.value, found.change, found.n_examples, found.role) == (
-        1,
-        0.5,
-        -0.5,
-        4,
-        "report",
-    )
+    assert (found.intact, found.value, found.change) == (1, 0.5, -0.5)
+    assert (found.prompt, found.n_examples, found.role) == (0, 4, "report")
     assert found.p_mcnemar == 0.5  # two lost of two
     assert found.value_low < 0.5 < found.value_high
     assert found.change_low <= -0.5 <= found.change_high
+    assert row(frame, "logit_diff").value == pytest.approx((-2 - 1 + 3 + 1) / 4)
+    p = [1 / (1 + math.exp(-d)) for d in (-2.0, -1.0, 3.0, 1.0)]
+    assert row(frame, "probability").value == pytest.approx(sum(p) / 4)
+
+
+def test_good_that_no_control_does_is_as_unusual_as_harm_and_both_ways_can_be_counted_in_the_draws():
+    one = panel(INTACT, HARMED)
+    assert row(one.to_dataframe(), "accuracy").p_random == 1 / 21
+    draws = one.draws()
+    drawn = draws[(draws.metric == "accuracy") & (draws.neurons == "random")].value
+    assert (drawn <= 1.0).all() and not (drawn >= 1.0).any()
 
 
 def test_harm_that_every_control_does_too_is_no_finding():
@@ -63,16 +63,18 @@ def test_harm_that_every_control_does_too_is_no_finding():
     assert (frame.p_random == 1).all() and (frame.p_matched == 1).all()
 
 
-def test_more_calibration_error_and_cross_entropy_is_harm():
-    sure_and_wrong = torch.tensor([[0.0, 9.0], [9.0, 0.0], [0.0, 9.0], [9.0, 0.0]])
-    assert row(panel(sure_and_wrong, INTACT).to_dataframe(), "calibration_error").p_random == 1 / 21
+def test_the_median_of_an_even_number_of_controls_is_the_mean_of_the_middle_two():
+    one = panel(HARMED, INTACT, n=2)
+    [measured] = one.measured
+    second = [c.key for c in one.conditions if c.neurons == "random"][1]
+    measured.outputs[second] = HARMED[None]
+    assert row(one.to_dataframe(), "accuracy").random_median == 0.75
+
+
+def test_plain_text_is_read_as_cross_entropy_of_no_prompt():
     worse = panel(torch.full((4, 1), 2.0), torch.ones(4, 1), labels=None, intact=torch.ones(4, 1))
-    assert row(worse.to_dataframe(), "cross_entropy").p_random == 1 / 21
-
-
-def test_what_keeps_more_than_every_control_is_sufficient_beyond_them():
-    assert row(panel(INTACT, HARMED, "keep").to_dataframe(), "accuracy").p_random == 1 / 21
-    assert row(panel(HARMED, INTACT, "keep").to_dataframe(), "accuracy").p_random == 1
+    found = row(worse.to_dataframe(), "cross_entropy")
+    assert (found.change, found.p_random, found.prompt) == (1, 1 / 21, "none")
 
 
 def test_the_draws_frame_has_every_control_and_the_intervals_come_with_a_seed():
@@ -80,6 +82,21 @@ def test_the_draws_frame_has_every_control_and_the_intervals_come_with_a_seed():
     draws = one.draws()
     assert len(draws) == 4 * 41 and set(draws.neurons) == {"chosen", "random", "matched"}
     assert one.to_dataframe(seed=1).equals(one.to_dataframe(seed=1))
+    narrow, wide = (row(one.to_dataframe(confidence=c), "logit_diff") for c in (0.5, 0.95))
+    assert wide.change_low <= narrow.change_low <= narrow.change_high <= wide.change_high
+
+
+def test_several_prompts_are_told_apart_and_pooled():
+    one = panel(torch.stack([HARMED, INTACT]), INTACT, intact=torch.stack([INTACT, INTACT]))
+    frame = one.to_dataframe()
+    accuracy = frame[frame.metric == "accuracy"]
+    assert accuracy.prompt.tolist() == [0, 1, "pooled"] and accuracy.value.tolist() == [0.5, 1, 0.75]
+    assert accuracy.p_random.tolist() == [1 / 21, 1, 1 / 21]
+    assert (
+        one.to_dataframe(each_prompt=False).value.tolist() == frame[frame.prompt == "pooled"].value.tolist()
+    )
+    draws = one.draws()
+    assert len(draws) == 3 * 4 * 41
 
 
 def test_specificity_compares_the_drop_with_that_on_other_tasks():
@@ -88,8 +105,8 @@ def test_specificity_compares_the_drop_with_that_on_other_tasks():
     half = HARMED.clone()
     half[0] = INTACT[0]  # one wrong
     key = one.conditions[0].key
-    other = Measured("other", "total", LABELS, INTACT, {**first.outputs, key: half})
-    plain = Measured("plain text", "total", None, torch.ones(2, 1), {key: torch.full((2, 1), 1.5)})
+    other = Measured("other", "total", LABELS, INTACT[None], {**first.outputs, key: half[None]})
+    plain = Measured("plain text", "total", None, torch.ones(1, 2, 1), {key: torch.full((1, 2, 1), 1.5)})
     found = EffectPanel(one.conditions, (first, other, plain), "report", {}).specificity().iloc[0]
     assert (found["drop"], found["other_drop"], found["ratio"]) == (0.5, 0.25, 2.0)
     assert (found["random_drop"], found["random_other_drop"], found["cross_entropy_increase"]) == (0, 0, 0.5)
@@ -97,3 +114,65 @@ def test_specificity_compares_the_drop_with_that_on_other_tasks():
         one.specificity()
     with pytest.raises(ValueError, match="did you mean 'accuracy'"):
         EffectPanel(one.conditions, (first, other), "report", {}).specificity("acuracy")
+
+
+# How it shows itself, and its file
+
+
+def whole():
+    """Two tasks with two and one prompts, a direct effect, plain text."""
+    one = panel(torch.stack([HARMED, INTACT]), INTACT, intact=torch.stack([INTACT, INTACT]))
+    [first] = one.measured
+    direct = Measured("toy", "direct", LABELS, first.intact, first.outputs)
+    other = Measured("toy", "total", LABELS, INTACT[None], {k: v[:1] for k, v in first.outputs.items()})
+    losses = {key: torch.full((1, 2, 1), 1.5) for key in first.outputs}
+    plain = Measured("plain text", "total", None, torch.ones(1, 2, 1), losses)
+    return EffectPanel(one.conditions, (first, direct, other, plain), "report", {"seed": 0})
+
+
+def test_it_shows_itself_on_one_line_and_as_a_table():
+    one = whole()
+    assert repr(one) == (
+        "EffectPanel(task='toy', role='report', n_examples=4, n_prompts=2, interventions=['mean'], "
+        "positions=['prompt'], n_neurons={'whole': 3}, n_random=20)"
+    )
+    assert "<table" in one._repr_html_() and "EffectPanel(task=" in one._repr_html_()
+
+
+def test_its_file_gives_it_back(tmp_path):
+    one = whole()
+    again = EffectPanel.load(one.save(tmp_path / "new" / "panel.safetensors"))
+    pd.testing.assert_frame_equal(again.to_dataframe(), one.to_dataframe())
+    pd.testing.assert_frame_equal(again.draws(), one.draws())
+    assert again.conditions == one.conditions and (again.role, again.settings) == (one.role, one.settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors, header: tensors.pop("0, prompt 1, intact"), "intact' is missing"),
+        (lambda tensors, header: tensors.pop("0, labels"), "labels' is missing"),
+        (lambda tensors, header: tensors.update({"0, labels": LABELS[:2]}), "must all be"),
+        (lambda tensors, header: header["measured"][0].update(n_prompts=3), "is missing"),
+        (lambda tensors, header: header["conditions"].pop(0), "conditions that are not told"),
+        (lambda tensors, header: header["conditions"][0].update(extra=1), "extra"),
+        (lambda tensors, header: header.pop("role"), "'role' is missing"),
+        (lambda tensors, header: header.update(finished=False), "interrupted"),
+    ],
+)
+def test_a_file_that_is_not_sound_is_refused(tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users have it
+    one = whole()
+    tensors, header = load_tensors(one.save(tmp_path / "panel.safetensors"), "EffectPanel")
+    header = json.loads(json.dumps(header))
+    change(tensors, header)
+    path = save_tensors(tmp_path / "other.safetensors", "EffectPanel", tensors, header)
+    with pytest.raises(ValueError, match=message):
+        EffectPanel.load(path)
+
+
+def test_another_file_or_none_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        EffectPanel.load(tmp_path / "none")
+    with pytest.raises(ValueError, match="holds a SoftPrompt"):
+        EffectPanel.load(save_tensors(tmp_path / "a", "SoftPrompt", {"x": torch.ones(1)}, {}))

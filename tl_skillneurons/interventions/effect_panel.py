@@ -166,10 +166,10 @@ class EffectPanel:
         found = {}
         for number, measured in enumerate(self.measured):
             if measured.labels is not None:
-                found[tensor_name(number, None, "labels")] = measured.labels
+                found[tensor_name(number, None, "labels")] = measured.labels.clone()  # files hold no views
             for what, output in [("intact", measured.intact), *measured.outputs.items()]:
                 for prompt, one in enumerate(output):
-                    found[tensor_name(number, prompt, what)] = one.clone()  # files hold no views
+                    found[tensor_name(number, prompt, what)] = one.clone()
         return found
 
     def header(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pandas as pd
 import pytest
 import torch
 from drawn import scores as some_scores
@@ -20,7 +21,7 @@ def planted(neurons, seed, n_layers=2, d_mlp=200):
     return skn.NeuronScores(filled, filled.float(), filled.float(), correct, 100, 100, (50, 50))
 
 
-def test_two_tasks_that_share_half_of_their_planted_neurons_are_found_to():
+def test_two_tasks_that_share_half_of_their_planted_neurons_are_found_to(tmp_path):
     one = [(layer, i) for layer in range(2) for i in range(8)]
     other = [(layer, i) for layer in range(2) for i in range(4, 12)]
     third = [(layer, i) for layer in range(2) for i in range(100, 108)]
@@ -33,6 +34,11 @@ def test_two_tasks_that_share_half_of_their_planted_neurons_are_found_to():
     assert (found.pairs[found.pairs.layer >= 0].query("one == 'a' and other == 'b'").n_shared == 4).all()
     assert found.matrix("n_shared").loc["b", "a"] == 8
     assert found.to_dataframe().equals(found.pairs) and found.to_dataframe() is not found.pairs
+    assert repr(found).startswith("TaskComparison(tasks=['a', 'b', 'c'], most_alike='a and b', spearman=")
+    assert "<table" in found._repr_html_()
+    read = skn.studies.TaskComparison.load(found.save(tmp_path / "found.json"))
+    pd.testing.assert_frame_equal(read.pairs, found.pairs)
+    assert (read.names, read.settings) == (found.names, found.settings) and read.settings["amount"] == 8
 
 
 def test_spearman_is_that_of_scipy_and_independent_scores_are_within_their_null():

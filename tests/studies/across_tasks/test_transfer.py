@@ -3,16 +3,16 @@
 import io
 import itertools
 
+import pandas as pd
 import pytest
 import tiny
 import torch
 from rich.console import Console
 from scipy import stats
-from toy import prompt_for, task_of
+from toy import QUIET, prompt_for, task_of
 
 import tl_skillneurons as skn
-from tl_skillneurons.studies.across_tasks import transfer
-from tl_skillneurons.studies.across_tasks.transfer import mantel
+from tl_skillneurons.studies.across_tasks.transfer import compare_answers, mantel
 
 
 def away(matrix):
@@ -41,20 +41,19 @@ def three():
     names = ("a", "b", "c")
     tasks = {name: task_of(tiny.sentences(54, seed=seed)) for seed, name in enumerate(names)}
     prompts = {name: prompt_for("gpt2", seed=seed) for seed, name in enumerate(names)}
-    scores = {name: skn.score_neurons(model, prompts[name], tasks[name], progress=False) for name in names}
+    scores = {name: skn.score_neurons(model, prompts[name], tasks[name], run=QUIET) for name in names}
     return model, tasks, prompts, scores
 
 
 def test_every_prompt_answers_every_task_and_similarities_are_what_they_say(three):
     model, tasks, prompts, scores = three
     with pytest.warns(UserWarning) as warned:
-        found = skn.studies.transfer_prompts(*three, progress=False)
+        found = skn.studies.transfer_prompts(*three, run=QUIET)
     said = " ".join(str(one.message) for one in warned)
     assert "3 tasks have 6 orders, too few for a p-value of 0.05" in said
     row = found.pairs[(found.pairs.source == "a") & (found.pairs.target == "b")].iloc[0]
     split = tasks["b"].split("report")
-    prompted = skn.PromptedModel(model, prompts["a"], tasks["b"].label_words)
-    assert row.accuracy == skn.interventions.accuracy(prompted, split["text"], split["label"])
+    assert row.accuracy == skn.PromptedModel(model, prompts["a"], tasks["b"].label_words).accuracy(tasks["b"])
     assert row["skill"] == pytest.approx(
         stats.spearmanr(scores["a"].predictivity.flatten(), scores["b"].predictivity.flatten()).statistic
     )
@@ -81,41 +80,76 @@ def test_every_prompt_answers_every_task_and_similarities_are_what_they_say(thre
     assert "cosine foretells it: Spearman" in printed and "over 6 orders of the tasks" in printed
 
 
-def test_beside_the_interval_stand_the_extremes_of_leaving_out_each_task_in_turn(monkeypatch):
-    generator = torch.Generator().manual_seed(0)
+def answered(names, shares, n=80, seed=0):
+    """By target, answers of every source's prompt, right with these shares."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {target: torch.rand(len(names), n, generator=generator, dtype=torch.float64) for target in names}
+    return {
+        target: (rows < shares[number][:, None]).double()
+        for number, (target, rows) in enumerate(drawn.items())
+    }
 
-    def mostly_right(prompted, texts, labels, batches):
-        return (torch.rand(len(texts), generator=generator) < 0.9).double()
 
-    monkeypatch.setattr(transfer, "_right_answers", mostly_right)
-    model = tiny.bridge("gpt2")
-    names = "abcd"
-    tasks = {name: task_of(tiny.sentences(54, seed=seed)) for seed, name in enumerate(names)}
-    prompts = {name: prompt_for("gpt2", seed=seed) for seed, name in enumerate(names)}
-    scores = {name: skn.score_neurons(model, prompts[name], tasks[name], progress=False) for name in names}
-    with pytest.warns(UserWarning, match="4 tasks have 24 orders"):
-        found = skn.studies.transfer_prompts(model, tasks, prompts, scores, progress=False)
-    similar, relative = found.matrix("cosine"), found.matrix("relative")
+def test_beside_the_interval_stand_the_extremes_of_leaving_out_each_task_in_turn():
+    names, generator = "abcd", torch.Generator().manual_seed(1)
+    similar = torch.rand(4, 4, generator=generator, dtype=torch.float64)
+    answers = answered(names, 0.6 + 0.3 * similar)
+    found = compare_answers(answers, dict.fromkeys(names, 0.5), {"cosine": similar})
+    relative = found.matrix("relative")
     left = []
     for name in names:
         rest = [other for other in names if other != name]
-        x, y = (torch.tensor(frame.loc[rest, rest].to_numpy()) for frame in (similar, relative))
+        x, y = (
+            torch.tensor(found.matrix(what).loc[rest, rest].to_numpy()) for what in ("cosine", "relative")
+        )
         left.append(stats.spearmanr(away(x), away(y)).statistic)
     row = found.foretold.set_index("similarity").loc["cosine"]
     assert (row.least_without, row.most_without) == pytest.approx((min(left), max(left)))
     assert row.least_without < row.most_without and -1 <= row.low < row.correlation < row.high <= 1
     pairs = found.pairs[found.pairs.source != found.pairs.target]
     assert (pairs.relative_low <= pairs.relative).all() and (pairs.relative <= pairs.relative_high).all()
+    right = {target: rows.mean(1) for target, rows in answers.items()}
+    expected = (right["c"][0] - 0.5) / (right["c"][2] - 0.5)
+    assert relative.loc["a", "c"] == pytest.approx(float(expected))
 
 
-def test_an_own_prompt_that_may_only_guess_is_warned_of(three, monkeypatch):
-    ten = torch.tensor([1.0] * 10 + [0.0] * 5, dtype=torch.float64)
-    monkeypatch.setattr(transfer, "_right_answers", lambda *args: ten)
+def test_an_own_prompt_that_may_only_guess_is_warned_of():
+    ten = torch.tensor([1.0] * 10 + [0.0] * 5, dtype=torch.float64).expand(3, 15)
+    guessing = {"a": 8 / 15, "b": 8 / 15, "c": 0.7}
     with pytest.warns(UserWarning) as warned:
-        skn.studies.transfer_prompts(*three, progress=False)
+        compare_answers(
+            dict.fromkeys("abc", ten), guessing, {"cosine": torch.rand(3, 3, dtype=torch.float64)}
+        )
     said = " ".join(str(one.message) for one in warned)
     assert "the own prompt of a (0.667, 0.384 to 0.882; guessing 0.533), b (" in said
     assert "may be no better than guessing, so what is relative to it is mostly noise" in said
+    assert "the own prompt of c is no better than guessing, so nothing is relative to it" in said
+
+
+@pytest.mark.filterwarnings("ignore:.*(own prompt|orders)")
+def test_scores_of_other_prompts_or_of_texts_cut_to_another_length_are_refused(three, tmp_path):
+    model, tasks, prompts, scores = three
+    exchanged = {"a": prompts["b"], "b": prompts["a"], "c": prompts["c"]}
+    with pytest.raises(ValueError, match="prompts that are not the 1 given"):
+        skn.studies.transfer_prompts(model, tasks, exchanged, scores, run=QUIET)
+    with pytest.raises(
+        ValueError, match="measured on texts cut to 48 tokens, which here are cut to 8 tokens"
+    ):
+        skn.studies.transfer_prompts(*three, max_length=8, run=QUIET)
+    cut = {
+        name: skn.score_neurons(model, prompts[name], tasks[name], max_length=8, run=QUIET) for name in tasks
+    }
+    found = skn.studies.transfer_prompts(model, tasks, prompts, cut, max_length=8, run=QUIET)
+    prompted = skn.PromptedModel(model, prompts["a"], tasks["b"].label_words, max_length=8)
+    assert found.matrix("accuracy").loc["a", "b"] == prompted.accuracy(tasks["b"])
+    assert (
+        repr(found).startswith("PromptTransfer(tasks=['a', 'b', 'c'], relative=")
+        and "<table" in found._repr_html_()
+    )
+    read = skn.studies.PromptTransfer.load(found.save(tmp_path / "found.json"))
+    pd.testing.assert_frame_equal(read.pairs, found.pairs)
+    pd.testing.assert_frame_equal(read.foretold, found.foretold)
+    assert read.settings == found.settings and read.settings["max_length"] == 8
 
 
 def test_transfers_that_cannot_be_compared_are_refused(three):
@@ -128,6 +162,6 @@ def test_transfers_that_cannot_be_compared_are_refused(three):
     with pytest.raises(ValueError, match="prompts must go by the names of the tasks"):
         skn.studies.transfer_prompts(model, tasks, {name: prompts[name] for name in two}, scores)
     longer = prompt_for("gpt2", n=5)
-    other = {**scores, "c": skn.score_neurons(model, longer, tasks["c"], progress=False)}
+    other = {**scores, "c": skn.score_neurons(model, longer, tasks["c"], run=QUIET)}
     with pytest.raises(ValueError, match="prompts positions"):
         skn.studies.transfer_prompts(model, tasks, {**prompts, "c": longer}, other)

@@ -1,16 +1,24 @@
 """Planted skill neurons that are there from a known checkpoint on; resuming; models that can't be compared."""
 
+import pandas as pd
 import planted
 import pytest
 import tiny
 import torch
+from toy import QUIET
 
 import tl_skillneurons as skn
-from tl_skillneurons.studies.checkpoints.places import file_name, stated_shape
+from tl_skillneurons.studies._common import file_name
+from tl_skillneurons.studies.checkpoints.places import stated_shape
 
 TASK = planted.task(n_train=40, n_select=60, n_report=40)
-QUICK = {"n_permutations": 99, "amount": 2, "progress": False}
-TUNING = {"n_virtual_tokens": 2, "n_steps": 2, "batch_size": 4, "seeds": [0]}
+QUICK = {"n_permutations": 99, "amount": 2, "run": QUIET}
+TUNING = {
+    "n_virtual_tokens": 2,
+    "n_steps": 2,
+    "seeds": [0],
+    "training": skn.prompts.TrainingOptions(batch_size=4),
+}
 
 
 def blank(seed):
@@ -74,18 +82,15 @@ def test_each_row_is_what_the_same_discovery_alone_gives():
     found = skn.studies.over_checkpoints({"other": other, "model": model}, task, **QUICK, **TUNING)
     assert torch.equal(state, torch.get_rng_state())
     with pytest.warns(UserWarning, match="not below chance"):
-        prompts = skn.fit_soft_prompts(other, task, progress=False, **TUNING)
-    scores = skn.score_neurons(other, prompts, task, n_permutations=99, progress=False)
+        prompts = skn.fit_soft_prompts(other, task, run=QUIET, **TUNING)
+    scores = skn.score_neurons(other, prompts, task, n_permutations=99, run=QUIET)
     row = found.checkpoints.iloc[0]
     assert torch.equal(found.scores["other"].correct, scores.correct)
     assert (row.best, row.level) == (float(scores.predictivity.max()), scores.null.level())
-    rules = skn.scores.rule_accuracy(other, prompts, task, scores, progress=False)
-    assert row.top_report == pytest.approx(
-        float(scores.rule_accuracy(scores.top(10, per="model"), rules).mean())
-    )
-    split = task.split("report")
-    prompted = skn.PromptedModel(other, prompts[0], task.label_words)
-    assert row.accuracy == skn.interventions.accuracy(prompted, split["text"], split["label"])
+    rules = skn.scores.evaluate_rules(other, prompts, task, scores, scores.top(10, per="model"))
+    assert row.top_report == pytest.approx(rules.mean)
+    assert row["median"] == float(scores.predictivity.flatten().quantile(0.5))
+    assert row.accuracy == skn.PromptedModel(other, prompts[0], task.label_words).accuracy(task)
 
 
 def test_an_interrupted_comparison_goes_on_and_loads_nothing_that_is_measured(tmp_path):
@@ -119,8 +124,26 @@ def test_an_interrupted_comparison_goes_on_and_loads_nothing_that_is_measured(tm
     assert not booted and again.checkpoints.equals(found.checkpoints) and again.layers.equals(found.layers)
     at_once = skn.studies.over_checkpoints(checkpoints, task, **options)
     assert at_once.checkpoints.equals(found.checkpoints)
-    with pytest.raises(ValueError, match=r"holds measures of another run \(tuning differ\)"):
+    with pytest.raises(ValueError, match=r"measures of another run \(tuning.n_steps: 2 there, 3 now\)"):
         skn.studies.over_checkpoints(checkpoints, task, folder=tmp_path, **{**options, "n_steps": 3})
+    less = {name: value for name, value in options.items() if name != "training"}
+    with pytest.raises(ValueError, match=r"tuning.training.batch_size: 4 there, None now"):
+        skn.studies.over_checkpoints(checkpoints, task, folder=tmp_path, **less)
+    read = skn.studies.CheckpointComparison.load(found.save(tmp_path / "comparison"))
+    pd.testing.assert_frame_equal(read.checkpoints, found.checkpoints)
+    pd.testing.assert_frame_equal(read.layers, found.layers)
+    assert read.settings == found.settings and list(read.scores) == ["a", "b", "c"]
+    assert all(torch.equal(read.scores[name].correct, found.scores[name].correct) for name in "abc")
+    assert repr(read).startswith("CheckpointComparison(checkpoints=['a', 'b', 'c'], appears=")
+    assert "<table" in read._repr_html_() and read.to_dataframe() is not read.checkpoints
+
+
+def test_the_length_that_prompts_are_tuned_with_is_the_length_everything_is_measured_with():
+    task = tiny.task(n_train=30, n_select=20, n_report=20)
+    models = {"other": tiny.bridge("gpt2", seed=1), "model": tiny.bridge("gpt2")}
+    found = skn.studies.over_checkpoints(models, task, **QUICK, **TUNING, max_length=7)
+    assert {scores.provenance["max_length"] for scores in found.scores.values()} == {7}
+    assert found.settings["tuning"]["max_length"] == 7
 
 
 def test_folders_are_loaded_as_checkpoints(tmp_path):
@@ -180,6 +203,7 @@ def test_checkpoints_of_other_shapes_are_named_before_anything_is_measured(tmp_p
         (["a/b", "a:b"], {}, "would be kept in one folder"),
         ("ab", {"amount": 0.01}, r"amount must give 1 to 48 neurons per layer, got 0.01 \(0 neurons\)"),
         ("ab", {"n_top": 1000}, "1 to 96 neurons"),
+        ("", {}, "at least two checkpoints by name to compare, got"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(names, options, message):

@@ -1,28 +1,39 @@
 """Does taking one task's skill neurons away hurt the other tasks? (Wang et al., 2022, section 5.2)
 
 Accuracy of task B with the skill neurons of task A ablated, beside as many random neurons of the same layers, since any
-neurons held are some harm. On the diagonal stand a task's own neurons: what others lose means something beside that.
+neurons held are some harm, and beside random neurons that are as active and write as much::
+
+    damage(A, B) = median accuracy on B with random neurons ablated - accuracy on B with A's neurons ablated
+
+On the diagonal stand a task's own neurons: what others lose means something beside that.
 
 What it does not show: that B uses these neurons for what A uses them for; nor, where nothing is lost, that B does not
 use them, since others may stand in. Each p-value stands alone: of twenty cells one is at most 0.05 by luck.
 """
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jaxtyping import Float
 from rich.table import Table
-from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons.interventions.effects import ablation_effect
+from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons.interventions.effects import Examples, measure_effects
+from tl_skillneurons.interventions.kinds import How
 from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
-from tl_skillneurons.stats.intervals import require_draws
+from tl_skillneurons.stats.hypothesis_tests import require_draws
+from tl_skillneurons.studies._common import file_name, load_tables, save_tables
 from tl_skillneurons.tasks.task import Task
 
+KIND = "TaskDamage"
 _ALPHA = 0.05
+_CONTROLS = tuple(f"{kind}_{name}" for kind in ("random", "matched") for name in ("median", "min", "max"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +43,27 @@ class TaskDamage:
     Attributes:
         pairs: A row per ``ablated`` and ``measured`` task: accuracy ``intact``, ``ablated_accuracy``, the random
             controls' ``random_median``, ``random_min``, ``random_max``, ``damage`` (random median minus ablated:
-            positive is more harm than random neurons do), the rank p-value ``p_random``, ``n_neurons`` and ``role``.
+            positive is more harm than random neurons do), the two-sided rank p-value ``p_random``; the same of the
+            matched controls (``matched_median``, ..., ``p_matched``); ``n_neurons`` and ``role``.
         names: The tasks.
+        settings: What each measured task's panel records, by its name, as plain JSON values.
     """
 
     pairs: pd.DataFrame
     names: tuple[str, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        own = self.pairs.ablated == self.pairs.measured
+        return one_line(
+            self,
+            tasks=list(self.names),
+            damage_by_own=float(self.pairs.damage[own].mean()),
+            damage_by_others=float(self.pairs.damage[~own].mean()),
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def matrix(self, column: str = "damage") -> pd.DataFrame:
         """One number of :attr:`pairs` by ablated task (rows) and measured task (columns)."""
@@ -49,20 +75,21 @@ class TaskDamage:
         return self.pairs.copy()
 
     def to_table(self) -> Table:
-        """The damage as a table to print with rich; a star where ``p_random`` is at most 0.05."""
+        """The damage as a table to print with rich; a star where both p-values are at most 0.05."""
         table = Table(
             title=f"Accuracy lost on {self.pairs.role.iloc[0]} beyond random neurons",
             title_justify="left",
-            caption=f"* p at most {_ALPHA}",
+            caption=f"* p at most {_ALPHA} beside random and beside matched neurons",
             caption_justify="left",
         )
         table.add_column("neurons of")
         for name in self.names:
             table.add_column(name, justify="right")
-        damage, p_random = self.matrix(), self.matrix("p_random")
+        damage = self.matrix()
+        stars = (self.matrix("p_random") <= _ALPHA) & (self.matrix("p_matched") <= _ALPHA)
         for ablated in self.names:
             cells = [
-                f"{damage.loc[ablated, measured]:+.3f}{'*' if p_random.loc[ablated, measured] <= _ALPHA else ' '}"
+                f"{damage.loc[ablated, measured]:+.3f}{'*' if stars.loc[ablated, measured] else ' '}"
                 for measured in self.names
             ]
             table.add_row(ablated, *cells)
@@ -71,65 +98,92 @@ class TaskDamage:
         table.add_row("intact accuracy", *(f"{accuracy:.3f} " for accuracy in intact))
         return table
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the rows to one JSON file, whole or not at all."""
+        return save_tables(path, KIND, {**self.settings, "names": list(self.names)}, {"pairs": self.pairs})
 
-def measure_damage(
-    model: Any,
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "TaskDamage":
+        """What :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt or holds something else.
+        """
+        tables, settings = load_tables(path, KIND, ("pairs",))
+        return cls(tables["pairs"], tuple(settings.pop("names")), settings)
+
+
+def cross_task_damage(
+    model: TransformerBridge,
     tasks: Mapping[str, Task],
     prompts: Mapping[str, SoftPrompt | Sequence[SoftPrompt]],
     neurons: Mapping[str, NeuronSet],
     *,
-    values: Mapping[str, Sequence[Float[Tensor, "layer neuron"]]] | None = None,
-    how: str = "mean",
+    how: How = "mean",
     positions: str = "prompt",
     n_random: int = 20,
-    role: str = "report",
     seed: int = 0,
-    **options: Any,
+    examples: Examples = Examples(),
+    folder: str | os.PathLike[str] | None = None,
+    run: RunOptions = RunOptions(),
 ) -> TaskDamage:
-    """Accuracy of every task with every task's neurons ablated, beside random neurons.
+    """Accuracy of every task with every task's neurons ablated, beside random and matched neurons.
 
     Args:
         tasks, prompts, neurons: By the task's name, the same names in each.
-        values: By the task that is measured, what its prompts' runs are ablated with, for ``how="mean"``
-            (``[scores.mean_baseline(k) for k in ...]``).
-        options: Of :func:`~tl_skillneurons.interventions.ablation_effect`.
+        how: The ablation, a short name or a value of :mod:`~tl_skillneurons.interventions.kinds`. Where it holds
+            neurons at something, it is at what they do on reference examples of the task that is measured.
+        positions: Where: "prompt", "text" or "all".
+        n_random: Draws of each control.
+        seed: Of the controls and of what the ablation draws.
+        examples: Whose answers count, and where reference values come from.
+        folder: Where what is measured of each task is kept; the same call goes on where it stopped.
 
     Raises:
-        ValueError: When the names differ, or for fewer draws than a p-value of 0.05 needs.
+        ValueError: When the names differ, for fewer draws than a p-value of 0.05 needs, or as
+            :func:`~tl_skillneurons.measure_effects`.
+
+    Example:
+        >>> skill = {name: scores[name].top(0.005) for name in tasks}
+        >>> found = skn.studies.cross_task_damage(model, tasks, prompts, skill)
+        >>> found.matrix("damage"), found.matrix("p_random")
     """
     require_draws(n_random)
-    for what, given in (("prompts", prompts), ("neurons", neurons), ("values", values)):
-        if given is not None and set(given) != set(tasks):
+    for what, given in (("prompts", prompts), ("neurons", neurons)):
+        if set(given) != set(tasks):
             raise ValueError(f"{what} must go by the names of the tasks, {list(tasks)}, got {list(given)}")
-    rows = []
+    rows, settings = [], {}
     for measured, task in tasks.items():
+        panel = measure_effects(
+            model,
+            prompts[measured],
+            task,
+            neurons,
+            interventions=how,
+            positions=positions,
+            n_random=n_random,
+            seed=seed,
+            examples=examples,
+            path=None if folder is None else Path(folder) / f"{file_name(measured)}.safetensors",
+            run=run,
+        )
+        settings[measured] = panel.settings
+        frame = panel.to_dataframe(each_prompt=False)
+        frame = frame[frame.metric == "accuracy"].set_index("set")
         for ablated, chosen in neurons.items():
-            effect = ablation_effect(
-                model,
-                prompts[measured],
-                task,
-                chosen,
-                values=None if values is None else values[measured],
-                how=how,
-                positions=positions,
-                n_random=n_random,
-                role=role,
-                seed=seed,
-                **options,
-            )
-            intact, held, random = effect.mean_over_prompts()
+            row = frame.loc[ablated]
             rows.append(
                 {
                     "ablated": ablated,
                     "measured": measured,
-                    "intact": intact,
-                    "ablated_accuracy": held,
-                    "random_median": float(random.quantile(0.5)),
-                    "random_min": float(random.min()),
-                    "random_max": float(random.max()),
-                    "damage": float(random.quantile(0.5)) - held,
-                    "p_random": effect.p_value,
+                    "intact": row.intact,
+                    "ablated_accuracy": row.value,
+                    **{name: row[name] for name in _CONTROLS},
+                    "damage": row.random_median - row.value,
+                    "p_random": row.p_random,
+                    "p_matched": row.p_matched,
                     "n_neurons": len(chosen),
                 }
             )
-    return TaskDamage(pd.DataFrame(rows).assign(role=role), tuple(tasks))
+    return TaskDamage(pd.DataFrame(rows).assign(role=examples.role), tuple(tasks), {"panels": settings})

@@ -2,28 +2,35 @@
 
 Spearman's correlation of predictivities and what the tops share, in each layer and in all, beside permuted labels
 (:mod:`~tl_skillneurons.scores.agreement`): score with ``keep_outcomes=True``. Without them neurons are permuted in
-place of labels, and that null, like the hypergeometric one, takes neurons to be independent: too narrow, so that a Spearman
-of 0.1 or a few shared neurons may be nothing. Whether the model uses what is shared is another question:
+place of labels, and that null, like the hypergeometric one, takes neurons to be independent: too narrow, so that a
+Spearman of 0.1 or a few shared neurons may be nothing. Whether the model uses what is shared is another question:
 :mod:`~tl_skillneurons.studies.across_tasks.damage`.
 
 What it does not show: shared neurons can do different things; and tasks on like texts share what has nothing to do
-with their labels, for example neurons that follow length or topic.
+with their labels, for example neurons that follow length or topic. A further control is a task with shuffled labels
+among those compared (``task.with_shuffled_labels(seed)``).
 """
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from rich.table import Table
 
 from tl_skillneurons._checks import require_int
+from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.scores.agreement import agreements
-from tl_skillneurons.scores.overlap import compare_sets
 from tl_skillneurons.scores.ranked import Scored, require_one_model, strength
-from tl_skillneurons.stats.intervals import require_draws
+from tl_skillneurons.stats.hypothesis_tests import require_draws
+from tl_skillneurons.studies._common import load_tables, save_tables
+
+KIND = "TaskComparison"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +44,26 @@ class TaskComparison:
             ``chance_jaccard`` and the hypergeometric ``p_overlap``, and under permuted labels ``p_shared`` (NaN where
             neurons were permuted).
         names: The tasks.
+        settings: Amount, permutations, seed, and where each task's scores come from, as plain JSON values.
     """
 
     pairs: pd.DataFrame
     names: tuple[str, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        everywhere = self.pairs[self.pairs.layer == -1]
+        alike = everywhere.loc[everywhere.spearman.fillna(-1).idxmax()]
+        return one_line(
+            self,
+            tasks=list(self.names),
+            most_alike=f"{alike.one} and {alike.other}",
+            spearman=float(alike.spearman),
+            p_value=float(alike.p_value),
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def to_dataframe(self) -> pd.DataFrame:
         """A copy of :attr:`pairs`."""
@@ -57,43 +80,52 @@ class TaskComparison:
     def to_table(self) -> Table:
         """The rows over all layers as a table to print with rich."""
         table = Table(title="Tasks by their neurons (scores on select)", title_justify="left")
-        for name in (
-            "one",
-            "other",
-            "Spearman",
-            "by luck",
-            "shared",
-            "Jaccard",
-            "by luck",
-            "p, sets",
-            "p, labels",
-        ):
-            table.add_column(name, justify="left" if name in ("one", "other") else "right")
+        for name in ("one", "other"):
+            table.add_column(name)
+        for name in ("Spearman", "by luck", "shared", "Jaccard", "by luck", "p, sets", "p, labels"):
+            table.add_column(name, justify="right")
         for row in self.pairs[self.pairs.layer == -1].itertuples():
             luck = f"{row.null_low:.3f} to {row.null_high:.3f}"
-            shared = (
-                str(row.n_shared),
-                f"{row.jaccard:.3f}",
-                f"{row.chance_jaccard:.3f}",
-                f"{row.p_overlap:.2g}",
-                f"{row.p_shared:.2g}",
+            shares = (f"{row.jaccard:.3f}", f"{row.chance_jaccard:.3f}")
+            p_values = (f"{row.p_overlap:.2g}", f"{row.p_shared:.2g}")
+            table.add_row(
+                row.one, row.other, f"{row.spearman:.3f}", luck, str(row.n_shared), *shares, *p_values
             )
-            table.add_row(row.one, row.other, f"{row.spearman:.3f}", luck, *shared)
         return table
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the rows to one JSON file, whole or not at all."""
+        return save_tables(path, KIND, {**self.settings, "names": list(self.names)}, {"pairs": self.pairs})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "TaskComparison":
+        """What :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt or holds something else.
+        """
+        tables, settings = load_tables(path, KIND, ("pairs",))
+        return cls(tables["pairs"], tuple(settings.pop("names")), settings)
 
 
 def compare_tasks(
     scores: Mapping[str, Scored], *, amount: float | int = 0.02, n_permutations: int = 1000, seed: int = 0
 ) -> TaskComparison:
-    """Compare the scores of any number of tasks on one model.
+    """How far the scores of any number of tasks on one model agree, in each layer and in all.
 
     Args:
         scores: By the task's name, a :class:`NeuronScores` or any score of every neuron.
         amount: The tops, as a share of each layer or a count (:meth:`NeuronScores.top`).
         n_permutations: Of each side's labels where the scores kept outcomes, else of the neurons within layers.
+        seed: Draws the permutations.
 
     Raises:
         ValueError: For fewer than two tasks, scores of different models, or too few permutations.
+
+    Example:
+        >>> scores = {name: skn.score_neurons(model, prompts[name], tasks[name], keep_outcomes=True) for name in tasks}
+        >>> skn.studies.compare_tasks(scores).matrix("spearman")
     """
     require_one_model(scores)
     require_draws(n_permutations, name="n_permutations")
@@ -107,7 +139,7 @@ def compare_tasks(
     for one, other in pairs:
         for layer in (*range(n_layers), -1):
             sets = [tops[name] if layer == -1 else _of_layer(tops[name], layer) for name in (one, other)]
-            shared = compare_sets(*sets)
+            shared = sets[0].overlap(sets[1])
             beside = {
                 "jaccard": shared.jaccard,
                 "chance_jaccard": shared.chance_jaccard,
@@ -116,7 +148,9 @@ def compare_tasks(
             rows.append(
                 {"one": one, "other": other, "layer": layer, **found[one, other].row(layer), **beside}
             )
-    return TaskComparison(pd.DataFrame(rows), tuple(scores))
+    settings = {"amount": amount, "n_permutations": n_permutations, "seed": seed}
+    of_scores = {name: score.provenance for name, score in scores.items()}
+    return TaskComparison(pd.DataFrame(rows), tuple(scores), {**settings, "scores": of_scores})
 
 
 def _of_layer(neurons: NeuronSet, layer: int) -> NeuronSet:

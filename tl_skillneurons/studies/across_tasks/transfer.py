@@ -11,35 +11,46 @@ positions, both of either; after Su et al., 2022), and the mean cosine of the pr
 does is Spearman's correlation over ordered pairs of tasks, with Mantel's test: tasks, not pairs, are permuted, since
 pairs that share a task are not independent.
 
-What it does not show: with a handful of tasks almost nothing; a warning says so.
+What it does not show: with a handful of tasks almost nothing; a warning says so. Controls are guessing, which every
+accuracy is counted from, and the tasks' other orders.
 """
 
 import itertools
 import math
+import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from rich.table import Table
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._progress import progress_bar
+from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.ranked import require_one_model
-from tl_skillneurons.stats.chance import clopper_pearson
+from tl_skillneurons.stats.intervals import clopper_pearson
 from tl_skillneurons.stats.ranks import spearman
+from tl_skillneurons.studies._common import load_tables, right_answers, save_tables
 from tl_skillneurons.tasks.task import Task
 
+KIND = "PromptTransfer"
 _N_BOOTSTRAP = 1000
 _ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)
 _FEWEST = 5  # tasks: 4 have 24 orders, and a p-value of 0.05 needs one in 20 of them
+
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +68,24 @@ class PromptTransfer:
             taken out with all its pairs (``least_without``, ``most_without``; NaN where none is defined, as with three
             tasks); Mantel's ``p_value``, ``n_pairs``, ``n_orders``. Draws in which an own prompt only guesses are left
             out of the intervals.
+        settings: Permutations, seed, and each task's prompt and scores, as plain JSON values.
     """
 
     pairs: pd.DataFrame
     foretold: pd.DataFrame
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        others = self.pairs[self.pairs.source != self.pairs.target]
+        return one_line(
+            self,
+            tasks=list(dict.fromkeys(self.pairs.source)),
+            relative=float(others.relative.mean()),
+            **{f"foretold_by_{row.similarity}": float(row.correlation) for row in self.foretold.itertuples()},
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def matrix(self, column: str = "relative") -> pd.DataFrame:
         """One number by source (rows) and target (columns)."""
@@ -98,9 +123,24 @@ class PromptTransfer:
         table.add_row("guessing", *(f"{value:.3f} (0.00)" for value in guessing.iloc[0]))
         return table
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write both tables to one JSON file, whole or not at all."""
+        return save_tables(path, KIND, self.settings, {"pairs": self.pairs, "foretold": self.foretold})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "PromptTransfer":
+        """What :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When the file is corrupt or holds something else.
+        """
+        tables, settings = load_tables(path, KIND, ("pairs", "foretold"))
+        return cls(**tables, settings=settings)
+
 
 def transfer_prompts(
-    model: Any,
+    model: TransformerBridge,
     tasks: Mapping[str, Task],
     prompts: Mapping[str, SoftPrompt],
     scores: Mapping[str, NeuronScores],
@@ -108,19 +148,25 @@ def transfer_prompts(
     role: str = "report",
     n_permutations: int = 1000,
     seed: int = 0,
-    batch_size: int | None = None,
-    batch_tokens: int | None = None,
-    progress: bool = True,
+    max_length: int | None = None,
+    run: RunOptions = RunOptions(),
 ) -> PromptTransfer:
-    """Try every prompt on every task, and compare with how alike the tasks are.
+    """Every prompt's accuracy on every task, compared with how alike the tasks are.
 
     Args:
         tasks, prompts, scores: By the task's name; of each task one prompt and its scores.
+        role: Whose examples answer.
         n_permutations: Orders of the tasks for Mantel's test; all of them where there are no more.
+        seed: Draws the orders and the bootstrap.
+        max_length: Longest sequence in tokens; by default what each prompt was tuned with.
 
     Raises:
-        ValueError: When the names differ, for fewer than three tasks, tasks of different numbers of classes, or prompts
-            of different lengths.
+        ValueError: When the names differ, for fewer than three tasks, tasks of different numbers of classes, prompts
+            of different lengths, or scores of other prompts or of texts cut to another length.
+
+    Example:
+        >>> found = skn.studies.transfer_prompts(model, tasks, prompts, scores)  # of five tasks or more
+        >>> found.matrix("relative"), found.foretold
     """
     for what, given in (("prompts", prompts), ("scores", scores)):
         if list(given) != list(tasks):
@@ -134,86 +180,126 @@ def transfer_prompts(
         raise ValueError(
             f"tasks must have equally many classes, {n_classes}, and prompts positions, {shapes}"
         )
+    for name, score in scores.items():
+        require_measured_here(score, model, prompts[name], max_length=max_length)
     if len(tasks) < _FEWEST:
         warnings.warn(
             f"{len(tasks)} tasks have {math.factorial(len(tasks))} orders, too few for a p-value of 0.05; at least "
             f"{_FEWEST} tasks can tell something",
             stacklevel=2,
         )
-    batches = {"batch_size": batch_size, "batch_tokens": batch_tokens}
-    answers: list[Tensor] = []  # of each target, [source, example]: 1 where right
-    guessing = torch.empty(len(tasks), dtype=torch.float64)
-    with progress_bar(f"every prompt on every {role}", len(tasks) ** 2, show=progress) as advance:
-        for column, (target, task) in enumerate(tasks.items()):
-            split = task.split(role)
-            guessing[column] = max(task.class_counts(role)) / len(split)
-            labels, rows = torch.tensor(split["label"]), []
+    answers: dict[str, Tensor] = {}
+    with progress_bar(f"every prompt on every {role}", len(tasks) ** 2, show=run.progress) as advance:
+        for target, task in tasks.items():
+            rows = []
             for source, prompt in prompts.items():
-                prompted = PromptedModel(model, prompt, task.label_words)
-                rows.append(_right_answers(prompted, list(split["text"]), labels, batches))
+                prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, run=run)
+                rows.append(right_answers(prompted, task, role).double())
                 advance(note=f"{source} on {target}: {float(rows[-1].mean()):.3f}")
-            answers.append(torch.stack(rows))
-    right = torch.stack([rows.mean(1) for rows in answers], dim=1)
-    own = right.diagonal()
-    relative = _relative(right, guessing)
-    useless = [name for name, ok in zip(tasks, (own > guessing).tolist(), strict=True) if not ok]
+            answers[target] = torch.stack(rows)
+    guessing = {name: max(task.class_counts(role)) / len(task.split(role)) for name, task in tasks.items()}
+    similar = {
+        "skill": _each_pair(list(scores.values()), _skill),
+        "activated": _each_pair(list(scores.values()), _activated),
+        "cosine": _each_pair(list(prompts.values()), _cosine),
+    }
+    found = compare_answers(answers, guessing, similar, n_permutations=n_permutations, seed=seed)
+    of_prompts = {name: prompt_record(prompt) for name, prompt in prompts.items()}
+    of_scores = {name: score.provenance for name, score in scores.items()}
+    settings = {"n_permutations": n_permutations, "seed": seed, "max_length": max_length}
+    settings |= {"prompts": of_prompts, "scores": of_scores}
+    return PromptTransfer(found.pairs.assign(role=role), found.foretold, settings)
+
+
+def compare_answers(
+    answers: Mapping[str, Float[Tensor, "source _"]],
+    guessing: Mapping[str, float],
+    similar: Mapping[str, Float[Tensor, "source target"]],
+    *,
+    n_permutations: int = 1000,
+    seed: int = 0,
+) -> PromptTransfer:
+    """The same from what every prompt answered; no model is run.
+
+    Args:
+        answers: By target, in the order of the sources: 1 where the source's prompt is right on an example.
+        guessing: By target, the accuracy of guessing.
+        similar: By name, how alike source and target are.
+    """
+    names = list(answers)
+    chance = torch.tensor([guessing[name] for name in names], dtype=torch.float64)
+    right = torch.stack([rows.mean(1) for rows in answers.values()], dim=1)
+    relative = _relative(right, chance)
+    own = {name: answers[name][number] for number, name in enumerate(names)}
+    _warn_of_own_prompts(own, guessing)
+    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+    every = list(answers.values())
+    drawn = torch.stack([_relative(_resampled(every, generator), chance) for _ in range(_N_BOOTSTRAP)])
+    ends = drawn.nanquantile(_ENDS, dim=0)
+    rows = []
+    for (i, source), (j, target) in itertools.product(enumerate(names), repeat=2):
+        row = {"source": source, "target": target, "accuracy": float(right[i, j]), "own": float(right[j, j])}
+        low, high = clopper_pearson(int(answers[target][i].sum()), answers[target].shape[1])
+        row |= {"accuracy_low": low, "accuracy_high": high, "guessing": guessing[target]}
+        row |= {"relative": float(relative[i, j])}
+        row |= {"relative_low": float(ends[0, i, j]), "relative_high": float(ends[1, i, j])}
+        rows.append({**row, **{name: float(matrix[i, j]) for name, matrix in similar.items()}})
+    foretold = [
+        {"similarity": name, **_foretells(matrix, relative, drawn, n_permutations, seed)}
+        for name, matrix in similar.items()
+    ]
+    n_orders = min(math.factorial(len(names)), n_permutations + 1)
+    frame = pd.DataFrame(foretold).assign(n_pairs=len(names) * (len(names) - 1), n_orders=n_orders)
+    return PromptTransfer(pd.DataFrame(rows), frame)
+
+
+def _warn_of_own_prompts(own: Mapping[str, Float[Tensor, " _"]], guessing: Mapping[str, float]) -> None:
+    """Warn of tasks whose own prompt is, or may be, no better than guessing."""
+    useless, unsure = [], []
+    for name, right in own.items():
+        value, share = float(right.mean()), guessing[name]
+        low, high = clopper_pearson(int(right.sum()), len(right))
+        if value <= share:
+            useless.append(name)
+        elif low <= share:
+            unsure.append(f"{name} ({value:.3f}, {low:.3f} to {high:.3f}; guessing {share:.3f})")
     if useless:
         warnings.warn(
             f"the own prompt of {', '.join(useless)} is no better than guessing, so nothing is relative to it, and "
             "nothing can be foretold; tune it longer, or leave the task out",
-            stacklevel=2,
+            stacklevel=4,
         )
-    unsure = []
-    for name, value, share in zip(tasks, own.tolist(), guessing.tolist(), strict=True):
-        n = tasks[name].n_examples[role]
-        low, high = clopper_pearson(round(value * n), n)
-        if low <= share < value:
-            unsure.append(f"{name} ({value:.3f}, {low:.3f} to {high:.3f}; guessing {share:.3f})")
     if unsure:
         warnings.warn(
             f"the own prompt of {', '.join(unsure)} may be no better than guessing, so what is relative to it is "
             "mostly noise; tune it longer, or leave the task out",
-            stacklevel=2,
+            stacklevel=4,
         )
-    similar = {
-        "skill": _each_pair(scores, _skill),
-        "activated": _each_pair(scores, _activated),
-        "cosine": _each_pair(prompts, _cosine),
+
+
+def _foretells(
+    similar: Float[Tensor, "source target"],
+    relative: Float[Tensor, "source target"],
+    drawn: Float[Tensor, "draw source target"],
+    n_permutations: int,
+    seed: int,
+) -> dict[str, float]:
+    """How far one similarity goes with transfer: over other examples, without each task in turn, and by luck."""
+    correlation, p_value = mantel(similar, relative, n_permutations=n_permutations, seed=seed)
+    n = len(similar)
+    rests = [[k for k in range(n) if k != left] for left in range(n)]
+    without = [_off_diagonal_rank(similar[rest][:, rest], relative[rest][:, rest]) for rest in rests]
+    known = [value for value in without if not math.isnan(value)] or [math.nan]
+    over_draws = torch.tensor([_off_diagonal_rank(similar, one) for one in drawn], dtype=torch.float64)
+    low, high = (math.nan,) * 2 if math.isnan(correlation) else over_draws.nanquantile(_ENDS).tolist()
+    return {
+        "correlation": correlation,
+        "low": low,
+        "high": high,
+        "least_without": min(known),
+        "most_without": max(known),
+        "p_value": p_value,
     }
-    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
-    drawn = torch.stack([_relative(_resampled(answers, generator), guessing) for _ in range(_N_BOOTSTRAP)])
-    ends = drawn.nanquantile(_ENDS, dim=0)
-    rows = []
-    for (i, source), (j, target) in itertools.product(enumerate(tasks), enumerate(tasks)):
-        row = {"source": source, "target": target, "accuracy": float(right[i, j]), "own": float(own[j])}
-        low, high = clopper_pearson(int(answers[j][i].sum()), answers[j].shape[1])
-        row |= {"accuracy_low": low, "accuracy_high": high, "guessing": float(guessing[j])}
-        row |= {"relative": float(relative[i, j])}
-        row |= {"relative_low": float(ends[0, i, j]), "relative_high": float(ends[1, i, j])}
-        rows.append({**row, **{name: float(matrix[i, j]) for name, matrix in similar.items()}})
-    foretold = []
-    for name, matrix in similar.items():
-        found = mantel(matrix, relative, n_permutations=n_permutations, seed=seed)
-        without = [
-            _off_diagonal_rank(matrix[rest][:, rest], relative[rest][:, rest])
-            for rest in ([k for k in range(len(tasks)) if k != left] for left in range(len(tasks)))
-        ]
-        known = [value for value in without if not math.isnan(value)] or [math.nan]
-        over_draws = torch.tensor([_off_diagonal_rank(matrix, one) for one in drawn], dtype=torch.float64)
-        low, high = (math.nan,) * 2 if math.isnan(found[0]) else over_draws.nanquantile(_ENDS).tolist()
-        row = {"similarity": name, "correlation": found[0], "low": low, "high": high}
-        row |= {"least_without": min(known), "most_without": max(known), "p_value": found[1]}
-        foretold.append(row)
-    n_orders = min(math.factorial(len(tasks)), n_permutations + 1)
-    frame = pd.DataFrame(foretold).assign(n_pairs=len(tasks) * (len(tasks) - 1), n_orders=n_orders)
-    return PromptTransfer(pd.DataFrame(rows).assign(role=role), frame)
-
-
-def _right_answers(
-    prompted: PromptedModel, texts: list[str], labels: Int[Tensor, " example"], batches: dict[str, Any]
-) -> Float[Tensor, " example"]:
-    with torch.no_grad():
-        return (prompted.class_logits(texts, **batches).argmax(1).cpu() == labels).double()
 
 
 def _relative(
@@ -225,7 +311,7 @@ def _relative(
 
 
 def _resampled(
-    answers: list[Float[Tensor, "source _"]], generator: torch.Generator
+    answers: Sequence[Float[Tensor, "source _"]], generator: torch.Generator
 ) -> Float[Tensor, "source target"]:
     """Accuracies on as many examples of each target, drawn with replacement, the same for all prompts."""
     columns = []
@@ -244,7 +330,8 @@ def mantel(
 ) -> tuple[float, float]:
     """Spearman's correlation of two matrices off the diagonal, and how often permuted items do as well (one-sided).
 
-    All orders are tried where there are at most ``n_permutations + 1``. NaN and 1 where either matrix is constant.
+    The test of Mantel (1967). All orders are tried where there are at most ``n_permutations + 1``. NaN and 1 where
+    either matrix is constant.
     """
     require_int(n_permutations, "n_permutations")
     n = len(one)
@@ -268,9 +355,10 @@ def _off_diagonal_rank(one: Tensor, other: Tensor) -> float:
     return spearman(one[away], other[away])
 
 
-def _each_pair(given: Mapping[str, Any], similarity: Any) -> Float[Tensor, "source target"]:
-    values = list(given.values())
-    return torch.tensor([[similarity(a, b) for b in values] for a in values], dtype=torch.float64)
+def _each_pair(
+    given: Sequence[Thing], similarity: Callable[[Thing, Thing], float]
+) -> Float[Tensor, "source target"]:
+    return torch.tensor([[similarity(a, b) for b in given] for a in given], dtype=torch.float64)
 
 
 def _skill(one: NeuronScores, other: NeuronScores) -> float:

@@ -1,31 +1,40 @@
-"""One discovery in several models of one shape, from what was measured of each; no model is run here."""
+"""One discovery in several models of one shape, from what was measured of each; no model is run here.
 
+What it does not show, and the controls: :mod:`~tl_skillneurons.studies.checkpoints.run`.
+"""
+
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
-import torch
 from jaxtyping import Float
 from rich.table import Table
 from torch import Tensor
 
+from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.scores.agreement import agreements
+from tl_skillneurons.scores.agreement import Agreement, agreements
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.overlap import compare_sets
+from tl_skillneurons.scores.rules import AllRules
 from tl_skillneurons.scores.selection import top_neurons
-from tl_skillneurons.stats.chance import rank_p_value
+from tl_skillneurons.stats.hypothesis_tests import rank_p_value
 from tl_skillneurons.stats.intervals import bootstrap_mean
+from tl_skillneurons.stats.ranks import median
+from tl_skillneurons.studies._common import load_with_scores, null_of, save_with_scores
 from tl_skillneurons.tasks.task import Task
+
+KIND = "CheckpointComparison"
 
 
 @dataclass(frozen=True, eq=False)
 class Measures:
-    """What is kept of one model: scores, all rules' accuracies on ``report``, the prompts' right answers, how tuning
-    ended."""
+    """What is kept of one model: scores, all rules on ``report``, the prompts' right answers, how tuning ended."""
 
     scores: NeuronScores
-    rules: Float[Tensor, "prompt layer position neuron"]
+    rules: AllRules
     right: Float[Tensor, "prompt example"]
     outcome: str
 
@@ -48,15 +57,47 @@ class CheckpointComparison:
         layers: A row per model and layer: ``best`` and ``median`` predictivity, ``n_significant``, and the agreement
             with the last model there (``spearman``, ``n_shared`` and what stands beside them).
         scores: Of each model.
+        settings: Task, tuning and settings, as plain JSON values.
     """
 
     checkpoints: pd.DataFrame
     layers: pd.DataFrame
     scores: dict[str, NeuronScores]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        last = self.checkpoints.iloc[-1]
+        return one_line(
+            self,
+            checkpoints=list(self.checkpoints.checkpoint),
+            appears=self.appears(),
+            best_in_last=float(last.best),
+            level_in_last=float(last.level),
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """The row per model, :attr:`checkpoints`."""
-        return self.checkpoints
+        """A copy of :attr:`checkpoints`, the row per model."""
+        return self.checkpoints.copy()
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the comparison to a folder: its tables as JSON, and a file for the scores of each model."""
+        tables = {"checkpoints": self.checkpoints, "layers": self.layers}
+        return save_with_scores(folder, KIND, self.settings, tables, list(self.scores.values()))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "CheckpointComparison":
+        """The comparison that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: When a file is missing.
+            ValueError: When one is corrupt or holds something else.
+        """
+        tables, settings, scores = load_with_scores(folder, KIND, ("checkpoints", "layers"), "checkpoints")
+        by_name = dict(zip(tables["checkpoints"].checkpoint, scores, strict=True))
+        return cls(**tables, scores=by_name, settings=settings)
 
     def appears(self) -> str | None:
         """The first model from which on each has a neuron above its level of luck; ``None`` if not even the last."""
@@ -88,57 +129,41 @@ class CheckpointComparison:
 def compare_checkpoints(
     measured: Mapping[str, Measures],
     task: Task,
-    amount: float | int,
-    n_top: int,
-    n_random: int,
-    n_permutations: int,
-    seed: int,
+    *,
+    amount: float | int = 0.02,
+    n_top: int = 10,
+    n_random: int = 20,
+    n_permutations: int = 1000,
+    seed: int = 0,
 ) -> CheckpointComparison:
-    """All rows, once every model is measured; no model is run."""
-    split = task.split("report")
-    guessing = max(task.class_counts("report")) / len(split)
+    """All rows, once every model is measured; no model is run. Arguments as for
+    :func:`~tl_skillneurons.studies.over_checkpoints`."""
+    guessing = max(task.class_counts("report")) / len(task.split("report"))
     names = list(measured)
     last = measured[names[-1]].scores
     tops = {name: _top(one.scores, amount, "layer") for name, one in measured.items()}
     last_best = _top(last, n_top, "model")
     controls = [last_best.random_like(seed + draw) for draw in range(n_random)]
-    pairs = [(name, names[-1]) for name in names]
     agree = agreements(
         {name: one.scores for name, one in measured.items()},
-        pairs,
+        [(name, names[-1]) for name in names],
         len(tops[names[-1]]) // last.n_layers,
         n_permutations=n_permutations,
         seed=seed,
     )
     rows, layers = [], []
     for name, one in measured.items():
-        scores = one.scores
-        predictivity = scores.predictivity
         found = agree[name, names[-1]]
-        low, high = bootstrap_mean(one.right.mean(0), seed=seed)
-        best = _top(scores, n_top, "model")
-        of_last = float(scores.rule_accuracy(last_best, one.rules).mean())
-        random = torch.stack([scores.rule_accuracy(control, one.rules).mean() for control in controls])
-        shared = compare_sets(tops[name], tops[names[-1]])
-        significant = scores.significant()
+        shared = tops[name].overlap(tops[names[-1]])
         rows.append(
             {
                 "checkpoint": name,
                 "outcome": one.outcome,
-                "n_prompts": len(one.right),
-                "accuracy": float(one.right.mean()),
-                "accuracy_low": float(low),
-                "accuracy_high": float(high),
+                **_of_prompts(one.right, seed),
                 "guessing": guessing,
-                "best": float(predictivity.max()),
-                "median": float(predictivity.median()),
-                "level": scores.null.level(),
-                "n_significant": len(significant),
-                "top_report": float(scores.rule_accuracy(best, one.rules).mean()),
-                "last_top_report": of_last,
-                "random_report": float(random.median()),
-                "random_report_max": float(random.max()),
-                "p_random": rank_p_value(of_last, random, smaller=False),
+                **_of_scores(one.scores),
+                "top_report": float(one.rules.accuracy_of(_top(one.scores, n_top, "model")).mean()),
+                **_of_last_best(one.rules, last_best, controls),
                 **found.row(-1),
                 "jaccard": shared.jaccard,
                 "chance_jaccard": shared.chance_jaccard,
@@ -146,21 +171,58 @@ def compare_checkpoints(
                 "n_examples": one.right.shape[1],
             }
         )
-        above = significant.counts_per_layer()
-        for layer, own in enumerate(predictivity):
-            layers.append(
-                {
-                    "checkpoint": name,
-                    "layer": layer,
-                    "best": float(own.max()),
-                    "median": float(own.median()),
-                    "n_significant": above.get(layer, 0),
-                    **found.row(layer),
-                }
-            )
-    frames = [pd.DataFrame(part).assign(role_of_scores="select") for part in (rows, layers)]
-    frames[0] = frames[0].assign(role_of_accuracy="report")
-    return CheckpointComparison(*frames, {name: one.scores for name, one in measured.items()})
+        layers += [{"checkpoint": name, **row} for row in _of_layers(one.scores, found)]
+    checkpoints = pd.DataFrame(rows).assign(role_of_scores="select", role_of_accuracy="report")
+    return CheckpointComparison(
+        checkpoints,
+        pd.DataFrame(layers).assign(role_of_scores="select"),
+        {name: one.scores for name, one in measured.items()},
+    )
+
+
+def _of_prompts(right: Float[Tensor, "prompt example"], seed: int) -> dict[str, Any]:
+    low, high = bootstrap_mean(right.mean(0), seed=seed)
+    return {
+        "n_prompts": len(right),
+        "accuracy": float(right.mean()),
+        "accuracy_low": float(low),
+        "accuracy_high": float(high),
+    }
+
+
+def _of_scores(scores: NeuronScores) -> dict[str, Any]:
+    return {
+        "best": float(scores.predictivity.max()),
+        "median": median(scores.predictivity.flatten()),
+        "level": null_of(scores).level(),
+        "n_significant": len(scores.significant()),
+    }
+
+
+def _of_last_best(rules: AllRules, best: NeuronSet, controls: list[NeuronSet]) -> dict[str, Any]:
+    """What the last model's best neurons know in another one, beside random neurons."""
+    accuracy = float(rules.accuracy_of(best).mean())
+    random = [float(rules.accuracy_of(control).mean()) for control in controls]
+    return {
+        "last_top_report": accuracy,
+        "random_report": median(random),
+        "random_report_max": max(random),
+        "p_random": rank_p_value(accuracy, random, "greater"),
+    }
+
+
+def _of_layers(scores: NeuronScores, agreement: Agreement) -> list[dict[str, Any]]:
+    above = scores.significant().counts_per_layer()
+    return [
+        {
+            "layer": layer,
+            "best": float(own.max()),
+            "median": median(own),
+            "n_significant": above.get(layer, 0),
+            **agreement.row(layer),
+        }
+        for layer, own in enumerate(scores.predictivity)
+    ]
 
 
 def _top(scores: NeuronScores, amount: float | int, per: str) -> NeuronSet:

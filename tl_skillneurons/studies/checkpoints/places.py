@@ -1,23 +1,49 @@
 """Where the models are that are compared: booted already, in folders, on the hub, or made by a function."""
 
 import os
-import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._files import fingerprint
 from tl_skillneurons.models.loading import load_model, stated_config
 from tl_skillneurons.models.packaged import PACKAGED
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_shape, require_supported
+from tl_skillneurons.studies._common import file_name
 
-Checkpoint = Any
+Checkpoint = TransformerBridge | str | os.PathLike[str] | Callable[[], TransformerBridge]
 """A booted model; a folder, a packaged name, or a hub model with or without a revision, such as
 ``"EleutherAI/pythia-70m@step1000"``; or a function without arguments that boots a model."""
 
 
+@dataclass(frozen=True)
+class LoadOptions:
+    """How models that are named are loaded, as :func:`~tl_skillneurons.load_model` takes it.
+
+    Attributes:
+        device: Where to; ``None`` chooses.
+        dtype: Of the weights.
+
+    Example:
+        >>> skn.studies.over_checkpoints(models, task, load=skn.studies.LoadOptions(dtype="bfloat16"))
+    """
+
+    device: str | torch.device | None = None
+    dtype: torch.dtype | str = torch.float32
+
+
 def require_checkpoints(checkpoints: Mapping[str, Checkpoint]) -> list[str]:
+    """The names, which must be at least two and give files of different names.
+
+    Raises:
+        ValueError: Otherwise.
+        TypeError: For a name that is no string.
+    """
     names = list(checkpoints)
     if len(names) < 2:
         raise ValueError(f"give at least two checkpoints by name to compare, got {names}")
@@ -31,11 +57,12 @@ def require_checkpoints(checkpoints: Mapping[str, Checkpoint]) -> list[str]:
     return names
 
 
-def boot_checkpoint(where: Checkpoint, device: Any, dtype: Any) -> Any:
+def boot_checkpoint(where: Checkpoint, load: LoadOptions) -> TransformerBridge:
+    """The model itself."""
     if isinstance(where, (str, os.PathLike)):
         source, revision = _parts(where)
-        return load_model(source, revision=revision, device=device, dtype=dtype, verbose=False)
-    model = where() if isinstance(where, Callable) and not hasattr(where, "cfg") else where
+        return load_model(source, revision=revision, device=load.device, dtype=load.dtype, verbose=False)
+    model = where if isinstance(where, TransformerBridge) else where()
     require_supported(model)
     return model
 
@@ -49,13 +76,14 @@ def _parts(where: str | os.PathLike[str]) -> tuple[str, str | None]:
     return text, None
 
 
-def shape_of(model: Any) -> tuple[int, ...]:
+def shape_of(model: TransformerBridge) -> tuple[int, int, int]:
+    """``(n_layers, d_mlp, d_model)``."""
     return (*neuron_shape(model), int(model.cfg.d_model))
 
 
-def stated_shape(where: Checkpoint) -> tuple[int, ...] | None:
+def stated_shape(where: Checkpoint) -> tuple[int, int, int] | None:
     """``(n_layers, d_mlp, d_model)`` as far as it is known before weights are read: 0 or ``None`` is not known."""
-    if hasattr(where, "cfg"):
+    if isinstance(where, TransformerBridge):
         require_supported(where)
         return shape_of(where)
     if not isinstance(where, (str, os.PathLike)) or os.fspath(where) in PACKAGED:
@@ -66,7 +94,12 @@ def stated_shape(where: Checkpoint) -> tuple[int, ...] | None:
     return (config.num_hidden_layers, next((width for width in widths if width), 0), config.hidden_size)
 
 
-def require_one_shape(shapes: Mapping[str, tuple[int, ...] | None]) -> None:
+def require_one_shape(shapes: Mapping[str, tuple[int, int, int] | None]) -> None:
+    """Refuse models whose neurons can't be compared one by one, as far as their shapes are known.
+
+    Raises:
+        ValueError: Otherwise; names the first and the one that differs.
+    """
     known = {name: shape for name, shape in shapes.items() if shape is not None}
     for name, shape in known.items():
         first, reference = next(iter(known.items()))
@@ -77,13 +110,9 @@ def require_one_shape(shapes: Mapping[str, tuple[int, ...] | None]) -> None:
             )
 
 
-def identity(where: Checkpoint) -> Any:
+def identity(where: Checkpoint) -> dict[str, Any] | str:
     """What tells a checkpoint from another in a folder of measures: its place, or some of a booted model's weights."""
-    if hasattr(where, "cfg"):
+    if isinstance(where, TransformerBridge):
         some = [where.W_E, where.blocks[0].mlp.W_out, where.blocks[len(where.blocks) - 1].mlp.W_out]
         return {**model_record(where), "sha256": fingerprint(*some)}
     return os.fspath(where) if isinstance(where, (str, os.PathLike)) else "made by a function"
-
-
-def file_name(name: str) -> str:
-    return re.sub(r"[^\w.=+-]+", "-", name).strip(".")

@@ -8,7 +8,8 @@ on ``report`` already, beside random neurons of the same layers.
 
 What it does not show: that a neuron keeps its meaning while its score is the same, or why it appears. With prompts
 tuned anew in every model, a better score can be the prompt's doing; carried prompts hold that fixed but fit their own
-model best. Look at both.
+model best. Look at both. Controls are models of random weights (``random_init_bridge(folder, seed=0)`` of
+TransformerLens) and of shuffled layers (:func:`~tl_skillneurons.models.shuffle_layers`), compared like the others.
 """
 
 import copy
@@ -17,27 +18,32 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._checks import differing, require_int, require_option
 from tl_skillneurons._files import fingerprint, load_tensors, require_writable, save_tensors, sound
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.neurons import selection_size
 from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.predictivity import rule_accuracy, score_neurons
-from tl_skillneurons.stats.intervals import require_draws
+from tl_skillneurons.scores.predictivity import score_neurons
+from tl_skillneurons.scores.rules import AllRules, evaluate_rules
+from tl_skillneurons.stats.hypothesis_tests import require_draws
+from tl_skillneurons.studies._common import file_name, plain, right_answers
 from tl_skillneurons.studies.checkpoints.comparison import CheckpointComparison, Measures, compare_checkpoints
 from tl_skillneurons.studies.checkpoints.places import (
     Checkpoint,
+    LoadOptions,
     boot_checkpoint,
-    file_name,
     identity,
     require_checkpoints,
     require_one_shape,
@@ -47,7 +53,12 @@ from tl_skillneurons.studies.checkpoints.places import (
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
 KIND = "checkpoint measures"
-PROMPTS, SCORES, MEASURES = "prompts", "scores.safetensors", "measures.safetensors"
+PROMPTS, SCORES, RULES, MEASURES = (
+    "prompts",
+    "scores.safetensors",
+    "rules.safetensors",
+    "measures.safetensors",
+)
 WHENCE = ("each", "last")
 
 
@@ -62,34 +73,40 @@ def over_checkpoints(
     n_permutations: int = 1000,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | str = torch.float32,
-    progress: bool = True,
+    load: LoadOptions = LoadOptions(),
+    run: RunOptions = RunOptions(),
     **tuning: Any,
 ) -> CheckpointComparison:
-    """Find the skill neurons of ``task`` in every model, and compare them with the last model's.
+    """The skill neurons of ``task`` in every model, each beside its chance level, and beside the last model's.
 
     Models are loaded one after another and let go; what is measured of each is kept.
 
     Args:
         checkpoints: By name, in the order of training; the last is what the others are compared with. Each is a model,
-            or says where one is (:data:`Checkpoint`). Untrained controls stand first:
-            ``random_init_bridge(folder, seed=0)`` of TransformerLens, and :func:`shuffle_layers`.
+            or says where one is (:data:`Checkpoint`). Untrained controls stand first.
         prompts: ``"each"`` tunes prompts in every model, ``"last"`` tunes them in the last one and carries them over;
             or give the prompts that are carried over.
         amount: The tops that are compared, as a share of each layer or a count (:meth:`NeuronScores.top`).
         n_top: Best neurons of the whole model that are tried on ``report``.
         n_random: Draws of random neurons beside them.
         n_permutations: Of the labels, for the level of luck and for what agrees with the last model by luck.
+        seed: Draws permutations, random neurons and the bootstrap.
         folder: Where prompts and measures of each model are kept. The same call goes on where it stopped and loads
             nothing whose measures are there. A place is told by its name: what lies there must not change.
-        device, dtype: For the models that are loaded here.
-        tuning: Of :func:`~tl_skillneurons.fit_soft_prompts`: ``n_virtual_tokens``, ``seeds``, ``n_steps`` and so on.
+        load: For the models that are loaded here.
+        run: Batches and progress; a cache is of one model, so each has its own here.
+        tuning: Of :func:`~tl_skillneurons.fit_soft_prompts`: ``n_virtual_tokens``, ``seeds``, ``n_steps``,
+            ``training``, ``max_length`` and so on.
 
     Raises:
         ValueError: For fewer than two models, models that differ in shape (named, before anything is measured where
             their configurations tell), a task of more than two classes, too few permutations or draws, or a ``folder``
             that holds other measures. What was measured before stays in ``folder``.
+
+    Example:
+        >>> models = {step: f"EleutherAI/pythia-70m@step{step}" for step in ("0", "1000", "143000")}
+        >>> found = skn.studies.over_checkpoints(models, task, n_virtual_tokens=8, folder="pythia")
+        >>> found.appears(), found.to_dataframe()[["checkpoint", "best", "level", "spearman"]]
     """
     require_two_classes(task)
     require_draws(n_permutations, name="n_permutations")
@@ -98,14 +115,15 @@ def over_checkpoints(
     require_int(seed, "seed", minimum=0)
     names = require_checkpoints(checkpoints)
     carried = _carried(prompts, tuning)
-    console = Console(file=sys.stderr, quiet=not progress)
+    console = Console(file=sys.stderr, quiet=not run.progress)
+    what = _What(task, n_permutations, seed, tuning, run)
     settings = {
         "task": task.fingerprint,
         "n_permutations": n_permutations,
         "seed": seed,
-        "dtype": str(dtype).removeprefix("torch."),
-        "tuning": _plain(tuning),
-        "carried": prompts if carried is None else [fingerprint(*p.parameters()) for p in carried],
+        "dtype": str(load.dtype).removeprefix("torch."),
+        "tuning": plain(tuning),
+        "carried": prompts if carried is None else [_record(prompt) for prompt in carried],
     }
 
     def place(name: str) -> Path | None:
@@ -119,8 +137,8 @@ def over_checkpoints(
     if folder is not None:
         require_writable(folder)
 
-    def boot(name: str) -> Any:
-        model = boot_checkpoint(checkpoints[name], device, dtype)
+    def boot(name: str) -> TransformerBridge:
+        model = boot_checkpoint(checkpoints[name], load)
         shapes[name] = n_layers, d_mlp, _ = shape_of(model)
         require_one_shape(shapes)
         selection_size(amount, d_mlp, per="layer")  # refused now rather than after the work
@@ -129,74 +147,86 @@ def over_checkpoints(
 
     if prompts == "last" and len(measured) < len(names):
         console.print(f"{names[-1]}: the prompts that all others get", highlight=False, markup=False)
-        at = place(names[-1])
-        carried, _ = _fit(boot(names[-1]), task, None if at is None else at / PROMPTS, None, tuning, progress)
+        carried, _ = what.fit(boot(names[-1]), place(names[-1]))
     for number, name in enumerate(names):
         if name not in measured:
             console.print(f"{name} ({number + 1} of {len(names)})", highlight=False, markup=False)
             at = place(name)
-            found = _measure(boot(name), task, carried, at, n_permutations, seed, tuning, progress)
+            measured[name] = what.measure(boot(name), carried, at)
             if at is not None:
-                _save(found, at, kept[name])
-            measured[name] = found
+                _save(measured[name], at, kept[name])
             gc.collect()
-    return compare_checkpoints(
-        {name: measured[name] for name in names}, task, amount, n_top, n_random, n_permutations, seed
-    )
+    counts = {"n_top": n_top, "n_random": n_random, "n_permutations": n_permutations, "seed": seed}
+    in_order = {name: measured[name] for name in names}
+    found = compare_checkpoints(in_order, task, amount=amount, **counts)
+    where = {name: kept[name]["checkpoint"] for name in names}
+    return replace(found, settings={**settings, "amount": amount, **counts, "checkpoints": where})
 
 
-def _measure(
-    model: Any,
-    task: Task,
-    carried: Sequence[SoftPrompt] | None,
-    at: Path | None,
-    n_permutations: int,
-    seed: int,
-    tuning: Mapping[str, Any],
-    progress: bool,
-) -> Measures:
-    cache = InputCache(model) if runs_text_apart(model) else None
-    with warnings.catch_warnings():
-        # an early checkpoint learns nothing, a carried prompt is of another model: both are what is asked here
-        warnings.filterwarnings("ignore", message=".*(not below chance|diverged|trained on another model)")
-        outcome = "carried"
+@dataclass(frozen=True, eq=False)
+class _What:
+    """What is done in every model."""
+
+    task: Task
+    n_permutations: int
+    seed: int
+    tuning: Mapping[str, Any]
+    run: RunOptions
+
+    def options(self, model: TransformerBridge) -> RunOptions:
+        """How to run this model, with a cache of its own."""
+        return replace(self.run, cache=InputCache(model) if runs_text_apart(model) else None)
+
+    def fit(
+        self, model: TransformerBridge, at: Path | None, run: RunOptions | None = None
+    ) -> tuple[list[SoftPrompt], str]:
+        """Prompts of this model, and how their tuning ended."""
+        folder = None if at is None else at / PROMPTS
+        with warnings.catch_warnings():
+            # an early checkpoint learns nothing, which is what is asked here
+            warnings.filterwarnings("ignore", message=".*(not below chance|diverged)")
+            fitted = fit_soft_prompts(
+                model, self.task, folder=folder, run=run or self.options(model), **self.tuning
+            )
+        outcomes = [prompt.provenance["outcome"].partition(" (")[0] for prompt in fitted]
+        return fitted, "; ".join(dict.fromkeys(outcomes))
+
+    def measure(
+        self, model: TransformerBridge, carried: Sequence[SoftPrompt] | None, at: Path | None
+    ) -> Measures:
+        """Scores, rules and answers of this model, with prompts tuned here or carried over."""
+        run, outcome = self.options(model), "carried"
         if carried is None:
-            folder = None if at is None else at / PROMPTS
-            chosen, outcome = _fit(model, task, folder, cache, tuning, progress)
+            chosen, outcome = self.fit(model, at, run)
         else:
             chosen = [copy.deepcopy(prompt).to(model.cfg.device) for prompt in carried]
-        options = {"cache": cache, "progress": progress}
-        scores = score_neurons(
-            model, chosen, task, n_permutations=n_permutations, seed=seed, keep_outcomes=True, **options
-        )
-        rules = rule_accuracy(model, chosen, task, scores, **options)
-        split = task.split("report")
-        labels = torch.tensor(split["label"])
-        rows = []
-        for prompt in chosen:
-            prompted = PromptedModel(model, prompt, task.label_words, cache=cache)
-            with torch.no_grad():
-                answers = prompted.class_logits(list(split["text"])).argmax(1).cpu()
-            rows.append((answers == labels).double())
-    return Measures(scores, rules, torch.stack(rows), outcome)
+        with warnings.catch_warnings():
+            # a carried prompt is of another model, which is what is asked here
+            warnings.filterwarnings("ignore", message=".*trained on another model")
+            scores = score_neurons(
+                model,
+                chosen,
+                self.task,
+                n_permutations=self.n_permutations,
+                seed=self.seed,
+                keep_outcomes=True,
+                run=run,
+            )
+            rules = evaluate_rules(model, chosen, self.task, scores, run=run)
+            prompted = [PromptedModel(model, prompt, self.task.label_words, run=run) for prompt in chosen]
+            right = torch.stack([right_answers(one, self.task) for one in prompted]).double()
+        return Measures(scores, rules, right, outcome)
 
 
-def _fit(
-    model: Any,
-    task: Task,
-    folder: Path | None,
-    cache: InputCache | None,
-    tuning: Mapping[str, Any],
-    progress: bool,
-) -> tuple[list[SoftPrompt], str]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(not below chance|diverged)")
-        fitted = fit_soft_prompts(model, task, folder=folder, cache=cache, progress=progress, **tuning)
-    outcomes = [prompt.provenance["outcome"].partition(" (")[0] for prompt in fitted]
-    return fitted, "; ".join(dict.fromkeys(outcomes))
+def _record(prompt: SoftPrompt) -> dict[str, Any]:
+    """What tells a carried prompt from another."""
+    how = {"placement": prompt.placement, "prepend_bos": prompt.prepend_bos, "max_length": prompt.max_length}
+    return {**how, "sha256": fingerprint(*prompt.parameters())}
 
 
-def _carried(prompts: Any, tuning: Mapping[str, Any]) -> list[SoftPrompt] | None:
+def _carried(
+    prompts: str | SoftPrompt | Sequence[SoftPrompt], tuning: Mapping[str, Any]
+) -> list[SoftPrompt] | None:
     if isinstance(prompts, str):
         require_option(prompts, "prompts", WHENCE)
         return None
@@ -211,24 +241,12 @@ def _carried(prompts: Any, tuning: Mapping[str, Any]) -> list[SoftPrompt] | None
     return chosen
 
 
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in sorted(value.items())}
-    if isinstance(value, (list, tuple, range, set)):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
-
-
 def _save(measures: Measures, at: Path, settings: dict[str, Any]) -> None:
+    """Write one model's measures; the file that says what they are comes last."""
     measures.scores.save(at / SCORES)
-    tensors = {"rules": measures.rules, "right": measures.right}
-    header = {
-        "settings": settings,
-        "outcome": measures.outcome,
-        "roles": {"rules": "report", "right": "report"},
-    }
-    save_tensors(at / MEASURES, KIND, tensors, header)
+    measures.rules.save(at / RULES)
+    header = {"settings": settings, "outcome": measures.outcome, "roles": {"right": "report"}}
+    save_tensors(at / MEASURES, KIND, {"right": measures.right}, header)
 
 
 def _load(at: Path | None, settings: dict[str, Any]) -> Measures | None:
@@ -242,12 +260,21 @@ def _load(at: Path | None, settings: dict[str, Any]) -> Measures | None:
     path = at / MEASURES
     tensors, header = load_tensors(path, KIND)
     with sound(path, KIND):
-        was = header["settings"]
-        differs = [name for name, value in settings.items() if was.get(name) != value]
-        if not differs:
-            return Measures(
-                NeuronScores.load(at / SCORES), tensors["rules"], tensors["right"], header["outcome"]
-            )
+        was, now = _flat(header["settings"]), _flat(settings)
+        apart = differing(was, {**dict.fromkeys(was), **now})
+        if not apart:
+            scores, rules = NeuronScores.load(at / SCORES), AllRules.load(at / RULES)
+            return Measures(scores, rules, tensors["right"], header["outcome"])
     raise ValueError(
-        f"{at} holds measures of another run ({', '.join(differs)} differ); choose another folder, or delete it"
+        f"{at} holds measures of another run ({'; '.join(apart)}); choose another folder, or delete it"
     )
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= (
+            _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+        )
+    return found

@@ -43,7 +43,7 @@ print(control.to_dataframe()[shown].head(5).round(3).to_string(index=False))
 
 # %% From which words they move it
 heads = found.top_heads(3)
-words = skn.attention.source_words(model, prompt, task, skill, heads)
+words = skn.attention.source_words(model, prompt, task, skill, heads).to_dataframe()
 print(f"\ntokens that heads {heads} move most from, of those that stand in at least 5 texts")
 print(words[words.n >= 5].head(10).round(3).to_string(index=False))
 for text in texts[:2]:

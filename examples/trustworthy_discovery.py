@@ -82,7 +82,7 @@ print(compared.agreement.round(3).to_string(index=False))
 own = skn.score_neurons(model, prompts[0], task, run=quiet)
 print("\nthe best k neurons together, on report, beside the prompt and random neurons")
 shown = ["k", "vote", "vote_low", "vote_high", "random_vote", "probe", "random_probe", "prompt", "n_examples"]
-curve = skn.studies.vote_and_probe(model, prompts[0], task, own, [1, 4, 16, 64])
+curve = skn.studies.vote_and_probe(model, prompts[0], task, own, [1, 4, 16, 64]).to_dataframe()
 print(curve[shown].round(3).to_string(index=False))
 
 # %% Why prompt tuning? The same scores with everything less

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import differing, require_int
+from tl_skillneurons._checks import differing, require_int, selection_size
 from tl_skillneurons._files import load_tensors, package_version, read_json, write_json
 from tl_skillneurons._processes import rank_and_count
 from tl_skillneurons._results import html_of, one_line
@@ -28,7 +28,7 @@ from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import has_language_model_head, neuron_shape
 from tl_skillneurons.models.tokenizing import label_token_ids
-from tl_skillneurons.neurons import SITE, NeuronSet, selection_size
+from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts

@@ -4,15 +4,21 @@ import planted
 import pytest
 import tiny
 import torch
+from toy import QUIET
 
-from tl_skillneurons import PromptedModel, SoftPrompt
-from tl_skillneurons.interventions.attribution import attribute_neurons, compare_with_exact
+from tl_skillneurons import PromptedModel, RunOptions, SoftPrompt
+from tl_skillneurons._files import save_tensors
+from tl_skillneurons.interventions import (
+    NeuronAttribution,
+    Twins,
+    attribute_neurons,
+    compare_with_exact,
+    patch_neurons,
+)
 
-TWINS = planted.twins(4)
-LABELS = [planted.label_of(clean) for clean, _ in TWINS]
-PLANTED = {"twins": TWINS, "clean_labels": LABELS, "progress": False}
-PAIRS = {"twins": [("the film was good", "the film was bad"), ("good plot", "bad plot")]}
-OPTIONS = {**PAIRS, "clean_labels": [1, 0], "progress": False}
+PAIRS = planted.twins(4)
+PLANTED = {"twins": Twins(PAIRS, [planted.label_of(clean) for clean, _ in PAIRS]), "run": QUIET}
+OTHERS = Twins([("the film was good", "the film was bad"), ("good plot", "bad plot")], [1, 0])
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +43,7 @@ def test_the_planted_neurons_come_first_and_the_decoy_gets_next_to_nothing(model
 
 def test_ranks_agree_with_exact_patching_where_there_is_something_to_rank(model):
     found = attribute_neurons(model, planted.prompt(), planted.task(), steps=3, **PLANTED)
-    frame = compare_with_exact(model, planted.prompt(), planted.task(), found, n_top=3, n_sample=5, **PLANTED)
+    frame = compare_with_exact(model, planted.prompt(), planted.task(), found, n_top=3, n_sample=5, run=QUIET)
     top = frame[frame.group == "top"]
     assert (top.rank_agreement == 1).all() and len(frame) == 8
     assert ((top.estimate - top.exact).abs() < 0.25 * top.exact).all()
@@ -47,10 +53,10 @@ def test_ranks_agree_with_exact_patching_where_there_is_something_to_rank(model)
 @pytest.mark.parametrize("positions", ["prompt", "all"])
 def test_an_estimate_is_the_slope_of_a_small_patch(family, positions):
     model, task = tiny.bridge(family, dtype=torch.float64), tiny.task()
-    options = {"twins": [("the film was good", "the film was bad")], "clean_labels": [1]}
-    found = attribute_neurons(model, prompt(family), task, positions=positions, progress=False, **options)
+    twins = Twins([("the film was good", "the film was bad")], [1])
+    found = attribute_neurons(model, prompt(family), task, twins=twins, positions=positions, run=QUIET)
     prompted = PromptedModel(model, prompt(family), task.label_words)
-    [(clean, corrupted)] = options["twins"]
+    [(clean, corrupted)] = twins.pairs
     kept = {}
     look = [("blocks.1.mlp.hook_post", lambda act, hook: kept.update(clean=act))]
     with torch.no_grad():
@@ -74,7 +80,12 @@ def test_an_estimate_is_the_slope_of_a_small_patch(family, positions):
 def test_batches_change_nothing_and_the_model_is_left_as_it_was():
     model, task = tiny.bridge("llama"), tiny.task()
     flags = [p.requires_grad for p in model.parameters()]
-    one, many = (attribute_neurons(model, prompt(), task, steps=2, batch_size=n, **OPTIONS) for n in (1, 2))
+    one, many = (
+        attribute_neurons(
+            model, prompt(), task, twins=OTHERS, steps=2, run=RunOptions(batch_size=n, progress=False)
+        )
+        for n in (1, 2)
+    )
     torch.testing.assert_close(one.effect, many.effect, rtol=1e-3, atol=1e-7)
     assert flags == [p.requires_grad for p in model.parameters()]
     assert not any(h for point in model.hook_dict.values() for h in point.fwd_hooks if not h.is_permanent)
@@ -88,4 +99,48 @@ def test_what_makes_no_sense_is_refused(model):
     with pytest.raises(ValueError, match="direction must be one of"):
         attribute_neurons(**run, **PLANTED, direction="both")
     with pytest.raises(ValueError, match="pair 0 has 4 and 3"):
-        attribute_neurons(**run, twins=[("the good film", "bad film")], clean_labels=[1])
+        attribute_neurons(**run, twins=Twins([("the good film", "bad film")], [1]))
+
+
+@pytest.mark.parametrize("positions", [[-1], slice(-2, None)], ids=str)
+def test_exact_patching_takes_twins_positions_and_direction_from_the_attribution(model, tmp_path, positions):
+    settings = {"positions": positions, "direction": "noise"}
+    made = attribute_neurons(model, planted.prompt(), planted.task(), **settings, **PLANTED)
+    found = NeuronAttribution.load(made.save(tmp_path / "new" / "attribution.safetensors"))
+    frame = compare_with_exact(model, planted.prompt(), planted.task(), found, n_top=3, n_sample=2, run=QUIET)
+    exact = patch_neurons(
+        model, planted.prompt(), planted.task(), found.top(3), curves=("neuron",), directions=("noise",),
+        positions=positions, n_random=19, **PLANTED,
+    )  # fmt: skip
+    rows = exact.to_dataframe()
+    expected = rows[rows.curve == "neuron"].recovered.tolist()
+    assert frame[frame.group == "top"].exact.tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_exact_patching_refuses_what_the_attribution_was_not_made_with(model):
+    found = attribute_neurons(model, planted.prompt(), planted.task(), **PLANTED)
+    others = {
+        "prompt": (model, planted.prompt(1), planted.task()),
+        "task": (model, planted.prompt(), planted.task(seed=1)),
+        "model": (tiny.bridge("llama"), planted.prompt(), planted.task()),
+    }
+    for named, (other, own, task) in others.items():
+        with pytest.raises(ValueError, match=rf"the attribution is of another run \({named}: "):
+            compare_with_exact(other, own, task, found, run=QUIET)
+
+
+def test_its_file_gives_it_back_and_it_shows_itself_on_one_line(model, tmp_path):
+    found = attribute_neurons(model, planted.prompt(), planted.task(), **PLANTED)
+    again = NeuronAttribution.load(found.save(tmp_path / "attribution.safetensors"))
+    assert torch.equal(again.effect, found.effect)
+    assert (again.gap, again.settings, list(again.top(5))) == (found.gap, found.settings, list(found.top(5)))
+    frame = found.to_dataframe()
+    assert len(frame) == found.effect.numel()
+    row = frame[(frame.layer == 1) & (frame["index"] == 7)].iloc[0]
+    assert row.effect == found.effect[1, 7] and row.recovered == found.recovered[1, 7]
+    assert repr(found).startswith("NeuronAttribution(shape=[3, 48], gap=") and "best=[(1, 7), " in repr(found)
+    assert "<table" in found._repr_html_()
+    header = {"settings": found.settings, "gap": found.gap}
+    path = save_tensors(tmp_path / "flat", "NeuronAttribution", {"effect": found.effect.flatten()}, header)
+    with pytest.raises(ValueError, match="not a sound NeuronAttribution file"):
+        NeuronAttribution.load(path)

@@ -6,17 +6,19 @@ import pytest
 import tiny
 import torch
 
-from tl_skillneurons import NeuronSet, PromptedModel, SoftPrompt, ablate
-from tl_skillneurons.interventions.direct_effects import direct_logits
+from tl_skillneurons import NeuronSet, PromptedModel, RunOptions, SoftPrompt, ablate
+from tl_skillneurons.interventions import Noise, direct_logits
 
 TEXTS = ["the film is good", "a dull plot and a slow scene", "music was very bright"]
 WORDS = {0: "negative", 1: "positive"}
 
 
-def prompted(family, dtype=torch.float32):
+def prompted(family, dtype=torch.float32, **run):
     placement = "prefix" if family in tiny.BIDIRECTIONAL else "suffix"
     rows = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
-    return PromptedModel(tiny.bridge(family, dtype=dtype), SoftPrompt(rows, placement=placement), WORDS)
+    return PromptedModel(
+        tiny.bridge(family, dtype=dtype), SoftPrompt(rows, placement=placement), WORDS, run=RunOptions(**run)
+    )
 
 
 def test_without_interventions_nothing_changes_and_two_add_up():
@@ -93,7 +95,7 @@ def test_it_is_the_run_with_everything_later_frozen_by_hooks(family):
     neurons = NeuronSet([0, 0, 1, 1], [1, 5, 3, 7])
     # a softcap and a masked-LM head's own transform bend: they count with their slope, so the change is small
     bends = {"gemma2": 1e-2, "bert": 1e-4, "roberta": 1e-4}  # Gemma's norms round in float32
-    hooks = ablate(neurons, how="noise", sigma=bends.get(family, 1.0), positions="prompt")
+    hooks = ablate(neurons, how=Noise(bends.get(family, 1.0), absolute=True), positions="prompt")
     with torch.no_grad():
         intact = one.class_logits(TEXTS[:1])
     [direct] = direct_logits(one, TEXTS[:1], intact, [hooks])
@@ -106,7 +108,8 @@ def test_it_is_the_run_with_everything_later_frozen_by_hooks(family):
 def test_direct_effects_do_not_depend_on_the_batches():
     one = prompted("llama")
     intact = one.class_logits(TEXTS).detach()
-    hooks = [ablate(NeuronSet([0, 1], [3, 7]), how="noise", sigma=0.5, positions="prompt")]
-    [alone] = direct_logits(one, TEXTS, intact, hooks, batch_size=1)
-    [together] = direct_logits(one, TEXTS, intact, hooks, batch_size=3)
+    hooks = [ablate(NeuronSet([0, 1], [3, 7]), how=Noise(0.5, absolute=True), positions="prompt")]
+    alone, together = (
+        direct_logits(prompted("llama", batch_size=n), TEXTS, intact, hooks)[0] for n in (1, 3)
+    )
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)

@@ -1,16 +1,19 @@
 """Exchanging neurons between twins: the planted ones carry the whole answer, a decoy and controls none of it."""
 
+import pandas as pd
 import planted
 import pytest
 import tiny
 import torch
+from toy import QUIET
 
-from tl_skillneurons import NeuronSet, PromptedModel, SoftPrompt, minimal_pairs
-from tl_skillneurons.interventions.patching import patch_neurons
+from tl_skillneurons import NeuronSet, PromptedModel, RunOptions, SoftPrompt, minimal_pairs
+from tl_skillneurons._files import load_tensors, save_tensors
+from tl_skillneurons.interventions import NeuronPatching, Twins, patch_neurons
 
-QUICK = {"n_random": 19, "progress": False}
-TWINS = planted.twins()
-LABELS = [planted.label_of(clean) for clean, _ in TWINS]
+QUICK = {"n_random": 19, "run": QUIET}
+PAIRS = planted.twins()
+TWINS = Twins(PAIRS, [planted.label_of(clean) for clean, _ in PAIRS])
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +22,7 @@ def model():
 
 
 def run(model, neurons=planted.NEURONS, **changes):
-    options = {"twins": TWINS, "clean_labels": LABELS, **QUICK, **changes}
+    options = {"twins": TWINS, **QUICK, **changes}
     return patch_neurons(model, planted.prompt(), planted.task(), neurons, **options)
 
 
@@ -32,7 +35,8 @@ def rows(found, **wanted):
 
 @pytest.mark.parametrize("positions", ["prompt", "all"])
 def test_the_planted_neurons_recover_all_and_random_neurons_and_the_placebo_nothing(model, positions):
-    found = run(model, positions=positions, curves=("layer", "cumulative", "neuron"), batch_size=8)
+    run_options = RunOptions(batch_size=8, progress=False)
+    found = run(model, positions=positions, curves=("layer", "cumulative", "neuron"), run=run_options)
     for direction in ("denoise", "noise"):
         [whole] = rows(found, direction=direction, curve="whole").to_dict("records")
         assert whole["recovered"] == pytest.approx(1, abs=0.02)
@@ -64,7 +68,7 @@ def test_a_patched_run_is_the_one_a_loop_over_neurons_would_do(family, positions
     twins = [("the film was good", "the film was bad"), ("good plot", "bad plot")]
     neurons = NeuronSet([0, 1, 1], [3, 7, 9])
     found = patch_neurons(
-        model, prompt, task, neurons, twins=twins, clean_labels=[1, 1], positions=positions, **QUICK
+        model, prompt, task, neurons, twins=Twins(twins, [1, 1]), positions=positions, **QUICK
     )
     prompted = PromptedModel(model, prompt, task.label_words)
     for number, (clean, corrupted) in enumerate(twins):
@@ -104,21 +108,27 @@ def test_it_takes_the_twins_of_a_task_and_any_batch_gives_the_same():
     data = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     args = (model, SoftPrompt(data, placement="suffix"), task, NeuronSet([0, 1], [3, 7]))
     one, many = (
-        patch_neurons(*args, curves=(), batch_size=n, directions=("denoise",), **QUICK) for n in (1, 4)
+        patch_neurons(
+            *args,
+            curves=(),
+            directions=("denoise",),
+            n_random=19,
+            run=RunOptions(batch_size=n, progress=False),
+        )
+        for n in (1, 4)
     )
     torch.testing.assert_close(
         one.results["denoise"].values, many.results["denoise"].values, rtol=1e-4, atol=1e-5
     )
-    assert one.settings["role"] == "report" and len(one.source["denoise"]) == len(task.pairs("report"))
+    assert one.settings["twins"] == "report" and len(one.source["denoise"]) == len(task.pairs("report"))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"twins": [("the good film", "bad film")], "clean_labels": [1]}, "pair 0 has 4 and 3"),
-        ({"clean_labels": None}, "clean_labels"),
-        ({"clean_labels": [2] * 8}, "clean_labels"),
-        ({"twins": None}, "have no twins"),
+        ({"twins": Twins([("the good film", "bad film")], [1])}, "pair 0 has 4 and 3"),
+        ({"twins": "report"}, "have no twins"),
+        ({"twins": "test"}, "role must be one of"),
         ({"n_random": 3}, "n_random must be at least 19"),
         ({"neurons": NeuronSet([0], [0], n_layers=9, d_mlp=48)}, "must belong to one model"),
         ({"neurons": NeuronSet([], [])}, "at least one neuron"),
@@ -132,7 +142,47 @@ def test_what_makes_no_sense_is_refused(model, changes, message):
 
 
 def test_twins_that_answer_alike_leave_nothing_to_recover(model):
-    same = [(clean, clean) for clean, _ in TWINS[:2]]
-    found = run(model, twins=same, clean_labels=LABELS[:2], curves=())
+    same = Twins([(clean, clean) for clean, _ in PAIRS[:2]], TWINS.clean_labels[:2])
+    found = run(model, twins=same, curves=())
+    assert "'denoise': None" in repr(found)
     with pytest.raises(ValueError, match="nothing to recover"):
         found.to_dataframe()
+
+
+@pytest.mark.parametrize("labels", [[], [2] * 8, [1]])
+def test_twins_without_a_class_for_each_clean_text_are_refused(labels):
+    with pytest.raises(ValueError, match="clean_labels"):
+        Twins(PAIRS, labels)
+    with pytest.raises(ValueError, match="at least one pair"):
+        Twins([], [])
+
+
+def test_the_median_of_an_even_number_of_draws_is_the_mean_of_the_middle_two(model):
+    found = run(model, curves=(), n_random=20, directions=("noise",))
+    frame = found.results["noise"].index_df
+    drawn = found.recovered("noise")[frame.index[frame.kind == "random"].tolist()].sort().values
+    assert rows(found).random_median.item() == pytest.approx(float(drawn[9:11].mean()), abs=1e-12)
+
+
+def test_its_file_gives_it_back_and_it_shows_itself_on_one_line(model, tmp_path):
+    found = run(model, curves=("layer", "neuron"))
+    again = NeuronPatching.load(found.save(tmp_path / "new" / "patching.safetensors"))
+    pd.testing.assert_frame_equal(again.to_dataframe(), found.to_dataframe())
+    assert again.settings == found.settings
+    for direction, result in found.results.items():
+        pd.testing.assert_frame_equal(again.results[direction].index_df, result.index_df)
+    assert repr(found).startswith(
+        "NeuronPatching(task='planted', recovered={'denoise': "
+    ) and "\n" not in repr(found)
+    assert "<table" in found._repr_html_()
+
+
+def test_a_file_that_is_not_sound_is_refused(model, tmp_path):
+    found = run(model, curves=(), directions=("noise",))
+    path = found.save(tmp_path / "patching.safetensors")
+    tensors, header = load_tensors(path, "NeuronPatching")
+    tensors["noise, source"] = tensors["noise, source"][:2]
+    with pytest.raises(ValueError, match="differ in their shapes"):
+        NeuronPatching.load(save_tensors(path, "NeuronPatching", tensors, header))
+    with pytest.raises(ValueError, match="'directions' is missing"):
+        NeuronPatching.load(save_tensors(path, "NeuronPatching", tensors, {"index": header["index"]}))

@@ -4,14 +4,15 @@ import pytest
 import tiny
 import torch
 
-from tl_skillneurons import NeuronSet, PromptedModel, SoftPrompt, ablate
-from tl_skillneurons.interventions.plain_text import MASKED_SHARE, cross_entropy
+from tl_skillneurons import NeuronSet, PromptedModel, RunOptions, SoftPrompt, ablate
+from tl_skillneurons.interventions import cross_entropy
+from tl_skillneurons.interventions.plain_text import MASKED_SHARE
 
 TEXTS = ["the film is good", "a dull plot and a slow scene but not bad", "music was very bright"]
 
 
-def plain(family="llama"):
-    return PromptedModel(tiny.bridge(family), None)
+def plain(family="llama", **run):
+    return PromptedModel(tiny.bridge(family), None, run=RunOptions(**run))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2", "bloom"])
@@ -47,8 +48,7 @@ def test_a_masked_models_loss_is_that_of_its_masked_tokens():
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
 def test_a_texts_loss_does_not_depend_on_its_batch(family):
-    model = plain(family)
-    alone, together = cross_entropy(model, TEXTS, batch_size=1), cross_entropy(model, TEXTS, batch_size=3)
+    alone, together = (cross_entropy(plain(family, batch_size=n), TEXTS) for n in (1, 3))
     torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-6)
 
 

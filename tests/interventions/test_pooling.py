@@ -1,4 +1,4 @@
-"""Numbers over prompts and among controls: against enumeration, and what a wrong unit of resampling would give."""
+"""Numbers over prompts: against enumeration, and what a wrong unit of resampling would give."""
 
 import itertools
 import math
@@ -10,8 +10,8 @@ from tl_skillneurons.interventions._pooling import (
     pooled_value,
     two_level_bootstrap,
     two_level_calibration,
-    two_sided_p,
 )
+from tl_skillneurons.stats.hypothesis_tests import rank_p_value
 from tl_skillneurons.stats.intervals import bootstrap_mean
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -88,44 +88,12 @@ def test_equal_numbers_of_right_answers_are_equal_however_they_are_spread_over_p
         pooled_value("accuracy", outputs(*right), labels) for right in ((503, 451), (other, 954 - other))
     ]
     assert values[0] == values[1] < pooled_value("accuracy", outputs(520, 510), labels)
-    assert two_sided_p(values[0], [values[1], values[1]]) == 1
-
-
-def test_the_p_value_is_exact_for_a_value_that_is_one_of_the_draws_and_the_same_both_ways():
-    values = torch.randn(20, generator=GENERATOR, dtype=torch.float64).tolist()
-    found = []
-    for number, observed in enumerate(values):
-        draws = values[:number] + values[number + 1 :]
-        found.append(two_sided_p(observed, draws))
-        assert found[-1] == two_sided_p(-observed, [-v for v in draws])
-    for rank in range(1, 21):
-        assert sum(p <= rank / 20 for p in found) <= rank  # never more often than it says
-    assert (
-        min(found)
-        == 1 / 20
-        == found[max(range(20), key=lambda k: abs(values[k] - torch.tensor(values).quantile(0.5)))]
-    )
-
-
-@pytest.mark.parametrize(
-    ("observed", "draws", "expected"),
-    [
-        (0.5, [1.0] * 19, 1 / 20),
-        (1.5, [1.0] * 19, 1 / 20),
-        (1.0, [1.0] * 19, 1),
-        (0.8, [0.9, 0.7, 0.8, 0.8], 1),
-        (0.7, [0.9, 0.8, 0.8, 0.8], 2 / 5),  # 0.9 is as far from 0.8, whatever rounding says
-    ],
-)
-def test_what_is_as_far_from_the_middle_counts_as_extreme(observed, draws, expected):
-    assert two_sided_p(observed, draws) == expected
+    assert rank_p_value(values[0], [values[1], values[1]], "two-sided") == 1
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: two_sided_p(0.5, []), "at least one number"),
-        (lambda: two_sided_p(math.nan, [0.5]), "must be numbers"),
         (lambda: two_level_bootstrap(torch.zeros(0, 3)), "at least one prompt and one example, got 0 and 3"),
         (lambda: two_level_bootstrap(torch.zeros(2, 3), confidence=1.0), "between 0 and 1"),
         (lambda: two_level_bootstrap(torch.zeros(2, 3), n_draws=0), "n_draws must be an integer"),

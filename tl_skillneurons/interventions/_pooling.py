@@ -1,17 +1,12 @@
-"""Numbers over several prompts, and how unusual one is among controls. Tensors in, numbers out.
+"""Numbers over several prompts. Tensors in, numbers out.
 
 **Two-level bootstrap**. Every prompt answers the same examples, so prompts and examples are crossed: both are
 drawn with replacement, each on its own, and the quantiles of the drawn means bound the interval (the pigeonhole
 bootstrap of Owen, 2007, which errs to the wide side). It is about other prompts and other examples of these kinds;
 two or three prompts say little about others.
-
-**Two-sided rank p-value**. With ``m`` the median of all values, the observed ``x`` and the draws together,
-``p = (1 + draws with |draw - m| >= |x - m|) / (1 + draws)``: exact where ``x`` is one more draw, and as small as
-``1 / (1 + draws)`` on either side.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from einops import einsum, rearrange
@@ -20,7 +15,6 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons.stats.metrics import answer_confidence, calibration_error, per_example, value_of
-from tl_skillneurons.stats.ranks import median
 
 _MOST_NUMBERS = 2**24  # of one chunk of rows: 128 MB in float64
 
@@ -104,22 +98,6 @@ def two_level_calibration(
         changes[draw] = sum(now - was for now, was in drawn) / len(drawn)
     low, high = _ends(rearrange(changes, "draw -> 1 draw"), confidence)
     return float(low), float(high)
-
-
-def two_sided_p(observed: float, draws: Sequence[float]) -> float:
-    """The share of values, ``observed`` counting as one, that are as far from the middle of all; in (0, 1].
-
-    Raises:
-        ValueError: When there are no draws, or where a number is NaN.
-    """
-    values = torch.tensor([observed, *draws], dtype=torch.float64)
-    if len(values) == 1:
-        raise ValueError("draws must hold at least one number, got none; draw random controls first")
-    if values.isnan().any():
-        raise ValueError(f"observed and draws must be numbers, got observed = {observed} and a NaN")
-    distance = (values - median(values)).abs()
-    # what rounding makes of equal distances must not decide
-    return int((distance >= distance[0] * (1 - 1e-9)).sum()) / len(values)
 
 
 def _counts(n_draws: int, n: int, generator: torch.Generator) -> Float[Tensor, "draw item"]:

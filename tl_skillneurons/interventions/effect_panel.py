@@ -16,7 +16,7 @@ Larger is better for the first three, worse for the last two; ``change`` is valu
 
 Two controls stand beside each: random neurons of the same layers, and random neurons matched on mean absolute
 activation and output-weight norm. Their p-value is the two-sided rank p
-(:mod:`~tl_skillneurons.interventions._pooling`): how many of the controls' values are as far from the middle of all
+(:func:`~tl_skillneurons.stats.rank_p_value`): how many of the controls' values are as far from the middle of all
 as the chosen neurons' is, whichever way; which way it is, ``value`` beside the control's median says. With several
 prompts every number is there for each, and pooled: the mean over prompts, among the controls' means.
 
@@ -39,7 +39,7 @@ from tl_skillneurons._checks import require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.interventions._measured import TASK_METRICS, Condition, Measured, exact_of, intervals_of
-from tl_skillneurons.interventions._pooling import two_sided_p
+from tl_skillneurons.stats.hypothesis_tests import rank_p_value
 from tl_skillneurons.stats.ranks import median
 
 KIND = "EffectPanel"
@@ -281,4 +281,4 @@ def _drop(measured: Measured, condition: Condition, metric: str) -> float:
 def _beside(control: str, value: float, drawn: list[float]) -> dict[str, float]:
     found = {"median": median(drawn), "min": min(drawn), "max": max(drawn)}
     named = {f"{control}_{name}": number for name, number in found.items()}
-    return {**named, f"p_{control}": two_sided_p(value, drawn)}
+    return {**named, f"p_{control}": rank_p_value(value, drawn, "two-sided")}

@@ -36,7 +36,7 @@ from tl_skillneurons.attention._heads import Head, require_heads
 from tl_skillneurons.attention._over_task import settings_of
 from tl_skillneurons.attention.head_ablation import ablate_heads, random_heads_like
 from tl_skillneurons.attention.outputs import HeadOutputs, head_outputs
-from tl_skillneurons.interventions.effect_panel import CONTROLS, two_sided_p
+from tl_skillneurons.interventions.effect_panel import CONTROLS
 from tl_skillneurons.interventions.effects import Examples
 from tl_skillneurons.interventions.kinds import How, Intervention, as_intervention
 from tl_skillneurons.models.hooks import Hook
@@ -47,7 +47,7 @@ from tl_skillneurons.prompts.positions import NAMED, ActsAt, current_tokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
-from tl_skillneurons.stats.hypothesis_tests import require_draws
+from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws
 from tl_skillneurons.stats.metrics import per_example
 from tl_skillneurons.stats.ranks import median
 from tl_skillneurons.tasks.task import Task, require_two_classes
@@ -108,7 +108,7 @@ class HeadEffects:
             for control, draws in self.controls.items():
                 drawn, others = others[: len(draws)], others[len(draws) :]
                 row |= {f"{control}_median": median(drawn), f"{control}_min": min(drawn)}
-                row |= {f"{control}_max": max(drawn), f"p_{control}": two_sided_p(ablated, drawn)}
+                row |= {f"{control}_max": max(drawn), f"p_{control}": rank_p_value(ablated, drawn, "two-sided")}
             rows.append(row)
         return pd.DataFrame(rows).assign(n_examples=len(self.labels), role=self.role)
 
@@ -147,12 +147,12 @@ class HeadEffects:
                 name: tuple(tuple(require_heads(one)) for one in drawn)
                 for name, drawn in header["controls"].items()
             }
-            kept = [tensors[name] for name in _TENSORS]
+            kept = {name: tensors[name] for name in _TENSORS}
             n_conditions = 2 + sum(map(len, controls.values()))
-            if any(len(one) != n_conditions for one in kept[:2]):
-                raise ValueError(f"it tells {n_conditions} conditions, and holds {len(kept[0])}")
+            if not n_conditions == len(kept["logits"]) == len(kept["activations"]):
+                raise ValueError(f"it tells {n_conditions} conditions, and holds {len(kept['logits'])}")
             heads = tuple(require_heads(header["heads"]))
-            return cls(heads, controls, *kept, role=header["role"], settings=header["settings"])
+            return cls(heads, controls, **kept, role=header["role"], settings=header["settings"])
 
 
 def head_effects(

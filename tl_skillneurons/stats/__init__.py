@@ -3,6 +3,7 @@
 Every number of this package stands beside what luck gives and how sure it is; these are the functions that say so.
 They take plain tensors and lists, so they serve any other number just as well.
 
+* What belongs together: :class:`Units`.
 * Chance: :func:`best_of_chance` -> :class:`ChanceLevel` (how high the best of many predictivities reaches by luck).
 * Intervals: :func:`clopper_pearson` (of a rate), :func:`bootstrap_mean` (of anything).
 * Beside random controls: :func:`rank_p_value`, :func:`require_draws`.

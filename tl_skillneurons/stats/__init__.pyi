@@ -24,3 +24,4 @@ from .ranks import average_ranks as average_ranks
 from .ranks import correlation as correlation
 from .ranks import median as median
 from .ranks import spearman as spearman
+from .units import Units as Units

@@ -1,8 +1,10 @@
 """Whether a difference is more than luck: rank, McNemar, equivalence and permutation tests; no model is run.
 
 **Rank p-value.** ``p = (1 + draws at least as extreme as the observed value) / (1 + draws)``: the observed value
-counts as one of the draws, so that 20 random controls cannot give a p-value below 1/21. Two-sided it is
-``min(1, 2 * min(p_less, p_greater))`` and cannot be below 2/21. Phipson and Smyth (2010) say why the 1 is added.
+counts as one of the draws, so that 20 random controls cannot give a p-value below 1/21. Two-sided, what is far from the
+middle is extreme: with ``m`` the median of the observed ``x`` and the draws together, p is the share of these values
+with ``|value - m| >= |x - m|``. Exact wherever ``x`` is one more draw, since all values are treated alike, and as small
+as 1/21 on either side, which twice the smaller one-sided p can't be. Phipson and Smyth (2010) say why the 1 is added.
 
 **McNemar's test**, exact (McNemar, 1947). Of the examples that two runs answer differently, ``n_lost`` were right
 before and ``n_gained`` are right after. If neither run were better, each would be either with probability 1/2::
@@ -35,6 +37,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons.stats.permutation import random_orders
+from tl_skillneurons.stats.ranks import median
 
 ALTERNATIVES = ("less", "greater", "two-sided")
 """Which values are extreme: those as small as the observed one, as large, or either."""
@@ -53,7 +56,7 @@ def rank_p_value(
         value: E.g. the accuracy with the skill neurons ablated.
         drawn: The same number for each random control; ties count as extreme.
         alternative: ``"less"`` where smaller is more extreme (accuracy after ablation), ``"greater"`` where larger
-            is (the drop in accuracy), ``"two-sided"`` for either: twice the smaller of both, at most 1.
+            is (the drop in accuracy), ``"two-sided"`` where far from the median of all is, whichever way.
 
     Raises:
         ValueError: When there are no draws, where a number is NaN, or for an unknown alternative.
@@ -62,7 +65,7 @@ def rank_p_value(
         >>> rank_p_value(0.52, [0.91, 0.88, 0.90, 0.93])  # accuracy: skill neurons ablated, four controls
         0.2
         >>> rank_p_value(0.52, [0.91, 0.88, 0.90, 0.93], "two-sided")
-        0.4
+        0.2
     """
     require_option(alternative, "alternative", ALTERNATIVES)
     values = torch.as_tensor(drawn, dtype=torch.float64, device=getattr(drawn, "device", "cpu")).flatten()
@@ -74,16 +77,15 @@ def rank_p_value(
             f"value and drawn must be numbers, got value = {value} and {n_nan} NaN among "
             f"{len(values)} draws; a NaN can't be ranked"
         )
-    less = (1 + int((values <= value).sum())) / (1 + len(values))
-    greater = (1 + int((values >= value).sum())) / (1 + len(values))
     if alternative == "two-sided":
-        return min(1.0, 2 * min(less, greater))
-    return less if alternative == "less" else greater
+        distance = torch.cat([values.new_tensor([value]), values])
+        distance = (distance - median(distance)).abs()
+        values, value = distance[1:], float(distance[0]) * (1 - 1e-9)  # rounding must not decide
+    extreme = values <= value if alternative == "less" else values >= value
+    return (1 + int(extreme.sum())) / (1 + len(values))
 
 
-def require_draws(
-    n_draws: int, alpha: float = 0.05, *, name: str = "n_random", two_sided: bool = False
-) -> int:
+def require_draws(n_draws: int, alpha: float = 0.05, *, name: str = "n_random") -> int:
     """Return ``n_draws`` if a rank p-value over so many controls can be as small as ``alpha``.
 
     Raises:
@@ -94,12 +96,11 @@ def require_draws(
         20
     """
     require_int(n_draws, name)
-    sides = 2 if two_sided else 1
-    least = math.ceil(sides / alpha - 1e-9) - 1
+    least = math.ceil(1 / alpha - 1e-9) - 1
     if n_draws < least:
         raise ValueError(
             f"{name} must be at least {least} for a p-value of {alpha:g}, got {n_draws}: "
-            f"that many can't give one below {sides}/{n_draws + 1}"
+            f"that many can't give one below 1/{n_draws + 1}"
         )
     return n_draws
 

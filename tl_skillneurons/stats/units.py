@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.stats.permutation import permuted_labels
+from tl_skillneurons.stats.permutation import permuted_labels, row_orders
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -186,9 +186,7 @@ class Units:
         for units in (constant, *mixed):
             if not units:
                 continue
-            order = torch.rand(n_permutations, len(units), generator=generator, dtype=torch.float64).argsort(
-                1
-            )
+            order = row_orders(n_permutations, len(units), generator)
             if units is constant:
                 of_unit = labels[torch.stack([self._rows[unit][0] for unit in units])]
                 place = torch.cat([torch.full((len(self._rows[unit]),), k) for k, unit in enumerate(units)])

@@ -1,5 +1,6 @@
 """Scores compared with each other, and with what ablating their tops does."""
 
+import drawn
 import pytest
 import tiny
 import torch
@@ -47,3 +48,47 @@ def test_panels_tell_which_score_foretells_the_effect(models):
         assert row.change == pytest.approx(own.value - own.intact) and row.random_median == own.random_median
     with pytest.raises(ValueError, match="panels must go by the names of the scores"):
         skn.studies.compare_scores(scores, amount=2, panels={"other": panels["auc"]})
+    fewer = {
+        **panels,
+        "auc": skn.measure_effects(model, prompt, TASK, scores["auc"].top(1), n_random=19, run=QUIET),
+    }
+    with pytest.raises(ValueError, match="the panels must be of equally large sets, got n_neurons"):
+        skn.studies.compare_scores(scores, amount=2, panels=fewer)
+
+
+def test_of_several_prompts_the_pooled_rows_are_compared(models):
+    model, prompts = models["gpt2"], [prompt_for("gpt2", seed=seed) for seed in range(2)]
+    scores = {"predictivity": skn.score_neurons(model, prompts, TASK, run=QUIET)}
+    scores |= skn.scores.score_labels(model, prompts, TASK, ["auc"], run=QUIET)
+    panel = skn.measure_effects(
+        model, prompts, TASK, scores["auc"].top(2), interventions="zero", n_random=19, run=QUIET
+    )
+    effects = skn.studies.compare_scores(scores, amount=2, panels={"auc": panel}).effects
+    pooled = panel.to_dataframe(each_prompt=False)
+    own = pooled[pooled.metric == "logit_diff"].iloc[0]
+    assert len(effects) == 1 and own.prompt == "pooled" and effects.change[0] == own.value - own.intact
+
+
+def test_it_shows_itself_in_a_line_and_as_a_table():
+    one, other = drawn.scores(seed=0), drawn.scores(seed=1)
+    found = skn.studies.compare_scores({"one": one, "other": other}, amount=3)
+    ends = [one.top(3), other.top(3)]
+    assert found.agreement.n_shared[0] == len(ends[0] & ends[1])
+    assert found.settings == {"scores": ["one", "other"], "amount": 3, "metric": "logit_diff"}
+    assert found.to_dataframe().equals(found.agreement) and found.effects is None
+    assert repr(found).startswith(
+        "ScoreComparison(scores=['one', 'other'], amount=3, metric='logit_diff', spearman="
+    )
+    assert "chance_jaccard" in found._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("scores", "error", "message"),
+    [
+        ({"one": drawn.scores()}, ValueError, "give at least two scores by name"),
+        ({"one": drawn.scores(), "other": drawn.scores(d_mlp=9)}, ValueError, "scores must be of one model"),
+    ],
+)
+def test_scores_that_cannot_be_compared_are_refused(scores, error, message):
+    with pytest.raises(error, match=message):
+        skn.studies.compare_scores(scores)

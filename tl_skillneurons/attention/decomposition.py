@@ -183,7 +183,8 @@ def decompose_batch(
         order += (neurons.layer == layer).nonzero().flatten().tolist()
     place = torch.tensor(order).argsort()
     joined = {name: torch.cat(values, dim=2)[:, :, place] for name, values in parts.items() if values}
-    return PreActivationParts(neurons, projection, tokens, **{"sources": None, **joined})
+    sources = joined.pop("sources", None)
+    return PreActivationParts(neurons, projection, tokens, sources=sources, **joined)
 
 
 class _Names:

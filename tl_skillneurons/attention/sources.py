@@ -79,8 +79,12 @@ class SourceWords:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result to one safetensors file, whole or not at all."""
         columns = {name: torch.tensor(self.words[name].to_numpy()) for name in _NUMBERS}
-        header = {"tokens": list(self.words.token), "heads": [list(head) for head in self.heads]}
-        header |= {"role": self.role, "settings": self.settings}
+        header = {
+            "tokens": list(self.words.token),
+            "heads": [list(head) for head in self.heads],
+            "role": self.role,
+            "settings": self.settings,
+        }
         return save_tensors(path, "SourceWords", columns, header)
 
     @classmethod

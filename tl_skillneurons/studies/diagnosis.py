@@ -106,8 +106,9 @@ class Diagnosis:
         low, high = self.jaccard.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         add("examples: bootstrap Jaccard", float(self.jaccard.mean()), low, high, control=self.chance_jaccard)
         size = self.twins.correlation.abs()
-        ends = {"low": size.quantile(0.25), "high": size.quantile(0.75)}
-        add("twins: correlation outside", size.median(), **ends, control=self.twins.random.abs().median())
+        low, high = float(size.quantile(0.25)), float(size.quantile(0.75))
+        control = float(self.twins.random.abs().median())
+        add("twins: correlation outside", float(size.median()), low, high, control=control)
         frame = pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "control", "p_value"])
         return frame.assign(role="select", n_examples=self.n_examples)
 

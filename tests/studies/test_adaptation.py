@@ -1,13 +1,21 @@
 """Models adapted without their MLP weights: what is trained, what stays, and what the neurons do there."""
 
+import pandas as pd
 import pytest
 import tiny
 import torch
+from toy import QUIET
 
 import tl_skillneurons as skn
-from tl_skillneurons.studies.adaptation import METHODS
+from tl_skillneurons.prompts import AdapterTraining
+from tl_skillneurons.prompts.tuning.adapters import METHODS
 
-SETTINGS = {"n_steps": 30, "batch_size": 8, "learning_rate": 0.02, "width": 4, "progress": False}
+SETTINGS = {
+    "n_steps": 30,
+    "width": 4,
+    "training": AdapterTraining(batch_size=8, learning_rate=0.02),
+    "run": QUIET,
+}
 
 
 def weights_of(model):
@@ -85,7 +93,7 @@ def test_the_effect_in_an_adapted_model_is_that_of_the_panel_there(task):
     adapted = {how: skn.studies.adapt(model, task, how, **SETTINGS) for how in ("lora", "adapter")}
     neurons = skn.NeuronSet([0, 1, 1], [3, 5, 9])
     frame = skn.studies.measure_adapted(
-        adapted, task, neurons, interventions=("zero",), n_random=19, progress=False
+        adapted, task, neurons, interventions=("zero",), n_random=19, run=QUIET
     )
     assert frame.adapted.tolist() == ["lora", "lora", "adapter", "adapter"]
     assert frame.metric.tolist() == ["accuracy", "logit_diff"] * 2
@@ -98,7 +106,7 @@ def test_the_effect_in_an_adapted_model_is_that_of_the_panel_there(task):
         interventions=("zero",),
         positions=("all",),
         n_random=19,
-        progress=False,
+        run=QUIET,
     ).to_dataframe()
     row = panel[panel.metric == "accuracy"].iloc[0]
     mine = frame[(frame.adapted == "adapter") & (frame.metric == "accuracy")].iloc[0]
@@ -113,9 +121,14 @@ def test_the_effect_in_an_adapted_model_is_that_of_the_panel_there(task):
         ("gpt2", "prefix", {}, "how must be one of 'lora', 'bitfit', 'adapter', got 'prefix'"),
         ("llama", "bitfit", {}, "has no biases for bitfit to train; use 'lora' or 'adapter'"),
         ("gpt2", "lora", {"n_steps": 0}, "n_steps must be an integer of at least 1"),
-        ("gpt2", "lora", {"learning_rate": -1.0}, "learning_rate must be above 0"),
-        ("gpt2", "lora", {"held_back": 0.0}, "held_back is a share"),
-        ("gpt2", "bitfit", {"learning_rate": 1e30}, "diverged at step"),
+        ("gpt2", "lora", {"width": 0}, "width must be an integer of at least 1"),
+        ("gpt2", "lora", {"seed": -1}, "seed must be an integer of at least 0"),
+        (
+            "gpt2",
+            "bitfit",
+            {"training": AdapterTraining(learning_rate=1e30)},
+            "diverged at step .* than 1e.30",
+        ),
     ],
 )
 def test_what_cannot_be_adapted_is_refused(family, how, settings, message, task):
@@ -131,6 +144,81 @@ def test_no_adapted_model_is_refused(task):
 def test_a_model_that_learned_nothing_is_said_to_have(task):
     noise = task.with_shuffled_labels(1)
     with pytest.warns(UserWarning, match="is not above guessing"):
-        skn.studies.adapt(
-            tiny.bridge("gpt2"), noise, "lora", **{**SETTINGS, "n_steps": 1, "learning_rate": 1e-9}
-        )
+        still = {**SETTINGS, "n_steps": 1, "training": AdapterTraining(batch_size=8, learning_rate=1e-9)}
+        skn.studies.adapt(tiny.bridge("gpt2"), noise, "lora", **still)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": -1.0}, "learning_rate must be between 0 and inf, got -1"),
+        ({"held_back": 0.0}, "held_back must be between 0 and 1, got 0"),
+        ({"clip": 0.0}, "clip must be between 0 and inf, got 0"),
+        ({"warmup": 1.0}, r"warmup is a share of the steps and must be in \[0, 1\), got 1"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+    ],
+)
+def test_training_outside_its_range_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        AdapterTraining(**settings)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "encoder"])
+@pytest.mark.filterwarnings("ignore:adapting by:UserWarning")
+def test_what_was_trained_survives_a_file_to_the_last_bit(family, task, tmp_path):
+    model = tiny.bridge("gpt2" if family == "gpt2" else "bert")
+    if family == "encoder":  # without a language-model head
+        model.original_model.config.architectures = ["BertModel"]
+    texts = task.split("report")["text"]
+    for how in METHODS:
+        adapted = skn.studies.adapt(model, task, how, **{**SETTINGS, "n_steps": 3}, max_length=9)
+        read = skn.studies.AdaptedModel.load(adapted.save(tmp_path / f"{how}.safetensors"), model)
+        assert (read.how, read.n_trained, read.provenance) == (how, adapted.n_trained, adapted.provenance)
+        assert read.prompt.max_length == adapted.prompt.max_length == 9 and read.model is not model
+        assert (adapted.prompt.readout is None) == (family != "encoder")
+        with torch.no_grad():
+            one, other = (
+                skn.PromptedModel(each.model, each.prompt, task.label_words).class_logits(texts)
+                for each in (adapted, read)
+            )
+        assert torch.equal(one, other)
+        assert not any(p.requires_grad for m in (read.model, read.prompt) for p in m.parameters())
+    assert repr(read).startswith("AdaptedModel(model='tiny', how='adapter', n_trained=")
+    assert read.to_dataframe().loss.tolist() == read.provenance["losses"] and "<table" in read._repr_html_()
+
+
+@pytest.mark.filterwarnings("ignore:adapting by:UserWarning")
+def test_a_file_of_another_model_and_a_model_that_learned_nothing_are_refused(task, tmp_path):
+    model = tiny.bridge("gpt2")
+    adapted = skn.studies.adapt(model, task, "bitfit", **{**SETTINGS, "n_steps": 1})
+    path = adapted.save(tmp_path / "adapted.safetensors")
+    with pytest.raises(ValueError, match=r"it was trained in another model \(architecture: "):
+        skn.studies.AdaptedModel.load(path, tiny.bridge("llama"))
+    tuned = skn.studies.AdaptedModel(model, adapted.prompt, "prompt", 96)
+    with pytest.raises(ValueError, match=r"nothing of the model itself was trained \(how='prompt'\)"):
+        tuned.save(tmp_path / "tuned.safetensors")
+    assert tuned.to_dataframe().empty and "held_back" not in repr(tuned)
+    other = skn.studies.AdaptedModel(
+        model, adapted.prompt, "adapter", 1, adapted.provenance, {"mlp.down": torch.zeros(2)}
+    )
+    with pytest.raises(
+        ValueError, match=r"trained by adapter is not of this model: blocks.0.attn.o.hook_out.down is"
+    ):
+        skn.studies.AdaptedModel.load(other.save(tmp_path / "other.safetensors"), model)
+
+
+def test_a_cache_of_the_model_is_of_no_use_to_adapted_ones(task):
+    model = tiny.bridge("gpt2")
+    cached = skn.RunOptions(cache=skn.InputCache(model), progress=False)
+    settings = {**SETTINGS, "n_steps": 2}
+    with pytest.warns(UserWarning, match="is not above guessing"):
+        plain = skn.studies.adapt(model, task, "lora", **settings)
+    with pytest.warns(UserWarning, match="is not above guessing"):
+        other = skn.studies.adapt(model, task, "lora", **{**settings, "run": cached})
+    assert plain.provenance == other.provenance
+    neurons = skn.NeuronSet([0, 1], [3, 5])
+    frames = [
+        skn.studies.measure_adapted({"one": plain}, task, neurons, interventions="zero", n_random=19, run=run)
+        for run in (QUIET, cached)
+    ]
+    pd.testing.assert_frame_equal(*frames)

@@ -6,6 +6,7 @@ Only this room knows positions, masks and padding. It needs no scores: a prompt 
 SoftPrompt              the virtual tokens; ``attached(model)`` makes them tokens of the model
 PromptedModel           a model with a prompt and label words: batches of text in, class logits out
 fit_soft_prompts        tunes one prompt per seed, with ``TrainingOptions``
+AdapterTraining         how a model's other weights learn a task, for ``studies.adapt``
 RunOptions              how to run (batches, cache, progress), never what is measured
 neuron_activations      every neuron's activation on texts, ``set_activations`` those of a set
 stream_activations      every layer's activations, batch by batch, reduced and gone with their batch

@@ -7,5 +7,6 @@ from .run import RunOptions as RunOptions
 from .soft_prompt import SoftPrompt as SoftPrompt
 from .soft_prompt import VirtualTokens as VirtualTokens
 from .streaming import stream_activations as stream_activations
+from .tuning.adapters import AdapterTraining as AdapterTraining
 from .tuning.fit import fit_soft_prompts as fit_soft_prompts
 from .tuning.schedule import TrainingOptions as TrainingOptions

@@ -6,6 +6,7 @@ filler, or in two twins.
 """
 
 import math
+import re
 import string
 from dataclasses import dataclass
 
@@ -50,3 +51,9 @@ def fill(grammar: Grammar, twins: dict[str, tuple[Twin, ...]], frame: str, numbe
         number, i = divmod(number, len(pairs))
         zero[slot], one[slot] = pairs[i]
     return frame.format(**zero), frame.format(**one)
+
+
+def told_apart_by(texts: Twin) -> Twin:
+    """The words of class 0 and of class 1 in which two texts made by :func:`fill` differ."""
+    words = zip(*(re.findall(r"[\w']+", text) for text in texts), strict=True)
+    return next((zero, one) for zero, one in words if zero != one)

@@ -9,7 +9,12 @@ Rows: TypeAlias = Dataset | Sequence[Mapping[str, Any]]
 """Examples as they come: a ``Dataset``, or a list of dicts."""
 
 Columns = dict[str, list[Any]]
-"""Examples as columns of equal length: ``text``, ``label`` and, where there are any, ``pair`` and ``group``."""
+"""Examples as columns of equal length: ``text``, ``label``; where there are any, ``pair``, ``group`` and ``unit``."""
+
+_TYPES = {
+    name: Value("string" if name == "text" else "int64")
+    for name in ("text", "label", "pair", "group", "unit")
+}
 
 
 From = TypeVar("From")
@@ -36,8 +41,13 @@ def column(rows: Rows, name: str) -> list[Any]:
 
 def columns_of(dataset: Dataset) -> Columns:
     """The columns of a role that a task uses."""
-    names = [name for name in ("text", "label", "pair", "group") if name in dataset.column_names]
+    names = [name for name in _TYPES if name in dataset.column_names]
     return {name: column(dataset, name) for name in names}
+
+
+def plain(texts: Sequence[str]) -> list[str]:
+    """The texts as they are compared: white space is one blank, and none at the ends."""
+    return [" ".join(text.split()) for text in texts]
 
 
 def take(columns: Columns, rows: Sequence[int]) -> Columns:
@@ -47,13 +57,7 @@ def take(columns: Columns, rows: Sequence[int]) -> Columns:
 
 def as_dataset(columns: Columns) -> Dataset:
     """The columns as a ``Dataset`` of the same types for every task."""
-    types = {
-        "text": Value("string"),
-        "label": Value("int64"),
-        "pair": Value("int64"),
-        "group": Value("int64"),
-    }
-    return Dataset.from_dict(columns, features=Features({name: types[name] for name in columns}))
+    return Dataset.from_dict(columns, features=Features({name: _TYPES[name] for name in columns}))
 
 
 def each_once(by_role: Mapping[str, From], function: Callable[[From], To]) -> dict[str, To]:

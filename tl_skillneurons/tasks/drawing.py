@@ -1,8 +1,10 @@
 """Drawing examples by a seed so that each class keeps its share."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.columns import Columns, take
 
 
@@ -20,10 +22,12 @@ def apportion(n: int, weights: Sequence[int]) -> list[int]:
 
 
 def stratified(columns: Columns, shares: Sequence[int], seed: int) -> list[Columns]:
-    """The examples divided by ``shares``, each class for itself, in the order they came; groups stay whole."""
+    """The examples divided by ``shares``, each class for itself, in their order; groups and pairs stay whole."""
     generator = random.Random(seed)
-    if "group" in columns:
-        return [take(columns, sorted(part)) for part in _whole_groups(columns, shares, generator)]
+    bound = [columns[name] for name in ("group", "pair") if name in columns]
+    if bound:
+        whole = Units.of(bound).member.tolist()
+        return [take(columns, sorted(part)) for part in _whole_groups(columns, whole, shares, generator)]
     rows: list[list[int]] = [[] for _ in shares]
     for members in _by_class(columns):
         generator.shuffle(members)
@@ -35,25 +39,34 @@ def stratified(columns: Columns, shares: Sequence[int], seed: int) -> list[Colum
 
 
 def draw(columns: Columns, limit: int, seed: int) -> list[int]:
-    """At most ``limit`` rows with the classes' shares kept, whole pairs only where there are pairs."""
+    """At most ``limit`` rows with the classes' shares kept, whole pairs first where there are pairs."""
     if limit >= len(columns["text"]):
         return list(range(len(columns["text"])))
     generator = random.Random(seed)
     if "pair" in columns:
-        pairs = generator.sample(list(dict.fromkeys(columns["pair"])), limit // 2)
-        kept = set(pairs)
-        return [i for i, pair in enumerate(columns["pair"]) if pair in kept]
+        size = Counter(columns["pair"])
+        pairs = [pair for pair, n in size.items() if n > 1]
+        kept = set(generator.sample(pairs, min(limit // 2, len(pairs))))
+        whole = [i for i, pair in enumerate(columns["pair"]) if pair in kept]
+        alone = [i for i, pair in enumerate(columns["pair"]) if size[pair] == 1]
+        rest = min(limit - len(whole), len(alone))
+        return sorted(whole + [alone[i] for i in _each_share(take(columns, alone), rest, generator)])
+    return sorted(_each_share(columns, limit, generator))
+
+
+def _each_share(columns: Columns, n: int, generator: random.Random) -> list[int]:
+    """``n`` rows with the classes' shares kept."""
     members = _by_class(columns)
-    counts = apportion(limit, [len(rows) for rows in members])
-    return sorted(
-        i for rows, count in zip(members, counts, strict=True) for i in generator.sample(rows, count)
-    )
+    counts = apportion(n, [len(rows) for rows in members]) if members else []
+    return [i for rows, count in zip(members, counts, strict=True) for i in generator.sample(rows, count)]
 
 
-def _whole_groups(columns: Columns, shares: Sequence[int], generator: random.Random) -> list[list[int]]:
+def _whole_groups(
+    columns: Columns, group_of: list[int], shares: Sequence[int], generator: random.Random
+) -> list[list[int]]:
     """Rows by part: each group, the largest first, goes where its classes are missing most."""
     groups: dict[int, list[int]] = {}
-    for i, group in enumerate(columns["group"]):
+    for i, group in enumerate(group_of):
         groups.setdefault(group, []).append(i)
     members = list(groups.values())
     generator.shuffle(members)

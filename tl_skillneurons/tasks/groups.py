@@ -1,4 +1,4 @@
-"""Examples that belong together, and so to one role: the same source, nearly the same words, or twins.
+"""Examples that belong together, and so to one role and to one unit: the same source, nearly the same words, or twins.
 
 Two texts are near-duplicates when the sets of their three-word sequences (case and punctuation left out) have a
 Jaccard similarity of at least a threshold; what is near to the same text is in the same group. Found exactly:
@@ -10,6 +10,7 @@ What it does not show: paraphrases, which share meaning and no words, are not fo
 import math
 import re
 from collections import Counter
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from datasets import Dataset
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_skillneurons.tasks.columns import Columns
+from tl_skillneurons.stats.units import Units
+from tl_skillneurons.tasks.columns import Columns, plain
 
 _N_WORDS = 3
 
@@ -72,6 +74,66 @@ def with_groups(
         near = _joined(near, values)
     groups = iter(near)
     return {name: {**table, "group": [next(groups) for _ in table["text"]]} for name, table in tables.items()}
+
+
+def with_pairs(
+    tables: dict[str, Columns], given: dict[str, list[int | str | None] | None]
+) -> dict[str, Columns]:
+    """The tables with a column ``pair`` if any has twins: a number that two twins share and nothing else has."""
+    if not any(given.values()):
+        return tables
+    number: dict[Hashable, int] = {}
+    numbered = {}
+    for name, table in tables.items():
+        values = given[name] or [None] * len(table["text"])
+        keys = [(name, row) if value is None else value for row, value in enumerate(values)]
+        numbered[name] = {**table, "pair": [number.setdefault(key, len(number)) for key in keys]}
+    return numbered
+
+
+def units_of(columns: Columns) -> Units:
+    """Which of a role's examples belong together: those of one word pair or group, twins, and equal texts."""
+    n = len(columns["text"])
+    belonging = {
+        "word pair": columns.get("unit"),
+        "group": columns.get("group"),
+        "pair of twins": columns.get("pair"),
+        "text": plain(columns["text"]),
+    }
+    joined, named = [list(range(n))], []
+    units = Units.of(joined)
+    for what, column in belonging.items():
+        if column is None:
+            continue
+        coarser = Units.of([*joined, column])
+        if len(coarser) < len(units):  # it joins what nothing before has joined
+            joined.append(column)
+            named.append(what)
+            units = coarser
+    return Units(units.member, " and ".join(named) or "text", _twins(columns) if "pair" in columns else None)
+
+
+def notes_on_units(columns: Mapping[str, Columns]) -> list[str]:
+    """One sentence for each role that holds a text twice, or twins that have lost theirs."""
+    notes = []
+    for role, table in columns.items():
+        if role == "baseline" and table is columns["train"]:
+            continue
+        n = len(table["text"])
+        if again := n - len(set(plain(table["text"]))):
+            notes.append(f"{again} of the {n} texts of {role} stand there already: equal texts are one unit.")
+        if "pair" in table and (alone := int((_twins(table) < 0).sum())):
+            notes.append(f"{alone} of the {n} texts of {role} have no twin.")
+    return notes
+
+
+def _twins(columns: Columns) -> Int[Tensor, " example"]:
+    """The number that two twins share; -1 for what has no twin of another label."""
+    labels: dict[int, list[int]] = {}
+    for pair, label in zip(columns["pair"], columns["label"], strict=True):
+        labels.setdefault(pair, []).append(label)
+    twins = {pair for pair, both in labels.items() if len(both) == 2 == len(set(both))}
+    return torch.tensor([pair if pair in twins else -1 for pair in columns["pair"]])
 
 
 def twin_pairs(split: Dataset) -> Int[Tensor, " example"] | None:

@@ -5,6 +5,10 @@ Both twins stand in the same role, so each role has as many examples of one clas
 but the one word tells them apart. All sentences come from grammars and word lists written for this project
 (``_sentences.py``).
 
+Sentences are many and words are few: 100 pairs of movie reviews hold some 25 pairs of words, and whatever a model
+makes of "dull" and "lively" it makes in all sentences with them. So the word pair, not the sentence, is the unit that
+labels are exchanged by (:meth:`Task.units <tl_skillneurons.Task.units>`).
+
 A task of this kind is easy to solve by knowing words: a neuron that fires for "wonderful" looks like a neuron
 that knows sentiment. The control is ``disjoint_words=True``: then the words that tell the class differ
 between train, select and report, and a neuron that was picked for its words fails on those of ``report``.
@@ -25,7 +29,7 @@ from typing import Any
 from datasets import Dataset
 
 from tl_skillneurons._checks import require_int, require_option
-from tl_skillneurons.tasks._grammar import Grammar, Twin, fill, n_fillings
+from tl_skillneurons.tasks._grammar import Grammar, Twin, fill, n_fillings, told_apart_by
 from tl_skillneurons.tasks._sentences import GRAMMARS
 from tl_skillneurons.tasks.columns import Columns, as_dataset
 from tl_skillneurons.tasks.drawing import apportion
@@ -177,14 +181,18 @@ def _same_length(twins: list[Twin], tokenizer: Any) -> list[bool]:
 
 
 def _splits(pairs: dict[str, list[Twin]]) -> dict[str, Dataset]:
-    """The roles' examples, twins side by side; a pair's number is its own in the whole task."""
-    splits, n_before = {}, 0
+    """The roles' examples, twins side by side; numbers of pairs and of word pairs are of the whole task."""
+    splits: dict[str, Dataset] = {}
+    n_before, number_of = 0, dict[Twin, int]()
     for role, twins in pairs.items():
         numbers = range(n_before, n_before + len(twins))
         columns: Columns = {
             "text": list(itertools.chain.from_iterable(twins)),
             "label": [0, 1] * len(twins),
             "pair": [number for number in numbers for _ in (0, 1)],
+            "unit": [
+                number_of.setdefault(told_apart_by(twin), len(number_of)) for twin in twins for _ in (0, 1)
+            ],
         }
         splits[role] = as_dataset(columns)
         n_before += len(twins)

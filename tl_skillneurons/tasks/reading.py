@@ -107,6 +107,35 @@ def group_values(rows: Rows, where: str, group: str) -> list[Any]:
     return values
 
 
+def pair_values(rows: Rows, where: str, pair: str, labels: list[int]) -> list[int | str | None] | None:
+    """What two twins of one split share, ``None`` for an example without a twin; ``None`` without such a column.
+
+    Raises:
+        ValueError: For values of another kind, more than two examples of one value, or two of one label.
+    """
+    if pair not in column_names(rows):
+        return None
+    values = column(rows, pair)
+    seen: dict[int | str, list[int]] = {}
+    for row, value in enumerate(values):
+        if value is None:
+            continue
+        if not isinstance(value, (int, str)):
+            raise ValueError(
+                f"{where}, row {row}: a pair must be an integer, a string or None, got {value!r}; give pair=None "
+                f"if column {pair!r} doesn't say which two examples are twins"
+            )
+        others = seen.setdefault(value, [])
+        if len(others) == 2 or labels[row] in (labels[other] for other in others):
+            raise ValueError(
+                f"{where}, row {row}: the twins of pair {value!r} must be two examples of different labels, got "
+                f"rows {listed([*others, row])} of labels {listed(labels[i] for i in [*others, row])}; give pair=None "
+                f"if column {pair!r} doesn't say which two examples are twins"
+            )
+        others.append(row)
+    return values
+
+
 def _render(rows: Rows, where: str, parts: list[tuple[str, str | None]]) -> list[str]:
     columns: dict[str | None, list[Any]] = {name: column(rows, name) for _, name in parts if name is not None}
     for name, values in columns.items():

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tl_skillneurons._checks import listed, near, require_option
-from tl_skillneurons.tasks.columns import Columns, Rows, column, column_names, each_once, take
+from tl_skillneurons.tasks.columns import Columns, Rows, column, column_names, each_once, plain, take
 from tl_skillneurons.tasks.drawing import stratified
 from tl_skillneurons.tasks.reading import HIDDEN
 
@@ -18,6 +18,10 @@ ROLES = ("train", "baseline", "select", "report")
 
 SPLIT_NAMES = {"train": ("train",), "select": ("validation", "dev", "valid"), "report": ("test",)}
 """The split names that are recognised for each role."""
+
+
+_BOUND = ("group", "pair")
+"""Columns whose equal values never stand in two roles."""
 
 
 def choose_splits(
@@ -109,7 +113,7 @@ def _joined(tables: list[Columns]) -> Columns:
 
 
 def settle_overlap(columns: dict[str, Columns], overlap: str) -> tuple[dict[str, Columns], dict[str, int]]:
-    """Drop from each role the texts, and the groups, that also stand in a later one, or refuse."""
+    """Drop from each role the texts, the groups and the pairs that also stand in a later one, or refuse."""
     keys = each_once(columns, _keys)
     held = {role: set(itertools.chain.from_iterable(keys[role])) for role in ROLES}
     later = {"report": set(), "select": held["report"]}
@@ -122,7 +126,7 @@ def settle_overlap(columns: dict[str, Columns], overlap: str) -> tuple[dict[str,
         role = next(role for role in ROLES if dropped[role])
         counts = ", ".join(f"{n} of {role}" for role, n in dropped.items() if n)
         example = repr(textwrap.shorten(columns[role]["text"][doubled[role][0]], 80, placeholder=" ..."))
-        what = "text or its group" if "group" in columns[role] else "text"
+        what = " or ".join(["text", *(f"its {name}" for name in _BOUND if name in columns[role])])
         raise ValueError(
             f"{what} stands in two roles: {counts} also stand in a later role, such as {example} of {role}; "
             "overlap='drop' drops them from the earlier role"
@@ -134,7 +138,8 @@ def settle_overlap(columns: dict[str, Columns], overlap: str) -> tuple[dict[str,
     return settled, dropped
 
 
-def _keys(table: Columns) -> list[tuple[str | int, ...]]:
-    """What may not stand in two roles: each example's text up to white space, and its group."""
-    texts = [" ".join(text.split()) for text in table["text"]]
-    return list(zip(texts, table["group"], strict=True)) if "group" in table else [(text,) for text in texts]
+def _keys(table: Columns) -> list[tuple[tuple[str, str | int], ...]]:
+    """What may not stand in two roles: each example's text up to white space, its group and its pair."""
+    keys = [[("text", text) for text in plain(table["text"])]]
+    keys += [[(name, number) for number in table[name]] for name in _BOUND if name in table]
+    return list(zip(*keys, strict=True))

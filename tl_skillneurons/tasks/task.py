@@ -7,7 +7,8 @@ train, select and report: what stands in two roles is dropped from the earlier o
 benchmarks do have this fault). Baseline is usually train itself, as in Wang et al. (2022, section 3).
 
 Texts are equal when they are equal up to white space. Near-duplicates, and examples of one source, are kept in
-one role when asked for: ``near_duplicates=0.8``, ``group="author"``. Which class is label 1:
+one role when asked for: ``near_duplicates=0.8``, ``group="author"``. What belongs together is one unit of every
+permutation, bootstrap and split (:meth:`Task.units`). Which class is label 1:
 :mod:`~tl_skillneurons.tasks.reading`.
 """
 
@@ -24,10 +25,18 @@ from typing import Any
 from datasets import Dataset
 
 from tl_skillneurons._checks import listed, require_int, require_option
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.columns import as_dataset, columns_of, each_once, take
 from tl_skillneurons.tasks.drawing import draw
-from tl_skillneurons.tasks.groups import with_groups
-from tl_skillneurons.tasks.reading import as_splits, group_values, order_labels, parse_template, read
+from tl_skillneurons.tasks.groups import notes_on_units, units_of, with_groups, with_pairs
+from tl_skillneurons.tasks.reading import (
+    as_splits,
+    group_values,
+    order_labels,
+    pair_values,
+    parse_template,
+    read,
+)
 from tl_skillneurons.tasks.roles import ROLES, choose_splits, make_roles, settle_overlap, where
 from tl_skillneurons.tasks.subtasks import Classes, Grouping, groupings, regroup
 
@@ -40,8 +49,8 @@ class Task:
         name: What the task is called in tables.
         label_words: The word (or its token id) that stands for each class; classes are numbered from 0.
         splits: The examples of each role: ``text`` as rendered, ``label`` (the class) and, for tasks whose
-            examples have twins, ``pair`` (the number that two twins share) or, where groups were asked for,
-            ``group``.
+            examples have twins, ``pair`` (the number that two twins share); where groups were asked for,
+            ``group``; for built-in tasks ``unit`` (the word pair that a text was made from).
         label_names: The labels as the data has them, in class order.
         template: What the texts were rendered with.
         dropped: How many examples each role lost because their text also stands in a later role.
@@ -90,6 +99,7 @@ class Task:
         overlap: str = "drop",
         group: str | None = None,
         near_duplicates: float | int | None = None,
+        pair: str | None = "pair",
     ) -> "Task":
         """The task that ``data`` holds.
 
@@ -117,6 +127,9 @@ class Task:
                 report.
             near_duplicates: A similarity in (0, 1], such as 0.8, from which on texts count as one group
                 (:mod:`~tl_skillneurons.tasks.groups`).
+            pair: The column, where there is one, whose equal values are two twins: texts of different labels that
+                differ in what tells the label. An example whose value is None has no twin. Twins never straddle
+                train, select and report.
 
         Raises:
             TypeError: When ``data``, a label or a label word is of a kind that can't be used.
@@ -135,8 +148,12 @@ class Task:
             None if group is None else {n: group_values(splits[n], where(n, chosen), group) for n in tables}
         )
         tables = with_groups(tables, given, near_duplicates)
+        if pair is not None:
+            twins = {n: pair_values(splits[n], where(n, chosen), pair, tables[n]["label"]) for n in tables}
+            tables = with_pairs(tables, twins)
         columns, made = make_roles(chosen, tables, seed)
         columns, dropped = settle_overlap(columns, overlap)
+        made += notes_on_units(columns)
         return cls(
             name=name,
             label_words={i: label_words[key] for i, key in enumerate(keys)},
@@ -164,6 +181,22 @@ class Task:
             ValueError: When there is no such role.
         """
         return self.splits[require_option(role, "role", ROLES)]
+
+    def units(self, role: str) -> Units:
+        """Which examples of ``role`` belong together: equal texts, groups, twins, and texts of one word pair.
+
+        Labels are permuted, examples are resampled and split by these units, since what belongs together is not
+        independent.
+
+        Raises:
+            ValueError: When there is no such role.
+
+        Example:
+            >>> from tl_skillneurons import minimal_pairs
+            >>> minimal_pairs(n_pairs=400).units("select")
+            Units(61 of 200 examples: word pair)
+        """
+        return units_of(columns_of(self.split(role)))
 
     def class_counts(self, role: str) -> list[int]:
         """How many examples of each class ``role`` has."""

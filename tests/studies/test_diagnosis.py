@@ -9,7 +9,8 @@ from toy import QUIET, TASK, prompt_for
 
 import tl_skillneurons as skn
 from tl_skillneurons.scores.outcomes import RuleOutcomes, pack
-from tl_skillneurons.studies.diagnosis import bootstrap_jaccard, bootstrap_weights, nearest_outside
+from tl_skillneurons.stats.units import Units
+from tl_skillneurons.studies.diagnosis import bootstrap_jaccard, nearest_outside
 
 
 def test_the_bootstrap_equals_resampling_the_examples_by_hand():
@@ -38,15 +39,31 @@ def test_a_strong_set_is_found_again_and_a_random_one_is_not():
     assert bootstrap_jaccard(outcomes, planted.random_like(0)).max() == 0
 
 
-def test_twins_are_resampled_together():
+def test_what_belongs_together_is_resampled_together():
     _, outcomes = random_outcomes(n=20)
     pairs = torch.arange(20) // 2
-    paired = RuleOutcomes(outcomes.above, outcomes.labels, 13, pairs=pairs)
+    twins = Units.of([pairs.tolist()], what="pair of twins", pair=pairs)
+    paired = RuleOutcomes(outcomes.above, outcomes.labels, 13, units=twins)
     neurons = skn.NeuronSet.from_pairs([(0, 1), (1, 3)], n_layers=2, d_mlp=13)
-    weights = bootstrap_weights(paired, 30, 0)
-    assert torch.equal(weights[:, 0::2], weights[:, 1::2]) and (weights.sum(1) == 20).all()
-    assert not torch.equal(weights[:, 0], weights[:, 2])
-    assert len(bootstrap_jaccard(paired, neurons, n_draws=7)) == 7
+    found = bootstrap_jaccard(paired, neurons, n_draws=5, seed=4)
+    drawn = torch.randint(10, (5, 10), generator=torch.Generator().manual_seed(4))
+    for number, chosen in enumerate(drawn):
+        rows = torch.stack([2 * chosen, 2 * chosen + 1], dim=1).flatten()
+        again = RuleOutcomes(outcomes.above[:, rows], outcomes.labels[rows], 13)
+        once = bootstrap_jaccard_of_all(again, neurons)
+        assert float(found[number]) == pytest.approx(once)
+
+
+def bootstrap_jaccard_of_all(outcomes, neurons):
+    """What the whole of these examples finds again of the set, by one neuron of each layer."""
+    above = torch.stack(
+        [outcomes.unpack(prompt, layer, slice(0, 13)) for prompt in range(2) for layer in range(2)]
+    )
+    above = above.unflatten(0, (2, 2)).permute(0, 2, 1, 3, 4).bool()
+    score = slow_predictivity(above, outcomes.labels)[-1]
+    best = {(k, min(range(13), key=lambda i, k=k: (-round(float(score[k, i]), 9), i))) for k in range(2)}
+    shared = len(best & set(neurons))
+    return shared / (4 - shared)
 
 
 def test_a_planted_twin_is_named_with_its_sign_and_a_lonely_neuron_has_none():

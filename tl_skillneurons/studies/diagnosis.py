@@ -26,7 +26,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -196,6 +196,8 @@ def diagnose(
         positions=scores.positions,
         max_length=scores.provenance.get("max_length"),
         n_bootstrap=n_bootstrap,
+        unit=scores.outcomes.units.what,
+        n_units=len(scores.outcomes.units),
         seed=seed,
     )
     return Diagnosis(
@@ -242,9 +244,11 @@ def bootstrap_jaccard(
 ) -> Float[Tensor, " draw"]:
     """How much of the set each resampling of the examples finds again, by tops with as many per layer.
 
-    Where the examples are twins, pairs are resampled whole.
+    What belongs together (twins, groups: ``outcomes.units``) is resampled together.
     """
-    weights = bootstrap_weights(outcomes, n_draws, seed)
+    require_int(n_draws, "n_draws")
+    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+    weights = outcomes.units.weights(n_draws, generator)
     labels = (outcomes.labels == class_id).long().expand(n_draws, -1)
     n_layers = outcomes.above.shape[2]
     scores = torch.empty(n_draws, n_layers, outcomes.d_mlp)
@@ -257,17 +261,6 @@ def bootstrap_jaccard(
         top = scores[:, layer].argsort(dim=1, descending=True, stable=True)[:, :count]
         shared += mask[layer][top].sum(1)
     return shared.double() / (2 * len(neurons) - shared)
-
-
-def bootstrap_weights(outcomes: RuleOutcomes, n_draws: int, seed: int = 0) -> Int[Tensor, "draw example"]:
-    """How often each example counts in each bootstrap sample; both of a pair as often as each other."""
-    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
-    n = len(outcomes.labels)
-    member = torch.arange(n) if outcomes.pairs is None else outcomes.pairs.unique(return_inverse=True)[1]
-    n_units = int(member.max()) + 1
-    drawn = torch.randint(n_units, (n_draws, n_units), generator=generator)
-    counts = torch.zeros(n_draws, n_units, dtype=torch.int64).scatter_add_(1, drawn, torch.ones_like(drawn))
-    return counts[:, member]
 
 
 def nearest_outside(acts: Float[Tensor, "example layer neuron"], neurons: NeuronSet) -> pd.DataFrame:

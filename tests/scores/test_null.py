@@ -6,16 +6,16 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from datasets import Dataset
-from drawn import random_outcomes, slow_predictivity
+from drawn import grouped_outcomes, random_outcomes, slow_predictivity
 from scipy import stats
 from toy import QUIET, TASK, prompt_for
 
 import tl_skillneurons as skn
-from tl_skillneurons.scores.null import permutation_null
+from tl_skillneurons.scores.null import PermutationNull, permutation_null
 from tl_skillneurons.scores.outcomes import RuleOutcomes, pack
+from tl_skillneurons.scores.selection import called_significant
 from tl_skillneurons.stats.permutation import permuted_labels
-from tl_skillneurons.tasks.groups import twin_pairs
+from tl_skillneurons.stats.units import Units
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "min"])
@@ -61,12 +61,46 @@ def test_correlated_neurons_have_a_lower_level_than_independent_ones():
     assert permutation_null(same).level() < permutation_null(outcomes).level() - 0.02
 
 
-def test_only_a_role_of_whole_pairs_with_both_labels_is_permuted_within_them():
-    rows = {"label": [0, 1, 1, 0], "pair": [3, 3, 5, 5]}
-    assert twin_pairs(Dataset.from_dict(rows)).tolist() == [3, 3, 5, 5]
-    for spoiled in ({"pair": [3, 3, 5, 6]}, {"label": [0, 1, 1, 1]}, {"label": [0, 1, 2, 0]}):
-        assert twin_pairs(Dataset.from_dict({**rows, **spoiled})) is None
-    assert twin_pairs(Dataset.from_dict({"label": [0, 1]})) is None
+@pytest.mark.parametrize(("size", "n_units"), [(2, 60), (8, 30)])
+def test_neurons_of_groups_are_called_significant_as_rarely_as_promised_and_text_by_text_far_too_often(
+    size, n_units
+):
+    n_runs, by_groups, by_texts = 60, 0, 0
+    for seed in range(n_runs):
+        outcomes = grouped_outcomes(n_units, size, seed)
+        single = replace(outcomes, units=Units.single(len(outcomes.labels)))
+        by_groups += bool((permutation_null(outcomes, n_permutations=39, seed=seed).family() <= 0.05).any())
+        by_texts += bool((permutation_null(single, n_permutations=39, seed=seed).family() <= 0.05).any())
+    assert stats.binomtest(by_groups, n_runs, 0.05, alternative="greater").pvalue > 0.01
+    assert by_texts > 0.3 * n_runs
+
+
+def test_too_few_units_are_refused_with_how_many_it_takes():
+    outcomes = grouped_outcomes(4, 6, 0)  # 6 ways
+    with pytest.raises(
+        ValueError,
+        match=r"4 units \(group\) of 24 examples can be labelled in only 6 ways, too few for 19 permutations; that "
+        "takes about 7 units, of all classes alike, 4 are enough for 5 permutations",
+    ):
+        permutation_null(outcomes, n_permutations=19)
+    few = permutation_null(outcomes, n_permutations=5)
+    assert few.p_family.min() >= 1 / 6 - 1e-12
+    with pytest.raises(ValueError, match=r"no p-value is below 1/6; 0\.05 takes about 7 units"):
+        called_significant(few.p_family[-1], few, 0.05)
+    pair = torch.arange(24) // 2
+    words = replace(outcomes, labels=torch.arange(24) % 2)
+    words = replace(words, units=Units.of([(pair // 4).tolist()], what="word pair", pair=pair))
+    with pytest.raises(ValueError, match=r"3 units \(word pair\) .* only 8 ways.* takes about 5 units"):
+        permutation_null(words, n_permutations=19)
+
+
+def test_a_null_says_what_was_permuted_and_how_many():
+    null = permutation_null(grouped_outcomes(12, 2, 0), n_permutations=19)
+    assert "unit='group', n_units=12" in repr(null)
+    assert null.to_dataframe().attrs == {"unit": "group", "n_units": 12}
+    assert null.smallest_p == pytest.approx(1 / math.comb(12, 6))
+    again = PermutationNull.of_tensors(null.tensors(), **null.record())
+    assert repr(again) == repr(null) and again.smallest_p == null.smallest_p
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import torch
 
 import tl_skillneurons as skn
 from tl_skillneurons.scores.outcomes import RuleOutcomes, pack
+from tl_skillneurons.stats.units import Units
 
 N_SELECT = 12
 
@@ -36,6 +37,17 @@ def random_outcomes(n_prompts=2, n=24, n_layers=2, n_positions=3, d_mlp=13, seed
     above = torch.rand(n_prompts, n, n_layers, n_positions, d_mlp, generator=generator) < share
     labels = torch.tensor([0, 1] * (n // 2))
     return above, RuleOutcomes(pack(above), labels, d_mlp)
+
+
+def grouped_outcomes(n_units, size, seed, d_mlp=50):
+    """One label per group, activations that a group shares and that have nothing to do with the labels."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = torch.arange(n_units).repeat_interleave(size)
+    labels = (torch.arange(n_units) % 2)[torch.randperm(n_units, generator=generator)][groups]
+    shared = torch.randn(n_units, 1, 1, d_mlp, generator=generator)[groups]
+    acts = shared + 0.3 * torch.randn(len(groups), 1, 1, d_mlp, generator=generator)
+    units = Units.of([groups.tolist()], what="group")
+    return RuleOutcomes(pack(acts > acts.mean(0))[None], labels, d_mlp, units=units)
 
 
 def slow_predictivity(above, labels, aggregate="mean"):

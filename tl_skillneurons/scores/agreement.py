@@ -1,10 +1,11 @@
 """How far the scores of two tasks, or of one task in two models, agree: rankings and tops, beside what luck gives.
 
 Neurons are correlated, and some answer to any labels better than others, so rankings and tops agree a little whatever
-the labels mean. The null keeps all of this: the labels of one side's ``select`` examples are permuted, and the rankings
-and tops that it then has are compared with the other side's. That takes the single answers
-(``score_neurons(..., keep_outcomes=True)``); each side that kept them is permuted in turn. Where neither did, neurons
-are permuted within their layers in place of labels, which treats them as independent: that null is too narrow.
+the labels mean. The null keeps all of this: the labels of one side's ``select`` examples are dealt out anew to its
+units (:mod:`~tl_skillneurons.stats.units`), and the rankings and tops that it then has are compared with the other
+side's. That takes the single answers (``score_neurons(..., keep_outcomes=True)``); each side that kept them is permuted
+in turn. Where neither did, neurons are permuted within their layers in place of labels, which treats them as
+independent: that null is too narrow.
 
 With ``rho`` Spearman's correlation of the neurons' scores and ``rho_b`` that of draw ``b`` of ``B``::
 
@@ -29,6 +30,7 @@ from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.null import permuted_scores
+from tl_skillneurons.scores.outcomes import described
 from tl_skillneurons.scores.ranked import Scored, require_one_model, strength
 from tl_skillneurons.stats.permutation import row_orders
 from tl_skillneurons.stats.ranks import average_ranks
@@ -48,6 +50,7 @@ class Agreement:
         shared_null: The same under permuted labels; ``None`` where neurons were permuted.
         n_top: Best neurons of each layer whose overlap is counted.
         seed: Of the permutations.
+        units: What labels were dealt out to, of each side that was permuted: ``"60 units (group)"``.
 
     Example:
         >>> found = skn.scores.score_agreement(scores, other_scores, 30)
@@ -60,17 +63,22 @@ class Agreement:
     shared_null: Int[Tensor, "draw row"] | None
     n_top: int = 0
     seed: int = 0
+    units: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         found = self.row(-1)
         return (
             f"Agreement(spearman {found['spearman']:.3f} over all layers, {found['null_low']:.3f} to "
-            f"{found['null_high']:.3f} under permuted {self.permuted}, {found['n_shared']} of the best {self.n_top} of "
-            f"each layer shared, {len(self.null)} draws)"
+            f"{found['null_high']:.3f} under permuted {self.permuted}{self._by}, {found['n_shared']} of the best "
+            f"{self.n_top} of each layer shared, {len(self.null)} draws)"
         )
 
     def _repr_html_(self) -> str:
         return html_of(self)
+
+    @property
+    def _by(self) -> str:
+        return f" of {' and '.join(self.units)}" if self.units else ""
 
     @property
     def permuted(self) -> str:
@@ -102,14 +110,18 @@ class Agreement:
     def to_dataframe(self) -> pd.DataFrame:
         """A row per layer, and last, with ``layer`` -1, one over all; the columns of :meth:`row`."""
         n_layers = len(self.spearman) - 1
-        return pd.DataFrame([{"layer": k, **self.row(k)} for k in (*range(n_layers), -1)])
+        frame = pd.DataFrame([{"layer": k, **self.row(k)} for k in (*range(n_layers), -1)])
+        frame.attrs["units"] = list(self.units)
+        return frame
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it to one safetensors file, whole or not at all."""
         tensors = {"spearman": self.spearman, "null": self.null, "n_shared": self.n_shared}
         if self.shared_null is not None:
             tensors["shared_null"] = self.shared_null
-        return save_tensors(path, KIND, tensors, {"n_top": self.n_top, "seed": self.seed})
+        return save_tensors(
+            path, KIND, tensors, {"n_top": self.n_top, "seed": self.seed, "units": list(self.units)}
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Agreement":
@@ -126,6 +138,7 @@ class Agreement:
                 shared_null=tensors.get("shared_null"),
                 n_top=header["n_top"],
                 seed=header["seed"],
+                units=tuple(header.get("units", ())),
             )
 
 
@@ -170,10 +183,13 @@ def agreements(
     ranked = {name: _Ranked.of(strength(score).double(), n_top) for name, score in scores.items()}
     null: dict[tuple[str, str], list[Tensor]] = {pair: [] for pair in pairs}
     shared: dict[tuple[str, str], list[Tensor]] = {pair: [] for pair in pairs}
+    units: dict[tuple[str, str], list[str]] = {pair: [] for pair in pairs}
     for name, score in scores.items():
         others = [pair for pair in pairs if name in pair]
         if not others or not isinstance(score, NeuronScores) or score.outcomes is None:
             continue
+        for pair in others:
+            units[pair].append(described(score.outcomes.units))
         blocks = permuted_scores(
             score.outcomes, n_permutations, seed=seed, aggregate=score.aggregate, class_id=score.class_id
         )
@@ -197,6 +213,7 @@ def agreements(
             shared_null=torch.stack(shared[one, other]) if shared[one, other] else None,
             n_top=n_top,
             seed=seed,
+            units=tuple(dict.fromkeys(units[one, other])),
         )
         for one, other in pairs
     }

@@ -2,11 +2,15 @@
 
 With labels that mean nothing, anything called significant at ``alpha`` is a false alarm, and false alarms may come
 in a share ``alpha`` of repetitions. The activations stay the model's, with all their correlations; only ``select``
-labels are shuffled (within pairs, for twins). For power, one neuron at one position is made to agree with the shuffled
-labels on a given share of examples, and it is counted how often it is called significant.
+labels are shuffled, by units: what belongs together keeps its label together (:mod:`~tl_skillneurons.stats.units`). For
+power, one neuron at one position is made to agree with the shuffled labels on a given share of examples, and it is
+counted how often it is called significant.
 
-It does not show that the task's own labels are exchangeable among its examples: near-duplicates that share a label
-stay apart here.
+The null that is tested permutes by the outcomes' own units. With other ``units``, such as the authors of texts that
+were scored one by one, the labels are shuffled by those, and the share of false alarms says what it costs to take for
+independent what is not.
+
+It does not show that units which nobody told the task of are independent.
 """
 
 import os
@@ -21,11 +25,11 @@ from tl_skillneurons._files import FORMAT, package_version, read_json, sound, wr
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of
 from tl_skillneurons.prompts.run import RunOptions
-from tl_skillneurons.scores.null import permutation_null
+from tl_skillneurons.scores.null import dealt, permutation_null
 from tl_skillneurons.scores.outcomes import RuleOutcomes
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.stats.intervals import clopper_pearson
-from tl_skillneurons.stats.permutation import permuted_labels
+from tl_skillneurons.stats.units import Units
 
 KIND = "Calibration"
 
@@ -42,6 +46,9 @@ class Calibration:
         planted: Share of examples on which the planted neuron agrees with the label.
         n_examples: Examples.
         n_permutations, aggregate, seed: As they were asked for.
+        unit: What kept its labels together when they were shuffled.
+        n_units: How many of them there were.
+        null_unit: What the tested null took for independent.
 
     Example:
         >>> scores = skn.score_neurons(model, prompts, task, keep_outcomes=True)
@@ -57,6 +64,9 @@ class Calibration:
     n_permutations: int = 99
     aggregate: str = "mean"
     seed: int = 0
+    unit: str = "text"
+    n_units: int | None = None
+    null_unit: str = "text"
 
     @property
     def false_interval(self) -> tuple[float, float]:
@@ -72,9 +82,14 @@ class Calibration:
         lines = self.to_dataframe().itertuples()
         shares = [f"{row.share:.3f} ({row.low:.3f} to {row.high:.3f})" for row in lines]
         return (
-            f"of {self.n_repetitions} shufflings of {self.n_examples} labels {shares[0]} gave a false alarm at "
-            f"{self.alpha:g}; a neuron right on {self.planted:.0%} was found in {shares[1]}"
+            f"of {self.n_repetitions} shufflings of {self.n_examples} labels by {self.n_units} units ({self.unit}) "
+            f"{shares[0]} gave a false alarm at {self.alpha:g}{self._tested}; a neuron right on {self.planted:.0%} was "
+            f"found in {shares[1]}"
         )
+
+    @property
+    def _tested(self) -> str:
+        return "" if self.null_unit == self.unit else f" under permutations by {self.null_unit}"
 
     def __repr__(self) -> str:
         return f"Calibration({self})"
@@ -90,7 +105,9 @@ class Calibration:
         ]
         frame = pd.DataFrame(rows, columns=["what", "n", "promised", "low", "high"])
         frame.insert(2, "share", frame.n / self.n_repetitions)
-        return frame.assign(n_repetitions=self.n_repetitions)
+        frame = frame.assign(n_repetitions=self.n_repetitions)
+        frame.attrs.update(unit=self.unit, n_units=self.n_units, null_unit=self.null_unit)
+        return frame
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as JSON, whole or not at all."""
@@ -119,6 +136,7 @@ def check_calibration(
     alpha: float = 0.05,
     planted: float = 0.65,
     aggregate: str = "mean",
+    units: Units | None = None,
     seed: int = 0,
     run: RunOptions = RunOptions(),
 ) -> Calibration:
@@ -130,13 +148,15 @@ def check_calibration(
         alpha: The family-wise level.
         planted: Accuracy of the planted neuron, in [0.5, 1].
         aggregate: How prompts are combined: ``"mean"``, or ``"min"``.
+        units: What keeps its labels together when they are shuffled; ``None`` takes the outcomes' own units.
         run: Progress; no model is run.
 
     Returns:
         Counts of false alarms and of the planted neuron's discoveries, with exact intervals.
 
     Raises:
-        ValueError: For too few permutations for ``alpha``, or labels of more than two classes.
+        ValueError: For too few permutations for ``alpha``, labels of more than two classes, or units too few to be
+            labelled in so many ways.
 
     Example:
         >>> skn.scores.check_calibration(scores.outcomes, n_repetitions=200)
@@ -149,7 +169,8 @@ def check_calibration(
         raise ValueError(
             f"labels must be of two classes, 0 and 1, got {sorted(set(outcomes.labels.tolist()))}"
         )
-    shuffled = permuted_labels(outcomes.labels, n_repetitions, seed=seed, pairs=outcomes.pairs)
+    apart = outcomes.units if units is None else units
+    shuffled = dealt(apart, outcomes.labels, n_repetitions, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     n_false = n_found = 0
     with progress_bar("shuffled labels", n_repetitions, show=run.progress) as advance:
@@ -176,4 +197,7 @@ def check_calibration(
         n_permutations=n_permutations,
         aggregate=aggregate,
         seed=seed,
+        unit=apart.what,
+        n_units=len(apart),
+        null_unit=outcomes.units.what,
     )

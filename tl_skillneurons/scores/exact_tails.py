@@ -9,6 +9,8 @@ threshold and ``n1`` of label 1, the hits among label 1 are ``H ~ Hypergeometric
 A neuron's score is the best of its positions, so its p-value is at most the sum of theirs (Bonferroni). Of several
 prompts the mean reaches ``t`` only where some prompt reaches ``t``: the sum over prompts; the minimum only where each
 does: the lowest. A bound, never too small.
+
+Of any other units (groups, twins that share their words) the law is another one; there is no bound then.
 """
 
 import math
@@ -20,17 +22,21 @@ from torch import Tensor
 
 from tl_skillneurons._overlap import hypergeometric
 from tl_skillneurons.scores.outcomes import RuleOutcomes
+from tl_skillneurons.stats.units import Units
 
 
 def bound_p(
     outcomes: RuleOutcomes, *, aggregate: str = "mean", class_id: int = 1
-) -> Float[Tensor, "scope layer neuron"]:
-    """An upper bound of each neuron's p-value, of each prompt and, last, of all combined."""
+) -> Float[Tensor, "scope layer neuron"] | None:
+    """An upper bound of each neuron's p-value, of each prompt and, last, of all combined; ``None`` where units are
+    neither single texts nor pairs of twins with both labels."""
     labels = (outcomes.labels == class_id).long()
     n_prompts, n, n_layers, _, _ = outcomes.above.shape
     sign = (2 * labels - 1).float()
     n_ones = int(labels.sum())
-    place = None if outcomes.pairs is None else outcomes.pairs.argsort(stable=True)
+    place = None if outcomes.units.are_single else outcomes.units.member.argsort(stable=True)
+    if place is not None and not _plain_twins(outcomes.units, labels):
+        return None
     tails: dict[int, Tensor] = {}
 
     def reach(
@@ -60,6 +66,14 @@ def bound_p(
             size = torch.stack(sizes).amin(0)
             p[-1, layer, neurons] = torch.stack([reach(count, size) for count in counts]).amin(0)
     return p.clamp(max=1)
+
+
+def _plain_twins(units: Units, labels: Int[Tensor, " example"]) -> bool:
+    """Whether every unit is one pair of twins, one of label 1 and one of label 0."""
+    if units.pair is None or not bool((units.sizes == 2).all()):
+        return False
+    pair = units.pair[units.member.argsort(stable=True)]
+    return bool((pair[0::2] == pair[1::2]).all() and (pair >= 0).all() and (units.sums(labels) == 1).all())
 
 
 def _discordant(bits: Float[Tensor, "example position neuron"]) -> Float[Tensor, "position neuron"]:

@@ -270,7 +270,7 @@ class NeuronScores:
             "positions": self.positions,
             "aggregate": self.aggregate,
             "class_id": self.class_id,
-            "null": None if self.null is None else {"seed": self.null.seed},
+            "null": None if self.null is None else self.null.record(),
             "provenance": self.provenance,
         }
         return save_tensors(path, KIND, tensors, header)

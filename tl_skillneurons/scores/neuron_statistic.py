@@ -139,7 +139,7 @@ class NeuronStatistic:
             "roles": {self.role: self.n_examples},
             "positions": self.positions,
             "aggregate": self.aggregate,
-            "null": None if self.null is None else {"seed": self.null.seed},
+            "null": None if self.null is None else self.null.record(),
             "provenance": self.provenance,
         }
         return save_tensors(path, KIND, tensors, header)

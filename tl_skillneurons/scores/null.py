@@ -5,18 +5,20 @@ With ``s(N)`` a neuron's score under the true labels and ``s_b(N)`` under permut
     p_value(N)  = (1 + number of b with s_b(N) >= s(N)) / (1 + B)
     p_family(N) = (1 + number of b with max over all M of s_b(M) >= s(N)) / (1 + B)     (Westfall and Young, 1993)
 
-The labels of role ``select`` are permuted among its examples, the same for all neurons, positions and prompts,
-so that everything that makes scores correlated stays as it is. Where the examples are twins, labels are
-exchanged within pairs: that is what "labels mean nothing" says there.
+The labels of role ``select`` are dealt out anew to its units (:mod:`~tl_skillneurons.stats.units`), the same for all
+neurons, positions and prompts, so that everything that makes scores correlated stays as it is: a group's label goes to
+another group, twins exchange theirs, all twins of the same words together.
 
 A rule's answer is one bit per example (:mod:`~tl_skillneurons.scores.outcomes`), so a thousand permutations are one
 matrix product. For each permutation the best score of all neurons is kept, and for each neuron how often its own
 score (best over positions, combined over prompts) was reached. Counts decide, so that ties are ties.
 
-Exact when, without an effect, labels are exchangeable among the examples. Near-duplicates with the same label
-break that; group them into one role (``Task.from_datasets(group=...)``), and keep one of each there.
+Exact when, without an effect, labels are exchangeable among the units. Few units have few orders, and p-values no
+smaller than one over their number. What it can't know: examples that belong together and are not said to, as by
+``Task.from_datasets(group=...)``.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,10 +31,9 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.scores.exact_tails import bound_p
-from tl_skillneurons.scores.outcomes import MOST_NUMBERS, RuleOutcomes, count_right
+from tl_skillneurons.scores.outcomes import MOST_NUMBERS, RuleOutcomes, count_right, described
 from tl_skillneurons.stats.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
-from tl_skillneurons.stats.permutation import permuted_labels
-from tl_skillneurons.tasks.groups import twin_pairs
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task
 
 
@@ -47,6 +48,9 @@ class PermutationNull:
         seed: Of the permutations.
         p_bound: Where the score has an exact law (:mod:`~tl_skillneurons.scores.exact_tails`), a bound of
             ``p_value`` that may be as small as it is.
+        unit: What was permuted: a unit of what belongs together.
+        n_units: How many of them there were; ``None`` where nobody said.
+        smallest_p: The smallest p-value that so many units can give, however many permutations are drawn.
     """
 
     largest: Float[Tensor, "scope draw"]
@@ -54,9 +58,19 @@ class PermutationNull:
     p_value: Float[Tensor, "scope layer neuron"]
     seed: int = 0
     p_bound: Float[Tensor, "scope layer neuron"] | None = None
+    unit: str = "text"
+    n_units: int | None = None
+    smallest_p: float = 0.0
 
     def __repr__(self) -> str:
-        return one_line(self, n_permutations=self.n_permutations, expected=self.expected(), seed=self.seed)
+        return one_line(
+            self,
+            n_permutations=self.n_permutations,
+            expected=self.expected(),
+            seed=self.seed,
+            unit=self.unit,
+            n_units=self.n_units,
+        )
 
     def _repr_html_(self) -> str:
         return html_of(self)
@@ -65,6 +79,28 @@ class PermutationNull:
     def n_permutations(self) -> int:
         """How many permutations were drawn."""
         return self.largest.shape[1]
+
+    def of_units(self, units: Units, labels: Num[Tensor, " example"]) -> "PermutationNull":
+        """The same, with what is said of the units whose labels were permuted."""
+        return replace(self, unit=units.what, n_units=len(units), smallest_p=units.smallest_p(labels))
+
+    def require_reachable(self, alpha: float) -> None:
+        """Refuse a level that no p-value of so few units can reach.
+
+        Raises:
+            ValueError: With how many units would do.
+        """
+        if self.n_units is not None and self.smallest_p > alpha + 1e-12:
+            ways = round(1 / self.smallest_p)
+            needed = units_needed(self.n_units, math.log(ways), 1 / alpha)
+            raise ValueError(
+                f"{self.n_units} units ({self.unit}) can be labelled in only {ways} ways, so no p-value is below "
+                f"1/{ways}; {alpha:g} takes about {needed} units, of all classes alike"
+            )
+
+    def record(self) -> dict[str, Any]:
+        """What a file's header keeps of it."""
+        return {name: getattr(self, name) for name in ("seed", "unit", "n_units", "smallest_p")}
 
     def level(self, alpha: float = 0.05, *, prompt: int | None = None) -> float:
         """The score above which a neuron is significant at ``alpha``, family-wise; of one prompt, or combined."""
@@ -88,7 +124,7 @@ class PermutationNull:
         labels, and ``level``, above which a score is significant at 5 %, family-wise (NaN for fewer than 19 draws)."""
         scopes: list[int | None] = [*range(len(self.largest) - 1), None]
         enough = self.n_permutations >= 19
-        return pd.DataFrame(
+        frame = pd.DataFrame(
             {
                 "prompt": ["combined" if scope is None else scope for scope in scopes],
                 "expected": [self.expected(prompt=scope) for scope in scopes],
@@ -96,6 +132,8 @@ class PermutationNull:
                 "n_permutations": self.n_permutations,
             }
         )
+        frame.attrs.update(unit=self.unit, n_units=self.n_units)
+        return frame
 
     def columns(self) -> dict[str, Any]:
         """The combined p-values as columns of a frame with one row per neuron."""
@@ -108,10 +146,10 @@ class PermutationNull:
         return {name: tensor for name, tensor in kept.items() if tensor is not None}
 
     @classmethod
-    def of_tensors(cls, tensors: dict[str, Tensor], *, seed: int) -> "PermutationNull":
-        """The null that :meth:`tensors` gave."""
+    def of_tensors(cls, tensors: dict[str, Tensor], **record: Any) -> "PermutationNull":
+        """The null that :meth:`tensors` gave, and :meth:`record`."""
         largest, p_family, p_value = (tensors[f"null_{name}"] for name in ("largest", "p_family", "p_value"))
-        return cls(largest, p_family, p_value, seed, tensors.get("null_p_bound"))
+        return cls(largest, p_family, p_value, p_bound=tensors.get("null_p_bound"), **record)
 
     def require_shape(self, n_prompts: int, n_layers: int, d_mlp: int) -> None:
         """Refuse a null of other scores.
@@ -137,17 +175,42 @@ class PermutationNull:
 
 
 def label_rows(task: Task, role: str, n_permutations: int, *, seed: int = 0) -> Int[Tensor, "row example"]:
-    """The labels of ``role``, and below them as many random orders of them, within twins where there are any.
+    """The labels of ``role``, and below them as often the same dealt out anew to its units.
 
     Raises:
         ValueError: When the labels have too few orders.
     """
-    split = task.split(role)
-    labels = torch.tensor(split["label"])
+    labels = torch.tensor(task.split(role)["label"])
     if not require_int(n_permutations, "n_permutations", minimum=0):
         return labels[None]
-    drawn = permuted_labels(labels, n_permutations, seed=seed, pairs=twin_pairs(split))
-    return torch.cat([labels[None], drawn])
+    return torch.cat([labels[None], dealt(task.units(role), labels, n_permutations, seed=seed)])
+
+
+def dealt(
+    units: Units, labels: Num[Tensor, " example"], n_permutations: int, *, seed: int = 0
+) -> Num[Tensor, "draw example"]:
+    """The labels dealt out anew to the units.
+
+    Raises:
+        ValueError: When there are fewer ways than ``n_permutations``; it names how many units it takes.
+    """
+    log_ways = units.log_orders(labels)
+    if log_ways < math.log(n_permutations + 1) - 1e-9:
+        ways = round(math.exp(log_ways))
+        raise ValueError(
+            f"{described(units)} of {units.n_examples} examples can be labelled in only {ways} ways, too few for "
+            f"{n_permutations} permutations; that takes about {units_needed(len(units), log_ways, n_permutations + 1)} "
+            f"units, of all classes alike"
+            + (f", {len(units)} are enough for {ways - 1} permutations" if ways > 1 else "")
+        )
+    return units.permuted(labels, n_permutations, seed=seed)
+
+
+def units_needed(n_units: int, log_ways: float, n_ways: float | int) -> int:
+    """About how many units like ``n_units`` with ``exp(log_ways)`` labellings have ``n_ways``: never too few."""
+    if log_ways <= 0:  # of one label, so far: two classes, equally frequent
+        return next(n for n in range(n_units + 1, 10_000) if math.comb(n, n // 2) >= n_ways)
+    return max(n_units + 1, math.ceil(n_units * math.log(n_ways) / log_ways - 1e-9))
 
 
 def permutation_null(
@@ -165,14 +228,14 @@ def permutation_null(
         class_id: The class that "above" speaks for; all others count as label 0.
     """
     labels = outcomes.labels
-    drawn = permuted_labels(labels, n_permutations, seed=seed, pairs=outcomes.pairs)
+    drawn = dealt(outcomes.units, labels, n_permutations, seed=seed)
     rows = (torch.cat([labels[None], drawn]) == class_id).long()  # the first row is the truth
     n_prompts, n, n_layers = outcomes.above.shape[:3]
     tally = NullTally(n_prompts, n_layers, outcomes.d_mlp, n_permutations, aggregate)
     for layer, neurons, counted in count_right(outcomes, torch.ones_like(rows), rows):
         # 2 * max(right, wrong) - n of the best position
         tally.add(layer, neurons, torch.stack([right.abs_().amax(1) for right in counted]))
-    null = tally.null(seed)
+    null = tally.null(seed).of_units(outcomes.units, labels)
     totals = torch.full((n_prompts + 1, 1), n, dtype=torch.float64)
     if aggregate == "mean":
         totals[-1] *= n_prompts
@@ -192,7 +255,7 @@ def permuted_scores(
 
     It grows with predictivity: ``2 * max(right, wrong) - n`` at the best position, combined over prompts.
     """
-    drawn = permuted_labels(outcomes.labels, n_permutations, seed=seed, pairs=outcomes.pairs)
+    drawn = dealt(outcomes.units, outcomes.labels, n_permutations, seed=seed)
     rows = (drawn == class_id).long()
     n_layers = outcomes.above.shape[2]
     at_a_time = max(1, MOST_NUMBERS // (n_layers * outcomes.d_mlp))

@@ -15,6 +15,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from tl_skillneurons.stats.units import Units
+
 MOST_NUMBERS = 2**24
 """Numbers that a chunk of counts may hold: 64 MB in float32."""
 
@@ -28,20 +30,28 @@ class RuleOutcomes:
         labels: Class of each example, in the task's order.
         d_mlp: Neurons per layer.
         role: Where the examples come from.
-        pairs: For twins, the number that both of a pair share.
+        units: Which examples belong together; without them each stands alone.
     """
 
     above: UInt8[Tensor, "prompt example layer position byte"]
     labels: Int[Tensor, " example"]
     d_mlp: int
     role: str = "select"
-    pairs: Int[Tensor, " example"] | None = None
+    units: Units = None  # type: ignore[assignment]  # from the number of examples, below
+
+    def __post_init__(self) -> None:
+        if self.units is None:
+            object.__setattr__(self, "units", Units.single(len(self.labels)))
+        if self.units.n_examples != len(self.labels):
+            raise ValueError(
+                f"units must be of the outcomes' {len(self.labels)} examples, got those of {self.units.n_examples}"
+            )
 
     def __repr__(self) -> str:
         n_prompts, n_examples, n_layers, n_positions, _ = self.above.shape
         return (
             f"RuleOutcomes({n_prompts} prompts, {n_layers} layers x {self.d_mlp} neurons, {n_positions} positions, "
-            f"{n_examples} examples of {self.role}{'' if self.pairs is None else ' in pairs'})"
+            f"{n_examples} examples of {self.role}, {described(self.units)})"
         )
 
     def require_shape(self, n_prompts: int, n_examples: int, n_layers: int, n_positions: int) -> None:
@@ -84,26 +94,41 @@ class RuleOutcomes:
     def tensors(self) -> dict[str, Tensor]:
         """What a file keeps of them, by name."""
         kept = {"outcomes_above": self.above, "outcomes_labels": self.labels}
-        return kept if self.pairs is None else {**kept, "outcomes_pairs": self.pairs}
+        if not self.units.are_single:
+            kept["outcomes_units"] = self.units.member
+        return kept if self.units.pair is None else {**kept, "outcomes_pairs": self.units.pair}
 
     @classmethod
-    def of_tensors(cls, tensors: dict[str, Tensor], d_mlp: int) -> "RuleOutcomes | None":
-        """The outcomes of role ``select`` that :meth:`tensors` gave, where there are any."""
+    def of_tensors(
+        cls, tensors: dict[str, Tensor], d_mlp: int, *, unit: str = "text"
+    ) -> "RuleOutcomes | None":
+        """The outcomes of role ``select`` that :meth:`tensors` gave, where there are any; ``unit`` says what its
+        units are.
+        """
         if "outcomes_above" not in tensors:
             return None
         above, labels = tensors["outcomes_above"], tensors["outcomes_labels"]
-        return cls(above, labels, d_mlp, pairs=tensors.get("outcomes_pairs"))
+        member, pair = tensors.get("outcomes_units"), tensors.get("outcomes_pairs")
+        member = torch.arange(len(labels)) if member is None else member
+        return cls(above, labels, d_mlp, units=Units(member, unit, pair))
 
     @classmethod
     def of_prompts(cls, outcomes: Sequence["RuleOutcomes"]) -> "RuleOutcomes":
         """Those of several prompts on the same examples, in the order given."""
         first = outcomes[0]
         above = torch.cat([one.above for one in outcomes])
-        return cls(above, first.labels, first.d_mlp, first.role, first.pairs)
+        if not all(torch.equal(one.units.member, first.units.member) for one in outcomes):
+            raise ValueError("outcomes of one set must be of the same units")
+        return cls(above, first.labels, first.d_mlp, first.role, first.units)
 
     def of_prompt(self, prompt: int) -> "RuleOutcomes":
         """Those of one prompt."""
         return replace(self, above=self.above[prompt : prompt + 1])
+
+
+def described(units: Units) -> str:
+    """How many units there are, and what one is: what every result says of them."""
+    return f"{len(units)} units ({units.what})"
 
 
 def pack(above: Bool[Tensor, "*axes neuron"]) -> UInt8[Tensor, "*axes byte"]:

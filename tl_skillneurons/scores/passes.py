@@ -17,7 +17,6 @@ from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.streaming import Add, Reduce, stream_activations
 from tl_skillneurons.scores.outcomes import RuleOutcomes, count_right, pack
 from tl_skillneurons.scores.tallies import Summary, add_moments, count_above, moments, summarize, threshold
-from tl_skillneurons.tasks.groups import twin_pairs
 from tl_skillneurons.tasks.task import Task
 
 Padded = dict[str, int]
@@ -156,8 +155,7 @@ def rule_outcomes(
     first, *others = gather(above)
     for other in others:  # an example ran in one process, elsewhere its bits are 0
         first = first | other
-    pairs = twin_pairs(split)
-    return RuleOutcomes(first, torch.tensor(split["label"]), d_mlp, role, pairs), padded
+    return RuleOutcomes(first, torch.tensor(split["label"]), d_mlp, role, task.units(role)), padded
 
 
 def correct_of(

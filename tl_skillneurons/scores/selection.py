@@ -46,6 +46,7 @@ def called_significant(
     require_option(correction, "correction", CORRECTIONS)
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must be between 0 and 1, both excluded, got {alpha}")
+    null.require_reachable(alpha)
     require_draws(null.n_permutations, alpha, name="n_permutations")
     p = null.family() if correction == "family" else null.q_value()
     called = (p.flatten() <= alpha).nonzero().flatten()

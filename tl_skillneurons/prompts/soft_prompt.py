@@ -59,6 +59,10 @@ class SoftPrompt(nn.Module):
         provenance: Plain JSON values that say where the prompt comes from (model, task, settings, outcome).
     """
 
+    initial: Tensor | None  # buffers, whose types torch doesn't know
+    snapshots: Tensor | None
+    readout_snapshots: Tensor | None
+
     def __init__(
         self,
         embedding: Float[Tensor, "virtual_token d_embed"],

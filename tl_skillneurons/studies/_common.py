@@ -84,6 +84,11 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
 
 
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table's rows by the names of its columns."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
 def file_name(name: str) -> str:
     """A name as part of a path: what a file's name can't hold becomes a dash."""
     return re.sub(r"[^\w.=+-]+", "-", name).strip(".")

@@ -115,8 +115,10 @@ class AdaptedModel:
             differs = model_differences(header["provenance"]["model"], model)
             if differs:
                 raise ValueError(f"it was trained in another model ({differs}); give that one")
-            of_prompt = {k: tensors.pop(f"prompt {k}", None) for k in ("embedding", "readout")}
-            prompt = SoftPrompt(**of_prompt, **{name: header["prompt"][name] for name in _OF_PROMPT})
+            rows, readout = tensors.pop("prompt embedding"), tensors.pop("prompt readout", None)
+            prompt = SoftPrompt(
+                rows, readout=readout, **{name: header["prompt"][name] for name in _OF_PROMPT}
+            )
             adapted = _frozen_copy(model)
             restore_adapters(adapted, header["how"], header["provenance"]["settings"]["width"], tensors)
             adapted.requires_grad_(False)

@@ -17,6 +17,7 @@ control is a prompt tuned on shuffled labels (``task.with_shuffled_labels(seed)`
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -306,17 +307,17 @@ class _Vocabulary:
 
 def _agreement(positions: pd.DataFrame) -> pd.DataFrame:
     """Spearman over positions for each pair of equally long prompts."""
-    by_prompt = dict(iter(positions.groupby("prompt")))
+    n_prompts = int(positions["prompt"].max()) + 1
+    by_prompt = {number: positions[positions["prompt"] == number] for number in range(n_prompts)}
     compared = [name for name in _COMPARED if name in positions]
     rows = []
-    for one, first in by_prompt.items():
-        for other, second in by_prompt.items():
-            if other <= one or len(first) != len(second):
-                continue
-            row: dict[str, Any] = {"one": one, "other": other, "n_positions": len(first)}
-            for name in compared:
-                sides = [torch.tensor(frame[name].to_numpy(dtype="float64")) for frame in (first, second)]
-                known = ~(sides[0].isnan() | sides[1].isnan())
-                row[name] = spearman(sides[0][known], sides[1][known]) if known.sum() > 2 else float("nan")
-            rows.append(row)
+    for (one, first), (other, second) in combinations(by_prompt.items(), 2):
+        if len(first) != len(second):
+            continue
+        row: dict[str, Any] = {"one": one, "other": other, "n_positions": len(first)}
+        for name in compared:
+            sides = [torch.tensor(frame[name].to_numpy(dtype="float64")) for frame in (first, second)]
+            known = ~(sides[0].isnan() | sides[1].isnan())
+            row[name] = spearman(sides[0][known], sides[1][known]) if known.sum() > 2 else float("nan")
+        rows.append(row)
     return pd.DataFrame(rows, columns=["one", "other", "n_positions", *compared])

@@ -242,7 +242,7 @@ def _snapshots(prompt: SoftPrompt, number: int) -> tuple[list[SoftPrompt], int]:
             f"prompt {number} has no snapshots of its tuning; tune it with "
             "fit_soft_prompts(..., training=TrainingOptions(snapshots=True))"
         )
-    same = (prompt.snapshots == prompt.embedding).flatten(1).all(1)
+    same = prompt.snapshots.eq(prompt.embedding).flatten(1).all(1)
     if not same.any():
         raise ValueError(f"prompt {number} is none of its own snapshots; give it as fit_soft_prompts made it")
     readouts = prompt.readout_snapshots

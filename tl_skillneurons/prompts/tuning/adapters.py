@@ -167,9 +167,11 @@ def _lora(model: TransformerBridge, width: int, seed: int) -> Iterator[dict[str,
 
 @contextmanager
 def _bitfit(model: TransformerBridge, width: int, seed: int) -> Iterator[dict[str, nn.Parameter]]:
-    biases = {name: p.requires_grad_(True) for name, p in model.named_parameters() if name.endswith("bias")}
+    biases = {name: p for name, p in model.named_parameters() if name.endswith("bias")}
     if not biases:
         raise ValueError(f"{model.cfg.model_name} has no biases for bitfit to train; use 'lora' or 'adapter'")
+    for bias in biases.values():
+        bias.requires_grad_(True)
     yield biases
 
 
@@ -177,7 +179,7 @@ def _bitfit(model: TransformerBridge, width: int, seed: int) -> Iterator[dict[st
 def _adapter(model: TransformerBridge, width: int, seed: int) -> Iterator[dict[str, nn.Parameter]]:
     """A bottleneck behind each output projection; it belongs to this model from now on, as a permanent hook."""
     generator = torch.Generator().manual_seed(seed)
-    trained = {}
+    trained: dict[str, nn.Parameter] = {}
     for layer, block in enumerate(model.blocks):
         for part, out in (("attn.o", block.attn.o), ("mlp.out", block.mlp.out)):
             weight = out.original_component.weight

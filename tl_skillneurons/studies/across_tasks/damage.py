@@ -28,7 +28,7 @@ from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.hypothesis_tests import require_draws
-from tl_skillneurons.studies._common import file_name, load_tables, save_tables
+from tl_skillneurons.studies._common import file_name, load_tables, records, save_tables
 from tl_skillneurons.tasks.task import Task
 
 KIND = "TaskDamage"
@@ -77,7 +77,7 @@ class TaskDamage:
     def to_table(self) -> Table:
         """The damage as a table to print with rich; a star where both p-values are at most 0.05."""
         table = Table(
-            title=f"Accuracy lost on {self.pairs.role.iloc[0]} beyond random neurons",
+            title=f"Accuracy lost on {records(self.pairs)[0]['role']} beyond random neurons",
             title_justify="left",
             caption=f"* p at most {_ALPHA} beside random and beside matched neurons",
             caption_justify="left",
@@ -85,15 +85,15 @@ class TaskDamage:
         table.add_column("neurons of")
         for name in self.names:
             table.add_column(name, justify="right")
-        damage = self.matrix()
-        stars = (self.matrix("p_random") <= _ALPHA) & (self.matrix("p_matched") <= _ALPHA)
+        cells = {(row["ablated"], row["measured"]): row for row in records(self.pairs)}
         for ablated in self.names:
-            cells = [
-                f"{damage.loc[ablated, measured]:+.3f}{'*' if stars.loc[ablated, measured] else ' '}"
-                for measured in self.names
+            of_ablated = [cells[ablated, measured] for measured in self.names]
+            stars = [
+                "*" if max(cell["p_random"], cell["p_matched"]) <= _ALPHA else " " for cell in of_ablated
             ]
-            table.add_row(ablated, *cells)
-        intact = [self.pairs[self.pairs.measured == name].intact.iloc[0] for name in self.names]
+            shown = (f"{cell['damage']:+.3f}{star}" for cell, star in zip(of_ablated, stars, strict=True))
+            table.add_row(ablated, *shown)
+        intact = [cells[self.names[0], measured]["intact"] for measured in self.names]
         table.add_section()
         table.add_row("intact accuracy", *(f"{accuracy:.3f} " for accuracy in intact))
         return table

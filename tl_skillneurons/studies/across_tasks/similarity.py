@@ -28,7 +28,7 @@ from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.scores.agreement import agreements
 from tl_skillneurons.scores.ranked import Scored, require_one_model, strength
 from tl_skillneurons.stats.hypothesis_tests import require_draws
-from tl_skillneurons.studies._common import load_tables, save_tables
+from tl_skillneurons.studies._common import load_tables, records, save_tables
 
 KIND = "TaskComparison"
 
@@ -52,15 +52,11 @@ class TaskComparison:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        everywhere = self.pairs[self.pairs.layer == -1]
-        alike = everywhere.loc[everywhere.spearman.fillna(-1).idxmax()]
-        return one_line(
-            self,
-            tasks=list(self.names),
-            most_alike=f"{alike.one} and {alike.other}",
-            spearman=float(alike.spearman),
-            p_value=float(alike.p_value),
-        )
+        everywhere = self.pairs[self.pairs.layer == -1].sort_values("spearman", ascending=False)
+        first = records(everywhere)[0]
+        alike = f"{first['one']} and {first['other']}"
+        numbers = {name: first[name] for name in ("spearman", "p_value")}
+        return one_line(self, tasks=list(self.names), most_alike=alike, **numbers)
 
     def _repr_html_(self) -> str:
         return html_of(self)
@@ -84,13 +80,12 @@ class TaskComparison:
             table.add_column(name)
         for name in ("Spearman", "by luck", "shared", "Jaccard", "by luck", "p, sets", "p, labels"):
             table.add_column(name, justify="right")
-        for row in self.pairs[self.pairs.layer == -1].itertuples():
-            luck = f"{row.null_low:.3f} to {row.null_high:.3f}"
-            shares = (f"{row.jaccard:.3f}", f"{row.chance_jaccard:.3f}")
-            p_values = (f"{row.p_overlap:.2g}", f"{row.p_shared:.2g}")
-            table.add_row(
-                row.one, row.other, f"{row.spearman:.3f}", luck, str(row.n_shared), *shares, *p_values
-            )
+        cells = (
+            *("{one}", "{other}", "{spearman:.3f}", "{null_low:.3f} to {null_high:.3f}", "{n_shared}"),
+            *("{jaccard:.3f}", "{chance_jaccard:.3f}", "{p_overlap:.2g}", "{p_shared:.2g}"),
+        )
+        for row in records(self.pairs[self.pairs.layer == -1]):
+            table.add_row(*(cell.format(**row) for cell in cells))
         return table
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -42,7 +42,7 @@ from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.ranked import require_one_model
 from tl_skillneurons.stats.intervals import clopper_pearson
 from tl_skillneurons.stats.ranks import spearman
-from tl_skillneurons.studies._common import load_tables, right_answers, save_tables
+from tl_skillneurons.studies._common import load_tables, records, right_answers, save_tables
 from tl_skillneurons.tasks.task import Task
 
 KIND = "PromptTransfer"
@@ -81,7 +81,7 @@ class PromptTransfer:
             self,
             tasks=list(dict.fromkeys(self.pairs.source)),
             relative=float(others.relative.mean()),
-            **{f"foretold_by_{row.similarity}": float(row.correlation) for row in self.foretold.itertuples()},
+            foretold=dict(zip(self.foretold.similarity, self.foretold.correlation.round(3), strict=True)),
         )
 
     def _repr_html_(self) -> str:
@@ -102,25 +102,24 @@ class PromptTransfer:
             title=f"Accuracy on {self.pairs.role.iloc[0]} (relative to the task's own prompt)",
             title_justify="left",
             caption="\n".join(
-                f"{row.similarity} foretells it: Spearman {row.correlation:.3f} ({row.low:.3f} to {row.high:.3f} over "
-                f"examples, {row.least_without:.3f} to {row.most_without:.3f} with one task left out), "
-                f"p {row.p_value:.2g} over {row.n_orders} orders of the tasks"
-                for row in self.foretold.itertuples()
+                "{similarity} foretells it: Spearman {correlation:.3f} ({low:.3f} to {high:.3f} over examples, "
+                "{least_without:.3f} to {most_without:.3f} with one task left out), p {p_value:.2g} over {n_orders} "
+                "orders of the tasks".format(**row)
+                for row in records(self.foretold)
             ),
             caption_justify="left",
         )
-        accuracy, relative, guessing = (self.matrix(name) for name in ("accuracy", "relative", "guessing"))
+        names = list(dict.fromkeys(str(name) for name in self.pairs.source))
+        cells = {(row["source"], row["target"]): row for row in records(self.pairs)}
         table.add_column("prompt of")
-        for target in accuracy:
+        for target in names:
             table.add_column(target, justify="right")
-        for source in accuracy.index:
-            cells = [
-                f"{accuracy.loc[source, target]:.3f} ({relative.loc[source, target]:.2f})"
-                for target in accuracy
-            ]
-            table.add_row(source, *cells)
+        for source in names:
+            of_source = [cells[source, target] for target in names]
+            table.add_row(source, *("{accuracy:.3f} ({relative:.2f})".format(**cell) for cell in of_source))
         table.add_section()
-        table.add_row("guessing", *(f"{value:.3f} (0.00)" for value in guessing.iloc[0]))
+        of_targets = [cells[names[0], target] for target in names]
+        table.add_row("guessing", *("{guessing:.3f} (0.00)".format(**cell) for cell in of_targets))
         return table
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -206,8 +205,8 @@ def transfer_prompts(
     found = compare_answers(answers, guessing, similar, n_permutations=n_permutations, seed=seed)
     of_prompts = {name: prompt_record(prompt) for name, prompt in prompts.items()}
     of_scores = {name: score.provenance for name, score in scores.items()}
-    settings = {"n_permutations": n_permutations, "seed": seed, "max_length": max_length}
-    settings |= {"prompts": of_prompts, "scores": of_scores}
+    settings: dict[str, Any] = {"prompts": of_prompts, "scores": of_scores, "max_length": max_length}
+    settings |= {"n_permutations": n_permutations, "seed": seed}
     return PromptTransfer(found.pairs.assign(role=role), found.foretold, settings)
 
 

@@ -23,7 +23,7 @@ from tl_skillneurons.scores.selection import top_neurons
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value
 from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.stats.ranks import median
-from tl_skillneurons.studies._common import load_with_scores, null_of, save_with_scores
+from tl_skillneurons.studies._common import load_with_scores, null_of, records, save_with_scores
 from tl_skillneurons.tasks.task import Task
 
 KIND = "CheckpointComparison"
@@ -66,13 +66,13 @@ class CheckpointComparison:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        last = self.checkpoints.iloc[-1]
+        last = records(self.checkpoints)[-1]
         return one_line(
             self,
             checkpoints=list(self.checkpoints.checkpoint),
             appears=self.appears(),
-            best_in_last=float(last.best),
-            level_in_last=float(last.level),
+            best_in_last=last["best"],
+            level_in_last=last["level"],
         )
 
     def _repr_html_(self) -> str:
@@ -102,27 +102,34 @@ class CheckpointComparison:
     def appears(self) -> str | None:
         """The first model from which on each has a neuron above its level of luck; ``None`` if not even the last."""
         first = None
-        for row in reversed(list(self.checkpoints.itertuples())):
-            if not row.n_significant:
+        for row in reversed(records(self.checkpoints)):
+            if not row["n_significant"]:
                 break
-            first = row.checkpoint
+            first = str(row["checkpoint"])
         return first
 
     def to_table(self) -> Table:
         """The rows as a table to print with rich."""
         table = Table(title="Skill neurons by checkpoint; each score beside luck", title_justify="left")
-        for name in (
-            "checkpoint", "prompt", "guessing", "best", "by luck", "significant", "its best", "last's best",
-            "random", "Spearman", "by luck", "Jaccard", "by luck",
-        ):  # fmt: skip
+        columns = (
+            ("checkpoint", "{checkpoint}"),
+            ("prompt", "{accuracy:.3f}"),
+            ("guessing", "{guessing:.3f}"),
+            ("best", "{best:.3f}"),
+            ("by luck", "{level:.3f}"),
+            ("significant", "{n_significant}"),
+            ("its best", "{top_report:.3f}"),
+            ("last's best", "{last_top_report:.3f}"),
+            ("random", "{random_report:.3f}"),
+            ("Spearman", "{spearman:.3f}"),
+            ("by luck", "{null_low:.2f} to {null_high:.2f}"),
+            ("Jaccard", "{jaccard:.3f}"),
+            ("by luck", "{chance_jaccard:.3f}"),
+        )
+        for name, _ in columns:
             table.add_column(name, justify="left" if name == "checkpoint" else "right")
-        for row in self.checkpoints.itertuples():
-            numbers = (
-                row.accuracy, row.guessing, row.best, row.level, row.n_significant, row.top_report,
-                row.last_top_report, row.random_report, row.spearman, f"{row.null_low:.2f} to {row.null_high:.2f}",
-                row.jaccard, row.chance_jaccard,
-            )  # fmt: skip
-            table.add_row(row.checkpoint, *(f"{n:.3f}" if isinstance(n, float) else str(n) for n in numbers))
+        for row in records(self.checkpoints):
+            table.add_row(*(cell.format(**row) for _, cell in columns))
         return table
 
 

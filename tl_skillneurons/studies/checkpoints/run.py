@@ -158,9 +158,9 @@ def over_checkpoints(
             gc.collect()
     counts = {"n_top": n_top, "n_random": n_random, "n_permutations": n_permutations, "seed": seed}
     in_order = {name: measured[name] for name in names}
-    found = compare_checkpoints(in_order, task, amount=amount, **counts)
+    compared = compare_checkpoints(in_order, task, amount=amount, **counts)
     where = {name: kept[name]["checkpoint"] for name in names}
-    return replace(found, settings={**settings, "amount": amount, **counts, "checkpoints": where})
+    return replace(compared, settings={**settings, "amount": amount, **counts, "checkpoints": where})
 
 
 @dataclass(frozen=True, eq=False)

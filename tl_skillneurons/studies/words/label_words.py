@@ -35,7 +35,7 @@ from tl_skillneurons.scores.predictivity import score_neurons
 from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.stats.ranks import spearman
-from tl_skillneurons.studies._common import load_with_scores, null_of, plain, save_with_scores, settings_of
+from tl_skillneurons.studies._common import load_with_scores, null_of, save_with_scores, settings_of
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
 KIND = "LabelWordComparison"
@@ -193,13 +193,13 @@ def compare_label_words(
             scores[name, number] = found
             of_run = {"wording": name, "seed": number, "words": _shown(model, worded.label_words)}
             rows.append(of_run | _measure(model, prompt, worded, found, run))
-    counts = {"n_random": n_random, "seeds": seeds, "amount": amount, "n_permutations": n_permutations}
+    counts: dict[str, Any] = {"n_random": n_random, "seeds": seeds, "amount": amount, "seed": seed}
     return LabelWordComparison(
         pairs=_pairs(scores, amount),
         wordings=pd.DataFrame(rows),
         label_words={name: dict(worded.label_words) for name, worded in tasks.items()},
         scores=scores,
-        settings=settings_of(model, task, **counts, seed=seed, tuning=plain(tuning)),
+        settings=settings_of(model, task, **counts, n_permutations=n_permutations, tuning=tuning),
     )
 
 

@@ -139,7 +139,7 @@ def word_selectivity(
     frame = frame.assign(n_words=len(words), role=role, n_examples=len(texts))
     counts = {"min_texts": min_texts, "n_permutations": n_permutations, "seed": seed}
     thresholds = {"alpha": alpha, "position_threshold": position_threshold}
-    frame.attrs = settings_of(model, task, [prompt], **counts, **thresholds, max_length=prompted.max_length)
+    frame.attrs |= settings_of(model, task, [prompt], **counts, **thresholds, max_length=prompted.max_length)
     return frame
 
 
@@ -231,7 +231,7 @@ def weight_words(
                 }
             )
     frame = pd.DataFrame(rows)
-    frame.attrs = {"model": model_record(model), "n_words": n_words, "n_random": n_random, "seed": seed}
+    frame.attrs |= {"model": model_record(model), "n_words": n_words, "n_random": n_random, "seed": seed}
     return frame
 
 

@@ -136,8 +136,8 @@ def with_gradients(model: TransformerBridge) -> Iterator[None]:
         how = "torch.inference_mode()" if torch.is_inference_mode_enabled() else "torch.no_grad()"
         raise ValueError(f"there can be no graph inside {how}; call gradient tools outside of it")
 
-    def start_graph(act: Tensor, hook: HookPoint) -> Tensor | None:
-        return act.detach().requires_grad_(True) if torch.is_grad_enabled() else None
+    def start_graph(tensor: Tensor, hook: HookPoint) -> Tensor | None:
+        return tensor.detach().requires_grad_(True) if torch.is_grad_enabled() else None
 
     point = model.hook_dict["embed.hook_out"]
     handle = point.add_hook(start_graph, is_permanent=True)  # a tool's reset_hooks() leaves it

@@ -10,12 +10,15 @@ from torch import Tensor
 from tl_skillneurons.interventions._pooling import (
     each_prompts_examples,
     pooled_value,
+)
+from tl_skillneurons.stats.hypothesis_tests import mcnemar
+from tl_skillneurons.stats.intervals import (
+    bootstrap_mean,
+    clopper_pearson,
     two_level_bootstrap,
     two_level_calibration,
 )
-from tl_skillneurons.stats.hypothesis_tests import mcnemar
-from tl_skillneurons.stats.intervals import bootstrap_mean, clopper_pearson
-from tl_skillneurons.stats.metrics import answer_confidence, calibration_error, value_of
+from tl_skillneurons.stats.metrics import answer_confidence, calibration_error, per_example, value_of
 
 TASK_METRICS = ("accuracy", "logit_diff", "probability", "calibration_error")
 POOLED = "pooled"
@@ -154,9 +157,11 @@ def exact_of(
     nan = float("nan")
     if metric != "accuracy" or prompt == POOLED:
         return {"value_low": nan, "value_high": nan, "p_mcnemar": nan}
-    before, after = (
-        measured.output(key)[_row(prompt)].argmax(1) == measured.labels for key in (None, condition.key)
-    )
+    right = [
+        per_example(metric, measured.output(key)[_row(prompt)], measured.labels)
+        for key in (None, condition.key)
+    ]
+    before, after = (answers.bool() for answers in right)
     low, high = clopper_pearson(int(after.sum()), len(after), confidence=confidence)
     return {"value_low": low, "value_high": high, "p_mcnemar": mcnemar(before, after).p_value}
 

@@ -194,8 +194,7 @@ def _reference(
     what: Intervention, values: Tensor | ReferenceValues | None
 ) -> tuple[ReferenceValues | None, tuple[int, int] | None]:
     """Where the intervention's values come from, and for how many layers and neurons they are."""
-    given = values is None or isinstance(values, Tensor)
-    reference = given_values(what.name, what.needs, values) if given else values
+    reference = values if isinstance(values, ReferenceValues) else given_values(what.name, what.needs, values)
     if reference is None or not what.needs:
         return reference, None
     some = getattr(reference, what.needs[0])

@@ -160,8 +160,10 @@ def attribute_neurons(
     gap, n_pairs = 0.0, len(pairs.pairs)
     with prompted.attached() as virtual, progress_bar("attribution", n_pairs, show=run.progress) as advance:
         for rows in prompted.batches(base):
-            tokens = [prompted.assemble([ids[i] for i in rows], rows) for ids in (base, source)]
-            change, moved = _attribute(prompted, *tokens, virtual, pairs.sign[rows], positions, steps)
+            of_base, of_source = (prompted.assemble([ids[i] for i in rows], rows) for ids in (base, source))
+            change, moved = _attribute(
+                prompted, of_base, of_source, virtual, pairs.sign[rows], positions, steps
+            )
             effect += change
             gap += moved
             advance(len(rows))

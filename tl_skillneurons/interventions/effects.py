@@ -381,9 +381,10 @@ def _with_controls(
     for name, held in sets.items():
         drawn[name, "chosen", 0] = held
         for kind in CONTROLS:
-            options = {"match": match} if kind == "matched" else {}
             for draw in range(n_random):
-                drawn[name, kind, draw] = held.random_like(seed + draw, **options)
+                drawn[name, kind, draw] = held.random_like(
+                    seed + draw, match=match if kind == "matched" else None
+                )
     return drawn
 
 

@@ -17,7 +17,7 @@ together can each recover nothing alone; more than one set can recover all.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,23 +26,22 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.patching import PatchingResult
-from transformer_lens.tools.analysis.interchange import NormMatchedPlacebo, SubspaceInterchange, neuron_basis
 from transformers import DynamicCache
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons.interventions._exchange import PLACES, Layers, conditions_of, exchange_hooks, keep
 from tl_skillneurons.interventions.ablation import Positions, positions_record
 from tl_skillneurons.interventions.twins import DIRECTIONS, Twins, logit_diff, twins_of, twins_record
-from tl_skillneurons.models.hooks import Hook, Hooks
+from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.neurons import SITE, NeuronSet
-from tl_skillneurons.prompts.positions import PromptedTokens, columns
+from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
@@ -52,8 +51,6 @@ from tl_skillneurons.tasks.task import Task
 
 KIND = "NeuronPatching"
 CURVES = ("layer", "cumulative", "neuron")
-_PLACES = ("layer", "index")
-"""Columns of ``index_df`` that not every condition has."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,7 +78,7 @@ class NeuronPatching:
         return result.effect().mean(-1) / self._gap(direction)
 
     def _difference(self, direction: str) -> float:
-        return float((self.source[direction] - self.results[direction].baseline).mean())
+        return float((self.source[direction] - _baseline(self.results[direction])).mean())
 
     def _gap(self, direction: str) -> float:
         gap = self._difference(direction)
@@ -109,7 +106,8 @@ class NeuronPatching:
             ends = result.bootstrap_ci(confidence=confidence, seed=seed, of_effect=True)
             low, high = (end / gap for end in (ends if gap > 0 else ends[::-1]))
             p_zero = result.permutation_pvalue(seed=seed)
-            for number, row in frame[frame.kind == "chosen"].iterrows():
+            chosen = frame[frame.kind == "chosen"]
+            for number, (_, row) in zip(chosen.index.tolist(), chosen.iterrows(), strict=True):
                 own = {"direction": direction, **row.drop(["kind", "draw"]).to_dict()}
                 own |= {"recovered": float(share[number]), "low": float(low[number])}
                 own |= {"high": float(high[number]), "p_zero": float(p_zero[number])}
@@ -136,7 +134,7 @@ class NeuronPatching:
         tensors = {}
         for direction, result in self.results.items():
             tensors[f"{direction}, values"] = result.values
-            tensors[f"{direction}, baseline"] = result.baseline
+            tensors[f"{direction}, baseline"] = _baseline(result)
             tensors[f"{direction}, source"] = self.source[direction]
         frame = next(iter(self.results.values())).index_df.astype(object)
         index = frame.where(frame.notna(), None).to_dict("records")
@@ -153,7 +151,7 @@ class NeuronPatching:
         """
         tensors, header = load_tensors(path, KIND)
         with sound(path, KIND):
-            index = pd.DataFrame(header["index"]).astype(dict.fromkeys(_PLACES, float))
+            index = pd.DataFrame(header["index"]).astype(dict.fromkeys(PLACES, float))
             results, source = {}, {}
             for direction in header["directions"]:
                 values, baseline = (tensors[f"{direction}, {what}"] for what in ("values", "baseline"))
@@ -230,7 +228,7 @@ def patch_neurons(
         require_option(one, "curves", CURVES)
     prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, run=run)
     pairs = twins_of(task, twins)
-    index, conditions = _conditions(neurons, curves, n_random, seed)
+    index, conditions = conditions_of(neurons, curves, n_random, seed)
     names = {layer: neuron_hooks(model)[layer] for layer in neurons.by_layer()}
     diffs = {d: torch.empty(len(index) + 2, len(pairs.pairs), dtype=torch.float64) for d in directions}
     total = len(directions) * len(pairs.pairs)
@@ -256,6 +254,12 @@ def patch_neurons(
     return NeuronPatching(results, {d: found[1] for d, found in diffs.items()}, settings)
 
 
+def _baseline(result: PatchingResult) -> Float[Tensor, " pair"]:
+    """The logit diffs of the base runs, which every result here has."""
+    assert result.baseline is not None  # for type checkers
+    return result.baseline
+
+
 def _result(
     values: Float[Tensor, "condition pair"], baseline: Float[Tensor, " pair"], index: pd.DataFrame
 ) -> PatchingResult:
@@ -267,63 +271,6 @@ def _result(
         reduced=False,
         baseline=baseline,
     )
-
-
-Layers = dict[int, Callable[[Tensor, Tensor], Tensor]]
-"""For each layer an intervention that maps base and source activations ``[row, neuron]`` to new ones."""
-
-
-def _interchange(neurons: NeuronSet) -> Layers:
-    return {
-        layer: SubspaceInterchange(neuron_basis(neurons.d_mlp, index))
-        for layer, index in neurons.by_layer().items()
-    }
-
-
-def _placebo(neurons: NeuronSet, random: NeuronSet) -> Layers:
-    moved, instead = _interchange(neurons), _interchange(random)
-    return {layer: NormMatchedPlacebo(moved[layer], instead[layer].basis) for layer in moved}
-
-
-def _conditions(
-    neurons: NeuronSet, curves: Sequence[str], n_random: int, seed: int
-) -> tuple[pd.DataFrame, list[Layers]]:
-    """What is exchanged in each condition, by the rows of a frame, and how."""
-    draws = [neurons.random_like(seed + draw) for draw in range(n_random)]
-    rows: list[dict[str, Any]] = []
-    interventions: list[Layers] = []
-
-    def part(whole: NeuronSet, chosen: list[int]) -> NeuronSet:
-        return NeuronSet(whole.layer[chosen], whole.index[chosen], whole.n_layers, whole.d_mlp, whole.model)
-
-    def add(curve: str, point: int, chosen: list[int], **names: int) -> None:
-        own = part(neurons, chosen)
-        row = {"curve": curve, "point": point, "layer": names.get("layer"), "index": names.get("index")}
-        row |= {"n_neurons": len(chosen)}
-        rows.append({**row, "kind": "chosen", "draw": 0})
-        interventions.append(_interchange(own))
-        for draw, whole in enumerate(draws):
-            if curve == "neuron" and draw:  # the first draw's neurons, each alone, are the control of all
-                break
-            other = part(whole, chosen)  # neuron i of a draw stands for neuron i of the set
-            rows.append({**row, "kind": "random", "draw": draw})
-            interventions.append(_interchange(other))
-            rows.append({**row, "kind": "placebo", "draw": draw})
-            interventions.append(_placebo(own, other))
-
-    everyone = list(range(len(neurons)))
-    add("whole", 0, everyone)
-    if "layer" in curves:
-        for layer in neurons.by_layer():
-            add("layer", layer, (neurons.layer == layer).nonzero().flatten().tolist(), layer=layer)
-    if "cumulative" in curves:
-        sizes = [2**k for k in range(len(neurons).bit_length()) if 2**k < len(neurons)]
-        for size in [*sizes, len(neurons)]:
-            add("cumulative", size, everyone[:size])
-    if "neuron" in curves:
-        for number, (layer, index) in enumerate(neurons):
-            add("neuron", number, [number], layer=layer, index=index)
-    return pd.DataFrame(rows).astype(dict.fromkeys(_PLACES, float)), interventions
 
 
 def _patched(
@@ -349,14 +296,14 @@ def _patched(
             acts: dict[str, dict[int, Tensor]] = {}
             for side, tokens in sides.items():
                 acts[side] = {}
-                look = _keep(names, acts[side])
+                look = keep(names, acts[side])
                 intact[side] = _diff(prompted, tokens, virtual, look, pasts[side], sign)
             found = {}
             for direction in directions:
                 base, source = ("corrupted", "clean") if direction == "denoise" else ("clean", "corrupted")
                 diffs = [intact[base], intact[source]]
                 for layers in conditions:
-                    hooks = _exchange(layers, names, acts[source], positions)
+                    hooks = exchange_hooks(layers, names, acts[source], positions)
                     diffs.append(_diff(prompted, sides[base], virtual, hooks, pasts[base], sign))
                 found[direction] = torch.stack(diffs)
             yield rows, found
@@ -371,28 +318,3 @@ def _diff(
     sign: Float[Tensor, " batch"],
 ) -> Float[Tensor, " batch"]:
     return logit_diff(prompted.read_out(tokens, virtual, hooks, past).double().cpu(), sign)
-
-
-def _keep(names: Mapping[int, str], kept: dict[int, Tensor]) -> list[Hook]:
-    def at(layer: int) -> Callable[..., None]:
-        def note(act: Tensor, hook: HookPoint) -> None:
-            kept[layer] = act
-
-        return note
-
-    return [(name, at(layer)) for layer, name in names.items()]
-
-
-def _exchange(
-    layers: Layers, names: Mapping[int, str], source: Mapping[int, Tensor], positions: Positions
-) -> list[Hook]:
-    def at(layer: int, intervene: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-        def exchange(act: Tensor, hook: HookPoint) -> Tensor:
-            where = columns(positions, act, hook)
-            new = act.clone()
-            new[where] = intervene(act[where], source[layer][where])
-            return new
-
-        return exchange
-
-    return [(names[layer], at(layer, intervene)) for layer, intervene in layers.items()]

@@ -46,8 +46,12 @@ def test_weights_count_as_repetitions_and_zero_leaves_an_example_out(columns):
     target = torch.randn(N, generator=generator, dtype=torch.float64)
     weights = torch.randint(0, 4, (N,), generator=generator)
     often = torch.repeat_interleave(torch.arange(N), weights)
-    found = kinds.pearson(acts, target[None], weights.double())
-    torch.testing.assert_close(found, kinds.pearson(acts[often], target[often][None]))
+    rows = torch.stack([weights.double(), weights.flip(0).double()])
+    found = kinds.pearson(acts, torch.stack([target, target.flip(0)]), rows)
+    torch.testing.assert_close(found[:1], kinds.pearson(acts[often], target[often][None]))
+    mirrored = kinds.pearson(acts.flip(0)[often], target[often][None])
+    torch.testing.assert_close(found[1:], mirrored)  # each row's weights stand beside its targets
+    assert found[0, 2] == found[1, 2] == 0
 
 
 def test_mean_difference_is_cohens_d(columns):

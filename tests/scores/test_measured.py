@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from toy import QUIET, TASK, prompt_for
+from tokenizers.normalizers import Replace
+from toy import LABEL_WORDS, QUIET, ROWS, TASK, prompt_for, task_of
 
 import tl_skillneurons as skn
 from tl_skillneurons.scores.measured import require_measured_here
@@ -91,3 +92,124 @@ def test_scores_of_another_model_are_refused_by_shape_and_told_by_name(gpt2, pro
     cut = {name: getattr(short, name)[..., :40] for name in ("baseline", "std", "mean_abs", "correct")}
     with pytest.raises(ValueError, match=r"\[layer, neuron\] = \[2, 40\], tiny has \[2, 48\]"):
         require_measured_here(replace(short, **cut), gpt2, prompt, max_length=SHORT)
+
+
+@pytest.fixture(scope="module")
+def scores(gpt2, prompt):
+    return skn.score_neurons(gpt2, prompt, TASK, run=QUIET)
+
+
+def swapped_labels():
+    words = {0: "positive", 1: "negative"}
+    return task_of([{**row, "label": 1 - row["label"]} for row in ROWS], words)
+
+
+def swapped_roles():
+    return task_of(ROWS, validation=ROWS[39:], test=ROWS[24:39])
+
+
+def another_template():
+    return skn.Task.from_datasets(
+        {"train": ROWS[:24], "validation": ROWS[24:39], "test": ROWS[39:]},
+        template="the film {text}",
+        label_words=LABEL_WORDS,
+        name="toy",
+    )
+
+
+def other_label_names():
+    named = [{**row, "label": ("no", "yes")[row["label"]]} for row in ROWS]
+    return task_of(named, {"no": "negative", "yes": "positive"})
+
+
+OTHER_TASKS = {
+    "labels": (swapped_labels, r"another task than 'toy' \(label_words: \['negative', 'positive'\] there"),
+    "roles": (
+        swapped_roles,
+        "other examples than 'toy' has in select: the examples that chose are its report",
+    ),
+    "template": (
+        another_template,
+        r"another task than 'toy' \(template: '\{text\}' there, 'the film \{text\}' now",
+    ),
+    "names": (
+        other_label_names,
+        r"another task than 'toy' \(label_names: \[0, 1\] there, \['no', 'yes'\] now",
+    ),
+}
+
+
+@pytest.mark.parametrize("of_a_set", [False, True])
+@pytest.mark.parametrize("what", OTHER_TASKS)
+def test_rules_are_not_evaluated_on_another_task_than_the_one_that_chose_them(
+    gpt2, prompt, scores, what, of_a_set
+):
+    make, message = OTHER_TASKS[what]
+    with pytest.raises(ValueError, match=message):
+        skn.scores.evaluate_rules(
+            gpt2, prompt, make(), scores, scores.top(2) if of_a_set else None, run=QUIET
+        )
+
+
+@pytest.mark.parametrize("what", OTHER_TASKS)
+def test_scores_of_prompts_on_different_tasks_are_not_joined(gpt2, prompt, scores, what):
+    others = skn.score_neurons(gpt2, prompt, OTHER_TASKS[what][0](), run=QUIET)
+    with pytest.raises(ValueError, match=r"measured alike; they differ in .*task's"):
+        skn.NeuronScores.of_prompts([scores, others])
+
+
+def test_the_same_examples_under_other_roles_that_chose_nothing_are_the_same_task(
+    gpt2, prompt, scores, tmp_path
+):
+    back = skn.NeuronScores.load(scores.save(tmp_path / "scores.safetensors"))
+    less = TASK.limit(report=8)
+    for task in (TASK, less):
+        require_measured_here(back, gpt2, prompt, task=task)
+    assert skn.scores.evaluate_rules(gpt2, prompt, less, back, run=QUIET).n_examples == 8
+
+
+def test_other_scores_remember_their_task_too(gpt2, prompt):
+    auc = skn.scores.score_labels(gpt2, prompt, TASK, ["auc"], run=QUIET)["auc"]
+    pushed = skn.scores.score_gradients(gpt2, prompt, TASK, run=QUIET)
+    for found in (auc, pushed):
+        require_measured_here(found, gpt2, prompt, task=TASK)
+        for make, message in OTHER_TASKS.values():
+            with pytest.raises(ValueError, match=message):
+                require_measured_here(found, gpt2, prompt, task=make())
+
+
+def test_scores_that_record_no_more_of_their_task_than_its_fingerprint_are_compared_by_it(
+    gpt2, prompt, scores
+):
+    old = replace(scores, provenance={"task": {"name": "toy", "fingerprint": TASK.fingerprint}})
+    require_measured_here(old, gpt2, prompt, task=TASK)
+    with pytest.raises(ValueError, match="its fingerprint differs"):
+        require_measured_here(old, gpt2, prompt, task=swapped_roles())
+
+
+def test_other_special_tokens_and_other_tokenizers_are_refused(prompt, scores):
+    model = tiny.bridge("gpt2", dtype=torch.float64)
+    names = {**scores.provenance["special_tokens"], "eos_token": ["<end>", 2]}
+    other = replace(scores, provenance={**scores.provenance, "special_tokens": names})
+    with pytest.raises(ValueError, match=r"other special tokens \(eos_token: \['<end>', 2\] there"):
+        require_measured_here(other, model, prompt)
+    require_measured_here(scores, model, prompt, task=TASK)
+    words = model.tokenizer.backend_tokenizer
+    normalizer, words.normalizer = words.normalizer, Replace("good", "bad")
+    with pytest.raises(ValueError, match="texts of baseline are other tokens here"):
+        require_measured_here(scores, model, prompt, task=TASK)
+    words.normalizer = normalizer
+
+
+def test_scores_say_how_many_texts_lost_their_end_and_what_their_units_are(gpt2, prompt, short, scores):
+    assert scores.provenance["n_cut"] == {"baseline": 0, "select": 0}
+    n_long = {
+        role: sum(
+            len(text.split()) + 4 > SHORT for text in TASK.split(role)["text"]
+        )  # BOS and three virtual tokens
+        for role in ("baseline", "select")
+    }
+    assert short.provenance["n_cut"] == n_long and n_long["select"] > 0
+    assert scores.provenance["units"] == {"what": "text", "n": 15}
+    assert repr(scores).endswith("baseline 24 and select 15 examples, 15 units (text))")
+    assert scores.to_dataframe().attrs == {"unit": "text", "n_units": 15}

@@ -34,13 +34,13 @@ def test_direction_follows_the_counts_at_each_prompts_best_position():
     made = scores(n_prompts=3, seed=3)
     for layer in range(2):
         for neuron in range(7):
-            lean = 0
+            signs = set()
             for prompt in range(3):
                 counts = made.correct[prompt, layer, :, neuron].tolist()
                 best = max(counts, key=lambda c: max(c, N_SELECT - c))  # the first among equals, as max does
-                lean += 2 * best - N_SELECT
-            assert int(made.direction[layer, neuron]) == (1 if lean >= 0 else -1)
-    assert set(made.direction.flatten().tolist()) == {1, -1}
+                signs.add(1 if 2 * best >= N_SELECT else -1)
+            assert int(made.direction[layer, neuron]) == (signs.pop() if len(signs) == 1 else 0)
+    assert set(made.direction.flatten().tolist()) == {1, 0, -1}
     assert of_one_position([[6, 5, 7]]).direction.tolist() == [
         [1, -1, 1]
     ]  # half of 12 counts as speaking for label 1
@@ -277,3 +277,17 @@ def test_scores_that_contradict_themselves_are_refused(changes, message, monkeyp
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users have it
     with pytest.raises(ValueError, match=message):
         scores(**changes)
+
+
+def test_one_direction_is_stated_only_where_all_prompts_agree():
+    made = scores(n_prompts=3, seed=4)
+    frame = made.to_dataframe()
+    _, each = made.rules()
+    for row in frame.itertuples():
+        own = each[:, row.layer, row.index].tolist()
+        assert [row.direction_0, row.direction_1, row.direction_2] == own
+        assert row.direction == (own[0] if len(set(own)) == 1 else 0)
+        assert row.direction_agreement == max(own.count(1), own.count(-1)) / 3
+    assert set(frame.direction) == {-1, 0, 1}
+    alone = scores(n_prompts=1, seed=4).to_dataframe()
+    assert set(alone.direction) == {-1, 1} and "direction_0" not in alone

@@ -25,7 +25,8 @@ def test_the_score_is_the_best_position_of_each_prompt_combined(aggregate):
             best = [abs(value) for value in signed]
             expected = min(best) if aggregate == "min" else sum(best) / 2
             assert float(made.score[layer, neuron]) == pytest.approx(expected, abs=1e-15)
-            assert int(made.direction[layer, neuron]) == (1 if sum(signed) >= 0 else -1)
+            signs = {1 if one >= 0 else -1 for one in signed}
+            assert int(made.direction[layer, neuron]) == (signs.pop() if len(signs) == 1 else 0)
     assert made.top(1, per="model").index[0] == made.score.flatten().argmax() % 13
 
 
@@ -38,7 +39,9 @@ def test_a_statistic_shows_itself_on_one_screen_and_comes_back_from_its_file(tmp
     assert len(repr(made)) < 200 and "16 more rows" in made._repr_html_()
     assert (made.n_prompts, made.n_layers, made.d_mlp) == (2, 2, 13)
     frame = made.to_dataframe()
-    assert list(frame.columns) == ["layer", "index", "auc", "direction", "p_family", "p_value", "q_value"]
+    directions = ["direction", "direction_agreement", "direction_0", "direction_1"]
+    assert list(frame.columns) == ["layer", "index", "auc", *directions, "p_family", "p_value", "q_value"]
+    assert set(frame[frame.direction == 0].direction_agreement) == {0.5}
     assert frame.auc.tolist() == made.score.flatten().tolist()
 
 

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from scipy import stats
 from toy import QUIET, TASK, prompt_for, read
 
 import tl_skillneurons as skn
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.scores import Targets
+from tl_skillneurons.stats.units import Units
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +90,40 @@ def test_activations_that_never_change_are_refused(models):
             [1, 2, 3],
             run=RunOptions(batch_size=3, progress=False),
         )
+
+
+def test_a_target_takes_its_weight_along_so_that_weights_by_its_size_raise_no_false_alarms(models):
+    model, prompt = models["gpt2"], prompt_for("gpt2")
+    texts = [row["text"] for row in tiny.sentences(30, seed=9)]
+    n_runs, false = 40, 0
+    for seed in range(n_runs):
+        target = torch.randn(30, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 3
+        given = Targets(target, weights=target.abs())
+        found = skn.scores.score_targets(model, prompt, texts, given, n_permutations=39, seed=seed, run=QUIET)
+        false += len(found.significant()) > 0
+    assert stats.binomtest(false, n_runs, 0.05, alternative="greater").pvalue > 0.01
+
+
+def test_texts_that_belong_together_get_another_units_target_as_one(models):
+    model, prompt = models["gpt2"], prompt_for("gpt2")
+    texts = [row["text"] for row in tiny.sentences(8, seed=9)]
+    twice = [text for text in texts for _ in (0, 1)]
+    target = torch.arange(8.0).repeat_interleave(2)
+    alone = skn.scores.score_targets(model, prompt, texts, target[::2], n_permutations=39, run=QUIET)
+    found = skn.scores.score_targets(model, prompt, twice, target, n_permutations=39, run=QUIET)
+    assert (found.null.unit, found.null.n_units) == ("text", 8)  # equal texts are one unit
+    assert found.provenance["units"] == {"what": "text", "n": 8} and found.provenance["n_cut"] == {
+        "select": 0
+    }
+    assert found.null.smallest_p == pytest.approx(alone.null.smallest_p)
+    authors = Units.of([[k // 4 for k in range(16)]], what="author")
+    by_author = Targets(torch.arange(4.0).repeat_interleave(4), units=authors)
+    assert "16 examples of select, 4 units (author))" in repr(
+        skn.scores.score_targets(model, prompt, twice, by_author, run=QUIET)
+    )
+    with pytest.raises(
+        ValueError, match=r"4 units \(author\) of 16 examples can be labelled in only 24 ways"
+    ):
+        skn.scores.score_targets(model, prompt, twice, by_author, n_permutations=39, run=QUIET)
+    with pytest.raises(ValueError, match="units must be of the 8 texts, got those of 16"):
+        skn.scores.score_targets(model, prompt, texts, Targets(target[::2], units=authors), run=QUIET)

@@ -5,13 +5,13 @@ from .calibration import check_calibration as check_calibration
 from .gradients import score_gradients as score_gradients
 from .label_scores import score_labels as score_labels
 from .neuron_scores import NeuronScores as NeuronScores
-from .neuron_scores import top_union as top_union
 from .neuron_statistic import NeuronStatistic as NeuronStatistic
 from .null import PermutationNull as PermutationNull
 from .outcomes import RuleOutcomes as RuleOutcomes
 from .predictivity import score_classes as score_classes
 from .predictivity import score_neurons as score_neurons
 from .ranked import Scored as Scored
+from .ranked import top_union as top_union
 from .rules import AllRules as AllRules
 from .rules import RuleAccuracy as RuleAccuracy
 from .rules import evaluate_rules as evaluate_rules

@@ -32,7 +32,7 @@ from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
 from tl_skillneurons.prompts.streaming import reading
 from tl_skillneurons.scores.layers import Walked, score_layers
-from tl_skillneurons.scores.measured import prompted_set, provenance_of, require_alike
+from tl_skillneurons.scores.measured import prompted_set, provenance_of, require_alike, task_provenance
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
 from tl_skillneurons.scores.null import label_rows
 from tl_skillneurons.tasks.task import Task, require_two_classes
@@ -102,7 +102,7 @@ def score_gradients(
         walked = Walked(torch.stack(kept) / len(texts), None)
     provenance = {
         **provenance_of(prompted),
-        "task": {"name": task.name, "fingerprint": task.fingerprint},
+        **task_provenance(prompted[0], task, [role]),
         "target": "label",
         "steps": path or None,
     }
@@ -112,7 +112,7 @@ def score_gradients(
         n_examples=len(texts),
         role=role,
         aggregate=aggregate,
-        null=walked.null,
+        null=None if walked.null is None else walked.null.of_units(task.units(role), rows[0]),
         provenance=provenance,
     )
 

@@ -38,11 +38,13 @@ _ROUNDING = 1e-12  # of a sum of squares, relative: below it a column is constan
 def pearson(
     acts: Num[Tensor, "example column"],
     targets: Num[Tensor, "row example"],
-    weights: Float[Tensor, " example"] | None = None,
+    weights: Float[Tensor, "row example"] | None = None,
 ) -> Float[Tensor, "row column"]:
-    """Correlation; ``weights`` say how much each example counts."""
+    """Correlation; ``weights`` say how much each example counts, in each row as its target does."""
+    if weights is not None:
+        return _weighted_pearson(acts.double(), targets.double(), weights.double())
     a, t = acts.double(), targets.double()
-    w = torch.ones(len(a), dtype=torch.float64) if weights is None else weights.double()
+    w = torch.ones(len(a), dtype=torch.float64)
     raw = w @ a.square()
     a = a - (w @ a) / w.sum()
     spread = w @ a.square()
@@ -50,14 +52,28 @@ def pearson(
     power = t.square() @ w
     constant = spread <= _ROUNDING * raw
     scale = torch.where(constant, torch.inf, spread).sqrt()
-    power = torch.where(power > 0, power, torch.inf)  # weights can leave permuted targets without variation
+    power = torch.where(power > 0, power, torch.inf)
     return ((t * w) @ a / scale / power.sqrt()[:, None]).clamp(-1, 1)
+
+
+def _weighted_pearson(
+    a: Float[Tensor, "example column"], t: Float[Tensor, "row example"], w: Float[Tensor, "row example"]
+) -> Float[Tensor, "row column"]:
+    raw = w @ a.square()
+    total = w.sum(1, keepdim=True)
+    a = a - a.mean(0)  # near every row's mean, so that squares keep their digits
+    spread = w @ a.square() - (w @ a).square() / total
+    t = t - (t * w).sum(1, keepdim=True) / total
+    power = (t.square() * w).sum(1, keepdim=True)
+    scale = torch.where(spread <= _ROUNDING * raw, torch.inf, spread).sqrt()
+    power = torch.where(power > 0, power, torch.inf)
+    return ((t * w) @ a / scale / power.sqrt()).clamp(-1, 1)
 
 
 def spearman(
     acts: Num[Tensor, "example column"],
     targets: Num[Tensor, "row example"],
-    weights: Float[Tensor, " example"] | None = None,
+    weights: Float[Tensor, "row example"] | None = None,
 ) -> Float[Tensor, "row column"]:
     """Correlation of ranks; weights count in the correlation, not in the ranks."""
     return pearson(average_ranks(acts), average_ranks(targets.T).T, weights)

@@ -28,7 +28,7 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.streaming import READINGS
 from tl_skillneurons.scores.kinds import KINDS, Kind, best_threshold
 from tl_skillneurons.scores.layers import Scorer, Walked, score_layers
-from tl_skillneurons.scores.measured import prompted_set, provenance_of, require_alike
+from tl_skillneurons.scores.measured import prompted_set, provenance_of, require_alike, task_provenance
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
 from tl_skillneurons.scores.null import label_rows
 from tl_skillneurons.scores.passes import summaries
@@ -97,7 +97,7 @@ def score_labels(
     )
     provenance = {
         **provenance_of(prompted),
-        "task": {"name": task.name, "fingerprint": task.fingerprint},
+        **task_provenance(prompted[0], task, ["baseline", "select"] if limits else ["select"]),
         "target": "label",
         "n_baseline": task.n_examples["baseline"],
     }
@@ -109,7 +109,7 @@ def score_labels(
             role="select",
             positions=positions,
             aggregate=aggregate,
-            null=one.null,
+            null=None if one.null is None else one.null.of_units(task.units("select"), rows[0]),
             provenance=provenance,
         )
         for name, one in walked.items()

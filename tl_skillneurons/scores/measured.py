@@ -1,11 +1,19 @@
-"""Scores say where they were measured, and are used there: same model, same prompts, texts cut to the same length."""
+"""Scores say where they were measured, and are used there: same model and prompts, same task, same tokens.
 
+A rule that was chosen on some examples looks better on them than it is, and with the labels in another order it says
+the opposite. So scores remember which examples chose them, what the labels were called and in which order, how texts
+were rendered and cut, and with which special tokens they were run.
+"""
+
+import hashlib
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from tl_skillneurons._checks import differing
 from tl_skillneurons.models.records import model_differences, model_record
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -13,6 +21,8 @@ from tl_skillneurons.prompts.run import RunOptions, as_list, prompt_record, requ
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.streaming import stand_alike
 from tl_skillneurons.scores.ranked import Scored
+from tl_skillneurons.stats.units import Units
+from tl_skillneurons.tasks.task import Task
 
 
 def prompted_set(
@@ -61,7 +71,57 @@ def provenance_of(prompted: Sequence[PromptedModel]) -> dict[str, Any]:
         "model": model_record(prompted[0].model),
         "prompts": [None if one.prompt is None else prompt_record(one.prompt) for one in prompted],
         "max_length": prompted[0].max_length,
+        "special_tokens": _special_tokens(prompted[0]),
     }
+
+
+def task_provenance(prompted: PromptedModel, task: Task, roles: Sequence[str]) -> dict[str, Any]:
+    """What scores record of the task that they were measured on, as plain JSON values: ``task``, with a fingerprint of
+    the examples and of the tokens of each role used, ``n_cut``, how many texts of these were too long and lost their
+    end, and ``units`` of the role that chose, the last."""
+    ids = {role: prompted.encode(list(task.split(role)["text"])) for role in roles}
+    return {
+        "task": {**_task_record(task, roles), "tokens": {role: _digest(ids[role]) for role in roles}},
+        "n_cut": {role: prompted.layout.n_cut(ids[role]) for role in roles},
+        "units": unit_record(task.units(roles[-1])),
+    }
+
+
+def unit_record(units: Units) -> dict[str, Any]:
+    """What scores record of the units whose labels a null permutes."""
+    return {"what": units.what, "n": len(units)}
+
+
+def _task_record(task: Task, roles: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": task.name,
+        "fingerprint": task.fingerprint,
+        "label_names": list(task.label_names),
+        "template": task.template,
+        "label_words": [task.label_words[k] for k in range(task.n_classes)],
+        "roles": {role: _digest(_examples(task, role)) for role in roles},
+    }
+
+
+def _examples(task: Task, role: str) -> list[Any]:
+    """The texts of a role and their labels; of ``baseline``, where labels don't count, the texts alone."""
+    split = task.split(role)
+    return [list(split["text"]), [] if role == "baseline" else list(split["label"])]
+
+
+def _digest(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _special_tokens(prompted: PromptedModel) -> dict[str, Any]:
+    """The tokenizer's special tokens and their ids, and whether a BOS is put before texts."""
+    tokenizer = prompted.model.tokenizer
+    named = {
+        name: [token, int(tokenizer.convert_tokens_to_ids(token))]
+        for name, token in sorted(tokenizer.special_tokens_map.items())
+        if isinstance(token, str)
+    }
+    return {**named, "prepend_bos": prompted.prepend_bos}
 
 
 def require_measured_here(
@@ -69,13 +129,18 @@ def require_measured_here(
     model: TransformerBridge,
     prompts: SoftPrompt | Sequence[SoftPrompt | None] | None,
     *,
+    task: Task | None = None,
     max_length: int | None = None,
 ) -> None:
-    """Refuse scores of another model, of other prompts, or of texts cut to another length than they are cut to here.
+    """Refuse scores of another model, of other prompts, of another task, or of texts cut to another length or run with
+    other special tokens than here.
 
     What scores don't record (those made by hand) is not compared.
 
     Args:
+        task: Whose labels and examples the scores are used with: its labels must be named and ordered, its texts
+            rendered and tokenized as those that were scored, and the roles that the scores used must hold the same
+            examples. ``None`` compares no task.
         max_length: As it will be given to whatever uses the scores; ``None`` is what each prompt was tuned with.
 
     Raises:
@@ -99,6 +164,10 @@ def require_measured_here(
             f"the scores are of {scores.n_prompts} prompts that are not the {len(given)} given; "
             "give the prompts that were scored, in the same order"
         )
+    if task is not None:
+        _require_task(scores, task)
+    if chosen:
+        _require_tokens(scores, PromptedModel(model, chosen[0], max_length=max_length), task)
     if "max_length" not in scores.provenance:
         return
     limit = scores.provenance["max_length"]
@@ -110,4 +179,55 @@ def require_measured_here(
             raise ValueError(
                 f"the scores were measured on texts {was}, which here are {now}; "
                 f"give {give}scores measured with max_length={own}"
+            )
+
+
+def _require_task(scores: Scored, task: Task) -> None:
+    """Refuse scores of another task, or of other examples in the roles that they used.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    was = scores.provenance.get("task", {})
+    if "roles" not in was:
+        if was.get("fingerprint", task.fingerprint) != task.fingerprint:
+            raise ValueError(
+                f"the scores are of another task than {task.name!r} (its fingerprint differs); give the task that was "
+                "scored, or score this one"
+            )
+        return
+    now = _task_record(task, list(was["roles"]))
+    labels = ("label_names", "template", "label_words")
+    if apart := differing({k: was[k] for k in labels}, {k: now[k] for k in labels}):
+        raise ValueError(
+            f"the scores are of another task than {task.name!r} ({'; '.join(apart)}); give the task that was scored, "
+            "or score this one"
+        )
+    if others := [role for role, digest in now["roles"].items() if was["roles"][role] != digest]:
+        chose_in = was["roles"].get("select")
+        hidden = [role for role in task.splits if _digest(_examples(task, role)) == chose_in]
+        chose = f": the examples that chose are its {hidden[0]}" if hidden and "select" in others else ""
+        raise ValueError(
+            f"the scores used other examples than {task.name!r} has in {' and '.join(others)}{chose}; give the task "
+            "that was scored, or score this one"
+        )
+
+
+def _require_tokens(scores: Scored, prompted: PromptedModel, task: Task | None) -> None:
+    """Refuse scores of texts that were other tokens than they are here.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    was = scores.provenance.get("special_tokens")
+    if was is not None and (apart := differing(was, _special_tokens(prompted))):
+        raise ValueError(
+            f"the scores were measured with other special tokens ({'; '.join(apart)}); score with these"
+        )
+    recorded = {} if task is None else scores.provenance.get("task", {}).get("tokens", {})
+    for role, digest in recorded.items():
+        if task is not None and _digest(prompted.encode(list(task.split(role)["text"]))) != digest:
+            raise ValueError(
+                f"the texts of {role} are other tokens here than those that were scored: the tokenizer differs; give "
+                "the tokenizer that was scored with, or score with this one"
             )

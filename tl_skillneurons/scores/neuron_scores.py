@@ -24,15 +24,18 @@ from tl_skillneurons._checks import differing, require_int, require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of
 from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.scores.directions import agreement_of, common_direction, direction_columns
 from tl_skillneurons.scores.null import PermutationNull, combine, permutation_null
 from tl_skillneurons.scores.outcomes import RuleOutcomes
 from tl_skillneurons.scores.selection import called_significant, every_neuron, top_neurons
 from tl_skillneurons.scores.tallies import accuracy_at, best_positions
+from tl_skillneurons.scores.units_said import said_of, unit_of
 from tl_skillneurons.stats.chance import ChanceLevel, best_of_chance
 
 KIND = "NeuronScores"
 AGGREGATES = ("mean", "min")
 _ONE_SET = ("n_baseline", "n_select", "class_counts", "positions", "site", "aggregate", "class_id")
+_ONE_TASK = ("name", "label_names", "template", "label_words", "roles", "fingerprint")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +92,8 @@ class NeuronScores:
         n_prompts, n_layers, n_positions, d_mlp = self.baseline.shape
         return (
             f"NeuronScores({n_prompts} prompts, {n_layers} layers x {d_mlp} neurons, {n_positions} positions "
-            f"({self.positions}), baseline {self.n_baseline} and select {self.n_select} examples)"
+            f"({self.positions}), baseline {self.n_baseline} and select {self.n_select} examples"
+            f"{said_of(self.provenance)})"
         )
 
     def _repr_html_(self) -> str:
@@ -129,10 +133,19 @@ class NeuronScores:
 
     @property
     def direction(self) -> Int[Tensor, "layer neuron"]:
-        """+1 where a high activation speaks for label 1, else -1 (at the best positions, summed over prompts)."""
-        where = best_positions(self.correct, self.n_select)[1].unsqueeze(2)
-        lean = (2 * self.correct - self.n_select).gather(2, where)[:, :, 0].sum(0)
-        return torch.where(lean >= 0, 1, -1)
+        """+1 where a high activation speaks for label 1 at every prompt's best position, -1 where it speaks for label 0
+        at each, and 0 where prompts disagree."""
+        return common_direction(self.direction_by_prompt)
+
+    @property
+    def direction_by_prompt(self) -> Int[Tensor, "prompt layer neuron"]:
+        """Each prompt's direction at its best position: +1 where a high activation speaks for label 1, else -1."""
+        return self.rules()[1]
+
+    @property
+    def direction_agreement(self) -> Float[Tensor, "layer neuron"]:
+        """Share of the prompts that has the more frequent direction, in [0.5, 1]; at 1 there is one direction."""
+        return agreement_of(self.direction_by_prompt)
 
     def mean_baseline(self, prompt: int = 0) -> Float[Tensor, "layer neuron"]:
         """Mean activation over ``baseline`` and over the prompt positions: what mean ablation holds neurons at."""
@@ -238,7 +251,9 @@ class NeuronScores:
         return position, direction
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per neuron: layer, index, predictivity, direction, and the best position of the first prompt.
+        """One row per neuron: layer, index, predictivity, direction (0 where prompts disagree), and the best position
+        of the first prompt; of several prompts also ``direction_agreement``, the share of them that has the more
+        frequent direction, and each prompt's, ``direction_0``, ``direction_1``, ...
 
         With a permutation null also ``p_family``, ``p_value`` (its own) and ``q_value``.
         """
@@ -252,7 +267,10 @@ class NeuronScores:
                 "best_position": self.rules()[0][0].flatten().numpy(),
             }
         )
-        return frame if self.null is None else frame.assign(**self.null.columns())
+        frame = frame.assign(**direction_columns(self.direction_by_prompt))
+        frame = frame if self.null is None else frame.assign(**self.null.columns())
+        frame.attrs.update(unit_of(self.provenance))
+        return frame
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the scores to one safetensors file, whole or not at all."""
@@ -292,7 +310,11 @@ class NeuronScores:
                 **{name: tensors[name] for name in ("baseline", "std", "mean_abs", "correct")},
                 class_id=header.get("class_id", 1),
                 null=None if null is None else PermutationNull.of_tensors(tensors, **null),
-                outcomes=RuleOutcomes.of_tensors(tensors, tensors["baseline"].shape[-1]),
+                outcomes=RuleOutcomes.of_tensors(
+                    tensors,
+                    tensors["baseline"].shape[-1],
+                    unit=header["provenance"].get("units", {}).get("what", "text"),
+                ),
                 n_baseline=header["roles"]["baseline"],
                 n_select=header["roles"]["select"],
                 class_counts=tuple(header["class_counts"]),
@@ -344,8 +366,16 @@ class NeuronScores:
 
     def _settings(self) -> dict[str, Any]:
         """In what scores of one set are alike."""
-        recorded = {name: self.provenance.get(name) for name in ("model", "task", "max_length")}
-        return {**{name: getattr(self, name) for name in _ONE_SET}, **recorded}
+        recorded = {name: self.provenance.get(name) for name in ("model", "max_length")}
+        task = {f"task's {name}": self.provenance.get("task", {}).get(name) for name in _ONE_TASK}
+        named = self.provenance.get("special_tokens") or {}
+        tokens = {name: token for name, token in named.items() if name != "prepend_bos"}  # a prompt's own
+        return {
+            **{name: getattr(self, name) for name in _ONE_SET},
+            **recorded,
+            **task,
+            "special_tokens": tokens,
+        }
 
     def _require_consistent(self) -> None:
         """Refuse what no run of scoring gives: a file that somebody else put together.
@@ -363,25 +393,3 @@ class NeuronScores:
             self.null.require_shape(n_prompts, n_layers, d_mlp)
         if self.outcomes is not None:
             self.outcomes.require_shape(n_prompts, self.n_select, n_layers, n_positions)
-
-
-def top_union(scores: Sequence[NeuronScores], amount: float | int, *, per: str = "layer") -> NeuronSet:
-    """The skill neurons of a task of several classes: the union of the best of each subtask or class, equally
-    many of each (Wang et al., 2022).
-
-    Args:
-        scores: Of each of ``task.binary_subtasks()``, or what :func:`~tl_skillneurons.scores.score_classes` gives.
-        amount: For each subtask: 0.005 of four gives 2 % of a layer at most, less what they share.
-
-    Raises:
-        ValueError: Without a subtask, or for subtasks of different models.
-
-    Example:
-        >>> skill = skn.scores.top_union(skn.scores.score_classes(model, prompts, task), 0.005)
-    """
-    if not len(scores):
-        raise ValueError("give the scores of at least one subtask, got none")
-    union = scores[0].top(amount, per=per)
-    for other in scores[1:]:
-        union = union | other.top(amount, per=per)
-    return union

@@ -14,8 +14,10 @@ from tl_skillneurons._checks import require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of
 from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.scores.directions import agreement_of, common_direction, direction_columns
 from tl_skillneurons.scores.null import PermutationNull
 from tl_skillneurons.scores.selection import called_significant, every_neuron, top_neurons
+from tl_skillneurons.scores.units_said import said_of, unit_of
 
 KIND = "NeuronStatistic"
 AGGREGATES = ("mean", "min")
@@ -63,7 +65,7 @@ class NeuronStatistic:
         n_prompts, n_layers, n_positions, d_mlp = self.values.shape
         return (
             f"NeuronStatistic({self.name}, {n_prompts} prompts, {n_layers} layers x {d_mlp} neurons, {n_positions} "
-            f"positions ({self.positions}), {self.n_examples} examples of {self.role})"
+            f"positions ({self.positions}), {self.n_examples} examples of {self.role}{said_of(self.provenance)})"
         )
 
     def _repr_html_(self) -> str:
@@ -92,10 +94,20 @@ class NeuronStatistic:
 
     @property
     def direction(self) -> Int[Tensor, "layer neuron"]:
-        """+1 where a high activation goes with a high target or label 1, at the best positions; else -1."""
+        """+1 where a high activation goes with a high target or label 1 at every prompt's best position, -1 where it
+        goes with a low one at each, and 0 where prompts disagree."""
+        return common_direction(self.direction_by_prompt)
+
+    @property
+    def direction_by_prompt(self) -> Int[Tensor, "prompt layer neuron"]:
+        """Each prompt's direction at its best position: +1 where a high activation goes with a high target, else -1."""
         where = self.values.abs().argmax(2, keepdim=True)
-        lean = self.values.gather(2, where)[:, :, 0].sum(0)
-        return torch.where(lean >= 0, 1, -1)
+        return torch.where(self.values.gather(2, where)[:, :, 0] >= 0, 1, -1)
+
+    @property
+    def direction_agreement(self) -> Float[Tensor, "layer neuron"]:
+        """Share of the prompts that has the more frequent direction, in [0.5, 1]; at 1 there is one direction."""
+        return agreement_of(self.direction_by_prompt)
 
     def top(self, amount: float | int, *, per: str = "layer") -> NeuronSet:
         """The neurons of highest score, as :meth:`NeuronScores.top`."""
@@ -116,7 +128,8 @@ class NeuronStatistic:
         return self.provenance.get("model", {}).get("name")
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per neuron: layer, index, score, direction; with a null ``p_family``, ``p_value``, ``q_value``."""
+        """One row per neuron: layer, index, score, direction (0 where prompts disagree; of several prompts also each
+        one's, and their agreement); with a null ``p_family``, ``p_value``, ``q_value``."""
         layer, index = every_neuron(self.n_layers, self.d_mlp)
         frame = pd.DataFrame(
             {
@@ -126,7 +139,10 @@ class NeuronStatistic:
                 "direction": self.direction.flatten().numpy(),
             }
         )
-        return frame if self.null is None else frame.assign(**self.null.columns())
+        frame = frame.assign(**direction_columns(self.direction_by_prompt))
+        frame = frame if self.null is None else frame.assign(**self.null.columns())
+        frame.attrs.update(unit_of(self.provenance))
+        return frame
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the score to one safetensors file, whole or not at all."""

@@ -39,7 +39,7 @@ from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.streaming import READINGS, stand_alike
-from tl_skillneurons.scores.measured import prompted_set, provenance_of
+from tl_skillneurons.scores.measured import prompted_set, provenance_of, task_provenance
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.null import label_rows
 from tl_skillneurons.scores.outcomes import RuleOutcomes
@@ -81,7 +81,7 @@ def score_neurons(
 
     Returns:
         The scores; ``provenance["batches"]`` tells for each role how many batches and tokens ran, and how many
-        of these were padding.
+        of these were padding, and ``provenance["n_cut"]`` how many texts lost their end.
 
     Raises:
         ValueError: For a task of more than two classes, a prefix prompt of a causal model scored at its own
@@ -204,12 +204,14 @@ def _require_one_length(prompted: Sequence[PromptedModel], positions: str) -> No
 
 @dataclass(frozen=True)
 class _Measured:
-    """Of each prompt of a group: summary of ``baseline``, right answers on ``select`` by class, single answers."""
+    """Of each prompt of a group: summary of ``baseline``, right answers on ``select`` by class, single answers, and
+    what is recorded of the task."""
 
     summaries: list[Summary]
     correct: list[Int[Tensor, "class layer position neuron"]]
     outcomes: RuleOutcomes | None
     batches: dict[str, Padded]
+    of_task: dict[str, Any]
 
 
 def _measure(
@@ -244,7 +246,8 @@ def _measure(
                 fwd_hooks=what.fwd_hooks,
                 advance=advance,
             )
-    return _Measured(found, correct, outcomes, dict(zip(roles, (padded, padded_too), strict=True)))
+    batches = dict(zip(roles, (padded, padded_too), strict=True))
+    return _Measured(found, correct, outcomes, batches, task_provenance(prompted[0], task, roles))
 
 
 def _of_class(
@@ -261,7 +264,7 @@ def _of_class(
     counts = task.class_counts("select")
     provenance: dict[str, Any] = {
         **provenance_of([alike[place]]),
-        "task": {"name": task.name, "fingerprint": task.fingerprint},
+        **measured.of_task,
         "batches": measured.batches,
     }
     return NeuronScores(

@@ -1,10 +1,11 @@
 """What ranks the neurons, whichever score it is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
 
@@ -37,3 +38,25 @@ def strength(score: Scored) -> Float[Tensor, "layer neuron"]:
     if isinstance(score, NeuronStatistic):
         return score.score
     raise TypeError(f"a score must be a NeuronScores or a NeuronStatistic, got {type(score).__name__}")
+
+
+def top_union(scores: Sequence[NeuronScores], amount: float | int, *, per: str = "layer") -> NeuronSet:
+    """The skill neurons of a task of several classes: the union of the best of each subtask or class, equally
+    many of each (Wang et al., 2022).
+
+    Args:
+        scores: Of each of ``task.binary_subtasks()``, or what :func:`~tl_skillneurons.scores.score_classes` gives.
+        amount: For each subtask: 0.005 of four gives 2 % of a layer at most, less what they share.
+
+    Raises:
+        ValueError: Without a subtask, or for subtasks of different models.
+
+    Example:
+        >>> skill = skn.scores.top_union(skn.scores.score_classes(model, prompts, task), 0.005)
+    """
+    if not len(scores):
+        raise ValueError("give the scores of at least one subtask, got none")
+    union = scores[0].top(amount, per=per)
+    for other in scores[1:]:
+        union = union | other.top(amount, per=per)
+    return union

@@ -281,15 +281,15 @@ def evaluate_rules(
         :class:`AllRules`, which gives the accuracy of any set and can be saved.
 
     Raises:
-        ValueError: For an empty set, neurons of another model, or scores of another model, other prompts or texts cut
-            to another length.
+        ValueError: For an empty set, neurons of another model, or scores of another model, other prompts, another task
+            or texts cut to another length.
 
     Example:
         >>> skn.scores.evaluate_rules(model, prompts, task, scores, scores.top(0.02)).mean
         >>> rules = skn.scores.evaluate_rules(model, prompts, task, scores)
     """
     if neurons is None:
-        require_measured_here(scores, model, prompts, max_length=max_length)
+        require_measured_here(scores, model, prompts, task=task, max_length=max_length)
         prompted = [PromptedModel(model, one, max_length=max_length, run=run) for one in as_list(prompts)]
         position, direction = scores.rules()
         return AllRules(
@@ -343,9 +343,10 @@ def rule_answers(
     """Whether each neuron's rule, as ``select`` chose it for each prompt, is right on each example: 1 or 0.
 
     Raises:
-        ValueError: When the scores are of another model, of other prompts, or of texts cut to another length.
+        ValueError: When the scores are of another model, of other prompts, of another task, or of texts cut to another
+            length.
     """
-    require_measured_here(scores, model, prompts, max_length=max_length)
+    require_measured_here(scores, model, prompts, task=task, max_length=max_length)
     neurons.require_fits(scores.n_layers, scores.d_mlp)
     where, direction = scores.rules()
     labels = torch.tensor(task.split(role)["label"]) == scores.class_id

@@ -6,8 +6,10 @@ With a(N, p, x) the activation of neuron N at position p on text x, t(x) the tar
 
 where means and sums are over texts and weighted ("pearson"), or the same of ranks ("spearman").
 
-It does not show that a neuron makes the target, only that they go together on these texts; the null permutes the
-targets among the texts (``n_permutations=``), each text keeping its weight, and so assumes that texts are exchangeable.
+It does not show that a neuron makes the target, only that they go together on these texts. The null deals the targets
+out anew to the texts' units (``n_permutations=``), and each target takes its weight along: what makes a text count may
+be its target (a weight that is the target's own size, say), and then a target without its weight would be one that
+never occurs. It assumes that units are exchangeable; equal texts are one unit, and :class:`Targets` can name others.
 """
 
 from collections.abc import Sequence
@@ -27,9 +29,10 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.streaming import READINGS
 from tl_skillneurons.scores.kinds import KINDS
 from tl_skillneurons.scores.label_scores import score_texts
-from tl_skillneurons.scores.measured import prompted_set, provenance_of, require_alike
+from tl_skillneurons.scores.measured import prompted_set, provenance_of, require_alike, unit_record
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
-from tl_skillneurons.stats.permutation import permuted_labels
+from tl_skillneurons.scores.null import dealt
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
 CORRELATIONS = tuple(name for name, kind in KINDS.items() if kind.any_number)
@@ -48,12 +51,14 @@ class Targets:
         weights: How much each text counts, 0 or more; ``None`` counts all alike.
         name: What to call the target, in the record and in messages.
         role: Where the texts come from, for the record.
+        units: Which texts belong together; ``None`` joins equal texts alone.
     """
 
     values: Numbers
     weights: Numbers | None = None
     name: str = "target"
     role: str = "select"
+    units: Units | None = None
 
 
 def score_targets(
@@ -79,7 +84,7 @@ def score_targets(
             template, with the difference of rewards as target.
         targets: One number for each text, or :class:`Targets` with weights and a name.
         kind: "pearson" or "spearman".
-        n_permutations: Permutations of the targets (a weight stays with its text), drawn by ``seed``; 0 for none.
+        n_permutations: Permutations of the targets (each with its weight), drawn by ``seed``; 0 for none.
         positions: ``"prompt"``, or ``"last"``, ``"mean"``, ``"max"`` over the text's own tokens.
         aggregate: How prompts are combined: ``"mean"``, or ``"min"``.
         memory: Bytes that kept activations may take.
@@ -105,14 +110,13 @@ def score_targets(
         raise ValueError(
             f"{given.name} is {float(values[0]):g} for every example; nothing can correlate with it"
         )
-    rows = values[None]
-    if n_permutations:
-        rows = torch.cat([rows, permuted_labels(values, n_permutations, seed=seed)])
+    units = _units(given, texts)
+    rows, of_rows = _drawn(units, values, weights, n_permutations, seed)
     prompted = prompted_set(model, prompts, positions, max_length=max_length, run=run)
     require_alike(prompted)
 
     def scorer(columns: Tensor, drawn: Tensor, layer: int, neurons: slice) -> Tensor:
-        return torch.stack([KINDS[kind].score(own, drawn, weights) for own in columns])
+        return torch.stack([KINDS[kind].score(own, drawn, of_rows) for own in columns])
 
     walked = score_texts(
         prompted,
@@ -130,6 +134,8 @@ def score_targets(
         "target": given.name,
         "targets": fingerprint(values),
         "weights": None if weights is None else fingerprint(weights),
+        "n_cut": {given.role: max(one.n_truncated(texts) for one in prompted)},
+        "units": unit_record(units),
     }
     return NeuronStatistic(
         name=kind,
@@ -138,7 +144,7 @@ def score_targets(
         role=given.role,
         positions=positions,
         aggregate=aggregate,
-        null=walked.null,
+        null=None if walked.null is None else walked.null.of_units(units, values),
         provenance=provenance,
     )
 
@@ -178,6 +184,31 @@ def answer_targets(
     log_p = logits.log_softmax(1)
     right = log_p.gather(1, torch.tensor(split["label"])[:, None])[:, 0]
     return {"confidence": log_p.amax(1).exp(), "probability": right.exp(), "loss": -right}[what]
+
+
+def _units(targets: Targets, texts: Sequence[str]) -> Units:
+    units = targets.units
+    if units is None:
+        return Units.of([[" ".join(text.split()) for text in texts]])
+    if units.n_examples != len(texts):
+        raise ValueError(f"units must be of the {len(texts)} texts, got those of {units.n_examples}")
+    return units
+
+
+def _drawn(
+    units: Units,
+    values: Float[Tensor, " example"],
+    weights: Float[Tensor, " example"] | None,
+    n: int,
+    seed: int,
+) -> tuple[Float[Tensor, "row example"], Float[Tensor, "row example"] | None]:
+    """The targets and their weights, and below them both together dealt out anew ``n`` times."""
+    if weights is None:
+        rows = values[None]
+        return (torch.cat([rows, dealt(units, values, n, seed=seed)]) if n else rows), None
+    both, code = torch.stack([values, weights], 1).unique(dim=0, return_inverse=True)
+    codes = torch.cat([code[None], dealt(units, code, n, seed=seed)]) if n else code[None]
+    return both[codes, 0], both[codes, 1]
 
 
 def _numbers(targets: Numbers, n: int) -> Float[Tensor, " example"]:

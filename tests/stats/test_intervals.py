@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from tl_skillneurons.stats.intervals import bootstrap_mean, clopper_pearson
+from tl_skillneurons.stats.intervals import bootstrap_mean, clopper_pearson, doubtful_gap, ratio_interval
+from tl_skillneurons.stats.units import Units
 
 
 def binomial(n, p):
@@ -92,3 +93,72 @@ def test_a_constant_has_an_interval_of_no_width():
 def test_what_makes_no_sense_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_copies_of_one_example_count_as_one_where_they_are_a_unit():
+    values = torch.randn(2, 30, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    copied, units = values.repeat_interleave(4, dim=1), Units(torch.arange(30).repeat_interleave(4))
+    for ends, again in zip(bootstrap_mean(values), bootstrap_mean(copied, units=units), strict=True):
+        torch.testing.assert_close(ends, again)
+    single = Units.single(30)
+    assert all(
+        a.equal(b) for a, b in zip(bootstrap_mean(values), bootstrap_mean(values, units=single), strict=True)
+    )
+
+
+def test_the_bootstrap_by_units_covers_a_mean_that_single_examples_miss():
+    generator = torch.Generator().manual_seed(0)
+    units = Units(torch.arange(40).repeat_interleave(6))
+    covered = [0, 0]
+    for number in range(200):
+        sample = torch.randn(40, generator=generator).repeat_interleave(6) + 0.2 * torch.randn(
+            240, generator=generator
+        )
+        for way, given in enumerate((units, None)):
+            low, high = bootstrap_mean(sample, n_draws=300, seed=number, units=given)
+            covered[way] += bool(low <= 0 <= high)
+    assert covered[0] >= 178 and covered[1] < 140  # nominal 190
+
+
+def test_the_interval_of_a_ratio_holds_the_uncertainty_of_the_gap():
+    generator = torch.Generator().manual_seed(0)
+    covered = {"both": 0, "part alone": 0}
+    for number in range(200):
+        gap = 2 + 3 * torch.randn(60, generator=generator, dtype=torch.float64)
+        part = 0.5 + 0.2 * torch.randn(
+            60, generator=generator, dtype=torch.float64
+        )  # a quarter of the true gap
+        low, high = ratio_interval(part, gap, n_draws=400, seed=number)
+        covered["both"] += bool(low <= 0.25 <= high)
+        low, high = bootstrap_mean(part / gap.mean(), n_draws=400, seed=number)
+        covered["part alone"] += bool(low <= 0.25 <= high)
+    assert covered["both"] >= 180 and covered["part alone"] < 140  # nominal 190
+
+
+def test_the_interval_of_a_ratio_is_that_of_a_slow_loop_over_units():
+    generator = torch.Generator().manual_seed(2)
+    part, gap = torch.randn(3, 12, generator=generator), 4 + torch.randn(12, generator=generator)
+    units = Units.of([[0, 0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 8]])
+    low, high = ratio_interval(part, gap, n_draws=40, seed=5, units=units)
+    again = torch.Generator().manual_seed(5)
+    ratios = []
+    for drawn in torch.randint(9, (40, 9), generator=again):
+        rows = torch.cat([(units.member == unit).nonzero().flatten() for unit in drawn.tolist()])
+        ratios.append(part[:, rows].double().sum(1) / gap[rows].double().sum())
+    expected = torch.stack(ratios).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+    torch.testing.assert_close(torch.stack([low, high]), expected)
+
+
+def test_fractions_of_a_gap_that_may_be_zero_are_refused():
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(0))
+    assert "holds zero (40 units: text)" in doubtful_gap(noise)
+    assert "the gap is 0, its 95 % interval 0 to 0 holds zero" in doubtful_gap(torch.zeros(5))
+    assert doubtful_gap(noise + 2) is None
+    few = Units.of([[0] * 20 + [1] * 20], what="word pair")
+    assert doubtful_gap(torch.cat([noise[:20] * 0 + 3, noise[20:] * 0 - 1])) is None
+    halves = doubtful_gap(torch.cat([noise[:20] * 0 + 3, noise[20:] * 0 - 1]), units=few)
+    assert halves.endswith("interval -1 to 3 holds zero (2 units: word pair)")
+    with pytest.raises(ValueError, match=r"holds zero .* may be anything; give the change itself"):
+        ratio_interval(noise, noise)
+    with pytest.raises(ValueError, match="of the same examples, got 3 and 40"):
+        ratio_interval(noise[:3], noise)

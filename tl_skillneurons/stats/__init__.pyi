@@ -8,8 +8,14 @@ from .hypothesis_tests import mcnemar as mcnemar
 from .hypothesis_tests import permutation_difference as permutation_difference
 from .hypothesis_tests import rank_p_value as rank_p_value
 from .hypothesis_tests import require_draws as require_draws
+from .intervals import bootstrap_counts as bootstrap_counts
 from .intervals import bootstrap_mean as bootstrap_mean
 from .intervals import clopper_pearson as clopper_pearson
+from .intervals import doubtful_gap as doubtful_gap
+from .intervals import interval_scope as interval_scope
+from .intervals import ratio_interval as ratio_interval
+from .intervals import two_level_bootstrap as two_level_bootstrap
+from .intervals import two_level_calibration as two_level_calibration
 from .metrics import answer_confidence as answer_confidence
 from .metrics import calibration_error as calibration_error
 from .metrics import per_example as per_example

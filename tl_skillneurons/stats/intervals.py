@@ -5,20 +5,33 @@
 
 **Bootstrap** (percentile; Efron, 1979). Examples are drawn with replacement, and the quantiles of the drawn means
 bound the interval. It is about other examples of the same kind, not about other prompts or seeds, and is too narrow
-for a few dozen examples or less. It takes examples to be independent: those that belong together must be drawn together
-(:meth:`Units.weights <tl_skillneurons.stats.units.Units.weights>`).
+for a few dozen examples or less. Examples that belong together are drawn together: with ``units`` it is units that are
+drawn, and the drawn mean is over their examples (:mod:`~tl_skillneurons.stats.units`).
+
+**Two levels.** Every prompt answers the same examples, so prompts and units are crossed: both are drawn with
+replacement, each on its own (the pigeonhole bootstrap of Owen, 2007, which errs to the wide side). It is about other
+prompts and other examples of these kinds. Fewer than :data:`FEWEST_PROMPTS` say nothing about others: then the interval
+is about examples and holds for these prompts alone, whatever its name.
+
+**Ratios.** Of ``mean(part) / mean(gap)`` both means are of the same drawn units, so the gap's own uncertainty is in the
+interval. Where the interval of the gap holds zero the ratio may be anything, and there is none.
 
 What they do not show: anything about examples that chose what is measured. For a neuron picked on the same examples
 every interval here is too high.
 """
 
 import torch
-from einops import rearrange
-from jaxtyping import Float
+from einops import einsum, rearrange
+from jaxtyping import Float, Int
 from scipy.special import betaincinv
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_open_unit
+from tl_skillneurons.stats.metrics import answer_confidence, calibration_error
+from tl_skillneurons.stats.units import Units
+
+FEWEST_PROMPTS = 3
+"""With fewer prompts an interval is about these prompts alone."""
 
 _MOST_NUMBERS = 2**24  # of one chunk of draws: 128 MB in float64
 
@@ -54,13 +67,17 @@ def bootstrap_mean(
     n_draws: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
+    units: Units | None = None,
 ) -> tuple[Float[Tensor, "*row"], Float[Tensor, "*row"]]:
     """The percentile bootstrap interval of each row's mean over examples: ``(low, high)``, float64.
 
     All rows see the same resampled examples, so a difference of rows is resampled in pairs.
 
+    Args:
+        units: Which examples belong together and are drawn together; each is its own without.
+
     Raises:
-        ValueError: Without examples, or for ``confidence`` outside (0, 1).
+        ValueError: Without examples, for units of other examples, or for ``confidence`` outside (0, 1).
 
     Example:
         >>> low, high = bootstrap_mean(torch.tensor([0.0, 1.0] * 50))
@@ -68,21 +85,196 @@ def bootstrap_mean(
         (0.4, 0.6)
     """
     n = values.shape[-1]
-    require_int(n_draws, "n_draws")
     if n == 0:
         raise ValueError("values must hold at least one example, got none")
-    tail = (1 - require_open_unit(confidence, "confidence")) / 2
     rows = rearrange(values.detach().double().cpu(), "... example -> (...) example")
     generator = torch.Generator().manual_seed(seed)
-    means = torch.empty(len(rows), n_draws, dtype=torch.float64)
+    means = torch.empty(len(rows), require_int(n_draws, "n_draws"), dtype=torch.float64)
     for start in range(0, n_draws, chunk := max(1, _MOST_NUMBERS // n)):
-        size = min(chunk, n_draws - start)
-        drawn = torch.randint(n, (size, n), generator=generator)
-        counts = torch.zeros(size, n, dtype=torch.float64)
-        counts.scatter_add_(1, drawn, torch.ones(size, n, dtype=torch.float64))
-        means[:, start : start + size] = rows @ counts.T / n
-    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=1)
+        counts = bootstrap_counts(n, min(chunk, n_draws - start), generator, units=units)
+        means[:, start : start + len(counts)] = rows @ counts.T / counts.sum(1)
+    low, high = _ends(means, confidence)
     return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
+
+
+def bootstrap_counts(
+    n_examples: int, n_draws: int, generator: torch.Generator, *, units: Units | None = None
+) -> Float[Tensor, "draw example"]:
+    """How often each example is drawn, in each of ``n_draws`` draws of as many units as there are.
+
+    Raises:
+        ValueError: For units of other examples.
+
+    Example:
+        >>> bootstrap_counts(3, 2, torch.Generator().manual_seed(0)).sum(1).tolist()
+        [3.0, 3.0]
+    """
+    return _units_of(n_examples, units).weights(n_draws, generator).double()
+
+
+def two_level_bootstrap(
+    values: Float[Tensor, "*row prompt example"],
+    *,
+    n_draws: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    units: Units | None = None,
+) -> tuple[Float[Tensor, "*row"], Float[Tensor, "*row"]]:
+    """The interval ``(low, high)`` of each row's mean over prompts and examples, prompts and units resampled; float64.
+
+    All rows see the same resampled prompts and examples. With fewer than :data:`FEWEST_PROMPTS` prompts it says nothing
+    about others (:func:`interval_scope`).
+
+    Raises:
+        ValueError: Without prompts or examples, for units of other examples, or for ``confidence`` outside (0, 1).
+
+    Example:
+        >>> low, high = two_level_bootstrap(torch.tensor([[0.0, 1.0] * 50] * 3))
+        >>> round(low.item(), 1), round(high.item(), 1)
+        (0.4, 0.6)
+    """
+    *rows, n_prompts, n_examples = values.shape
+    require_int(n_draws, "n_draws")
+    if not n_prompts or not n_examples:
+        raise ValueError(
+            f"values must hold at least one prompt and one example, got {n_prompts} and {n_examples}"
+        )
+    flat = values.detach().double().cpu().reshape(-1, n_prompts, n_examples)
+    generator = torch.Generator().manual_seed(seed)
+    of_prompts = bootstrap_counts(n_prompts, n_draws, generator)
+    of_examples = bootstrap_counts(n_examples, n_draws, generator, units=units)
+    means = torch.empty(len(flat), n_draws, dtype=torch.float64)
+    for start in range(0, len(flat), size := max(1, _MOST_NUMBERS // (n_prompts * n_draws))):
+        by_prompt = einsum(
+            flat[start : start + size], of_examples, "row prompt example, draw example -> row prompt draw"
+        )
+        means[start : start + size] = einsum(
+            by_prompt, of_prompts, "row prompt draw, draw prompt -> row draw"
+        )
+    low, high = _ends(means / (n_prompts * of_examples.sum(1)), confidence)
+    return low.reshape(rows), high.reshape(rows)
+
+
+def two_level_calibration(
+    before: Float[Tensor, "prompt example output"],
+    after: Float[Tensor, "prompt example output"],
+    labels: Int[Tensor, " example"],
+    *,
+    n_draws: int = 500,
+    confidence: float = 0.95,
+    seed: int = 0,
+    units: Units | None = None,
+) -> tuple[float, float]:
+    """The interval of the change of the mean calibration error, prompts and units resampled; of one prompt, units."""
+    units = _units_of(len(labels), units)
+    generator = torch.Generator().manual_seed(seed)
+    pairs = [
+        [answer_confidence(outputs[k], labels) for outputs in (after, before)] for k in range(len(after))
+    ]
+    changes = torch.empty(n_draws, dtype=torch.float64)
+    for draw in range(n_draws):
+        prompts = [0]
+        if len(after) > 1:
+            prompts = torch.randint(len(after), (len(after),), generator=generator).tolist()
+        rows = units.resampled(generator)
+        drawn = [
+            [calibration_error(*(v[rows] for v in one)) for one in pair]
+            for pair in (pairs[k] for k in prompts)
+        ]
+        changes[draw] = sum(now - was for now, was in drawn) / len(drawn)
+    low, high = _ends(rearrange(changes, "draw -> 1 draw"), confidence)
+    return float(low), float(high)
+
+
+def interval_scope(n_prompts: int, units: Units) -> str:
+    """What an interval over so many prompts and these units is about, in words.
+
+    Example:
+        >>> interval_scope(5, Units.of([[0, 0, 1]], what="word pair"))
+        'other prompts (5 seen) and other examples (2 units: word pair)'
+        >>> interval_scope(2, Units.single(40))
+        'these 2 prompts alone (3 or more would speak for others) and other examples (40 units: text)'
+    """
+    prompts = f"other prompts ({n_prompts} seen)"
+    if n_prompts < FEWEST_PROMPTS:
+        these = "this prompt" if n_prompts == 1 else f"these {n_prompts} prompts"
+        prompts = f"{these} alone ({FEWEST_PROMPTS} or more would speak for others)"
+    return f"{prompts} and other examples ({len(units)} units: {units.what})"
+
+
+def doubtful_gap(
+    gap: Float[Tensor, " example"],
+    *,
+    n_draws: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    units: Units | None = None,
+) -> str | None:
+    """Why fractions of a gap's mean mean nothing, in words: its interval holds zero; ``None`` where it doesn't.
+
+    Example:
+        >>> doubtful_gap(torch.tensor([1.0, -1.0] * 20))
+        'the gap is 0, its 95 % interval -0.3 to 0.3 holds zero (40 units: text)'
+        >>> doubtful_gap(torch.tensor([1.0, 2.0] * 20)) is None
+        True
+    """
+    units = _units_of(len(gap), units)
+    low, high = bootstrap_mean(gap, n_draws=n_draws, confidence=confidence, seed=seed, units=units)
+    if not low <= 0 <= high:
+        return None
+    return (
+        f"the gap is {float(gap.double().mean()):.3g}, its {100 * confidence:g} % interval {float(low):.3g} to "
+        f"{float(high):.3g} holds zero ({len(units)} units: {units.what})"
+    )
+
+
+def ratio_interval(
+    part: Float[Tensor, "*row example"],
+    gap: Float[Tensor, " of_gap"],
+    *,
+    n_draws: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    units: Units | None = None,
+) -> tuple[Float[Tensor, "*row"], Float[Tensor, "*row"]]:
+    """The interval ``(low, high)`` of each row's ``mean(part) / mean(gap)``, e.g. of a recovered fraction; float64.
+
+    Args:
+        part: What was recovered of each example; all rows and the gap see the same resampled units.
+        gap: What could be recovered of each example.
+
+    Raises:
+        ValueError: Where the interval of the gap holds zero (:func:`doubtful_gap` asks first), without examples, or
+            for parts and units of other examples.
+
+    Example:
+        >>> gap = torch.linspace(1, 2, 40)
+        >>> [round(end.item(), 3) for end in ratio_interval(gap / 2, gap)]
+        [0.5, 0.5]
+    """
+    if part.shape[-1] != len(gap):
+        raise ValueError(f"part and gap must be of the same examples, got {part.shape[-1]} and {len(gap)}")
+    if reason := doubtful_gap(gap, n_draws=n_draws, confidence=confidence, seed=seed, units=units):
+        raise ValueError(f"{reason}: a fraction of it may be anything; give the change itself")
+    generator = torch.Generator().manual_seed(seed)
+    counts = bootstrap_counts(len(gap), require_int(n_draws, "n_draws"), generator, units=units)
+    rows = rearrange(part.detach().double().cpu(), "... example -> (...) example")
+    low, high = _ends(rows @ counts.T / (counts @ gap.detach().double().cpu()), confidence)
+    return low.reshape(part.shape[:-1]), high.reshape(part.shape[:-1])
+
+
+def _units_of(n_examples: int, units: Units | None) -> Units:
+    if units is not None and units.n_examples != n_examples:
+        raise ValueError(f"units must be of the {n_examples} examples, got those of {units.n_examples}")
+    return units or Units.single(n_examples)
+
+
+def _ends(
+    means: Float[Tensor, "row draw"], confidence: float
+) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
+    tail = (1 - require_open_unit(confidence, "confidence")) / 2
+    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=1)
+    return low, high
 
 
 def _lower_end(hits: int, n: int, tail: float) -> float:

@@ -123,6 +123,11 @@ class Units:
         counts.scatter_add_(1, drawn, torch.ones_like(drawn))
         return counts[:, self.member]
 
+    def resampled(self, generator: torch.Generator) -> Int[Tensor, " drawn"]:
+        """One bootstrap draw of as many units as there are: the rows of their examples, one unit after the other."""
+        drawn = torch.randint(len(self), (len(self),), generator=generator)
+        return drawn if self.are_single else torch.cat([self._rows[unit] for unit in drawn.tolist()])
+
     def halves(self, generator: torch.Generator) -> tuple[Int[Tensor, " one"], Int[Tensor, " other"]]:
         """The examples in two parts of half the units each, drawn at random; no unit stands in both."""
         order = torch.randperm(len(self), generator=generator)

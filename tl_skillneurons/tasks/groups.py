@@ -10,7 +10,7 @@ What it does not show: paraphrases, which share meaning and no words, are not fo
 import math
 import re
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -100,7 +100,8 @@ def units_of(columns: Columns) -> Units:
         "pair of twins": columns.get("pair"),
         "text": plain(columns["text"]),
     }
-    joined, named = [list(range(n))], []
+    joined: list[Sequence[Hashable]] = [range(n)]
+    named: list[str] = []
     units = Units.of(joined)
     for what, column in belonging.items():
         if column is None:

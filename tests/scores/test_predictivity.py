@@ -275,7 +275,13 @@ def test_nothing_after_the_last_neurons_runs_and_no_activation_is_kept(family):
 def test_scores_say_what_they_were_measured_on(models):
     scores = score(models["gpt2"], prompt_for("gpt2"))
     assert scores.site == "mlp.hook_post"
-    assert scores.provenance["task"] == {"name": "toy", "fingerprint": TASK.fingerprint}
+    task = scores.provenance["task"]
+    assert (task["name"], task["fingerprint"]) == ("toy", TASK.fingerprint)
+    assert (task["label_names"], task["label_words"]) == ([0, 1], ["negative", "positive"])
+    assert task["template"] == "{text}" and set(task["roles"]) == set(task["tokens"]) == {
+        "baseline",
+        "select",
+    }
     assert scores.provenance["model"]["name"] == "tiny"
     assert scores.top(1).model == "tiny"
 

@@ -5,12 +5,14 @@ import pytest
 import tiny
 import torch
 from drawn import scores as drawn_scores
-from toy import EXACT, QUIET, TASK, prompt_for, slow_scores
+from toy import EXACT, LABEL_WORDS, QUIET, ROWS, TASK, prompt_for, slow_scores
 
 import tl_skillneurons as skn
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.scores import AllRules, RuleAccuracy, evaluate_rules
 from tl_skillneurons.scores.rules import rule_answers
+from tl_skillneurons.stats.intervals import bootstrap_mean, two_level_bootstrap
+from tl_skillneurons.stats.units import Units
 
 N_SELECT = 12
 
@@ -99,12 +101,14 @@ def test_what_was_evaluated_comes_back_from_its_file(scored, tmp_path):
     for name in ("accuracy", "position", "direction"):
         assert torch.equal(getattr(back, name), getattr(every, name))
     assert (back.role, back.n_examples, back.positions) == ("report", 15, "prompt")
-    assert back.provenance == scores.provenance and repr(back) == repr(every)
+    assert back.provenance == every.provenance and repr(back) == repr(every)
+    assert every.provenance["n_cut"] == {"baseline": 0, "select": 0, "report": 0}
     some = evaluate_rules(model, prompts, TASK, scores, scores.top(2), seed=3, run=QUIET)
     again = RuleAccuracy.load(some.save(tmp_path / "rules.json"))
     assert again.table.equals(some.table) and again.seed == 3
     assert (again.mean, again.low, again.high) == (some.mean, some.low, some.high)
-    assert again.provenance == scores.provenance
+    assert again.provenance == some.provenance == every.provenance and repr(again) == repr(some)
+    assert again.to_dataframe().attrs == some.to_dataframe().attrs
     with pytest.raises(ValueError, match="holds a AllRules, expected a NeuronScores"):
         skn.NeuronScores.load(tmp_path / "rules.safetensors")
 
@@ -123,3 +127,46 @@ def test_an_empty_set_has_no_accuracy(scored):
     model, prompts, scores = scored["bert"]
     with pytest.raises(ValueError, match="at least one neuron"):
         evaluate_rules(model, prompts, TASK, scores, skn.NeuronSet([], []))
+
+
+def test_a_table_of_rules_has_each_prompts_direction_and_one_only_where_all_agree(scored):
+    model, prompts, scores = scored["bert"]
+    every = skn.NeuronSet(torch.arange(96) // 48, torch.arange(96) % 48)
+    table = evaluate_rules(model, prompts, TASK, scores, every, run=QUIET).to_dataframe()
+    one, other = scores.rules()[1].flatten(1)
+    assert table.direction_0.tolist() == one.tolist() and table.direction_1.tolist() == other.tolist()
+    agree = (one == other).numpy()
+    assert (table.direction[agree] == table.direction_0[agree]).all() and (table.direction[~agree] == 0).all()
+    assert (table.direction_agreement[~agree] == 0.5).all() and 0 < agree.sum() < 96
+    first = skn.score_neurons(model, prompts[0], TASK, run=QUIET)
+    alone = evaluate_rules(model, prompts[0], TASK, first, every, run=QUIET)
+    assert alone.table.direction.tolist() == one.tolist() and "direction_0" not in alone.table
+
+
+def test_intervals_resample_units_and_from_three_prompts_on_prompts_too(scored):
+    model, prompts, scores = scored["bert"]
+    top = scores.top(2)
+    right = rule_answers(model, prompts, TASK, scores, top)
+    two = evaluate_rules(model, prompts, TASK, scores, top, run=QUIET)
+    low, high = bootstrap_mean(right.mean((0, 2)))
+    assert (two.low, two.high) == (float(low), float(high))
+    assert (two.unit, two.n_units) == ("text", 15) and "these 2 prompts alone" in repr(two)
+    report = [{**row, "author": f"new {k // 3}"} for k, row in enumerate(ROWS[39:])]
+    rest = [{**row, "author": str(k)} for k, row in enumerate(ROWS[:39])]
+    data = {"train": rest[:24], "validation": rest[24:], "test": report}
+    authors = skn.Task.from_datasets(
+        data, template="{text}", label_words=LABEL_WORDS, name="toy", group="author", overlap="refuse"
+    )
+    by_author = evaluate_rules(model, prompts, authors, scores, top, run=QUIET)
+    low, high = bootstrap_mean(right.mean((0, 2)), units=Units.of([torch.arange(15).div(3).long().tolist()]))
+    assert (by_author.low, by_author.high) == (float(low), float(high))
+    assert by_author.mean == two.mean and (by_author.unit, by_author.n_units) == ("group", 5)
+    assert by_author.to_dataframe().attrs["n_units"] == 5
+    three = [*prompts, prompt_for("bert", seed=2)]
+    of_three = skn.score_neurons(model, three, TASK, run=QUIET)
+    found = evaluate_rules(model, three, TASK, of_three, top, run=QUIET)
+    answers = rule_answers(model, three, TASK, of_three, top)
+    low, high = two_level_bootstrap(answers.mean(2))
+    assert (found.low, found.high) == (float(low), float(high)) and "other prompts (3 seen)" in repr(found)
+    each_low, _ = two_level_bootstrap(answers.permute(2, 0, 1))
+    assert found.table.low.tolist() == each_low.tolist()

@@ -10,11 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_skillneurons._processes import gather, rank_and_count
-from tl_skillneurons._progress import Advance
+from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.streaming import Add, Reduce, stream_activations
+from tl_skillneurons.prompts.streaming import Add, Reduce, stand_alike, stream_activations
+from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.outcomes import RuleOutcomes, count_right, pack
 from tl_skillneurons.scores.tallies import Summary, add_moments, count_above, moments, summarize, threshold
 from tl_skillneurons.tasks.task import Task
@@ -125,6 +126,28 @@ def count_correct(
     padded = _stream(prompted, list(split["text"]), reduce, add, positions, fwd_hooks, advance)
     everyone = gather([c.cpu() for c in correct])
     return [torch.stack(of_prompt).sum(0) for of_prompt in zip(*everyone, strict=True)], padded
+
+
+def every_accuracy(
+    prompted: Sequence[PromptedModel], task: Task, scores: NeuronScores, role: str, progress: bool
+) -> Float[Tensor, "prompt layer position neuron"]:
+    """The accuracy of "above means label 1" everywhere, from one pass over ``role`` for prompts that stand alike."""
+    accuracy = torch.empty(scores.baseline.shape, dtype=torch.float64)
+    n_examples = task.n_examples[role]
+    rank, _ = rank_and_count()
+    with progress_bar(f"rules on {role}", n_examples * len(prompted), show=progress and rank == 0) as advance:
+        for group in stand_alike(prompted):
+
+            def step(n_done: int, n_prompts: int = len(group)) -> None:
+                advance(n_done * n_prompts)
+
+            alike = [prompted[number] for number in group]
+            baselines = [scores.baseline[number] for number in group]
+            classes = [scores.class_id]
+            correct, _ = count_correct(alike, task, role, baselines, classes, scores.positions, advance=step)
+            for number, right in zip(group, correct, strict=True):
+                accuracy[number] = right[0].double() / n_examples
+    return accuracy
 
 
 def rule_outcomes(

@@ -21,6 +21,7 @@ from typing import Any, overload
 
 import pandas as pd
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -34,24 +35,28 @@ from tl_skillneurons._files import (
     sound,
     write_json,
 )
-from tl_skillneurons._processes import rank_and_count
-from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, as_list
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
-from tl_skillneurons.prompts.streaming import stand_alike
+from tl_skillneurons.scores.directions import common_direction, direction_columns
 from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.passes import chosen_activations, count_correct
+from tl_skillneurons.scores.passes import chosen_activations, every_accuracy
 from tl_skillneurons.scores.selection import every_neuron
 from tl_skillneurons.scores.tallies import accuracy_at
-from tl_skillneurons.stats.intervals import bootstrap_mean
+from tl_skillneurons.stats.intervals import (
+    FEWEST_PROMPTS,
+    bootstrap_mean,
+    interval_scope,
+    two_level_bootstrap,
+)
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task
 
 ALL_RULES, RULE_ACCURACY = "AllRules", "RuleAccuracy"
-_PLAIN = ("mean", "low", "high", "role", "n_examples", "seed", "provenance")
+_PLAIN = ("mean", "low", "high", "role", "n_examples", "seed", "unit", "n_units", "about", "provenance")
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,16 +167,21 @@ class AllRules:
 
 @dataclass(frozen=True, eq=False)
 class RuleAccuracy:
-    """Accuracy of a set's rules, averaged over prompts, with bootstrap intervals over examples.
+    """Accuracy of a set's rules, averaged over prompts, with bootstrap intervals over units of examples, and over
+    prompts where there are enough of them.
 
     Attributes:
         mean: Of all neurons of the set.
         low, high: Its 95 % interval.
-        table: A row per neuron: ``layer``, ``index``, ``on_select`` (too good), ``accuracy``, ``low``, ``high``.
+        table: A row per neuron: ``layer``, ``index``, ``direction`` (0 where prompts disagree; of several prompts also
+            each one's, and their agreement), ``on_select`` (too good), ``accuracy``, ``low``, ``high``.
         role: Where the examples come from.
         n_examples: How many there are.
         seed: Of the bootstrap.
-        provenance: That of the scores: model, task, prompts, settings.
+        unit: What was resampled: a unit of what belongs together.
+        n_units: How many of them there were.
+        about: What other prompts and examples the intervals speak for.
+        provenance: That of the scores: model, task, prompts, settings; with how many texts of ``role`` were cut.
 
     Example:
         >>> print(skn.scores.evaluate_rules(model, prompts, task, scores, skill))
@@ -185,6 +195,9 @@ class RuleAccuracy:
     role: str
     n_examples: int
     seed: int = 0
+    unit: str = "text"
+    n_units: int | None = None
+    about: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -194,14 +207,18 @@ class RuleAccuracy:
         )
 
     def __repr__(self) -> str:
-        return f"RuleAccuracy({self})"
+        about = f"; intervals speak for {self.about}" if self.about else ""
+        return f"RuleAccuracy({self}{about})"
 
     def _repr_html_(self) -> str:
         return html_of(self)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per neuron: layer, index, on_select, accuracy, low, high, role."""
-        return self.table.assign(role=self.role)
+        """One row per neuron: layer, index, directions, on_select, accuracy, low, high, role; ``attrs`` name the unit
+        that was resampled, how many there were and what the intervals speak for."""
+        frame = self.table.assign(role=self.role)
+        frame.attrs.update(unit=self.unit, n_units=self.n_units, about=self.about)
+        return frame
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as JSON, whole or not at all."""
@@ -271,7 +288,7 @@ def evaluate_rules(
         prompts: Those that were scored, in the same order; ``None`` for scores of the bare text.
         neurons: A set, or ``None`` for every neuron.
         role: Examples that chose nothing; on ``"select"`` the rules are too good.
-        seed: Of the bootstrap over examples, for a set.
+        seed: Of the bootstrap, for a set: of the examples' units, and from three prompts on of the prompts too.
         max_length: Longest sequence in tokens; ``None`` is what the prompts were tuned with. It must be what the scores
             were measured with.
         run: Batches, cache, progress.
@@ -293,24 +310,29 @@ def evaluate_rules(
         prompted = [PromptedModel(model, one, max_length=max_length, run=run) for one in as_list(prompts)]
         position, direction = scores.rules()
         return AllRules(
-            accuracy=_every_accuracy(prompted, task, scores, role, run.progress),
+            accuracy=every_accuracy(prompted, task, scores, role, run.progress),
             position=position,
             direction=direction,
             role=role,
             n_examples=task.n_examples[role],
             positions=scores.positions,
-            provenance=scores.provenance,
+            provenance=_with_cut(scores.provenance, prompted[0], task, role),
         )
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
     answers = rule_answers(model, prompts, task, scores, neurons, role=role, max_length=max_length, run=run)
-    right = answers.mean(0)
-    each_low, each_high = bootstrap_mean(right.T, seed=seed)
-    low, high = bootstrap_mean(right.mean(1), seed=seed)
+    right, units = answers.mean(0), task.units(role)
+    each_low, each_high = _interval(
+        rearrange(answers, "prompt example chosen -> chosen prompt example"), units, seed
+    )
+    low, high = _interval(answers.mean(2), units, seed)
+    by_prompt = scores.direction_by_prompt[:, neurons.layer, neurons.index]
     table = pd.DataFrame(
         {
             "layer": neurons.layer.numpy(),
             "index": neurons.index.numpy(),
+            "direction": common_direction(by_prompt).numpy(),
+            **direction_columns(by_prompt),
             "on_select": scores.accuracy_of(neurons).numpy(),
             "accuracy": right.mean(0).numpy(),
             "low": each_low.numpy(),
@@ -325,8 +347,27 @@ def evaluate_rules(
         role=role,
         n_examples=len(right),
         seed=seed,
-        provenance=scores.provenance,
+        unit=units.what,
+        n_units=len(units),
+        about=interval_scope(len(answers), units),
+        provenance=_with_cut(
+            scores.provenance, PromptedModel(model, as_list(prompts)[0], max_length=max_length), task, role
+        ),
     )
+
+
+def _interval(
+    right: Float[Tensor, "*row prompt example"], units: Units, seed: int
+) -> tuple[Float[Tensor, "*row"], Float[Tensor, "*row"]]:
+    """Of each row's mean: of units, and of prompts too where they are enough to speak for others."""
+    if right.shape[-2] < FEWEST_PROMPTS:
+        return bootstrap_mean(right.mean(-2), seed=seed, units=units)
+    return two_level_bootstrap(right, seed=seed, units=units)
+
+
+def _with_cut(provenance: dict[str, Any], prompted: PromptedModel, task: Task, role: str) -> dict[str, Any]:
+    n_cut = {**provenance.get("n_cut", {}), role: prompted.n_truncated(list(task.split(role)["text"]))}
+    return {**provenance, "n_cut": n_cut}
 
 
 def rule_answers(
@@ -361,25 +402,3 @@ def rule_answers(
         says_one = above == (direction[number, layer, index] > 0)
         rows.append((says_one == labels[:, None]).double())
     return torch.stack(rows)
-
-
-def _every_accuracy(
-    prompted: Sequence[PromptedModel], task: Task, scores: NeuronScores, role: str, progress: bool
-) -> Float[Tensor, "prompt layer position neuron"]:
-    """The accuracy of "above means label 1" everywhere, from one pass over ``role`` for prompts that stand alike."""
-    accuracy = torch.empty(scores.baseline.shape, dtype=torch.float64)
-    n_examples = task.n_examples[role]
-    rank, _ = rank_and_count()
-    with progress_bar(f"rules on {role}", n_examples * len(prompted), show=progress and rank == 0) as advance:
-        for group in stand_alike(prompted):
-
-            def step(n_done: int, n_prompts: int = len(group)) -> None:
-                advance(n_done * n_prompts)
-
-            alike = [prompted[number] for number in group]
-            baselines = [scores.baseline[number] for number in group]
-            classes = [scores.class_id]
-            correct, _ = count_correct(alike, task, role, baselines, classes, scores.positions, advance=step)
-            for number, right in zip(group, correct, strict=True):
-                accuracy[number] = right[0].double() / n_examples
-    return accuracy

@@ -8,12 +8,13 @@ import torch
 from scipy import stats
 
 from tl_skillneurons.stats.hypothesis_tests import (
-    equivalence,
     mcnemar,
     permutation_difference,
     rank_p_value,
     require_draws,
+    sign_flip_test,
 )
+from tl_skillneurons.stats.units import Units
 
 
 def test_a_rank_p_value_counts_the_observed_value_and_ties():
@@ -132,39 +133,83 @@ def test_enough_draws_pass(n):
     assert require_draws(n, 0.05) == n
 
 
-def test_equivalence_is_that_of_two_one_sided_z_tests_and_needs_examples():
-    generator = torch.Generator().manual_seed(0)
-    before = torch.rand(400, generator=generator) < 0.8
-    after = torch.where(torch.rand(400, generator=generator) < 0.02, ~before, before)
-    d = after.double() - before.double()
-    z = [(d.mean() + side * 0.05) / (d.std() / 20) for side in (1, -1)]
-    expected = max(1 - torch.special.ndtr(z[0]), torch.special.ndtr(z[1]))
-    found = equivalence(before, after, margin=0.05)
-    assert found.p_value == pytest.approx(float(expected)) and found.difference == pytest.approx(
-        float(d.mean())
-    )
-    few = equivalence(before[:20], after[:20], margin=0.05)
-    assert found.p_value < 0.05 < few.p_value  # the same shares of few examples say little
-    worse = equivalence(before, before & (torch.rand(400, generator=generator) < 0.8), margin=0.05)
-    assert worse.p_value > 0.9
-    assert 0 < equivalence(before, before, margin=0.05).p_value < 1e-6
-    with pytest.raises(ValueError, match="same examples, got 400 and 20"):
-        equivalence(before, after[:20], margin=0.05)
-    with pytest.raises(ValueError, match=r"margin must be a difference of accuracies in \(0, 1\), got 0"):
-        equivalence(before, after, margin=0)
-
-
 def test_mcnemars_p_is_that_of_scipys_binomial_test():
     for lost, gained in [(1, 7), (12, 30), (300, 251)]:
         theirs = stats.binomtest(min(lost, gained), lost + gained).pvalue
         assert mcnemar(*runs(5, lost, gained, 5)).p_value == pytest.approx(theirs, rel=1e-9)
 
 
+def test_by_units_answers_change_sides_together():
+    before = torch.tensor([1, 1, 1, 0, 0, 1, 1, 0, 1, 1]) > 0
+    after = torch.tensor([0, 0, 1, 1, 0, 0, 1, 0, 0, 0]) > 0
+    units = Units(torch.tensor([0, 0, 1, 2, 2, 2, 3, 3, 4, 4]))
+    sums = units.sums(after.long() - before.long()).tolist()
+    assert sums == [-2, 0, 0, 0, -2]
+    signs = list(itertools.product((-1, 1), repeat=5))
+    exact = sum(
+        abs(sum(a * b for a, b in zip(sums, one, strict=True))) >= abs(sum(sums)) for one in signs
+    ) / len(signs)
+    found = mcnemar(before, after, units=units)
+    assert (found.n_lost, found.n_gained, found.p_value) == (5, 1, exact)
+    assert sign_flip_test(after.double() - before.double(), units=units).item() == exact
+    assert mcnemar(before, after, units=Units.single(10)) == mcnemar(before, after)
+
+
+def test_copies_of_changed_answers_prove_nothing_more():
+    generator = torch.Generator().manual_seed(0)
+    units = Units(torch.arange(30).repeat_interleave(5))
+    hits = [0, 0]
+    for _ in range(300):
+        before, after = (torch.rand(2, 30, generator=generator) < 0.7).repeat_interleave(5, dim=1)
+        hits[0] += mcnemar(before, after, units=units).p_value <= 0.05
+        hits[1] += mcnemar(before, after).p_value <= 0.05
+    assert hits[0] <= 26 and hits[1] > 60  # Binomial(300, 0.05) exceeds 26 with probability 0.003
+
+
+def test_sign_flips_are_counted_out_where_few_and_drawn_where_many():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(3, 10, generator=generator, dtype=torch.float64) + torch.tensor(
+        [[0.0], [0.5], [2.0]]
+    )
+    signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=10)), dtype=torch.float64)
+    exact = ((values @ signs.T).abs() >= values.sum(1).abs()[:, None] - 1e-9).double().mean(1)
+    torch.testing.assert_close(sign_flip_test(values), exact)
+    torch.testing.assert_close(sign_flip_test(values, n_draws=900), exact, atol=0.05, rtol=0)
+    assert sign_flip_test(values, n_draws=900)[2] >= 1 / 901
+    assert sign_flip_test(torch.full((6,), 0.1)).item() == 2 / 64  # all signs alike, whatever rounding says
+
+
+def test_a_difference_of_groups_is_compared_with_labels_dealt_to_groups():
+    generator = torch.Generator().manual_seed(1)
+    units = Units(torch.arange(24).repeat_interleave(6))
+    labels = (torch.arange(24) % 2).repeat_interleave(6)
+    hits = [0, 0]
+    for number in range(100):
+        values = torch.randn(5, 24, generator=generator).repeat_interleave(6, dim=1)
+        values = values + 0.3 * torch.randn(5, 144, generator=generator)
+        by_unit = permutation_difference(values, labels, n_draws=99, seed=number, units=units)
+        one_by_one = permutation_difference(values, labels, n_draws=99, seed=number)
+        torch.testing.assert_close(by_unit.difference, one_by_one.difference)
+        hits[0] += bool((by_unit.p_family <= 0.05).any())
+        hits[1] += bool((one_by_one.p_family <= 0.05).any())
+    assert hits[0] <= 12 and hits[1] > 50  # Binomial(100, 0.05) exceeds 12 with probability 0.0015
+
+
 ONES = torch.ones(3)
+HALVES = Units(torch.tensor([0, 0, 1, 1]))
 REFUSALS = {
     "draws": (lambda: require_draws(18, 0.05), "n_random must be at least 19 for a p-value of 0.05, got 18"),
     "alpha": (lambda: require_draws(98, 0.01), "at least 99"),
     "pairs": (lambda: mcnemar(torch.ones(2) > 0, torch.ones(3) > 0), "got 2 and 3"),
+    "units": (
+        lambda: mcnemar(ONES > 0, ONES > 0, units=Units.single(2)),
+        "of the 3 examples, got those of 2",
+    ),
+    "no differences": (lambda: sign_flip_test(torch.ones(0)), "at least one example, got none"),
+    "few units": (
+        lambda: permutation_difference(ONES[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 1]), units=HALVES),
+        "can be labelled in only 2 ways",
+    ),
     "one label": (lambda: permutation_difference(ONES, torch.ones(3, dtype=torch.long)), r"got \[1\]"),
     "length": (lambda: permutation_difference(ONES, torch.tensor([0, 1])), "got 2 for 3"),
     "no draws": (lambda: rank_p_value(0.5, []), "drawn must hold at least one number, got none"),

@@ -9,7 +9,8 @@ They take plain tensors and lists, so they serve any other number just as well.
   :func:`ratio_interval` (of a recovered fraction; :func:`doubtful_gap`).
 * Over several prompts: :func:`two_level_bootstrap`, :func:`two_level_calibration`, :func:`interval_scope`.
 * Beside random controls: :func:`rank_p_value`, :func:`require_draws`.
-* Two runs on the same examples: :func:`mcnemar` -> :class:`McNemar`, :func:`equivalence` -> :class:`Equivalence`.
+* Two runs on the same examples: :func:`mcnemar` -> :class:`McNemar`, :func:`equivalence` -> :class:`Equivalence`,
+  :func:`sign_flip_test` (of anything).
 * Two labels: :func:`permutation_difference` -> :class:`LabelDifference`.
 * Many tests at once: :func:`benjamini_hochberg`, :func:`family_wise_p`, :func:`critical_level`.
 * Permutations: :func:`permuted_labels`, :func:`random_orders`, :func:`row_orders`.

@@ -11,15 +11,29 @@ before and ``n_gained`` are right after. If neither run were better, each would 
 
     p = min(1, 2 * P(Binomial(n_lost + n_gained, 1/2) <= min(n_lost, n_gained)))
 
-**Label permutation.** The difference of two class means is compared with that under labels permuted among the
-examples, ``p = (1 + permutations at least as large in absolute value) / (1 + permutations)``. Family-wise, the
-largest difference in standard errors over all rows takes the place of each one's own (Westfall and Young,
-1993), which keeps the rows' correlations.
+With ``units``, all answers of a unit change sides together: the law of ``n_gained - n_lost`` under random signs of the
+units' own differences, counted out exactly.
 
-**Equivalence** (two one-sided tests; Schuirmann, 1987). Two runs are as good as each other within ``margin`` when both
-"worse by ``margin`` or more" and "better by ``margin`` or more" are refused. With ``d`` the paired differences of right
-answers, their mean ``m`` and ``s`` its standard error, ``p`` is the larger of ``1 - Phi((m + margin) / s)`` and
-``Phi((m - margin) / s)``. Not being told apart is no evidence of equivalence; this is.
+**Sign flips** (Fisher, 1935). Of paired differences that could as well have the other sign, unit by unit, p is the
+share of all signs with a mean at least as large in absolute value; all signs where they are few, else random ones.
+
+**Label permutation.** The difference of two class means is compared with that under labels permuted among the
+examples, or dealt out to units, ``p = (1 + permutations at least as large in absolute value) / (1 + permutations)``.
+Family-wise, the largest difference in standard errors over all rows takes the place of each one's own (Westfall and
+Young, 1993), which keeps the rows' correlations.
+
+**Equivalence**, exact (two one-sided tests; Schuirmann, 1987). Two runs are as good as each other within ``margin``
+when both "worse by ``margin`` or more" and "better by ``margin`` or more" are refused; p is the larger of the two. Of
+``n`` answers ``L`` are lost and ``G`` gained. "Worse by ``margin`` or more" is likeliest at ``P(lost) = P(gained) +
+margin``, and with the score statistic of that boundary (Tango, 1998)::
+
+    z(L, G) = (G - L + n margin) / sqrt(n (2 q + margin - margin^2)),   q the likeliest P(gained) there
+    p = max over q of P(z(L', G') >= z(L, G)),   (L', G', n - L' - G') ~ Multinomial(n; q + margin, q, 1 - 2 q - margin)
+
+so that the size never exceeds the nominal one (Hsueh, Liu and Chen, 2001). No change in ``n`` answers gives
+``(1 - margin)^n`` where that is the largest. With ``units`` each is one answer, counted against equivalence: lost where
+its answers became worse at all, gained only where all are gained, for the one side, and mirrored for the other. Exact
+about the mean over units, and cautious. Not being told apart is no evidence of equivalence; this is.
 
 What they do not show: how large an effect is (give its interval beside it), and anything about examples, prompts or
 neurons that chose what is tested. No p-value here is corrected for the number of tests:
@@ -30,14 +44,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from scipy.special import bdtrc, gammaln, xlog1py, xlogy
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons.stats.permutation import random_orders
 from tl_skillneurons.stats.ranks import median
+from tl_skillneurons.stats.units import Units
 
 ALTERNATIVES = ("less", "greater", "two-sided")
 """Which values are extreme: those as small as the observed one, as large, or either."""
@@ -114,22 +132,76 @@ class McNemar:
     p_value: float
 
 
-def mcnemar(before: Bool[Tensor, " before"], after: Bool[Tensor, " after"]) -> McNemar:
+def mcnemar(
+    before: Bool[Tensor, " before"], after: Bool[Tensor, " after"], *, units: Units | None = None
+) -> McNemar:
     """The exact paired test of right answers before and after; p is 1 where no answer changed.
 
+    Args:
+        units: Which examples belong together and change sides together; each is its own without.
+
     Raises:
-        ValueError: When the two differ in their number of examples.
+        ValueError: When the two, or the units, differ in their number of examples.
 
     Example:
-        >>> mcnemar(torch.tensor([True] * 5), torch.tensor([False] * 5))
+        >>> before, after = torch.tensor([True] * 5), torch.tensor([False] * 5)
+        >>> mcnemar(before, after)
         McNemar(n_lost=5, n_gained=0, p_value=0.0625)
+        >>> mcnemar(before, after, units=Units.of([["a", "a", "a", "b", "b"]])).p_value
+        0.5
     """
-    if len(before) != len(after):
-        raise ValueError(f"both runs must answer the same examples, got {len(before)} and {len(after)}")
+    _require_same(before, after, units)
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
+    if units is not None and not units.are_single:
+        return McNemar(lost, gained, _flipped_tail(units.sums(after.long() - before.long())))
     n, fewer = lost + gained, min(lost, gained)
     tail = sum(math.comb(n, k) for k in range(fewer + 1))  # exact integers, however many examples
     return McNemar(lost, gained, min(1.0, 2 * tail / 2**n))
+
+
+def sign_flip_test(
+    differences: Float[Tensor, "*row example"],
+    *,
+    units: Units | None = None,
+    n_draws: int = 9999,
+    seed: int = 0,
+) -> Float[Tensor, "*row"]:
+    """The two-sided p-value of each row's mean being zero, when a unit's differences could have the other sign.
+
+    Args:
+        differences: Of each example, e.g. a logit diff after minus before.
+        units: Which examples belong together and turn together; each is its own without.
+        n_draws: Random signs; where all signs are fewer, all are counted and p is exact.
+
+    Raises:
+        ValueError: Without examples, or for units of other examples.
+
+    Example:
+        >>> sign_flip_test(torch.tensor([1.0, 2.0, 0.5, 1.5])).item()  # 2 of 16 signs
+        0.125
+    """
+    n = differences.shape[-1]
+    if not n:
+        raise ValueError("differences must hold at least one example, got none")
+    require_int(n_draws, "n_draws")
+    rows = rearrange(differences.detach().double().cpu(), "... example -> (...) example")
+    units = _units_of(n, units)
+    sums = units.sums(rows)
+    least = sums.sum(1).abs() * (1 - 1e-9) - 1e-12 * sums.abs().sum(1)  # rounding must not decide
+    few = len(units) < 31 and 2 ** len(units) <= n_draws + 1
+    generator = torch.Generator().manual_seed(seed)
+    n_signs = 2 ** len(units) if few else n_draws
+    extreme = torch.zeros(len(rows), dtype=torch.float64)
+    for start in range(0, n_signs, chunk := max(1, _MOST_NUMBERS // max(len(rows), len(units)))):
+        size = min(chunk, n_signs - start)
+        if few:
+            number = torch.arange(start, start + size)
+            signs = ((number[:, None] >> torch.arange(len(units))) & 1).double() * 2 - 1
+        else:
+            signs = units.signs(size, generator)
+        extreme += ((sums @ signs.T).abs() >= least[:, None]).sum(1)
+    p = extreme / n_signs if few else (1 + extreme) / (1 + n_signs)
+    return p.reshape(differences.shape[:-1])
 
 
 @dataclass(frozen=True)
@@ -142,28 +214,39 @@ class Equivalence:
 
 
 def equivalence(
-    before: Bool[Tensor, " before"], after: Bool[Tensor, " after"], *, margin: float | int
+    before: Bool[Tensor, " before"],
+    after: Bool[Tensor, " after"],
+    *,
+    margin: float | int,
+    units: Units | None = None,
 ) -> Equivalence:
-    """The paired test that two runs' accuracies differ by less than ``margin``; a small p says that they do.
+    """The exact paired test that two runs' accuracies differ by less than ``margin``; a small p says that they do.
+
+    Args:
+        units: Which examples belong together; each is its own without.
 
     Raises:
-        ValueError: When the two differ in their number of examples, for none, or a margin outside (0, 1).
+        ValueError: When the two, or the units, differ in their number of examples, for none, or a margin outside
+            (0, 1).
 
     Example:
-        >>> right = torch.arange(400) % 10 > 0
-        >>> round(equivalence(right, right, margin=0.02).p_value, 6)
-        0.0
+        >>> right = torch.arange(40) % 10 > 0
+        >>> round(equivalence(right, right, margin=0.05).p_value, 3)  # no change in 40 answers: 0.95 ** 40
+        0.129
     """
-    if len(before) != len(after) or not len(before):
-        raise ValueError(f"both runs must answer the same examples, got {len(before)} and {len(after)}")
+    _require_same(before, after, units)
+    if not len(before):
+        raise ValueError("both runs must answer at least one example, got none")
     if not 0 < margin < 1:
         raise ValueError(f"margin must be a difference of accuracies in (0, 1), got {margin}")
-    d = after.double() - before.double()
-    mean, error = float(d.mean()), float(d.std(correction=1) / math.sqrt(len(d))) if len(d) > 1 else math.inf
-    if error == 0:  # no answer changed, which doesn't say that none ever would: as if one in n did
-        error = 1 / len(d)
-    p = max(math.erfc(z / math.sqrt(2)) / 2 for z in ((mean + margin) / error, (margin - mean) / error))
-    return Equivalence(mean, margin, p)
+    units = _units_of(len(before), units)
+    change = after.long() - before.long()
+    net = units.sums(change)
+    worse, better = (
+        _differs_p(int((side < 0).sum()), int((side == units.sizes).sum()), len(units), margin)
+        for side in (net, -net)
+    )
+    return Equivalence(float(change.double().mean()), margin, max(worse, better))
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,13 +270,18 @@ def permutation_difference(
     *,
     n_draws: int = 1000,
     seed: int = 0,
+    units: Units | None = None,
 ) -> LabelDifference:
     """How much each row's mean differs between label 1 and label 0, and how often permuted labels do as much.
+
+    Args:
+        units: Which examples belong together; labels are dealt out to them. Each is its own without.
 
     Memory: ``rows * draws`` numbers in chunks of draws, 128 MB at most.
 
     Raises:
-        ValueError: For labels other than 0 and 1, or when one of them has no example.
+        ValueError: For labels other than 0 and 1, when one of them has no example, or when the units can be labelled
+            in fewer than ``n_draws`` ways.
 
     Example:
         >>> labels = torch.arange(20) % 2
@@ -214,12 +302,19 @@ def permutation_difference(
     weight = torch.where(labels == 1, 1 / (labels == 1).sum(), -1 / (labels == 0).sum()).double()
     observed = rows @ weight
     generator = torch.Generator().manual_seed(seed)
+    dealt = None if _units_of(len(labels), units).are_single else units.permuted(labels, n_draws, seed=seed)
     own, family = torch.zeros(2, len(rows), dtype=torch.float64)
     # what rounding makes of equal differences must not decide
     least = observed.abs() * (1 - 1e-9)
     scaled = observed.abs() / spread * (1 - 1e-9)
     for start in range(0, n_draws, chunk := max(1, _MOST_NUMBERS // max(len(rows), len(labels)))):
-        shuffled = weight[random_orders(len(labels), min(chunk, n_draws - start), generator)]
+        size = min(chunk, n_draws - start)
+        if dealt is None:
+            shuffled = weight[random_orders(len(labels), size, generator)]
+        else:
+            labelled = dealt[start : start + size]
+            n_of = torch.stack([(labelled == c).sum(1) for c in (0, 1)]).clamp(min=1).double()
+            shuffled = torch.where(labelled == 1, 1 / n_of[1][:, None], -1 / n_of[0][:, None])
         drawn = (rows @ shuffled.T).abs()
         own += (drawn >= least[:, None]).sum(1)
         largest = (drawn / spread[:, None]).amax(0)
@@ -230,3 +325,65 @@ def permutation_difference(
         ((1 + own) / (1 + n_draws)).reshape(shape),
         ((1 + family) / (1 + n_draws)).reshape(shape),
     )
+
+
+def _require_same(
+    before: Bool[Tensor, " before"], after: Bool[Tensor, " after"], units: Units | None
+) -> None:
+    if len(before) != len(after):
+        raise ValueError(f"both runs must answer the same examples, got {len(before)} and {len(after)}")
+    _units_of(len(before), units)
+
+
+def _units_of(n_examples: int, units: Units | None) -> Units:
+    if units is not None and units.n_examples != n_examples:
+        raise ValueError(f"units must be of the {n_examples} examples, got those of {units.n_examples}")
+    return units or Units.single(n_examples)
+
+
+def _flipped_tail(sums: Float[Tensor, " unit"]) -> float:
+    """The probability that whole numbers with random signs add up to as much as with their own, in absolute value."""
+    own = [int(value) for value in sums.tolist() if value]
+    most, total = sum(map(abs, own)), abs(sum(own))
+    mass = torch.zeros(2 * most + 1, dtype=torch.float64)
+    mass[most] = 1
+    for value in own:
+        mass = (mass.roll(value) + mass.roll(-value)) / 2  # nothing reaches the ends before the last one
+    extreme = (torch.arange(-most, most + 1)).abs() >= total
+    return min(1.0, float(mass[extreme].sum()))
+
+
+def _differs_p(n_lost: int, n_gained: int, n: int, margin: float | int) -> float:
+    """The exact p-value of "worse by ``margin`` or more" for so many answers lost and gained of ``n``."""
+    lost = np.arange(n + 1)
+    observed = _score(np.array([n_lost]), np.array([n_gained]), n, margin)
+    low, high = (
+        np.zeros(n + 1, dtype=int),
+        n - lost + 1,
+    )  # the fewest gained that are as extreme, none at n - lost + 1
+    while (low < high).any():
+        middle = (low + high) // 2
+        reached = (_score(lost, middle, n, margin) >= observed - 1e-9) | (middle > n - lost)
+        low, high = np.where(reached | (low >= high), low, middle + 1), np.where(reached, middle, high)
+    most = (1 - margin) / 2
+    grid = np.unique(np.concatenate([np.linspace(0, most, 301), np.linspace(0, min(most, 20 / n), 301)]))
+    p = _as_extreme(grid, low, n, margin)
+    best = int(p.argmax())
+    nearer = np.linspace(grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)], 101)
+    return min(1.0, float(max(p.max(), _as_extreme(nearer, low, n, margin).max())))
+
+
+def _score(lost: NDArray, gained: NDArray, n: int, margin: float | int) -> NDArray:
+    linear = lost * (1 + margin) + gained * (1 - margin) - 2 * n * margin
+    likeliest = (linear + np.sqrt(linear**2 + 8 * n * gained * margin * (1 - margin))) / (4 * n)
+    return (gained - lost + n * margin) / np.sqrt(n * (2 * likeliest + margin - margin**2))
+
+
+def _as_extreme(q: NDArray, fewest: NDArray, n: int, margin: float | int) -> NDArray:
+    """For each probability ``q`` of a gain, that of as extreme an outcome: ``fewest`` gains for each number lost."""
+    lost = np.arange(n + 1)
+    q = q[:, None]
+    choose = gammaln(n + 1) - gammaln(lost + 1) - gammaln(n - lost + 1)
+    mass = np.exp(choose + xlogy(lost, q + margin) + xlog1py(n - lost, -(q + margin)))
+    of_rest = np.clip(q / np.maximum(1 - q - margin, 1e-300), 0, 1)
+    return (mass * bdtrc(fewest - 1.0, n - lost, of_rest)).sum(1)

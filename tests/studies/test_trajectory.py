@@ -74,7 +74,7 @@ def test_every_row_is_what_scoring_that_snapshot_alone_gives(models, family):
 def planted_prompt():
     """First it looks away from the word that tells the label, then nowhere in particular, then at it."""
     prompt = planted.prompt()
-    turn = planted.rotation()[planted._VIRTUAL].float()
+    turn = planted.rotation()[planted.VIRTUAL].float()
     snapshots = torch.stack([prompt.embedding.detach() + far * turn for far in (-40.0, -39.0, 0.0)])
     history = [{"step": step} for step in (0, 1, 2)]
     return skn.SoftPrompt(snapshots[2], placement="suffix", snapshots=snapshots, history=history)

@@ -30,7 +30,7 @@ LABEL_WORDS = {0: "negative", 1: "positive"}
 PLAIN_WORDS = "the a film plot cast music scene was is dull bright slow quick and but very not".split()
 _OUTPUT = (0.05, 0.04, 0.03)
 # Directions of the residual stream, before they are turned by one random rotation.
-_WORD, _IS_WORD, _CONSTANT, _VIRTUAL, _LABEL, _ANSWER, _SINK = range(7)
+_WORD, _IS_WORD, _CONSTANT, VIRTUAL, _LABEL, _ANSWER, _SINK = range(7)
 _SEEN, _MOVED, _UNREAD = slice(7, 27), slice(27, 39), slice(39, 48)
 _SLOW = D_HEAD // 2 - 1  # the dimension of a head that rotary positions turn the least
 
@@ -82,7 +82,7 @@ def _weights(state, seed):
         for head in range(N_HEADS):
             q, k, v, o = (torch.zeros(D_HEAD, D_MODEL, dtype=torch.float64) for _ in range(4))
             if (layer, head) in HEADS:
-                q[_SLOW, _VIRTUAL] = k[_SLOW, _IS_WORD] = 2
+                q[_SLOW, VIRTUAL] = k[_SLOW, _IS_WORD] = 2
                 v[0, _WORD], o[0, _LABEL] = 1, 0.1
             else:
                 q[:, _SEEN], k[:, _SEEN] = 0.1 * noise(D_HEAD, 20), 0.1 * noise(D_HEAD, 20)
@@ -133,7 +133,7 @@ def rotation():
 def prompt(seed=0):
     """Three virtual tokens after the text, from which the heads look for the label's word."""
     rows = torch.zeros(3, D_MODEL, dtype=torch.float64)
-    rows[:, [_CONSTANT, _VIRTUAL]] = 1
+    rows[:, [_CONSTANT, VIRTUAL]] = 1
     generator = torch.Generator().manual_seed(seed)
     rows[:, _SEEN] = 0.1 * torch.randn(3, 20, generator=generator, dtype=torch.float64)
     return SoftPrompt((rows @ rotation()).float(), placement="suffix", provenance={}, seed=seed)

@@ -13,9 +13,9 @@ cross_task_damage      what ablating one task's neurons costs the others
 adapt                  LoRA, adapters or biases in the prompt's place (``measure_adapted`` measures them)
 over_checkpoints       when skill neurons came about in pre-training (``LoadOptions`` says how models are loaded)
 compare_label_words    whether they depend on the label words (``random_label_words`` draws others)
-word_selectivity       which words neurons answer to (``weight_words``: which they promote)
+word_selectivity       which words neurons answer to (``weight_words``: which their weights point at)
 accuracy_without_words what is left without the strongest words (``strongest_words`` finds them)
-position_share         which share of the neurons peaks at each position
+position_share         how much of a neuron's activation goes with a token's place in its text
 ====================== ==================================================================================
 
 Results: ``Diagnosis`` ``ReadingComparison`` ``ScoreComparison`` ``VoteAndProbe`` ``PromptDescription``

@@ -64,6 +64,11 @@ class AdaptedModel:
         n_trained: Numbers that were trained.
         provenance: Model, task, settings, losses, and ``held_back_accuracy`` on the part of ``train`` kept for it.
         trained: By name, what was trained of the model.
+
+    Example:
+        >>> adapted = skn.studies.adapt(model, task, "lora")
+        >>> adapted.model.run_with_cache(tokens)  # a bridge like any other
+        >>> skn.studies.AdaptedModel.load(adapted.save("lora.safetensors"), model)
     """
 
     model: TransformerBridge

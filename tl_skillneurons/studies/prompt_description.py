@@ -63,6 +63,10 @@ class PromptDescription:
             ``peak_share``, ``best``, ``median``, ``without``, ``norm_percentile``, ``to_text`` and ``from_text``; NaN
             where either prompt's are the same everywhere. Of a few positions it can be anything by luck.
         settings: Model, task, prompts and settings, as plain JSON values.
+
+    Example:
+        >>> found = skn.studies.describe_prompt(model, prompts, task, scores)
+        >>> found.positions.sort_values("without").head(3), found.prompts[["accuracy", "permuted"]]
     """
 
     positions: pd.DataFrame

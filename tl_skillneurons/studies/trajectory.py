@@ -69,6 +69,10 @@ class PromptTrajectory:
             step's top with the final one and ``chance_jaccard``; ``spearman`` with the final predictivities;
             ``distance`` from the initial prompt, as a share of its norm.
         settings: Model, task, prompts and settings, as plain JSON values.
+
+    Example:
+        >>> found = skn.studies.prompt_trajectory(model, prompts, task)
+        >>> found.steps[["step", "best", "level"]]
     """
 
     steps: pd.DataFrame

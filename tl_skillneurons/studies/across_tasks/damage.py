@@ -47,6 +47,10 @@ class TaskDamage:
             matched controls (``matched_median``, ..., ``p_matched``); ``n_neurons`` and ``role``.
         names: The tasks.
         settings: What each measured task's panel records, by its name, as plain JSON values.
+
+    Example:
+        >>> found = skn.studies.cross_task_damage(model, tasks, prompts, skill)
+        >>> found.matrix(), found.matrix("p_random")
     """
 
     pairs: pd.DataFrame

@@ -45,6 +45,10 @@ class TaskComparison:
             neurons were permuted).
         names: The tasks.
         settings: Amount, permutations, seed, and where each task's scores come from, as plain JSON values.
+
+    Example:
+        >>> found = skn.studies.compare_tasks(scores)
+        >>> found.matrix("spearman"), found.matrix("jaccard", layer=3)
     """
 
     pairs: pd.DataFrame

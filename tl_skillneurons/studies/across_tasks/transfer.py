@@ -69,6 +69,10 @@ class PromptTransfer:
             tasks); Mantel's ``p_value``, ``n_pairs``, ``n_orders``. Draws in which an own prompt only guesses are left
             out of the intervals.
         settings: Permutations, seed, and each task's prompt and scores, as plain JSON values.
+
+    Example:
+        >>> found = skn.studies.transfer_prompts(model, tasks, prompts, scores)
+        >>> found.matrix("relative"), found.foretold[["similarity", "correlation", "p_value"]]
     """
 
     pairs: pd.DataFrame

@@ -58,6 +58,10 @@ class CheckpointComparison:
             with the last model there (``spearman``, ``n_shared`` and what stands beside them).
         scores: Of each model.
         settings: Task, tuning and settings, as plain JSON values.
+
+    Example:
+        >>> found = skn.studies.over_checkpoints(models, task, n_virtual_tokens=8)
+        >>> found.appears(), found.checkpoints[["checkpoint", "best", "level", "spearman"]]
     """
 
     checkpoints: pd.DataFrame

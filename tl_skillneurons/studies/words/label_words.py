@@ -58,6 +58,10 @@ class LabelWordComparison:
         label_words: By wording, the word (or its token id) of each class.
         scores: By wording and seed.
         settings: Model, task and settings, as plain JSON values.
+
+    Example:
+        >>> found = skn.studies.compare_label_words(model, task, {"mood": {0: " sad", 1: " glad"}})
+        >>> found.summary()[["same_words", "same_seed", "spearman"]]
     """
 
     pairs: pd.DataFrame
@@ -235,6 +239,9 @@ def random_label_words(
 
     Raises:
         ValueError: When the vocabulary has too few tokens.
+
+    Example:
+        >>> [words] = skn.studies.random_label_words(model, task, 1)  # {0: 4711, 1: 815}
     """
     tokenizer = model.tokenizer
     taken = {*tokenizer.all_special_ids, *label_token_ids(model, task.label_words).tolist()}

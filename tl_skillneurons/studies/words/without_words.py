@@ -57,6 +57,10 @@ class AccuracyWithoutWords:
             and the share ``p_random`` of them that are as good; ``prompt_accuracy``, the model's own with the prompts,
             on average. A group without a text has NaN.
         settings: Model, task, prompts and settings, as plain JSON values.
+
+    Example:
+        >>> found = skn.studies.accuracy_without_words(model, prompts, task, scores, skill)
+        >>> found.words.head(), found.groups[["texts", "accuracy", "majority", "random_median"]]
     """
 
     words: pd.DataFrame
@@ -184,8 +188,18 @@ def strongest_words(task: Task, n_words: int, min_texts: int) -> pd.DataFrame:
     """The words of ``train`` whose presence goes most with label 1, in either direction; the first in the alphabet
     first among equals. Words that don't go with it at all, as all but one of a pair of twins, are none of them.
 
+    Args:
+        n_words: At most so many.
+        min_texts: A word counts when it stands in, and is absent from, at least so many texts.
+
+    Returns:
+        A row per word: ``word``, its correlation ``r`` with label 1, and the ``n_texts`` that have it.
+
     Raises:
         ValueError: When no word stands in, and is absent from, ``min_texts`` texts, or none goes with the label.
+
+    Example:
+        >>> skn.studies.strongest_words(task, n_words=10, min_texts=5)  # word, r, n_texts
     """
     split = task.split("train")
     words, present = word_presence(list(split["text"]), min_texts)

@@ -210,6 +210,26 @@ def test_scores_say_how_many_texts_lost_their_end_and_what_their_units_are(gpt2,
         for role in ("baseline", "select")
     }
     assert short.provenance["n_cut"] == n_long and n_long["select"] > 0
-    assert scores.provenance["units"] == {"what": "text", "n": 15}
+    assert scores.provenance["units"] == {"what": "text", "n": 15, "n_effective": 15}
     assert repr(scores).endswith("baseline 24 and select 15 examples, 15 units (text))")
     assert scores.to_dataframe().attrs == {"unit": "text", "n_units": 15}
+
+
+def test_scores_of_the_built_in_tasks_permute_word_pairs_and_keep_them_in_their_file(gpt2, prompt, tmp_path):
+    words = {0: "negative", 1: "positive"}
+    task = skn.minimal_pairs(n_pairs=100, disjoint_words=True, label_words=words)
+    units = task.units("select")
+    assert units.what.startswith("word pair") and len(units) < 25  # of 25 pairs of twins
+    found = skn.score_neurons(gpt2, prompt, task, n_permutations=39, keep_outcomes=True, run=QUIET)
+    assert torch.equal(found.outcomes.units.member, units.member)
+    assert (found.null.unit, found.null.n_units) == (units.what, len(units))
+    back = skn.NeuronScores.load(found.save(tmp_path / "scores.safetensors"))
+    assert repr(back) == repr(found) and f"{len(units)} units ({units.what})" in repr(back)
+    assert repr(back.outcomes) == repr(found.outcomes) and repr(back.null) == repr(found.null)
+    assert torch.equal(back.with_null(39).null.p_family, found.null.p_family)
+    assert back.chance_level().n_examples == found.provenance["units"]["n_effective"] <= len(units)
+    auc = skn.scores.score_labels(gpt2, prompt, task, ["auc"], n_permutations=39, run=QUIET)["auc"]
+    assert (auc.null.unit, auc.null.n_units) == (units.what, len(units))
+    assert (
+        auc.to_dataframe().attrs == found.to_dataframe().attrs == {"unit": units.what, "n_units": len(units)}
+    )

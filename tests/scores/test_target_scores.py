@@ -112,9 +112,9 @@ def test_texts_that_belong_together_get_another_units_target_as_one(models):
     alone = skn.scores.score_targets(model, prompt, texts, target[::2], n_permutations=39, run=QUIET)
     found = skn.scores.score_targets(model, prompt, twice, target, n_permutations=39, run=QUIET)
     assert (found.null.unit, found.null.n_units) == ("text", 8)  # equal texts are one unit
-    assert found.provenance["units"] == {"what": "text", "n": 8} and found.provenance["n_cut"] == {
-        "select": 0
-    }
+    assert found.provenance["units"] == {"what": "text", "n": 8, "n_effective": 8} and found.provenance[
+        "n_cut"
+    ] == {"select": 0}
     assert found.null.smallest_p == pytest.approx(alone.null.smallest_p)
     authors = Units.of([[k // 4 for k in range(16)]], what="author")
     by_author = Targets(torch.arange(4.0).repeat_interleave(4), units=authors)

@@ -88,8 +88,10 @@ def task_provenance(prompted: PromptedModel, task: Task, roles: Sequence[str]) -
 
 
 def unit_record(units: Units) -> dict[str, Any]:
-    """What scores record of the units whose labels a null permutes."""
-    return {"what": units.what, "n": len(units)}
+    """What scores record of the units whose labels a null permutes: what one is, how many there are, and how many of
+    equal size would vary as much (Kish, 1965)."""
+    n_effective = units.n_examples**2 // int(units.sizes.square().sum())
+    return {"what": units.what, "n": len(units), "n_effective": n_effective}
 
 
 def _task_record(task: Task, roles: Sequence[str]) -> dict[str, Any]:

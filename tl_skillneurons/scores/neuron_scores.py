@@ -224,13 +224,14 @@ class NeuronScores:
     def chance_level(self, alpha: float = 0.05, *, per: str = "model") -> ChanceLevel:
         """What the best score reaches by luck, for all scores of the model or of one layer.
 
-        An upper bound: it treats all positions, prompts and neurons as independent, and neurons are
-        correlated.
+        An upper bound: it treats all positions, prompts and neurons as independent, and neurons are correlated. What
+        belongs together counts as one example (units of unequal size as so many equal ones as vary alike).
         """
         require_option(per, "per", ("layer", "model"))
         n_scores = self.baseline.numel() // (self.n_layers if per == "layer" else 1)
         share = max(self.class_counts) / sum(self.class_counts)
-        return best_of_chance(self.n_select, n_scores, alpha=alpha, largest_class_share=share)
+        n_examples = self.provenance.get("units", {}).get("n_effective", self.n_select)
+        return best_of_chance(n_examples, n_scores, alpha=alpha, largest_class_share=share)
 
     def accuracy_of(self, neurons: NeuronSet) -> Float[Tensor, " chosen"]:
         """Accuracy on ``select`` of each neuron's rule, with the position and direction that ``select`` chose for each

@@ -167,8 +167,7 @@ class AllRules:
 
 @dataclass(frozen=True, eq=False)
 class RuleAccuracy:
-    """Accuracy of a set's rules, averaged over prompts, with bootstrap intervals over units of examples, and over
-    prompts where there are enough of them.
+    """Accuracy of a set's rules, averaged over prompts; bootstrap intervals over units, and over enough prompts.
 
     Attributes:
         mean: Of all neurons of the set.
@@ -178,10 +177,9 @@ class RuleAccuracy:
         role: Where the examples come from.
         n_examples: How many there are.
         seed: Of the bootstrap.
-        unit: What was resampled: a unit of what belongs together.
-        n_units: How many of them there were.
+        unit, n_units: What was resampled, and how many of them there were.
         about: What other prompts and examples the intervals speak for.
-        provenance: That of the scores: model, task, prompts, settings; with how many texts of ``role`` were cut.
+        provenance: That of the scores, with how many texts of ``role`` were cut.
 
     Example:
         >>> print(skn.scores.evaluate_rules(model, prompts, task, scores, skill))
@@ -214,8 +212,7 @@ class RuleAccuracy:
         return html_of(self)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per neuron: layer, index, directions, on_select, accuracy, low, high, role; ``attrs`` name the unit
-        that was resampled, how many there were and what the intervals speak for."""
+        """The table with the column ``role``; ``attrs`` name the unit, their number and what intervals are about."""
         frame = self.table.assign(role=self.role)
         frame.attrs.update(unit=self.unit, n_units=self.n_units, about=self.about)
         return frame
@@ -384,8 +381,7 @@ def rule_answers(
     """Whether each neuron's rule, as ``select`` chose it for each prompt, is right on each example: 1 or 0.
 
     Raises:
-        ValueError: When the scores are of another model, of other prompts, of another task, or of texts cut to another
-            length.
+        ValueError: When the scores are of another model, other prompts, another task, or texts cut otherwise.
     """
     require_measured_here(scores, model, prompts, task=task, max_length=max_length)
     neurons.require_fits(scores.n_layers, scores.d_mlp)

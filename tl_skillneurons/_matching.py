@@ -6,6 +6,7 @@ anything they were not matched on.
 """
 
 from bisect import bisect_left
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
@@ -85,7 +86,13 @@ def draw_nearest(
     layer (ties share their middle rank), by Euclidean distance, since their units differ.
     """
     if match.ndim == 1:
-        return _nearest_in_value(match, index, pool, n_nearest, generator)
+        return nearest_in_value(
+            match,
+            index,
+            pool,
+            n_nearest,
+            lambda nearest: int(torch.randint(len(nearest), (), generator=generator)),
+        )
     return _nearest_in_ranks(match, index, pool, n_nearest, generator)
 
 
@@ -112,14 +119,20 @@ def _nearest_in_ranks(
     return torch.stack(drawn)
 
 
-def _nearest_in_value(
+def nearest_in_value(
     match: Float[Tensor, " d_mlp"],
     index: Int[Tensor, " neuron"],
     pool: Int[Tensor, " free"],
     n_nearest: int,
-    generator: torch.Generator,
+    choose: Callable[[list[int]], int],
 ) -> Int[Tensor, " neuron"]:
-    """The pool is sorted once; a neuron's nearest are then next to its place, and a drawn one is taken out."""
+    """For each neuron of ``index`` the one that ``choose`` takes of its nearest in ``pool``, none twice.
+
+    The pool is sorted once; a neuron's nearest are then next to its place, and a taken one is left out.
+
+    Args:
+        choose: From the nearest, nearest first, to which of them it is.
+    """
     ordered, order = match[pool].sort(stable=True)
     values, free = ordered.tolist(), pool[order].tolist()
     drawn = []
@@ -128,7 +141,7 @@ def _nearest_in_value(
         window = range(max(0, place - n_nearest), min(len(values), place + n_nearest))
         distance = {j: abs(values[j] - own) for j in window}
         nearest = sorted(distance, key=distance.__getitem__)[:n_nearest]
-        choice = nearest[int(torch.randint(len(nearest), (), generator=generator))]
+        choice = nearest[choose([free[j] for j in nearest])]
         drawn.append(free.pop(choice))
         values.pop(choice)
     return torch.tensor(drawn, dtype=torch.int64)

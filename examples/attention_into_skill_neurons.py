@@ -32,7 +32,8 @@ texts = list(task.split("report")["text"])
 parts = skn.attention.decompose(model, prompt, texts[:1], skill)
 print(f"\nleft unexplained: {parts.remainder.abs().max():.1e} of {parts.total.abs().max():.1f}")
 
-# %% Which heads separate the labels at these neurons; the same for as many random neurons of their layers
+# %% Which heads separate the labels at these neurons, chosen on role select; the same for as many random neurons of
+# their layers. The heads remember what chose them: what follows is measured on role report
 found = skn.attention.head_writers(model, prompt, task, skill)
 control = skn.attention.head_writers(model, prompt, task, random)
 shown = ["layer", "head", "difference", "share", "n_significant", "at_most", "low", "high", "p_family"]

@@ -9,7 +9,14 @@ import torch
 from toy import QUIET, prompt_for
 
 from tl_skillneurons import NeuronSet, PromptedModel, RunOptions
-from tl_skillneurons.attention import HeadEffects, PathPatching, ablate_heads, head_effects
+from tl_skillneurons.attention import (
+    HeadEffects,
+    HeadWriters,
+    PathPatching,
+    ablate_heads,
+    head_effects,
+    head_writers,
+)
 from tl_skillneurons.attention.effects import output_weight_norms
 from tl_skillneurons.interventions import ClassMean, Examples, Keep, Noise, OtherClassMean, Scale
 
@@ -153,6 +160,33 @@ def test_a_random_models_heads_in_any_batch_give_the_same():
     )
     torch.testing.assert_close(one.logits, many.logits, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(one.activations, many.activations, rtol=1e-4, atol=1e-5)
+
+
+def test_heads_are_not_measured_on_the_examples_that_chose_them_unless_by_insistence(model, tmp_path):
+    task, how = planted.task(), {"how": "zero", **QUICK}
+    args = (model, planted.prompt(), task)
+    writers = head_writers(*args, planted.NEURONS, projection="up", n_permutations=19, run=QUIET)
+    for heads in (
+        writers.top_heads(2),
+        HeadWriters.load(writers.save(tmp_path / "w.safetensors")).top_heads(2),
+    ):
+        with pytest.raises(
+            ValueError, match="16 of the 16 examples to measure on are among those of role 'select'"
+        ):
+            head_effects(*args, heads, planted.NEURONS, examples=Examples(role="select"), **how)
+    apart = head_effects(*args, heads, planted.NEURONS, **how)
+    assert set(apart.to_dataframe().heads_chosen) == {"on other examples"}
+    some = task.limit(select=6)  # some of those that chose
+    args = (model, planted.prompt(), some)
+    with pytest.raises(ValueError, match="6 of the 6 examples"):
+        head_effects(*args, heads[:1], planted.NEURONS, examples=Examples(role="select"), **how)
+    insisted = head_effects(
+        *args, heads, planted.NEURONS, examples=Examples(role="select"), on_chosen_examples=True, **how
+    )
+    assert set(insisted.to_dataframe().heads_chosen) == {"on these examples"}
+    assert "heads_chosen='on these examples'" in repr(insisted)
+    by_hand = head_effects(*args, list(heads), planted.NEURONS, **how)
+    assert set(by_hand.to_dataframe().heads_chosen) == {"unknown"}
 
 
 REFUSED = [

@@ -9,7 +9,8 @@ import torch
 from toy import QUIET
 
 from tl_skillneurons import NeuronSet, RunOptions, SoftPrompt
-from tl_skillneurons.attention import PathPatching, patch_heads_to_neurons
+from tl_skillneurons.attention import ChosenHeads, PathPatching, patch_heads_to_neurons
+from tl_skillneurons.attention.chosen import text_fingerprints
 from tl_skillneurons.interventions import Twins
 
 PAIRS = planted.twins(6)
@@ -80,6 +81,18 @@ def test_what_makes_no_sense_is_refused(changes, message):
     options = {"heads": planted.HEADS, **changes}
     with pytest.raises(ValueError, match=message):
         run(**options)
+
+
+def test_heads_are_not_patched_between_the_twins_that_chose_them_unless_by_insistence():
+    _, bad = PAIRS[0]
+    heads = ChosenHeads(tuple(planted.HEADS), "select", frozenset(text_fingerprints([bad, "another text"])))
+    with pytest.raises(
+        ValueError, match="1 of the 12 examples to measure on are among those of role 'select'"
+    ):
+        run(heads)
+    assert set(run(heads, on_chosen_examples=True).to_dataframe().heads_chosen) == {"on these examples"}
+    apart = run(ChosenHeads(tuple(planted.HEADS), "select", frozenset(text_fingerprints(["another text"]))))
+    assert set(apart.to_dataframe().heads_chosen) == {"on other examples"}
 
 
 def test_it_comes_back_from_its_file_and_shows_itself_in_a_line(tmp_path):

@@ -15,8 +15,8 @@ head_effects           what ablating heads does to neurons and answers, beside r
 patch_heads_to_neurons what heads carry from a twin straight into neurons, and what the answer makes of it
 ====================== ==================================================================================
 
-Results: ``PreActivationParts`` ``HeadWriters`` ``SourceWords`` ``PromptAttention`` ``HeadOutputs`` ``HeadEffects``
-``PathPatching``.
+Results: ``PreActivationParts`` ``HeadWriters`` (and its ``ChosenHeads``) ``SourceWords`` ``PromptAttention``
+``HeadOutputs`` ``HeadEffects`` ``PathPatching``.
 """
 
 from tl_skillneurons._rooms import open_room

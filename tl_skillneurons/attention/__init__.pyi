@@ -1,3 +1,4 @@
+from .chosen import ChosenHeads as ChosenHeads
 from .decomposition import PreActivationParts as PreActivationParts
 from .decomposition import decompose as decompose
 from .effects import HeadEffects as HeadEffects

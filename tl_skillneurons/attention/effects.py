@@ -34,6 +34,7 @@ from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._heads import Head, require_heads
 from tl_skillneurons.attention._over_task import settings_of
+from tl_skillneurons.attention.chosen import require_apart
 from tl_skillneurons.attention.head_ablation import ablate_heads, random_heads_like
 from tl_skillneurons.attention.outputs import HeadOutputs, head_outputs
 from tl_skillneurons.interventions.effect_panel import CONTROLS
@@ -94,7 +95,7 @@ class HeadEffects:
 
         Columns ``intact``, ``ablated``, and for each control the median and range over its draws and the two-sided
         rank p-value of being as far from the middle (``random_median``, ``random_min``, ``random_max``, ``p_random``,
-        and ``matched_...``).
+        and ``matched_...``); ``heads_chosen`` "on other examples", "on these examples" (by insistence) or "unknown".
         """
         values = {
             metric: torch.stack([per_example(metric, z, self.labels).mean() for z in self.logits])
@@ -108,9 +109,13 @@ class HeadEffects:
             for control, draws in self.controls.items():
                 drawn, others = others[: len(draws)], others[len(draws) :]
                 row |= {f"{control}_median": median(drawn), f"{control}_min": min(drawn)}
-                row |= {f"{control}_max": max(drawn), f"p_{control}": rank_p_value(ablated, drawn, "two-sided")}
+                row |= {
+                    f"{control}_max": max(drawn),
+                    f"p_{control}": rank_p_value(ablated, drawn, "two-sided"),
+                }
             rows.append(row)
-        return pd.DataFrame(rows).assign(n_examples=len(self.labels), role=self.role)
+        chosen = self.settings["heads_chosen"]
+        return pd.DataFrame(rows).assign(n_examples=len(self.labels), role=self.role, heads_chosen=chosen)
 
     def __repr__(self) -> str:
         return one_line(
@@ -122,6 +127,7 @@ class HeadEffects:
             n_random=self.settings["n_random"],
             n_examples=len(self.labels),
             role=self.role,
+            heads_chosen=self.settings["heads_chosen"],
         )
 
     def _repr_html_(self) -> str:
@@ -167,19 +173,23 @@ def head_effects(
     n_random: int = 20,
     seed: int = 0,
     examples: Examples = Examples(),
+    on_chosen_examples: bool = False,
     run: RunOptions = RunOptions(),
 ) -> HeadEffects:
     """Ablate ``heads``, and ``n_random`` times as many of each control, and look at neurons and answers each time.
 
     Args:
+        heads: Pairs (layer, head); those of :meth:`HeadWriters.top_heads` know which examples chose them.
         how: An intervention, as in :func:`ablate_heads`.
         positions: Where the heads' outputs are held: "prompt" (what the prompt positions get), "text" or "all".
         n_random: Draws of each control; 19 at least, for fewer can't give a p-value of 0.05.
         examples: Whose answers count; whose first ``n_reference`` give the heads' means.
 
+        on_chosen_examples: Measure heads on the examples that chose them all the same; every row says so.
+
     Raises:
-        ValueError: For heads or neurons of another model, an intervention without its reference, or fewer draws than
-            a p-value of 0.05 needs.
+        ValueError: For heads or neurons of another model, heads that these examples chose, an intervention without
+            its reference, or fewer draws than a p-value of 0.05 needs.
 
     Example:
         >>> found = skn.attention.head_effects(model, prompt, task, [(5, 1), (7, 3)], skill)
@@ -195,6 +205,9 @@ def head_effects(
         raise ValueError("neurons must hold at least one neuron, got none")
     n_layers, n_heads = len(model.blocks), int(model.cfg.n_heads)
     pairs = require_heads(heads, n_layers, n_heads)
+    split = task.split(examples.role)
+    texts, labels = list(split["text"]), torch.tensor(split["label"])
+    chosen = require_apart(heads, texts, insist=on_chosen_examples)
     if run.cache is None and positions == "prompt" and runs_text_apart(model):
         run = replace(run, cache=InputCache(model))
     prompted = PromptedModel(model, prompt, task.label_words, max_length=examples.max_length, run=run)
@@ -213,8 +226,6 @@ def head_effects(
         ]
         for kind in CONTROLS
     }
-    split = task.split(examples.role)
-    texts, labels = list(split["text"]), torch.tensor(split["label"])
 
     def hooks_of(held: Sequence[Head]) -> list[Hook]:
         return ablate_heads(
@@ -240,6 +251,7 @@ def head_effects(
         task,
         neurons=[list(pair) for pair in neurons],
         site=SITE,
+        heads_chosen=chosen,
         how=what.name,
         positions=positions,
         positions_frame="with virtual tokens",

@@ -36,6 +36,7 @@ from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._heads import Head, require_heads
 from tl_skillneurons.attention._over_task import POSITIONS, settings_of
+from tl_skillneurons.attention.chosen import require_apart
 from tl_skillneurons.attention.head_ablation import random_heads_like
 from tl_skillneurons.interventions.twins import Twins, logit_diff, twins_of, twins_record
 from tl_skillneurons.models.hooks import Hook
@@ -89,14 +90,18 @@ class PathPatching:
 
     def to_dataframe(self) -> pd.DataFrame:
         """Two rows, ``measure`` "activation" and "answer": ``recovered``, and of the random heads median, range and
-        the rank p of recovering as much (``random_median``, ``random_min``, ``random_max``, ``p_random``)."""
+        the rank p of recovering as much (``random_median``, ``random_min``, ``random_max``, ``p_random``);
+        ``heads_chosen`` "on other examples", "on these examples" (by insistence) or "unknown".
+        """
         rows = []
         for name in ("activation", "answer"):
             recovered, *drawn = getattr(self, f"recovered_{name}").tolist()
             row = {"measure": name, "recovered": recovered, "random_median": median(drawn)}
             row |= {"random_min": min(drawn), "random_max": max(drawn)}
             rows.append({**row, "p_random": rank_p_value(recovered, drawn, "greater")})
-        return pd.DataFrame(rows).assign(n_pairs=self.logit_diff.shape[1])
+        return pd.DataFrame(rows).assign(
+            n_pairs=self.logit_diff.shape[1], heads_chosen=self.settings["heads_chosen"]
+        )
 
     def __repr__(self) -> str:
         return one_line(
@@ -146,6 +151,7 @@ def patch_heads_to_neurons(
     n_random: int = 20,
     seed: int = 0,
     max_length: int | None = None,
+    on_chosen_examples: bool = False,
     run: RunOptions = RunOptions(),
 ) -> PathPatching:
     """Patch the paths from ``heads`` at the prompt positions to ``neurons``, clean into corrupted.
@@ -155,10 +161,11 @@ def patch_heads_to_neurons(
         twins: The role of the task whose twins are taken, or other pairs of equal token length, ``Twins(...)``.
         n_random: Draws of random heads; 19 at least, for fewer can't give a p-value of 0.05.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
+        on_chosen_examples: Patch heads between twins that chose them all the same; the table says so.
 
     Raises:
-        ValueError: For pairs of unequal length, heads or neurons of another model, or fewer draws than a p-value of
-            0.05 needs.
+        ValueError: For pairs of unequal length, heads that these twins chose, heads or neurons of another model, or
+            fewer draws than a p-value of 0.05 needs.
 
     Example:
         >>> found = skn.attention.patch_heads_to_neurons(model, prompt, task, writers.top_heads(3), skill)
@@ -177,6 +184,8 @@ def patch_heads_to_neurons(
     conditions = [chosen, *draws]
     prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, run=run)
     pairs = twins_of(task, twins)
+    measured = [text for pair in pairs.pairs for text in pair]
+    where_chosen = require_apart(heads, measured, insist=on_chosen_examples)
     clean, corrupted = pairs.encode(prompted)
     diffs = torch.empty(len(conditions) + 2, len(clean), dtype=torch.float64)
     acts = torch.empty(len(conditions) + 2, len(clean), len(neurons), dtype=torch.float64)
@@ -200,6 +209,7 @@ def patch_heads_to_neurons(
         site=SITE,
         positions=POSITIONS,
         twins=twins_record(twins),
+        heads_chosen=where_chosen,
         n_random=n_random,
         seed=seed,
     )

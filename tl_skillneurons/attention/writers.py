@@ -6,8 +6,9 @@ labels at a neuron by::
 
     separation_hn = mean of c_hn(x) over label 1  -  mean of c_hn(x) over label 0
 
-The null permutes the labels among the examples, the same for all heads and neurons; the family-wise p-value
-compares with the largest difference, in standard deviations, of all of them (Westfall and Young, 1993).
+The null deals the labels out anew to the examples' units (:mod:`~tl_skillneurons.stats.units`), the same for all heads
+and neurons; the family-wise p-value compares with the largest difference, in standard deviations, of all of them
+(Westfall and Young, 1993). This chooses heads, so it looks at ``select``, and its heads remember what chose them.
 
 What it does not show: that the model needs the head (ablate it), nor where the head got it from beyond the
 position it read (:mod:`~tl_skillneurons.attention.sources` tells the positions). Control: the same for random neurons
@@ -31,14 +32,15 @@ from tl_skillneurons._checks import require_int
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
-from tl_skillneurons.attention._heads import Head
 from tl_skillneurons.attention._over_task import POSITIONS, decomposed, settings_of, small_batches
+from tl_skillneurons.attention.chosen import ChosenHeads, text_fingerprints
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.hypothesis_tests import LabelDifference, permutation_difference
-from tl_skillneurons.stats.intervals import bootstrap_mean
+from tl_skillneurons.stats.intervals import bootstrap_counts, bootstrap_mean
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
 _PARTS = ("heads", "mlps", "embed")
@@ -52,9 +54,11 @@ class HeadWriters:
         neurons: In the order of the axis ``neuron``.
         heads, mlps, embed: Contributions to the pre-activation, in its own units.
         labels: Class of each example.
-        role: Where the examples come from.
+        role: Where the examples come from, which choose the heads.
+        units: Which examples belong together; labels are permuted and examples resampled by them.
+        texts: A fingerprint of each example's text.
         settings: Model, task, prompt, ``max_length``, projection, neuron site, frame of positions, permutations and
-            their seed.
+            their seed, the unit and how many there are.
 
     Example:
         >>> writers = skn.attention.head_writers(model, prompt, task, skill)
@@ -67,20 +71,28 @@ class HeadWriters:
     embed: Float[Tensor, "example neuron"]
     labels: Int[Tensor, " example"]
     role: str
+    units: Units
+    texts: tuple[str, ...]
     settings: dict[str, Any]
 
     @cached_property
     def separation(self) -> LabelDifference:
         """Each head's difference of class means at each neuron, ``[neuron, layer, head]``, with its null."""
         seed, n_draws = self.settings["seed"], self.settings["n_permutations"]
-        return permutation_difference(self._by_neuron, self.labels, n_draws=n_draws, seed=seed)
+        return permutation_difference(
+            self._by_neuron, self.labels, n_draws=n_draws, seed=seed, units=self.units
+        )
 
-    def top_heads(self, n: int = 10) -> list[Head]:
-        """The heads that separate the labels most: by the absolute difference, averaged over the neurons."""
+    def top_heads(self, n: int = 10) -> ChosenHeads:
+        """The heads that separate the labels most: by the absolute difference, averaged over the neurons.
+
+        They remember which examples chose them, and :func:`head_effects` refuses to measure them on these.
+        """
         strength = self.separation.difference.abs().mean(0)
         order = strength.flatten().argsort(descending=True, stable=True)[: require_int(n, "n")]
         n_heads = strength.shape[1]
-        return [(int(i) // n_heads, int(i) % n_heads) for i in order]
+        heads = tuple((int(i) // n_heads, int(i) % n_heads) for i in order)
+        return ChosenHeads(heads, self.role, frozenset(self.texts))
 
     def to_dataframe(self, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
         """One row per head, strongest first.
@@ -88,7 +100,8 @@ class HeadWriters:
         Columns: ``layer``, ``head``; ``difference``, the absolute difference of class means averaged over the
         neurons; ``share``, of the sum over all heads; ``n_significant``, the neurons at which it is beyond the
         family-wise 5 % level; and of the neuron where it separates most ``neuron_layer``, ``neuron_index``,
-        ``at_most`` with its bootstrap interval over examples, each class resampled, and its ``p_family``.
+        ``at_most`` with its bootstrap interval over units (of each class where a unit has one label), and its
+        ``p_family``.
         """
         found = self.separation
         strength = found.difference.abs().mean(0)
@@ -119,22 +132,39 @@ class HeadWriters:
         return rearrange(self.heads, "example neuron layer head -> neuron layer head example")
 
     def _interval(self, confidence: float, seed: int) -> tuple[Tensor, Tensor]:
-        """Of the difference: each class's mean has its bootstrap interval, and half-widths add in quadrature."""
+        """Of the difference. Where a unit has one label, each class's mean has its bootstrap interval and half-widths
+        add in quadrature; otherwise both classes' means are of the same drawn units."""
         values = self._by_neuron
+        rows = [(self.labels == c).nonzero().flatten() for c in (0, 1)]
+        means = [values[..., own].double().mean(-1) for own in rows]
+        difference = means[1] - means[0]
+        if set(self.units.member[rows[0]].tolist()) & set(self.units.member[rows[1]].tolist()):
+            return self._interval_of_shared_units(confidence, seed)
         ends = [
-            bootstrap_mean(values[..., self.labels == c], confidence=confidence, seed=seed + c)
-            for c in (0, 1)
+            bootstrap_mean(values[..., own], confidence=confidence, seed=seed + c, units=self.units.take(own))
+            for c, own in enumerate(rows)
         ]
-        means = [values[..., self.labels == c].double().mean(-1) for c in (0, 1)]
         down = ((means[1] - ends[1][0]).square() + (ends[0][1] - means[0]).square()).sqrt()
         up = ((ends[1][1] - means[1]).square() + (means[0] - ends[0][0]).square()).sqrt()
-        difference = means[1] - means[0]
         return difference - down, difference + up
+
+    def _interval_of_shared_units(self, confidence: float, seed: int) -> tuple[Tensor, Tensor]:
+        """By draws of units; one without an example of each class has no difference and is left out."""
+        generator = torch.Generator().manual_seed(seed)
+        counts = bootstrap_counts(len(self.labels), 2000, generator, units=self.units)
+        weights = [counts * (self.labels == c) for c in (0, 1)]
+        usable = (weights[0].sum(1) > 0) & (weights[1].sum(1) > 0)
+        share = [weight[usable] / weight[usable].sum(1, keepdim=True) for weight in weights]
+        drawn = self._by_neuron.double() @ (share[1] - share[0]).T
+        tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
+        low, high = drawn.quantile(tails, dim=-1)
+        return low, high
 
     def __repr__(self) -> str:
         n_examples, n_neurons, n_layers, n_heads = self.heads.shape
         shape = {"n_neurons": n_neurons, "n_layers": n_layers, "n_heads": n_heads, "n_examples": n_examples}
-        return one_line(self, **shape, role=self.role, projection=self.settings["projection"])
+        units = f"{len(self.units)} ({self.units.what})"
+        return one_line(self, **shape, role=self.role, units=units, projection=self.settings["projection"])
 
     def _repr_html_(self) -> str:
         return html_of(self)
@@ -144,7 +174,10 @@ class HeadWriters:
         neurons = {name: getattr(self.neurons, name) for name in ("n_layers", "d_mlp", "model")}
         neurons["pairs"] = [list(pair) for pair in self.neurons]
         header = {"neurons": neurons, "role": self.role, "settings": self.settings}
-        tensors = {name: getattr(self, name) for name in (*_PARTS, "labels")}
+        header |= {"unit": self.units.what, "texts": list(self.texts)}
+        tensors = {name: getattr(self, name) for name in (*_PARTS, "labels")} | {"units": self.units.member}
+        if self.units.pair is not None:
+            tensors["pairs"] = self.units.pair
         return save_tensors(path, "HeadWriters", tensors, header)
 
     @classmethod
@@ -161,7 +194,15 @@ class HeadWriters:
             pairs = [(layer, index) for layer, index in neurons.pop("pairs")]
             kept = {name: tensors[name] for name in (*_PARTS, "labels")}
             known = NeuronSet.from_pairs(pairs, **neurons)
-            return cls(known, **kept, role=header["role"], settings=header["settings"])
+            units = Units(tensors["units"], header["unit"], tensors.get("pairs"))
+            texts = tuple(header["texts"])
+            if not len(texts) == units.n_examples == len(kept["labels"]):
+                raise ValueError(
+                    f"it tells {len(texts)} texts, {units.n_examples} units' and {len(kept['labels'])} labels"
+                )
+            return cls(
+                known, **kept, role=header["role"], units=units, texts=texts, settings=header["settings"]
+            )
 
 
 def head_writers(
@@ -171,7 +212,7 @@ def head_writers(
     neurons: NeuronSet,
     *,
     projection: str = "pre",
-    role: str = "report",
+    role: str = "select",
     n_permutations: int = 1000,
     seed: int = 0,
     max_length: int | None = None,
@@ -183,11 +224,13 @@ def head_writers(
 
     Args:
         projection: "pre", or "up" of a gated MLP (:func:`~tl_skillneurons.attention.decompose`).
+        role: Whose examples choose; heads chosen on ``report`` can't be measured there.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
         run: Without a limit of its own, batches hold 512 tokens.
 
     Raises:
-        ValueError: For a task of more than two classes, or what a decomposition refuses.
+        ValueError: For a task of more than two classes, too few units for so many permutations, or what a
+            decomposition refuses.
 
     Example:
         >>> writers = skn.attention.head_writers(model, prompt, task, skill)
@@ -197,7 +240,9 @@ def head_writers(
     require_int(n_permutations, "n_permutations")
     prompted = PromptedModel(model, prompt, max_length=max_length, run=small_batches(run))
     split = task.split(role)
-    texts, labels = list(split["text"]), torch.tensor(split["label"])
+    texts, labels, units = list(split["text"]), torch.tensor(split["label"]), task.units(role)
+    if not units.are_single:
+        units.permuted(labels, n_permutations, seed=seed)  # refuses too few before anything runs
     rows: dict[str, list[Tensor]] = {name: [] for name in _PARTS}
     order: list[int] = []
     with progress_bar(f"who writes, on {role}", len(texts), show=run.progress) as advance:
@@ -216,5 +261,15 @@ def head_writers(
         projection=projection,
         n_permutations=n_permutations,
         seed=seed,
+        unit=units.what,
+        n_units=len(units),
     )
-    return HeadWriters(neurons, **joined, labels=labels, role=role, settings=settings)
+    return HeadWriters(
+        neurons,
+        **joined,
+        labels=labels,
+        role=role,
+        units=units,
+        texts=tuple(text_fingerprints(texts)),
+        settings=settings,
+    )

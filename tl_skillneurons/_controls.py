@@ -20,6 +20,7 @@ import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -231,16 +232,19 @@ def least_predictive(
             raise ValueError(
                 f"layer {layer} has {int(free.sum())} neurons without the set's own, {len(index)} are needed"
             )
-        here = predictivity[layer]
         chosen[neurons.layer == layer] = nearest_in_value(
             activation[layer],
             index,
             free.nonzero().flatten(),
             n_nearest,
-            lambda nearest, here=here: int(here[nearest].argmin()),
+            partial(_lowest, predictivity[layer]),
         )
     n_layers, d_mlp = activation.shape
     return NeuronSet(neurons.layer, chosen, n_layers=n_layers, d_mlp=d_mlp, model=neurons.model)
+
+
+def _lowest(values: Float[Tensor, " neuron"], among: list[int]) -> int:
+    return int(values[among].argmin())
 
 
 def _n_alternatives(neurons: NeuronSet, d_mlp: int, n_nearest: int | None) -> int | None:

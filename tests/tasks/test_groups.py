@@ -3,10 +3,9 @@
 import itertools
 
 import pytest
-from datasets import Dataset
 
 import tl_skillneurons as skn
-from tl_skillneurons.tasks.groups import near_duplicates, twin_pairs
+from tl_skillneurons.tasks.groups import near_duplicates
 
 WORDS = {0: " no", 1: " yes"}
 
@@ -129,11 +128,3 @@ def test_a_missing_group_is_named_by_its_row():
     data[3]["author"] = None
     with pytest.raises(ValueError, match="row 3: a group must be an integer or a string, got None"):
         make(data, group="author")
-
-
-def test_only_a_role_of_whole_pairs_with_both_labels_has_twins():
-    rows = {"label": [0, 1, 1, 0], "pair": [3, 3, 5, 5]}
-    assert twin_pairs(Dataset.from_dict(rows)).tolist() == [3, 3, 5, 5]
-    for spoiled in ({"pair": [3, 3, 5, 6]}, {"label": [0, 1, 1, 1]}, {"label": [0, 1, 2, 0]}):
-        assert twin_pairs(Dataset.from_dict({**rows, **spoiled})) is None
-    assert twin_pairs(Dataset.from_dict({"label": [0, 1]})) is None

@@ -136,6 +136,12 @@ THREE = [*PAIRED[:2], {"text": "again", "label": 1, "pair": "p0"}]
 ALIKE = [PAIRED[0], {"text": "again", "label": 0, "pair": "p0"}, PAIRED[3]]
 
 
+def test_two_of_one_label_and_three_of_one_pair_are_a_unit_and_no_twins():
+    columns = {"text": list("abcde"), "label": [0, 1, 1, 1, 0], "pair": [3, 3, 5, 5, 5]}
+    units = units_of(columns)
+    assert units.member.tolist() == [0, 0, 1, 1, 1] and units.pair.tolist() == [3, 3, -1, -1, -1]
+
+
 @pytest.mark.parametrize(
     ("data", "settings", "message"),
     [

@@ -55,7 +55,7 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons.stats.permutation import random_orders
 from tl_skillneurons.stats.ranks import median
-from tl_skillneurons.stats.units import Units
+from tl_skillneurons.stats.units import Units, require_units
 
 ALTERNATIVES = ("less", "greater", "two-sided")
 """Which values are extreme: those as small as the observed one, as large, or either."""
@@ -185,7 +185,7 @@ def sign_flip_test(
         raise ValueError("differences must hold at least one example, got none")
     require_int(n_draws, "n_draws")
     rows = rearrange(differences.detach().double().cpu(), "... example -> (...) example")
-    units = _units_of(n, units)
+    units = require_units(n, units)
     sums = units.sums(rows)
     least = sums.sum(1).abs() * (1 - 1e-9) - 1e-12 * sums.abs().sum(1)  # rounding must not decide
     few = len(units) < 31 and 2 ** len(units) <= n_draws + 1
@@ -239,7 +239,7 @@ def equivalence(
         raise ValueError("both runs must answer at least one example, got none")
     if not 0 < margin < 1:
         raise ValueError(f"margin must be a difference of accuracies in (0, 1), got {margin}")
-    units = _units_of(len(before), units)
+    units = require_units(len(before), units)
     change = after.long() - before.long()
     net = units.sums(change)
     worse, better = (
@@ -302,7 +302,8 @@ def permutation_difference(
     weight = torch.where(labels == 1, 1 / (labels == 1).sum(), -1 / (labels == 0).sum()).double()
     observed = rows @ weight
     generator = torch.Generator().manual_seed(seed)
-    dealt = None if _units_of(len(labels), units).are_single else units.permuted(labels, n_draws, seed=seed)
+    units = require_units(len(labels), units)
+    dealt = None if units.are_single else units.permuted(labels, n_draws, seed=seed)
     own, family = torch.zeros(2, len(rows), dtype=torch.float64)
     # what rounding makes of equal differences must not decide
     least = observed.abs() * (1 - 1e-9)
@@ -332,13 +333,7 @@ def _require_same(
 ) -> None:
     if len(before) != len(after):
         raise ValueError(f"both runs must answer the same examples, got {len(before)} and {len(after)}")
-    _units_of(len(before), units)
-
-
-def _units_of(n_examples: int, units: Units | None) -> Units:
-    if units is not None and units.n_examples != n_examples:
-        raise ValueError(f"units must be of the {n_examples} examples, got those of {units.n_examples}")
-    return units or Units.single(n_examples)
+    require_units(len(before), units)
 
 
 def _flipped_tail(sums: Float[Tensor, " unit"]) -> float:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_open_unit
 from tl_skillneurons.stats.metrics import answer_confidence, calibration_error
-from tl_skillneurons.stats.units import Units
+from tl_skillneurons.stats.units import Units, require_units
 
 FEWEST_PROMPTS = 3
 """With fewer prompts an interval is about these prompts alone."""
@@ -109,7 +109,7 @@ def bootstrap_counts(
         >>> bootstrap_counts(3, 2, torch.Generator().manual_seed(0)).sum(1).tolist()
         [3.0, 3.0]
     """
-    return _units_of(n_examples, units).weights(n_draws, generator).double()
+    return require_units(n_examples, units).weights(n_draws, generator).double()
 
 
 def two_level_bootstrap(
@@ -166,7 +166,7 @@ def two_level_calibration(
     units: Units | None = None,
 ) -> tuple[float, float]:
     """The interval of the change of the mean calibration error, prompts and units resampled; of one prompt, units."""
-    units = _units_of(len(labels), units)
+    units = require_units(len(labels), units)
     generator = torch.Generator().manual_seed(seed)
     pairs = [
         [answer_confidence(outputs[k], labels) for outputs in (after, before)] for k in range(len(after))
@@ -218,7 +218,7 @@ def doubtful_gap(
         >>> doubtful_gap(torch.tensor([1.0, 2.0] * 20)) is None
         True
     """
-    units = _units_of(len(gap), units)
+    units = require_units(len(gap), units)
     low, high = bootstrap_mean(gap, n_draws=n_draws, confidence=confidence, seed=seed, units=units)
     if not low <= 0 <= high:
         return None
@@ -261,12 +261,6 @@ def ratio_interval(
     rows = rearrange(part.detach().double().cpu(), "... example -> (...) example")
     low, high = _ends(rows @ counts.T / (counts @ gap.detach().double().cpu()), confidence)
     return low.reshape(part.shape[:-1]), high.reshape(part.shape[:-1])
-
-
-def _units_of(n_examples: int, units: Units | None) -> Units:
-    if units is not None and units.n_examples != n_examples:
-        raise ValueError(f"units must be of the {n_examples} examples, got those of {units.n_examples}")
-    return units or Units.single(n_examples)
 
 
 def _ends(

@@ -242,3 +242,18 @@ class Units:
             else:
                 mixed.setdefault(len(rows), []).append(unit)
         return flipped, constant, [mixed[size] for size in sorted(mixed)]
+
+
+def require_units(n_examples: int, units: Units | None) -> Units:
+    """The units of so many examples: those given, or each example its own.
+
+    Raises:
+        ValueError: When the given ones are of another number of examples.
+
+    Example:
+        >>> require_units(3, None)
+        Units(3 of 3 examples: text)
+    """
+    if units is not None and units.n_examples != n_examples:
+        raise ValueError(f"units must be of the {n_examples} examples, got those of {units.n_examples}")
+    return Units.single(n_examples) if units is None else units

@@ -1,5 +1,4 @@
 from .groups import near_duplicates as near_duplicates
-from .groups import twin_pairs as twin_pairs
 from .pairs import minimal_pairs as minimal_pairs
 from .roles import ROLES as ROLES
 from .sources import load_splits as load_splits

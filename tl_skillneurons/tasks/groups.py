@@ -14,7 +14,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
 from jaxtyping import Int
 from torch import Tensor
 
@@ -135,21 +134,6 @@ def _twins(columns: Columns) -> Int[Tensor, " example"]:
         labels.setdefault(pair, []).append(label)
     twins = {pair for pair, both in labels.items() if len(both) == 2 == len(set(both))}
     return torch.tensor([pair if pair in twins else -1 for pair in columns["pair"]])
-
-
-def twin_pairs(split: Dataset) -> Int[Tensor, " example"] | None:
-    """The number that two twins share, of a role whose every example has a twin of the other of two classes.
-
-    Labels are then permuted within the pairs (:func:`~tl_skillneurons.stats.permuted_labels`), since twins are not
-    exchangeable with other texts. ``None`` where the examples have no twins, or not all of them have.
-    """
-    if "pair" not in split.column_names:
-        return None
-    twins: dict[int, list[int]] = {}
-    for pair, label in zip(split["pair"], split["label"], strict=True):
-        twins.setdefault(pair, []).append(label)
-    complete = all(sorted(labels) == [0, 1] for labels in twins.values())
-    return torch.tensor(split["pair"]) if complete else None
 
 
 def _joined(groups: list[int], values: list[Any]) -> list[int]:

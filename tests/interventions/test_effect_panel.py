@@ -116,6 +116,20 @@ def test_specificity_compares_the_drop_with_that_on_other_tasks():
         EffectPanel(one.conditions, (first, other), "report", {}).specificity("acuracy")
 
 
+@pytest.mark.parametrize("other", [401, 460, 523, 599])
+def test_equal_numbers_of_right_answers_are_a_tie_however_they_are_spread_over_prompts(other):
+    def outputs(*right):
+        rows = [torch.arange(600) < n for n in right]
+        return torch.stack([torch.stack([r.float(), 1 - r.float()], dim=1) for r in rows])
+
+    labels = torch.zeros(600, dtype=torch.long)
+    one = panel(outputs(503, 451), outputs(other, 954 - other), labels=labels, intact=outputs(522, 518))
+    found = row(one.to_dataframe(each_prompt=False), "accuracy")
+    assert found.value == found.random_median and found.p_random == 1
+    one = panel(outputs(503, 451), outputs(520, 510), labels=labels, intact=outputs(522, 518))
+    assert row(one.to_dataframe(each_prompt=False), "accuracy").p_random == 1 / 21
+
+
 # How it shows itself, and its file
 
 
@@ -136,13 +150,17 @@ def test_it_shows_itself_on_one_line_and_as_a_table():
         "EffectPanel(task='toy', role='report', n_examples=4, n_prompts=2, interventions=['mean'], "
         "positions=['prompt'], n_neurons={'whole': 3}, n_random=20)"
     )
-    assert "<table" in one._repr_html_() and "EffectPanel(task=" in one._repr_html_()
+    html = panel(HARMED, INTACT)._repr_html_()
+    assert "<table" in html and "EffectPanel(task=" in html
 
 
 def test_its_file_gives_it_back(tmp_path):
     one = whole()
     again = EffectPanel.load(one.save(tmp_path / "new" / "panel.safetensors"))
-    pd.testing.assert_frame_equal(again.to_dataframe(), one.to_dataframe())
+    for was, now in zip(one.measured, again.measured, strict=True):
+        assert (now.task, now.effect, list(now.outputs)) == (was.task, was.effect, list(was.outputs))
+        assert all(torch.equal(now.output(key), was.output(key)) for key in (None, *was.outputs))
+        assert was.labels is None or torch.equal(now.labels, was.labels)
     pd.testing.assert_frame_equal(again.draws(), one.draws())
     assert again.conditions == one.conditions and (again.role, again.settings) == (one.role, one.settings)
 

@@ -1,16 +1,12 @@
-"""What one task gave under every condition, and the numbers that are read from it, of a prompt or over prompts."""
+"""What one task gave under every condition, and what is read from it: of a prompt, or pooled over prompts."""
 
+import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_skillneurons.interventions._pooling import (
-    each_prompts_examples,
-    pooled_value,
-)
 from tl_skillneurons.stats.hypothesis_tests import mcnemar
 from tl_skillneurons.stats.intervals import (
     bootstrap_mean,
@@ -18,12 +14,11 @@ from tl_skillneurons.stats.intervals import (
     two_level_bootstrap,
     two_level_calibration,
 )
-from tl_skillneurons.stats.metrics import answer_confidence, calibration_error, per_example, value_of
+from tl_skillneurons.stats.metrics import per_example, value_of
 
 TASK_METRICS = ("accuracy", "logit_diff", "probability", "calibration_error")
 POOLED = "pooled"
 """In the place of a prompt's number: the mean over all prompts."""
-_N_BOOTSTRAP_OF_BINS = 500
 
 
 @dataclass(frozen=True)
@@ -95,11 +90,20 @@ class Measured:
         return self.intact if key is None else self.outputs[key]
 
     def value(self, metric: str, key: str | None = None, prompt: int | str = POOLED) -> float:
-        """One metric of one condition (or of the intact model), of a prompt or pooled."""
+        """One metric of one condition (or of the intact model), of a prompt or pooled: the mean over prompts.
+
+        Equal numbers of right answers give equal pooled values, however they are spread over prompts.
+        """
         output = self.output(key)
-        if len(output) > 1 and prompt == POOLED:
-            return pooled_value(metric, output, self.labels)
-        return value_of(metric, output[_row(prompt)], self.labels)
+        if len(output) == 1 or prompt != POOLED:
+            return value_of(metric, output[_row(prompt)], self.labels)
+        if metric == "calibration_error":
+            return math.fsum(value_of(metric, one, self.labels) for one in output) / len(output)
+        return float(self.of_examples(metric, key).mean())
+
+    def of_examples(self, metric: str, key: str | None = None) -> Float[Tensor, "prompt example"]:
+        """A metric's value for each prompt and example, whose mean it is."""
+        return torch.stack([per_example(metric, one, self.labels) for one in self.output(key)])
 
 
 def intervals_of(
@@ -113,7 +117,12 @@ def intervals_of(
     means = [number for number, (_, metric) in enumerate(asked) if metric != "calibration_error"]
     ends: dict[int, tuple[float, float]] = {}
     if means:
-        changes = torch.stack([_change(measured, *asked[number]) for number in means])
+        changes = torch.stack(
+            [
+                measured.of_examples(metric, condition.key) - measured.of_examples(metric)
+                for condition, metric in (asked[number] for number in means)
+            ]
+        )
         if prompt == POOLED:
             low, high = two_level_bootstrap(changes, confidence=confidence, seed=seed)
         else:
@@ -125,43 +134,23 @@ def intervals_of(
     return [ends[number] for number in range(len(asked))]
 
 
-def _change(measured: Measured, condition: Condition, metric: str) -> Float[Tensor, "prompt example"]:
-    after, before = (measured.output(key) for key in (condition.key, None))
-    labels = measured.labels
-    return each_prompts_examples(metric, after, labels) - each_prompts_examples(metric, before, labels)
-
-
 def _calibration_interval(
     measured: Measured, prompt: int | str, condition: Condition, confidence: float, seed: int
 ) -> tuple[float, float]:
-    labels, before, after = measured.labels, measured.intact, measured.output(condition.key)
-    assert labels is not None  # for type checkers: plain text has no calibration error
-    if prompt == POOLED:
-        settings: dict[str, Any] = {"n_draws": _N_BOOTSTRAP_OF_BINS, "confidence": confidence, "seed": seed}
-        return two_level_calibration(before, after, labels, **settings)
-    generator = torch.Generator().manual_seed(seed)
-    was, now = (answer_confidence(one[_row(prompt)], labels) for one in (before, after))
-    changes = torch.empty(_N_BOOTSTRAP_OF_BINS, dtype=torch.float64)
-    for draw in range(_N_BOOTSTRAP_OF_BINS):
-        rows = torch.randint(len(labels), (len(labels),), generator=generator)
-        changed, intact = (calibration_error(*(v[rows] for v in pair)) for pair in (now, was))
-        changes[draw] = changed - intact
-    tail = (1 - confidence) / 2
-    low, high = changes.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return low, high
+    assert measured.labels is not None  # for type checkers: plain text has no calibration error
+    chosen = slice(None) if prompt == POOLED else slice(_row(prompt), _row(prompt) + 1)
+    before, after = (measured.output(key)[chosen] for key in (None, condition.key))
+    return two_level_calibration(before, after, measured.labels, confidence=confidence, seed=seed)
 
 
 def exact_of(
     metric: str, measured: Measured, prompt: int | str, condition: Condition, confidence: float
 ) -> dict[str, float]:
+    """The exact interval of an accuracy and McNemar's p against the intact model, of one prompt; else NaN."""
     nan = float("nan")
     if metric != "accuracy" or prompt == POOLED:
         return {"value_low": nan, "value_high": nan, "p_mcnemar": nan}
-    right = [
-        per_example(metric, measured.output(key)[_row(prompt)], measured.labels)
-        for key in (None, condition.key)
-    ]
-    before, after = (answers.bool() for answers in right)
+    before, after = (measured.of_examples(metric, key)[_row(prompt)].bool() for key in (None, condition.key))
     low, high = clopper_pearson(int(after.sum()), len(after), confidence=confidence)
     return {"value_low": low, "value_high": high, "p_mcnemar": mcnemar(before, after).p_value}
 

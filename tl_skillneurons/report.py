@@ -24,19 +24,20 @@ DECIDES = "logit_diff"
 
 def numbers(findings: Findings, n_shown: int = N_SHOWN) -> dict[str, Any]:
     """Every number of the report, as plain JSON values."""
+    frame = findings.effects.to_dataframe()
     return {
-        "prompts": _prompts(findings),
+        "prompts": _prompts(findings, frame),
         "layers": _layers(findings),
         "chance": _chance(findings),
         "skill_neurons": _skill(findings, n_shown),
-        "effects": _effects(findings),
+        "effects": _effects(findings, frame),
     }
 
 
-def _prompts(findings: Findings) -> list[dict[str, Any]]:
+def _prompts(findings: Findings, effects: pd.DataFrame) -> list[dict[str, Any]]:
     n = findings.task.n_examples["report"]
     rows = []
-    for prompt, intact in zip(findings.prompts, _of_prompts(findings, "accuracy").intact, strict=True):
+    for prompt, intact in zip(findings.prompts, _of_prompts(effects, "accuracy").intact, strict=True):
         low, high = clopper_pearson(round(intact * n), n)
         rows.append(
             {
@@ -131,16 +132,14 @@ def _null(findings: Findings) -> PermutationNull:
     return null
 
 
-def _of_prompts(findings: Findings, metric: str) -> pd.DataFrame:
+def _of_prompts(effects: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The effect's rows of single prompts."""
-    frame = findings.effects.to_dataframe()
-    return frame[(frame.metric == metric) & (frame.prompt != "pooled")]
+    return effects[(effects.metric == metric) & (effects.prompt != "pooled")]
 
 
-def _effects(findings: Findings) -> dict[str, Any]:
+def _effects(findings: Findings, frame: pd.DataFrame) -> dict[str, Any]:
     panel = findings.effects
-    pooled = panel.to_dataframe(each_prompt=False)
-    first = pooled.iloc[0]
+    first = frame.iloc[0]
     said = {
         "role": panel.role,
         "n_examples": int(first.n_examples),
@@ -150,8 +149,9 @@ def _effects(findings: Findings) -> dict[str, Any]:
         "n_random": panel.settings["n_random"],
         "metrics": {
             metric: {
-                "pooled": _row(pooled[pooled.metric == metric].iloc[0]),
-                "each_prompt": [_row(row) for _, row in _of_prompts(findings, metric).iterrows()],
+                # the last row is pooled, or that of the only prompt
+                "pooled": _row(frame[frame.metric == metric].iloc[-1]),
+                "each_prompt": [_row(row) for _, row in _of_prompts(frame, metric).iterrows()],
             }
             for metric in METRICS
         },

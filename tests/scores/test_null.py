@@ -11,7 +11,7 @@ from scipy import stats
 from toy import QUIET, TASK, prompt_for
 
 import tl_skillneurons as skn
-from tl_skillneurons.scores.null import PermutationNull, permutation_null
+from tl_skillneurons.scores.null import PermutationNull, log_ways_of, permutation_null
 from tl_skillneurons.scores.outcomes import RuleOutcomes, pack
 from tl_skillneurons.scores.selection import called_significant
 from tl_skillneurons.stats.permutation import permuted_labels
@@ -173,3 +173,9 @@ def test_a_planted_neuron_is_found_among_hundreds():
         null = permutation_null(RuleOutcomes(pack(above), labels, 64), n_permutations=99, seed=repetition)
         found += bool(null.family()[1, 5] <= 0.05)
     assert found >= 18
+
+
+def test_the_ways_to_label_single_texts_are_those_that_their_units_count():
+    for labels in ([0, 1, 1, 0, 1], [0, 0, 0], [2.5, 1.0, 0.5, 1.0]):
+        given, units = torch.tensor(labels), Units.single(len(labels))
+        assert log_ways_of(units, given) == pytest.approx(units.log_orders(given), abs=1e-9)

@@ -82,7 +82,9 @@ class PermutationNull:
 
     def of_units(self, units: Units, labels: Num[Tensor, " example"]) -> "PermutationNull":
         """The same, with what is said of the units whose labels were permuted."""
-        return replace(self, unit=units.what, n_units=len(units), smallest_p=units.smallest_p(labels))
+        return replace(
+            self, unit=units.what, n_units=len(units), smallest_p=math.exp(-log_ways_of(units, labels))
+        )
 
     def require_reachable(self, alpha: float) -> None:
         """Refuse a level that no p-value of so few units can reach.
@@ -194,7 +196,7 @@ def dealt(
     Raises:
         ValueError: When there are fewer ways than ``n_permutations``; it names how many units it takes.
     """
-    log_ways = units.log_orders(labels)
+    log_ways = log_ways_of(units, labels)
     if log_ways < math.log(n_permutations + 1) - 1e-9:
         ways = round(math.exp(log_ways))
         raise ValueError(
@@ -204,6 +206,14 @@ def dealt(
             + (f", {len(units)} are enough for {ways - 1} permutations" if ways > 1 else "")
         )
     return units.permuted(labels, n_permutations, seed=seed)
+
+
+def log_ways_of(units: Units, labels: Num[Tensor, " example"]) -> float:
+    """:meth:`Units.log_orders`, at once for single texts, of which there may be many in each of many nulls."""
+    if not units.are_single:
+        return units.log_orders(labels)
+    counts = labels.unique(return_counts=True)[1].double()
+    return math.lgamma(len(labels) + 1) - float(torch.lgamma(counts + 1).sum())
 
 
 def units_needed(n_units: int, log_ways: float, n_ways: float | int) -> int:

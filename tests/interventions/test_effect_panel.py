@@ -135,7 +135,7 @@ def test_equal_numbers_of_right_answers_are_a_tie_however_they_are_spread_over_p
 
 def whole():
     """Two tasks with two and one prompts, a direct effect, plain text."""
-    one = panel(torch.stack([HARMED, INTACT]), INTACT, intact=torch.stack([INTACT, INTACT]))
+    one = panel(torch.stack([HARMED, INTACT]), INTACT, intact=torch.stack([INTACT, INTACT]), n=2)
     [first] = one.measured
     direct = Measured("toy", "direct", LABELS, first.intact, first.outputs)
     other = Measured("toy", "total", LABELS, INTACT[None], {k: v[:1] for k, v in first.outputs.items()})
@@ -148,7 +148,7 @@ def test_it_shows_itself_on_one_line_and_as_a_table():
     one = whole()
     assert repr(one) == (
         "EffectPanel(task='toy', role='report', n_examples=4, n_prompts=2, interventions=['mean'], "
-        "positions=['prompt'], n_neurons={'whole': 3}, n_random=20)"
+        "positions=['prompt'], n_neurons={'whole': 3}, n_random=2)"
     )
     html = panel(HARMED, INTACT)._repr_html_()
     assert "<table" in html and "EffectPanel(task=" in html

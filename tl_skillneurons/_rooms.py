@@ -14,6 +14,7 @@ def open_room(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[
     """``__getattr__``, ``__dir__`` and ``__all__`` of a package, from the stub beside its ``__init__.py``."""
     load, listing, offered = lazy_loader.attach_stub(package, file)
     offered = sorted(offered)
+    vars(sys.modules[package])["__docformat__"] = "google"  # how pdoc reads Args, Returns and Raises
 
     def getattr_(name: str) -> Any:
         if name not in offered:

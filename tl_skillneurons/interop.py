@@ -33,6 +33,8 @@ from tl_skillneurons.models.sites import require_supported
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 
+__docformat__ = "google"
+
 
 def neuron_index(neurons: NeuronSet, layer: int) -> Int[Tensor, " neuron"]:
     """The indices of the set's neurons in one layer, as ``interchange.neuron_basis(d_mlp, ...)`` takes them.

@@ -8,6 +8,7 @@ from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
 from tl_skillneurons.scores.ranked import strength
 
+__docformat__ = "google"
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 

@@ -1,5 +1,7 @@
 """Models adapted without their MLP weights: what is trained, what stays, and what the neurons do there."""
 
+import sys
+
 import pandas as pd
 import pytest
 import tiny
@@ -134,6 +136,14 @@ def test_the_effect_in_an_adapted_model_is_that_of_the_panel_there(task):
 def test_what_cannot_be_adapted_is_refused(family, how, settings, message, task):
     with pytest.raises(ValueError, match=message):
         skn.studies.adapt(tiny.bridge(family), task, how, **{**SETTINGS, **settings})
+
+
+def test_lora_without_peft_says_what_to_install(task, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(
+        ImportError, match=r'lora needs the package peft; pip install "tl_skillneurons\[peft\]"'
+    ):
+        skn.studies.adapt(tiny.bridge("gpt2"), task, "lora", **SETTINGS)
 
 
 def test_no_adapted_model_is_refused(task):

@@ -310,14 +310,12 @@ class _Vocabulary:
 
 
 def _agreement(positions: pd.DataFrame) -> pd.DataFrame:
-    """Spearman over positions for each pair of equally long prompts."""
+    """Spearman over positions for each pair of prompts, which are equally long: they were scored as one set."""
     n_prompts = int(positions["prompt"].max()) + 1
     by_prompt = {number: positions[positions["prompt"] == number] for number in range(n_prompts)}
     compared = [name for name in _COMPARED if name in positions]
     rows = []
     for (one, first), (other, second) in combinations(by_prompt.items(), 2):
-        if len(first) != len(second):
-            continue
         row: dict[str, Any] = {"one": one, "other": other, "n_positions": len(first)}
         for name in compared:
             sides = [torch.tensor(frame[name].to_numpy(dtype="float64")) for frame in (first, second)]

@@ -217,3 +217,10 @@ def test_hub_names_with_a_revision_become_names_of_folders_and_places():
     assert stated_shape(lambda: None) is None and stated_shape("minilm") is None
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         stated_shape("./nowhere/at/all")
+    with pytest.raises(FileNotFoundError, match=r"there is no folder nowhere/at/all;"):
+        stated_shape("./nowhere/at/all@step1000")
+
+
+def test_a_name_that_is_none_is_refused():
+    with pytest.raises(TypeError, match="checkpoints must go by names that are strings, got ''"):
+        skn.studies.over_checkpoints(dict.fromkeys(["", "a"], tiny.bridge("llama")), tiny.task())

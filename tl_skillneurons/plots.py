@@ -13,13 +13,23 @@ QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
 def plot_scores(scores: NeuronScores | NeuronStatistic) -> Any:
-    """Each layer's best score and quantiles of its neurons, with the level of luck: a plotly ``Figure``.
+    """Each layer's best score and quantiles of its neurons, with the level of luck.
 
     The level is that of permuted labels where the scores have a null; of predictivity without one it is the exact
     binomial bound for independent scores.
 
+    Args:
+        scores: Predictivity, or any other score.
+
+    Returns:
+        A plotly ``Figure``: scores by layer; predictivity is a share in [0.5, 1], of other scores it is how far they
+        are from no relation.
+
     Raises:
         ImportError: Without plotly.
+
+    Example:
+        >>> skn.plot_scores(scores).write_html("predictivity.html")
     """
     try:
         from plotly import graph_objects

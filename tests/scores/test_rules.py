@@ -43,6 +43,7 @@ def test_every_rule_is_checked_elsewhere_with_the_thresholds_of_baseline(scored,
     on_select = evaluate_rules(model, prompts, TASK, scores, role="select", run=QUIET)
     assert torch.equal(on_select.accuracy, scores.accuracy)
     assert (on_report.role, on_report.n_examples) == ("report", 15)
+    assert not on_report.to_dataframe().chose_them.any() and on_select.to_dataframe().chose_them.all()
     neurons = scores.top(2)
     expected = scores.predictivity[neurons.layer, neurons.index]
     torch.testing.assert_close(scores.accuracy_of(neurons), expected, rtol=0, atol=EXACT)
@@ -90,6 +91,9 @@ def test_a_set_is_evaluated_on_examples_that_did_not_choose_it_with_intervals(sc
     assert found.mean == pytest.approx(float(expected.mean())) and found.low <= found.mean <= found.high
     assert (found.table.low <= found.table.accuracy).all()
     assert set(found.to_dataframe().role) == {found.role} == {"report"}
+    assert not found.to_dataframe().chose_them.any()
+    too_good = evaluate_rules(model, prompts, TASK, scores, top, role="select", run=QUIET)
+    assert too_good.to_dataframe().chose_them.all()
     assert "on 15 examples of report" in str(found) and "on select, which chose them" in repr(found)
     assert "<table" in found._repr_html_()
 

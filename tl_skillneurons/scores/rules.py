@@ -67,8 +67,7 @@ class AllRules:
         accuracy: Of "above the threshold means label 1" at every position; below one half it speaks for label 0.
         position: The position that ``select`` chose for each neuron and prompt.
         direction: The rule's direction there, as ``select`` chose it: +1 or -1.
-        role: Where the examples come from.
-        n_examples: How many there are.
+        role, n_examples: Where the examples come from, and how many there are.
         positions: What the position axis holds, as in :class:`~tl_skillneurons.NeuronScores`.
         provenance: That of the scores: model, task, prompts, settings.
 
@@ -118,7 +117,7 @@ class AllRules:
         return accuracy_at(self.accuracy, self.position, self.direction, neurons)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per neuron: layer, index, the accuracy of its rule (the mean over prompts), role."""
+        """One row per neuron: layer, index, accuracy of its rule (mean over prompts), role, and whether it chose."""
         _, n_layers, _, d_mlp = self.accuracy.shape
         layer, index = every_neuron(n_layers, d_mlp)
         accuracy = self.accuracy_of(NeuronSet(layer, index, n_layers=n_layers, d_mlp=d_mlp))
@@ -128,6 +127,7 @@ class AllRules:
                 "index": index.numpy(),
                 "accuracy": accuracy.numpy(),
                 "role": self.role,
+                "chose_them": self.role == "select",
             }
         )
 
@@ -174,8 +174,7 @@ class RuleAccuracy:
         low, high: Its 95 % interval.
         table: A row per neuron: ``layer``, ``index``, ``direction`` (0 where prompts disagree; of several prompts also
             each one's, and their agreement), ``on_select`` (too good), ``accuracy``, ``low``, ``high``.
-        role: Where the examples come from.
-        n_examples: How many there are.
+        role, n_examples: Where the examples come from, and how many there are.
         seed: Of the bootstrap.
         unit, n_units: What was resampled, and how many of them there were.
         about: What other prompts and examples the intervals speak for.
@@ -212,8 +211,8 @@ class RuleAccuracy:
         return html_of(self)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """The table with the column ``role``; ``attrs`` name the unit, their number and what intervals are about."""
-        frame = self.table.assign(role=self.role)
+        """The table, the role and whether it chose them; ``attrs`` name unit, number and what intervals are about."""
+        frame = self.table.assign(role=self.role, chose_them=self.role == "select")
         frame.attrs.update(unit=self.unit, n_units=self.n_units, about=self.about)
         return frame
 

@@ -6,6 +6,7 @@ import planted
 import pytest
 import tiny
 import torch
+from datasets import Dataset
 from toy import QUIET, prompt_for
 
 from tl_skillneurons import NeuronSet, PromptedModel, RunOptions
@@ -16,6 +17,7 @@ from tl_skillneurons.attention import (
     ablate_heads,
     head_effects,
     head_writers,
+    mean_head_outputs,
 )
 from tl_skillneurons.attention.effects import output_weight_norms
 from tl_skillneurons.interventions import ClassMean, Examples, Keep, Noise, OtherClassMean, Scale
@@ -44,13 +46,21 @@ def test_without_the_planted_heads_label_and_answer_are_gone_and_random_heads_ch
     )
     frame = found.to_dataframe().set_index("measure")
     assert frame.intact["accuracy"] == 1 and frame.ablated["accuracy"] <= 0.75
-    assert frame.random_min["accuracy"] == 1 and (frame.p_random == 1 / 20).all()
-    assert frame.matched_min["accuracy"] == 1 and (frame.p_matched == 1 / 20).all()
+    for control, n_distinct in (("random", 9), ("matched", 9), ("all_layers", 19)):
+        assert frame[f"{control}_min"]["accuracy"] == 1
+        assert (frame[f"p_{control}"] == 1 / (n_distinct + 1)).all()
+        assert (frame[f"smallest_p_{control}"] == 1 / (n_distinct + 1)).all()
     assert frame.intact["separation"] > 1.5 > 0.3 > frame.ablated["separation"]
     assert frame.random_min["separation"] > 1.5
-    assert list(found.controls) == ["random", "matched"]
+    assert {name: len(draws) for name, draws in found.controls.items()} == {
+        "random": 9,
+        "matched": 9,
+        "all_layers": 19,
+    }
     for draws in found.controls.values():
-        assert len(draws) == 19 and not any(set(drawn) & set(planted.HEADS) for drawn in draws)
+        assert len({frozenset(drawn) for drawn in draws}) == len(draws) and not any(
+            set(drawn) & set(planted.HEADS) for drawn in draws
+        )
     assert (found.role, found.settings["positions"]) == ("report", positions)
 
 
@@ -109,17 +119,53 @@ def test_matched_heads_write_about_as_much_where_they_can(model):
     assert found.settings["reference"] == [None, 256]
     assert {layer for drawn in found.controls["matched"] for layer, _ in drawn} == {2}
     frame = found.to_dataframe()
-    assert frame.p_matched.between(1 / 20, 1).all() and (frame.matched_min <= frame.matched_median).all()
+    assert (
+        frame.p_matched.between(1 / 4, 1).all()
+        and (frame.smallest_p_matched == 1 / 4).all()
+        and (frame.matched_min <= frame.matched_median).all()
+    )
+
+
+def test_too_few_other_heads_are_told_with_what_would_do(model):
+    """One of four heads has three others in its layer, drawn once each; those of all layers are eleven."""
+    args = (model, planted.prompt(), planted.task(), [(2, 0)], planted.NEURONS)
+    found = head_effects(*args, how="zero", n_random=20, run=QUIET)
+    assert {name: len(draws) for name, draws in found.controls.items()} == {
+        "random": 3,
+        "matched": 3,
+        "all_layers": 11,
+    }
+    random, *_ = found.notes
+    assert random == (
+        "random: only 3 distinct controls (20 were asked for): p > 0.25; "
+        "0.05 takes 19, so a larger set or pool of heads"
+    )
+    assert random in found.to_dataframe().attrs["notes"] and random in repr(found)
+
+
+def test_reference_means_are_of_all_classes_evenly_where_texts_are_sorted_by_label(model):
+    task = planted.task()
+    rows = sorted(task.split("baseline"), key=lambda row: row["label"])
+    by_label = Dataset.from_list([{key: row[key] for key in ("text", "label")} for row in rows])
+    by_label = replace(task, splits={**task.splits, "baseline": by_label})
+    args = (model, planted.prompt(), by_label, planted.HEADS, planted.NEURONS)
+    found = head_effects(*args, examples=Examples(n_reference=6), **QUICK)
+    prompted = PromptedModel(model, planted.prompt(), task.label_words, run=QUIET)
+    texts = [row["text"] for label in (0, 1) for row in [row for row in rows if row["label"] == label][:3]]
+    values = mean_head_outputs(model, planted.prompt(), texts, run=QUIET)
+    hooks = ablate_heads(planted.HEADS, how="mean", values=values, positions="prompt")
+    by_hand = prompted.class_logits(list(task.split("report")["text"]), hooks)
+    torch.testing.assert_close(found.logits[1], by_hand, rtol=1e-4, atol=1e-5)
 
 
 def test_both_controls_are_told_with_median_range_and_two_sided_p(found):
     frame = found.to_dataframe().set_index("measure")
     values = found.separation.abs().mean(1)
-    for number, control in enumerate(("random", "matched")):
-        drawn = values[2 + 19 * number : 21 + 19 * number]
+    for start, stop, control in ((2, 11, "random"), (11, 20, "matched"), (20, 39, "all_layers")):
+        drawn = values[start:stop]
         assert frame[f"{control}_median"]["separation"] == pytest.approx(float(drawn.quantile(0.5)))
         assert frame[f"{control}_max"]["separation"] == pytest.approx(float(drawn.max()))
-    assert len(values) == 2 + 2 * 19
+    assert len(values) == 39
 
 
 def test_whose_answers_count_and_whose_means_are_taken_can_be_chosen(model):
@@ -147,7 +193,7 @@ def test_it_comes_back_from_its_file_and_shows_itself_in_a_line(found, tmp_path)
 
 def test_a_file_that_tells_other_conditions_than_it_holds_is_refused(found, tmp_path):
     fewer = replace(found, logits=found.logits[:5], activations=found.activations[:5])
-    with pytest.raises(ValueError, match="not a sound HeadEffects file: it tells 40 conditions, and holds 5"):
+    with pytest.raises(ValueError, match="not a sound HeadEffects file: it tells 39 conditions, and holds 5"):
         HeadEffects.load(fewer.save(tmp_path / "heads.safetensors"))
 
 
@@ -201,7 +247,6 @@ REFUSED = [
     ({"positions": "last"}, "positions must be one of"),
     ({"examples": Examples(reference=None)}, "'mean' holds heads at what they do on reference examples"),
     ({"examples": Examples(n_reference=0)}, "n_reference must be an integer of at least 1"),
-    ({"how": ClassMean(), "examples": Examples(n_reference=1)}, "1 reference examples .* have none of class"),
     ({"seed": -1}, "seed must be an integer of at least 0"),
 ]
 

@@ -8,7 +8,9 @@ import torch
 from tl_skillneurons import PromptedModel, SoftPrompt
 from tl_skillneurons.attention import ablate_heads, head_outputs, random_heads_like
 from tl_skillneurons.attention._heads import by_head
+from tl_skillneurons.attention.head_ablation import controls_of_heads
 from tl_skillneurons.interventions import ClassMean, GivenValues, Keep, Mean, Noise, Resample, Scale, Zero
+from tl_skillneurons.stats.hypothesis_tests import rank_p_value
 
 TEXTS = ["the film was good", "a dull plot and a slow scene but not bad", "music"]
 
@@ -50,8 +52,36 @@ def test_random_heads_are_others_of_the_same_layers():
         random_heads_like(heads, 0, n_heads=3)
     spread = random_heads_like([(0, 0), (0, 1), (0, 2)], 1, n_heads=4, n_layers=3)
     assert (0, 3) in spread and len(set(spread)) == 3 and not {(0, 0), (0, 1), (0, 2)} & set(spread)
-    with pytest.raises(ValueError, match="too few to draw 3 others"):
+    with pytest.raises(ValueError, match="the model has 4 heads, too few to draw 2 more at random beside 4"):
         random_heads_like([(0, 0), (0, 1), (0, 2)], 1, n_heads=4, n_layers=1)
+
+
+def test_no_control_is_drawn_twice_and_few_alternatives_are_all_drawn():
+    one = controls_of_heads([(4, 3)], 20, n_heads=9, n_layers=30)
+    assert sorted(one) == [[(4, h)] for h in range(9) if h != 3]
+    pairs = controls_of_heads([(0, 1), (0, 2)], 20, n_heads=5, n_layers=2)
+    assert {frozenset(drawn) for drawn in pairs} == {
+        frozenset([(0, a), (0, b)]) for a, b in [(0, 3), (0, 4), (3, 4)]
+    } and len(pairs) == 3
+    many = controls_of_heads([(0, 1), (1, 2)], 20, n_heads=9, n_layers=2, seed=3)
+    assert len({frozenset(drawn) for drawn in many}) == 20
+    assert many[0] == random_heads_like([(0, 1), (1, 2)], 3, n_heads=9)
+    everywhere = controls_of_heads([(4, 3)], 20, n_heads=9, n_layers=30, all_layers=True)
+    assert len({frozenset(drawn) for drawn in everywhere}) == 20 and [(4, 3)] not in everywhere
+    assert len({layer for [(layer, _)] in everywhere}) > 5
+    with pytest.raises(ValueError, match="all_layers=True needs n_layers"):
+        random_heads_like([(4, 3)], 0, n_heads=9, all_layers=True)
+
+
+def test_an_ordinary_heads_rank_p_is_below_its_level_no_more_often_than_it_says():
+    """One head of nine whose effect is like any other's; drawn with repetition this was 0.11 at a level of 0.05."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for trial in range(60):
+        effect = torch.rand(9, generator=generator)
+        drawn = controls_of_heads([(0, 4)], 20, n_heads=9, n_layers=1, seed=trial)
+        found.append(rank_p_value(float(effect[4]), [float(effect[h]) for [(_, h)] in drawn]))
+    assert min(found) >= 1 / 9 and sum(p <= 1 / 9 + 1e-9 for p in found) <= 15
 
 
 def test_matched_heads_are_among_the_nearest_in_what_they_are_matched_on():

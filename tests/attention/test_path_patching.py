@@ -33,6 +33,7 @@ def test_the_planted_heads_carry_the_whole_answer_straight_into_the_neurons_and_
     frame = run(planted.HEADS).to_dataframe().set_index("measure")
     assert (frame.recovered > 0.9).all() and (frame.recovered < 1.1).all()
     assert (frame.random_max.abs() < 0.05).all() and (frame.p_random == 1 / 20).all()
+    assert (frame.smallest_p == 1 / 20).all() and set(frame.drawn_from) == {"all layers"}
 
 
 def test_one_head_alone_carries_a_part_and_the_two_parts_add_up():

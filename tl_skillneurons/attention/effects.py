@@ -9,14 +9,16 @@ over the prompt positions::
 The answers are the class logits of the same runs.
 
 Two controls stand beside it: as many random heads of the same layers (of other layers where one has too few others),
-and random ones among those that write as much (norm of a head's output, and of its output weights). What it does not
-show: by which path a head matters, for an ablated head is missing everywhere; and a head whose ablation changes
-nothing may have others that stand in (Wang et al., 2023).
+and random ones among those that write as much (norm of a head's output, and of its output weights). No control is
+drawn twice. Where the layers have so few heads that one of the two can't give a p-value of 0.05, a third stands beside
+them, random heads of all layers. What it does not show: by which path a head matters, for an ablated head is missing
+everywhere; and a head whose ablation changes nothing may have others that stand in (Wang et al., 2023).
 """
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +31,18 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._controls import ALIKE, few_alternatives, standardised_differences
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._heads import Head, require_heads
 from tl_skillneurons.attention._over_task import settings_of
 from tl_skillneurons.attention.chosen import require_apart
-from tl_skillneurons.attention.head_ablation import ablate_heads, random_heads_like
+from tl_skillneurons.attention.head_ablation import ablate_heads, controls_of_heads
 from tl_skillneurons.attention.outputs import HeadOutputs, head_outputs
-from tl_skillneurons.interventions.effect_panel import CONTROLS
 from tl_skillneurons.interventions.effects import Examples
 from tl_skillneurons.interventions.kinds import How, Intervention, as_intervention
+from tl_skillneurons.interventions.references import reference_rows
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
@@ -54,6 +57,7 @@ from tl_skillneurons.stats.ranks import median
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
 KIND = "HeadEffects"
+_ENOUGH = 19  # distinct controls give a p-value of 0.05
 _TENSORS = ("logits", "activations", "labels")
 
 
@@ -63,7 +67,8 @@ class HeadEffects:
 
     Attributes:
         heads: Which heads.
-        controls: The heads of each draw, of each control ("random", "matched").
+        controls: The heads of each draw, of each control: "random" and "matched", and "all_layers" where one of them
+            has too few alternatives; no set twice.
         logits: Class logits: intact, ablated, and of each draw, the random ones before the matched ones.
         activations: The neurons' activations, averaged over prompt positions, likewise.
         labels: Class of each example.
@@ -95,7 +100,8 @@ class HeadEffects:
 
         Columns ``intact``, ``ablated``, and for each control the median and range over its draws and the two-sided
         rank p-value of being as far from the middle (``random_median``, ``random_min``, ``random_max``, ``p_random``,
-        and ``matched_...``); ``heads_chosen`` "on other examples", "on these examples" (by insistence) or "unknown".
+        and ``matched_...``), beside ``smallest_p_random``, what so many distinct draws allow; ``heads_chosen`` "on
+        other examples", "on these examples" (by insistence) or "unknown".
         """
         values = {
             metric: torch.stack([per_example(metric, z, self.labels).mean() for z in self.logits])
@@ -112,10 +118,18 @@ class HeadEffects:
                 row |= {
                     f"{control}_max": max(drawn),
                     f"p_{control}": rank_p_value(ablated, drawn, "two-sided"),
+                    f"smallest_p_{control}": 1 / (len(draws) + 1),
                 }
             rows.append(row)
         chosen = self.settings["heads_chosen"]
-        return pd.DataFrame(rows).assign(n_examples=len(self.labels), role=self.role, heads_chosen=chosen)
+        frame = pd.DataFrame(rows).assign(n_examples=len(self.labels), role=self.role, heads_chosen=chosen)
+        frame.attrs["notes"] = list(self.notes)
+        return frame
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the p-values must know, in words: controls that are too few, or not alike."""
+        return tuple(self.settings["notes"])
 
     def __repr__(self) -> str:
         return one_line(
@@ -128,6 +142,7 @@ class HeadEffects:
             n_examples=len(self.labels),
             role=self.role,
             heads_chosen=self.settings["heads_chosen"],
+            **({"notes": self.notes} if self.notes else {}),
         )
 
     def _repr_html_(self) -> str:
@@ -176,14 +191,14 @@ def head_effects(
     on_chosen_examples: bool = False,
     run: RunOptions = RunOptions(),
 ) -> HeadEffects:
-    """Ablate ``heads``, and ``n_random`` times as many of each control, and look at neurons and answers each time.
+    """Ablate ``heads``, then up to ``n_random`` controls of each kind, and look at neurons and answers each time.
 
     Args:
         heads: Pairs (layer, head); those of :meth:`HeadWriters.top_heads` know which examples chose them.
         how: An intervention, as in :func:`ablate_heads`.
         positions: Where the heads' outputs are held: "prompt" (what the prompt positions get), "text" or "all".
-        n_random: Draws of each control; 19 at least, for fewer can't give a p-value of 0.05.
-        examples: Whose answers count; whose first ``n_reference`` give the heads' means.
+        n_random: Distinct draws of each control, or all that there are; 19 at least, as a p-value of 0.05 needs.
+        examples: Whose answers count; whose ``n_reference``, evenly from all classes, give the heads' means.
 
         on_chosen_examples: Measure heads on the examples that chose them all the same; every row says so.
 
@@ -213,19 +228,7 @@ def head_effects(
     prompted = PromptedModel(model, prompt, task.label_words, max_length=examples.max_length, run=run)
     reference = _measure_reference(prompted, task, what, positions, examples)
     match = _match(model, reference)
-    controls = {
-        kind: [
-            random_heads_like(
-                pairs,
-                seed + draw,
-                n_heads=n_heads,
-                n_layers=n_layers,
-                match=match if kind == "matched" else None,
-            )
-            for draw in range(n_random)
-        ]
-        for kind in CONTROLS
-    }
+    controls = _controls(pairs, n_random, seed, match)
 
     def hooks_of(held: Sequence[Head]) -> list[Hook]:
         return ablate_heads(
@@ -238,7 +241,7 @@ def head_effects(
         )
 
     conditions = [[], hooks_of(pairs)]
-    conditions += [hooks_of(drawn) for kind in CONTROLS for drawn in controls[kind]]
+    conditions += [hooks_of(drawn) for draws in controls.values() for drawn in draws]
     logits, acts = [], []
     with progress_bar("ablating heads", len(conditions), show=run.progress) as advance, torch.no_grad():
         for hooks in conditions:
@@ -258,9 +261,10 @@ def head_effects(
         reference=[examples.reference, examples.n_reference],
         matched_on=["output-weight norm", *(["output norm"] if reference else [])],
         n_random=n_random,
+        notes=_notes(pairs, controls, n_random, match),
         seed=seed,
     )
-    drawn = {kind: tuple(tuple(one) for one in controls[kind]) for kind in CONTROLS}
+    drawn = {kind: tuple(tuple(one) for one in draws) for kind, draws in controls.items()}
     return HeadEffects(
         tuple(pairs), drawn, torch.stack(logits), torch.stack(acts), labels, examples.role, settings
     )
@@ -290,18 +294,51 @@ def _measure_reference(
                 "reference='baseline', or another role"
             )
         return None
-    n_reference = examples.n_reference
-    if n_reference is not None:
-        require_int(n_reference, "n_reference")
+    rows = reference_rows(task, examples.reference, examples.n_reference)
     split = task.split(examples.reference)
-    texts, labels = list(split["text"])[:n_reference], torch.tensor(split["label"])[:n_reference]
-    missing = sorted(set(range(task.n_classes)) - set(labels.tolist()))
-    if what.needs_labels and missing:
-        raise ValueError(
-            f"the {len(labels)} reference examples of role {examples.reference!r} have none of class {missing[0]}; "
-            "give a larger n_reference"
+    texts, labels = list(split["text"]), torch.tensor(split["label"])
+    return head_outputs(
+        prompted, [texts[row] for row in rows.tolist()], labels=labels[rows], positions=positions
+    )
+
+
+def _controls(
+    heads: Sequence[Head], n: int, seed: int, match: Float[Tensor, "quantity layer head"]
+) -> dict[str, list[list[Head]]]:
+    """Distinct draws of each control, and of heads of all layers where one of these can't give a p-value of 0.05."""
+    _, n_layers, n_heads = match.shape
+    draw = partial(controls_of_heads, heads, n, seed=seed, n_heads=n_heads, n_layers=n_layers)
+    controls = {"random": draw(), "matched": draw(match=match)}
+    if min(map(len, controls.values())) < _ENOUGH:
+        controls["all_layers"] = draw(all_layers=True)
+    return controls
+
+
+def _notes(
+    heads: Sequence[Head],
+    controls: Mapping[str, Sequence[Sequence[Head]]],
+    n_asked: int,
+    match: Float[Tensor, "quantity layer head"],
+) -> list[str]:
+    """Which controls are too few, and which are not alike in what they were matched on."""
+    found = []
+    for kind, draws in controls.items():
+        if note := few_alternatives(len(draws), n_asked, of="heads"):
+            found.append(f"{kind}: {note}")
+    if "all_layers" in controls:
+        found.append("all_layers: heads of all layers, for where the heads' own layers have too few others")
+    _, n_layers, n_heads = match.shape
+    own, *drawn = (
+        NeuronSet.from_pairs(one, n_layers=n_layers, d_mlp=n_heads)
+        for one in (sorted(heads), *controls["matched"])
+    )
+    apart = standardised_differences(own, drawn, match)
+    if (apart.abs() > ALIKE).any():
+        by = ", ".join(f"{value:+.2f}" for value in apart.tolist())
+        found.append(
+            f"matched: they differ from the heads by {by} standard deviations in what they were matched on"
         )
-    return head_outputs(prompted, texts, labels=labels, positions=positions)
+    return found
 
 
 def _match(model: TransformerBridge, reference: HeadOutputs | None) -> Float[Tensor, "quantity layer head"]:

@@ -7,6 +7,8 @@ intervention (:mod:`~tl_skillneurons.interventions.kinds`), with ``head`` and ``
 
 What it does not show: by which path a head matters, for an ablated head is missing everywhere. The control is the
 same done to :func:`random_heads_like`: other heads of the same layers, drawn freely or among those that write as much.
+Controls are distinct (:func:`controls_of_heads`): one head of nine has eight alternatives in its layer, which allow no
+p below 1/9; the heads of all layers are a larger pool.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +21,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._controls import distinct_draws
 from tl_skillneurons._matching import draw_nearest, finite_match
 from tl_skillneurons.attention._heads import Head, require_heads
 from tl_skillneurons.attention.outputs import HeadOutputs
@@ -99,6 +102,7 @@ def random_heads_like(
     n_heads: int,
     exclude: bool = True,
     n_layers: int | None = None,
+    all_layers: bool = False,
     match: Float[Tensor, "layer head"] | Float[Tensor, "quantity layer head"] | None = None,
     n_nearest: int = 4,
 ) -> list[Head]:
@@ -109,6 +113,7 @@ def random_heads_like(
         exclude: Whether these heads themselves may not be drawn.
         n_layers: Where a layer has too few others, lets the rest be drawn from the other heads of this many
             layers.
+        all_layers: Draw all of them from the other heads of all ``n_layers`` layers: a larger pool.
         match: A number for every head, or several, e.g. :attr:`HeadOutputs.size`: each head's stand-in is then drawn
             among the ``n_nearest`` that come nearest to it (of several numbers: in their ranks) and are still free.
 
@@ -122,6 +127,10 @@ def random_heads_like(
     pairs = sorted(require_heads(heads))
     draw = _Draw(generator, None if match is None else finite_match(match), n_nearest, n_heads)
     draw.require_match(pairs)
+    if all_layers:
+        if n_layers is None:
+            raise ValueError("all_layers=True needs n_layers, the layers of the model")
+        return draw.of_model(pairs, _other_heads(pairs, pairs if exclude else (), n_layers, n_heads))
     drawn: list[Head] = []
     left: list[Head] = []
     for layer in dict.fromkeys(layer for layer, _ in pairs):
@@ -136,14 +145,51 @@ def random_heads_like(
         left += own[len(pool) :]
     if not left or n_layers is None:
         return drawn
-    taken = {*pairs, *drawn}
-    others = [(layer, h) for layer in range(n_layers) for h in range(n_heads) if (layer, h) not in taken]
-    if len(others) < len(left):
-        raise ValueError(
-            f"the model has {n_layers * n_heads} heads, too few to draw {len(pairs)} others at random; "
-            "give fewer heads"
+    return drawn + draw.of_model(left, _other_heads(left, [*pairs, *drawn], n_layers, n_heads))
+
+
+def controls_of_heads(
+    heads: Sequence[Head],
+    n: int,
+    *,
+    seed: int = 0,
+    n_heads: int,
+    n_layers: int,
+    all_layers: bool = False,
+    match: Float[Tensor, "layer head"] | Float[Tensor, "quantity layer head"] | None = None,
+) -> list[list[Head]]:
+    """``n`` distinct draws of :func:`random_heads_like`, or all that there are: no set of heads twice.
+
+    Raises:
+        ValueError: For whatever :func:`random_heads_like` refuses.
+
+    Example:
+        >>> len(controls_of_heads([(0, 1)], 20, n_heads=9, n_layers=30))
+        8
+    """
+
+    def draw(own_seed: int) -> list[Head]:
+        return random_heads_like(
+            heads, own_seed, n_heads=n_heads, n_layers=n_layers, all_layers=all_layers, match=match
         )
-    return drawn + draw.of_model(left, others)
+
+    return distinct_draws(draw, require_int(n, "n"), seed=seed, key=frozenset)
+
+
+def _other_heads(wanted: Sequence[Head], taken: Sequence[Head], n_layers: int, n_heads: int) -> list[Head]:
+    """All heads of the model but the taken ones.
+
+    Raises:
+        ValueError: When these are fewer than are wanted.
+    """
+    gone = set(taken)
+    others = [(layer, h) for layer in range(n_layers) for h in range(n_heads) if (layer, h) not in gone]
+    if len(others) < len(wanted):
+        raise ValueError(
+            f"the model has {n_layers * n_heads} heads, too few to draw {len(wanted)} more at random beside "
+            f"{len(gone)}; give fewer heads"
+        )
+    return others
 
 
 @dataclass(frozen=True, eq=False)

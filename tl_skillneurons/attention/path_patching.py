@@ -13,13 +13,15 @@ Two fractions are told, with ``d`` a run's logit diff and ``a`` its neurons' act
     recovered answer     = (mean of d_patched - mean of d_base) / (mean of d_source - mean of d_base)
     recovered activation = sum of (a_patched - a_base) * (a_source - a_base) / sum of (a_source - a_base)^2
 
-The control is as many random heads of the same layers. What it does not show: paths through other heads, MLPs or
+The control is as many random heads of the same layers, no set twice, or of all layers where those have too few others
+for a p-value of 0.05. What it does not show: paths through other heads, MLPs or
 positions, which may carry as much.
 """
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._heads import Head, require_heads
 from tl_skillneurons.attention._over_task import POSITIONS, settings_of
 from tl_skillneurons.attention.chosen import require_apart
-from tl_skillneurons.attention.head_ablation import random_heads_like
+from tl_skillneurons.attention.head_ablation import controls_of_heads
 from tl_skillneurons.interventions.twins import Twins, logit_diff, twins_of, twins_record
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
@@ -91,6 +93,7 @@ class PathPatching:
     def to_dataframe(self) -> pd.DataFrame:
         """Two rows, ``measure`` "activation" and "answer": ``recovered``, and of the random heads median, range and
         the rank p of recovering as much (``random_median``, ``random_min``, ``random_max``, ``p_random``);
+        ``smallest_p``, what so many distinct draws allow, and ``drawn_from`` which layers;
         ``heads_chosen`` "on other examples", "on these examples" (by insistence) or "unknown".
         """
         rows = []
@@ -100,7 +103,10 @@ class PathPatching:
             row |= {"random_min": min(drawn), "random_max": max(drawn)}
             rows.append({**row, "p_random": rank_p_value(recovered, drawn, "greater")})
         return pd.DataFrame(rows).assign(
-            n_pairs=self.logit_diff.shape[1], heads_chosen=self.settings["heads_chosen"]
+            smallest_p=1 / len(self.heads),
+            drawn_from=self.settings["drawn_from"],
+            n_pairs=self.logit_diff.shape[1],
+            heads_chosen=self.settings["heads_chosen"],
         )
 
     def __repr__(self) -> str:
@@ -159,7 +165,7 @@ def patch_heads_to_neurons(
     Args:
         task: Gives the label words, and the twins where it has them (:func:`~tl_skillneurons.minimal_pairs`).
         twins: The role of the task whose twins are taken, or other pairs of equal token length, ``Twins(...)``.
-        n_random: Draws of random heads; 19 at least, for fewer can't give a p-value of 0.05.
+        n_random: Distinct draws of random heads, or all that there are; 19 at least, as a p-value of 0.05 needs.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
         on_chosen_examples: Patch heads between twins that chose them all the same; the table says so.
 
@@ -178,9 +184,10 @@ def patch_heads_to_neurons(
     require_int(seed, "seed", minimum=0)
     n_layers, n_heads = len(model.blocks), int(model.cfg.n_heads)
     chosen = require_heads(heads, n_layers, n_heads)
-    draws = [
-        random_heads_like(chosen, seed + draw, n_heads=n_heads, n_layers=n_layers) for draw in range(n_random)
-    ]
+    draw = partial(controls_of_heads, chosen, n_random, seed=seed, n_heads=n_heads, n_layers=n_layers)
+    draws, drawn_from = draw(), "the same layers"
+    if len(draws) < 19:  # too few for a p-value of 0.05
+        draws, drawn_from = draw(all_layers=True), "all layers"
     conditions = [chosen, *draws]
     prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, run=run)
     pairs = twins_of(task, twins)
@@ -209,6 +216,7 @@ def patch_heads_to_neurons(
         site=SITE,
         positions=POSITIONS,
         twins=twins_record(twins),
+        drawn_from=drawn_from,
         heads_chosen=where_chosen,
         n_random=n_random,
         seed=seed,

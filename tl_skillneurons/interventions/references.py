@@ -52,6 +52,10 @@ class Reference:
     Attributes:
         activations: In the model's dtype.
         labels: Class of each reference example.
+
+    Example:
+        >>> reference = Reference(neuron_activations(model, prompt, texts), labels)
+        >>> hooks = skn.ablate(skill, how="noise", values=reference)
     """
 
     activations: Float[Tensor, "example layer neuron"]
@@ -212,6 +216,28 @@ def given_values(name: str, needs: tuple[str, ...], values: Tensor | None) -> Gi
     return GivenValues(**{kind: values})
 
 
+def reference_rows(task: Task, role: str, n_examples: int | None) -> Int[Tensor, " row"]:
+    """Up to ``n_examples`` of ``role``, evenly from all classes: the first of each, in the role's order.
+
+    Args:
+        n_examples: ``None`` for all.
+
+    Raises:
+        ValueError: When a class has no example there.
+    """
+    labels = torch.tensor(task.split(role)["label"])
+    most = len(labels) if n_examples is None else require_int(n_examples, "n_reference")
+    quota = most if n_examples is None else max(1, most // task.n_classes)
+    rows = torch.cat([(labels == c).nonzero().flatten()[:quota] for c in range(task.n_classes)]).sort().values
+    missing = sorted(set(range(task.n_classes)) - set(labels[rows].tolist()))
+    if missing:
+        raise ValueError(
+            f"role {role!r} of {task.name} has no example of class {missing[0]} to take reference values from; "
+            "choose another reference role"
+        )
+    return rows
+
+
 def measure_references(
     prompted: PromptedModel, task: Task, role: str, n_examples: int | None, places: Iterable[str]
 ) -> dict[str, Reference]:
@@ -227,15 +253,7 @@ def measure_references(
     """
     split = task.split(role)
     labels = torch.tensor(split["label"])
-    most = len(labels) if n_examples is None else require_int(n_examples, "n_reference")
-    quota = most if n_examples is None else max(1, most // task.n_classes)
-    rows = torch.cat([(labels == c).nonzero().flatten()[:quota] for c in range(task.n_classes)]).sort().values
-    missing = sorted(set(range(task.n_classes)) - set(labels[rows].tolist()))
-    if missing:
-        raise ValueError(
-            f"role {role!r} of {task.name} has no example of class {missing[0]} to take reference values from; "
-            "choose another reference role"
-        )
+    rows = reference_rows(task, role, n_examples)
     texts = list(split["text"])
     texts = [texts[row] for row in rows.tolist()]
     reading = {"prompt": "prompt", "text": "mean"}

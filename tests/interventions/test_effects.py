@@ -18,7 +18,7 @@ from tl_skillneurons.interventions import (
     effects,
     measure_effects,
 )
-from tl_skillneurons.interventions.effects import output_norms
+from tl_skillneurons.interventions.controls import output_norms
 
 FEW = Examples(n_reference=16)
 

@@ -64,6 +64,10 @@ class NeuronAttribution:
             take it away.
         gap: Mean logit diff of the source runs minus that of the base runs: what there is to move.
         settings: Model, prompt, task, site, direction, positions and their frame, twins, steps.
+
+    Example:
+        >>> found = skn.attribute_neurons(model, prompt, task)
+        >>> found.recovered[3, 1041]  # neuron 1041 of layer 3
     """
 
     effect: Float[Tensor, "layer neuron"]
@@ -267,6 +271,10 @@ def compare_with_exact(
 
     Raises:
         ValueError: For another model, prompt or task than the attribution's.
+
+    Example:
+        >>> attribution = skn.attribute_neurons(model, prompt, task)
+        >>> compare_with_exact(model, prompt, task, attribution, n_top=10, n_sample=10)
     """
     settings = attribution.settings
     here = {

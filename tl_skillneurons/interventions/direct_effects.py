@@ -47,6 +47,10 @@ def direct_logits(
 
     Raises:
         ValueError: Under ``torch.inference_mode()``, where there can be no gradient.
+
+    Example:
+        >>> intact = prompted.class_logits(texts).detach()
+        >>> [direct] = direct_logits(prompted, texts, intact, [skn.ablate(skill, positions="prompt")])
     """
     if torch.is_inference_mode_enabled():
         raise ValueError("direct effects need gradients; call this outside torch.inference_mode()")

@@ -39,11 +39,11 @@ from tl_skillneurons._checks import require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.interventions._measured import TASK_METRICS, Condition, Measured, exact_of, intervals_of
+from tl_skillneurons.interventions.controls import CONTROLS
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value
 from tl_skillneurons.stats.ranks import median
 
 KIND = "EffectPanel"
-CONTROLS = ("random", "matched")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,6 +56,11 @@ class EffectPanel:
             for.
         role: Whose examples of the task answered.
         settings: What made the panel: model, site, prompts, neurons, reference, seed.
+
+    Example:
+        >>> panel = skn.EffectPanel.load("effects.safetensors")
+        >>> frame = panel.to_dataframe(each_prompt=False)
+        >>> frame[frame.metric == "accuracy"][["intervention", "intact", "value", "random_median", "p_random"]]
     """
 
     conditions: tuple[Condition, ...]

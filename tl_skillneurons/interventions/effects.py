@@ -23,8 +23,9 @@ from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.interventions._kept_outputs import KeptOutputs
 from tl_skillneurons.interventions._measured import Condition, Measured
 from tl_skillneurons.interventions.ablation import ablate_where_known
+from tl_skillneurons.interventions.controls import with_controls
 from tl_skillneurons.interventions.direct_effects import direct_logits
-from tl_skillneurons.interventions.effect_panel import CONTROLS, EffectPanel
+from tl_skillneurons.interventions.effect_panel import EffectPanel
 from tl_skillneurons.interventions.kinds import Call, How, Intervention, as_interventions
 from tl_skillneurons.interventions.plain_text import cross_entropy, require_head
 from tl_skillneurons.interventions.references import References, measure_references
@@ -51,6 +52,9 @@ class Examples:
             interventions that need none, and controls are matched on output weights alone.
         n_reference: Up to how many of them, evenly from the classes; ``None`` for all.
         max_length: Longest sequence in tokens; ``None`` for what each prompt was tuned with.
+
+    Example:
+        >>> skn.measure_effects(model, prompt, task, skill, examples=Examples(role="select", n_reference=None))
     """
 
     role: str = "report"
@@ -70,6 +74,10 @@ class Beyond:
         plain_texts: Texts whose cross-entropy is measured without a prompt, under interventions at "text" and
             "all" positions; the neurons of such a run are held at the task's reference at the text, with its first
             prompt.
+
+    Example:
+        >>> beyond = Beyond(direct=True, other_tasks=[(other, its_prompt)])
+        >>> skn.measure_effects(model, prompt, task, skill, beyond=beyond).specificity()
     """
 
     direct: bool = False
@@ -151,7 +159,7 @@ def measure_effects(
     needed += ["text"] if set(places) & {"text", "all"} else []
     for one in runs:
         one.measure_references(needed)
-    plan = _Plan(chosen, places, _with_controls(sets, model, runs[0].mean_absolute, n_random, seed), seed)
+    plan = _Plan(chosen, places, with_controls(sets, model, runs[0].mean_absolute, n_random, seed), seed)
     n_runs = sum(len(one.prompted) for one in runs) * (1 + len(plan.conditions))
     n_runs += beyond.direct * len(runs[0].prompted)
     n_runs += bool(len(beyond.plain_texts)) * (1 + len(plan.in_plain_text))
@@ -365,31 +373,3 @@ def _settings(
         "plain_texts": list(beyond.plain_texts),
         "max_length": [[prompted.max_length for prompted in one.prompted] for one in runs],
     }
-
-
-def _with_controls(
-    sets: Mapping[str, NeuronSet],
-    model: TransformerBridge,
-    mean_absolute: Float[Tensor, "layer neuron"] | None,
-    n_random: int,
-    seed: int,
-) -> dict[tuple[str, str, int], NeuronSet]:
-    """Every set and the draws of its controls, by name, kind and draw."""
-    norms = output_norms(model)
-    match = norms if mean_absolute is None else torch.stack([mean_absolute, norms])
-    drawn: dict[tuple[str, str, int], NeuronSet] = {}
-    for name, held in sets.items():
-        drawn[name, "chosen", 0] = held
-        for kind in CONTROLS:
-            for draw in range(n_random):
-                drawn[name, kind, draw] = held.random_like(
-                    seed + draw, match=match if kind == "matched" else None
-                )
-    return drawn
-
-
-def output_norms(model: TransformerBridge) -> Float[Tensor, "layer neuron"]:
-    """Euclidean norm of what each neuron writes to the residual stream per unit of activation: its row of
-    ``W_out``."""
-    norms = [block.mlp.W_out.detach().double().norm(dim=1).cpu() for block in model.blocks]
-    return torch.stack(norms).float()

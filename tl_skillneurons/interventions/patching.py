@@ -61,7 +61,11 @@ class NeuronPatching:
         results: By direction a TransformerLens ``PatchingResult``: the logit diff of each patched run,
             ``[condition, pair]``, over the base's as its baseline, with its intervals and tests.
         source: By direction the logit diff of the source run, ``[pair]``.
-        settings: Model, neurons, site, positions and their frame, role, seed.
+        settings: Model, prompt, task, neurons, site, positions and their frame, twins, seed.
+
+    Example:
+        >>> found = skn.patch_neurons(model, prompt, task, skill)
+        >>> found.recovered("denoise")[0]  # what the whole set recovers
     """
 
     results: dict[str, PatchingResult]

@@ -38,6 +38,10 @@ def cross_entropy(
 
     Raises:
         ValueError: With a prompt, for a model without a language-model head, or a text of a single token.
+
+    Example:
+        >>> plain = skn.PromptedModel(model, None)
+        >>> cross_entropy(plain, texts, skn.ablate(skill, positions="text")) - cross_entropy(plain, texts)
     """
     if prompted.prompt is not None:
         raise ValueError("plain text runs without a prompt; give PromptedModel(model, None)")

@@ -1,12 +1,13 @@
 """How well each neuron tells labels apart, what luck gives, and which neurons are chosen.
 
 Predictivity (Wang et al., 2022) and other scores come from streaming passes over a task's roles; each has a null of
-permuted labels, a selection and a file. No score shows that a neuron is used: interventions do.
+labels dealt out to the task's units, a selection and a file. No score shows that a neuron is used: interventions do.
 
 - Measure: ``score_neurons`` ``score_classes`` (predictivity), ``score_labels`` (AUC, mutual information, ...),
   ``score_targets`` with ``answer_targets`` and ``Targets`` (any number per text), ``score_gradients``.
-- Results: ``NeuronScores`` (predictivity), ``NeuronStatistic`` (the others), ``PermutationNull`` (what luck gives),
-  ``RuleOutcomes`` (every rule's answer on every example), ``top_union`` (the best of several classes).
+- Results: ``NeuronScores`` (predictivity), ``NeuronStatistic`` (the others; ``Scored`` is either), ``PermutationNull``
+  (what luck gives), ``RuleOutcomes`` (every rule's answer on every example), ``top_union`` (the best of several
+  classes).
 - On examples that chose nothing: ``evaluate_rules`` gives ``RuleAccuracy`` of a set, or ``AllRules``.
 - Is it sound: ``check_calibration`` gives ``Calibration``, ``score_agreement`` gives ``Agreement``.
 """

@@ -40,6 +40,7 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.ranked import require_one_model
+from tl_skillneurons.stats.hypothesis_tests import mantel, off_diagonal_spearman
 from tl_skillneurons.stats.intervals import clopper_pearson
 from tl_skillneurons.stats.ranks import spearman
 from tl_skillneurons.studies._common import load_tables, records, right_answers, save_tables
@@ -291,9 +292,9 @@ def _foretells(
     correlation, p_value = mantel(similar, relative, n_permutations=n_permutations, seed=seed)
     n = len(similar)
     rests = [[k for k in range(n) if k != left] for left in range(n)]
-    without = [_off_diagonal_rank(similar[rest][:, rest], relative[rest][:, rest]) for rest in rests]
+    without = [off_diagonal_spearman(similar[rest][:, rest], relative[rest][:, rest]) for rest in rests]
     known = [value for value in without if not math.isnan(value)] or [math.nan]
-    over_draws = torch.tensor([_off_diagonal_rank(similar, one) for one in drawn], dtype=torch.float64)
+    over_draws = torch.tensor([off_diagonal_spearman(similar, one) for one in drawn], dtype=torch.float64)
     low, high = (math.nan,) * 2 if math.isnan(correlation) else over_draws.nanquantile(_ENDS).tolist()
     return {
         "correlation": correlation,
@@ -322,40 +323,6 @@ def _resampled(
         n = rows.shape[1]
         columns.append(rows[:, torch.randint(n, (n,), generator=generator)].mean(1))
     return torch.stack(columns, dim=1)
-
-
-def mantel(
-    one: Float[Tensor, "item item"],
-    other: Float[Tensor, "item item"],
-    *,
-    n_permutations: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Spearman's correlation of two matrices off the diagonal, and how often permuted items do as well (one-sided).
-
-    The test of Mantel (1967). All orders are tried where there are at most ``n_permutations + 1``. NaN and 1 where
-    either matrix is constant.
-    """
-    require_int(n_permutations, "n_permutations")
-    n = len(one)
-    observed = _off_diagonal_rank(one, other)
-    if math.isnan(observed):
-        return observed, 1.0
-    if math.factorial(n) <= n_permutations + 1:
-        orders = [list(order) for order in itertools.permutations(range(n))][1:]  # the first is the truth
-    else:
-        generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
-        orders = [torch.randperm(n, generator=generator).tolist() for _ in range(n_permutations)]
-    drawn = [_off_diagonal_rank(one, other[order][:, order]) for order in orders]
-    hits = sum(value >= observed - 1e-12 for value in drawn)
-    return observed, (1 + hits) / (1 + len(orders))
-
-
-def _off_diagonal_rank(one: Tensor, other: Tensor) -> float:
-    away = ~torch.eye(len(one), dtype=torch.bool)
-    if one[away].isnan().any() or other[away].isnan().any():
-        return float("nan")
-    return spearman(one[away], other[away])
 
 
 def _each_pair(

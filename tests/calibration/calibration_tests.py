@@ -1,0 +1,231 @@
+"""The tests that are measured: of each, in how many shuffles it erred, and in how many it found what was planted."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from calibration_settings import N_NEURONS, N_TEXTS, PLANTED, Setting, few_groups, settings
+from torch import Tensor
+
+from tl_skillneurons import NeuronSet
+from tl_skillneurons._controls import draw_controls
+from tl_skillneurons.scores.kinds import KINDS
+from tl_skillneurons.scores.null import NullTally, dealt, permutation_null
+from tl_skillneurons.scores.target_scores import _drawn  # the public way to it runs a model
+from tl_skillneurons.stats import (
+    Units,
+    bootstrap_mean,
+    equivalence,
+    mcnemar,
+    rank_p_value,
+    sign_flip_test,
+    two_level_bootstrap,
+)
+
+ALPHA = 0.05
+MARGIN = 0.1
+ENOUGH_UNITS = 50
+"""Of fewer units a bootstrap is said to be too narrow; such rows are shown and not counted."""
+
+BLOCK = 50
+"""Shuffles that see the same random signs or draws."""
+
+_EQUIVALENT: dict[tuple[int, int, int], bool] = {}
+
+Measured = tuple[int, int | None]
+"""In how many shuffles the test erred, and in how many it found what was planted."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One test in one setting: ``measure(n_shuffles, seed)`` runs it.
+
+    Attributes:
+        note: Why the row is shown and not counted; empty for one that is.
+    """
+
+    setting: str
+    test: str
+    unit: str
+    measure: Callable[[int, int], Measured]
+    nominal: float = ALPHA
+    note: str = ""
+
+
+def all_rows() -> Iterator[Row]:
+    """Setting after setting, and last what isn't of activations."""
+    for setting in settings():
+        yield from _rows_of(setting)
+    yield from _weighted_rows()
+    few = few_groups()
+    yield Row(few.name, "bootstrap, 1 - coverage", _said(few), partial(_bootstrap, few), note="LIMIT")
+    for spread, note in ((0.1, ""), (1.0, "LIMIT")):
+        name = f"4 prompts, apart by {spread:g}"
+        measure = partial(_two_levels, spread)
+        yield Row(name, "two-level bootstrap", f"4 prompts x {N_TEXTS} text", measure, note=note)
+    for nominal in (ALPHA, 1 / 9):
+        yield Row("1 of 9 neurons", "rank p, distinct", "control", partial(_rank, 9, 1, nominal), nominal)
+    yield Row("1 of 9 neurons", "rank p, repeated draws", "control", _repeated, note="FAULT")
+    yield Row("5 of 200 neurons", "rank p, distinct", "control", partial(_rank, 200, 5, ALPHA))
+
+
+def _said(setting: Setting, units: Units | None = None) -> str:
+    units = setting.units if units is None else units
+    return f"{len(units)} {units.what}"
+
+
+def _rows_of(setting: Setting) -> Iterator[Row]:
+    unit = _said(setting)
+    yield Row(setting.name, "family-wise null", unit, partial(_family_wise, setting, None))
+    if setting.naive is not None:
+        naive = _said(setting, setting.naive)
+        measure = partial(_family_wise, setting, setting.naive)
+        yield Row(setting.name, "family-wise null", naive, measure, note="FAULT")
+    yield Row(setting.name, "sign flips", unit, partial(_sign_flips, setting))
+    if setting.of_answers:
+        yield Row(setting.name, "McNemar", unit, partial(_mcnemar, setting))
+        yield Row(setting.name, f"equivalence within {MARGIN:g}", unit, partial(_equivalence, setting))
+    few = "LIMIT" if len(setting.units) < ENOUGH_UNITS else ""
+    yield Row(setting.name, "bootstrap, 1 - coverage", unit, partial(_bootstrap, setting), note=few)
+
+
+def _family_wise(setting: Setting, permuted: Units | None, n: int, seed: int) -> Measured:
+    generator = torch.Generator().manual_seed(seed)
+    wrong = found = 0
+    for shuffle in range(n):
+        outcomes = setting.outcomes(generator)
+        if permuted is not None:
+            outcomes = replace(outcomes, units=permuted)
+        options = {"n_permutations": 39, "seed": seed + shuffle, "class_id": setting.class_id}
+        wrong += bool((permutation_null(outcomes, **options).family() <= ALPHA).any())
+        if permuted is None:
+            null = permutation_null(setting.planted(outcomes, generator), **options)
+            found += bool(null.family()[0, 0] <= ALPHA)
+    return wrong, (found if permuted is None else None)
+
+
+def _blocks(n: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, n, BLOCK):
+        yield start, min(BLOCK, n - start)
+
+
+def _sign_flips(setting: Setting, n: int, seed: int) -> Measured:
+    generator = torch.Generator().manual_seed(seed)
+    count = [0, 0]
+    for start, size in _blocks(n):
+        for planted in (False, True):
+            rows = setting.differences(size, generator, planted=planted)
+            p = sign_flip_test(rows, units=setting.units, n_draws=999, seed=seed + start)
+            count[planted] += int((p <= ALPHA).sum())
+    return count[0], count[1]
+
+
+def _mcnemar(setting: Setting, n: int, seed: int) -> Measured:
+    """Of 0.4 of the units that change, half are lost, or 0.65."""
+    generator = torch.Generator().manual_seed(seed)
+    count = []
+    for share in (0.5, PLANTED):
+        pairs = zip(*setting.changes(n, generator, 0.4 * share, 0.4 * (1 - share)), strict=True)
+        count.append(sum(mcnemar(*pair, units=setting.units).p_value <= ALPHA for pair in pairs))
+    return count[0], count[1]
+
+
+def _equivalence(setting: Setting, n: int, seed: int) -> Measured:
+    """At the margin, with 0.02 of the units gained; and with 0.01 lost and gained each."""
+    generator = torch.Generator().manual_seed(seed)
+    count = []
+    for lost, gained in ((0.02 + MARGIN, 0.02), (0.01, 0.01)):
+        count.append(0)
+        for before, after in zip(*setting.changes(n, generator, lost, gained), strict=True):
+            net = setting.units.sums(after.long() - before.long())
+            # here a unit changes as a whole, so these numbers decide
+            key = (len(setting.units), int((net < 0).sum()), int((net > 0).sum()))
+            if key not in _EQUIVALENT:
+                p = equivalence(before, after, margin=MARGIN, units=setting.units).p_value
+                _EQUIVALENT[key] = p <= ALPHA
+            count[-1] += _EQUIVALENT[key]
+    return count[0], count[1]
+
+
+def _bootstrap(setting: Setting, n: int, seed: int) -> Measured:
+    """How often the interval leaves out the true mean, 0; and how often it leaves out 0 where it should."""
+    generator = torch.Generator().manual_seed(seed)
+    count = [0, 0]
+    for start, size in _blocks(n):
+        for planted in (False, True):
+            rows = setting.differences(size, generator, planted=planted)
+            low, high = bootstrap_mean(rows, n_draws=999, units=setting.units, seed=seed + start)
+            count[planted] += int(((low > 0) | (high < 0)).sum())
+    return count[0], count[1]
+
+
+def _two_levels(spread: float, n: int, seed: int) -> Measured:
+    """Prompts whose means have this standard deviation, texts whose values have 1."""
+    generator = torch.Generator().manual_seed(seed)
+    wrong = 0
+    for start, size in _blocks(n):
+        of_prompt = spread * torch.randn(size, 4, 1, generator=generator)
+        of_text = torch.randn(size, 1, N_TEXTS, generator=generator)
+        own = torch.randn(size, 4, N_TEXTS, generator=generator)
+        low, high = two_level_bootstrap(of_prompt + of_text + own, n_draws=499, seed=seed + start)
+        wrong += int(((low > 0) | (high < 0)).sum())
+    return wrong, None
+
+
+def _weighted_rows() -> Iterator[Row]:
+    unit = f"{N_TEXTS} text"
+    yield Row("weighted by |target|", "family-wise null", unit, partial(_weighted, True))
+    yield Row("weighted by |target|", "target without weight", unit, partial(_weighted, False), note="FAULT")
+
+
+def _weighted(together: bool, n: int, seed: int) -> Measured:
+    """Pearson's r of each activation with a target that says how much a text counts."""
+    generator = torch.Generator().manual_seed(seed)
+    units = Units.single(N_TEXTS)
+    wrong = found = 0
+    for shuffle in range(n):
+        target = torch.randn(N_TEXTS, generator=generator, dtype=torch.float64)
+        acts = torch.randn(N_TEXTS, N_NEURONS, generator=generator)
+        rows, weights = _drawn(units, target, target.abs(), 39, seed + shuffle)
+        if not together:
+            rows = torch.cat([target[None], dealt(units, target, 39, seed=seed + shuffle)])
+            weights = target.abs().expand_as(rows)
+        wrong += bool((_correlated(acts, rows, weights) <= ALPHA).any())
+        if together:
+            right = torch.rand(N_TEXTS, generator=generator) < PLANTED
+            acts[:, 0] = acts[:, 0].abs() * torch.where(right, target.sign(), -target.sign())
+            found += bool(_correlated(acts, rows, weights)[0, 0] <= ALPHA)
+    return wrong, (found if together else None)
+
+
+def _correlated(acts: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    tally = NullTally(1, 1, N_NEURONS, len(rows) - 1, "mean", slack=1e-9)
+    tally.add(0, slice(0, N_NEURONS), KINDS["pearson"].score(acts, rows, weights).abs()[None])
+    return tally.null(0).family()
+
+
+def _rank(d_mlp: int, size: int, nominal: float, n: int, seed: int) -> Measured:
+    """The mean accuracy of a set of neurons beside that of its controls, on texts whose labels mean nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    count = [0, 0]
+    for shuffle in range(n):
+        chosen = torch.randperm(d_mlp, generator=generator)[:size]
+        neurons = NeuronSet([0] * size, chosen.tolist(), n_layers=1, d_mlp=d_mlp)
+        others = [one.index for one in draw_controls(neurons, 20, seed=seed + 1000 * shuffle).sets]
+        accuracy = (torch.rand(N_TEXTS, d_mlp, generator=generator) < 0.5).double().mean(0)
+        accuracy += 1e-9 * torch.rand(d_mlp, generator=generator)  # ties are their own question
+        drawn = [float(accuracy[index].mean()) for index in others]
+        right = (torch.rand(N_TEXTS, size, generator=generator) < PLANTED).double().mean()
+        for planted, value in enumerate((float(accuracy[chosen].mean()), float(right))):
+            count[planted] += rank_p_value(value, drawn, "greater") <= nominal + 1e-12
+    return count[0], count[1]
+
+
+def _repeated(n: int, seed: int) -> Measured:
+    """Twenty draws among eight neurons."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(n, 9, generator=generator)
+    drawn = torch.randint(1, 9, (n, 20), generator=generator)
+    pairs = zip(values[:, 0].tolist(), values.gather(1, drawn).tolist(), strict=True)
+    return sum(rank_p_value(value, other, "greater") <= ALPHA for value, other in pairs), None

@@ -9,8 +9,10 @@ from toy import QUIET, TASK, prompt_for
 
 import tl_skillneurons as skn
 from tl_skillneurons.scores.outcomes import RuleOutcomes, pack
+from tl_skillneurons.stats.ranks import spearman
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies.diagnosis import bootstrap_jaccard, nearest_outside
+from tl_skillneurons.studies.permuted_stability import permuted_stability
 
 
 def test_the_bootstrap_equals_resampling_the_examples_by_hand():
@@ -104,11 +106,82 @@ def test_one_call_answers_all_three_for_any_set(gpt2):
         "twins: correlation outside",
     ]
     assert (frame.low <= frame.value).all() and (frame.value <= frame.high).all()
+    assert list(frame.p_value.notna()) == [True, True, True, False] and set(frame.n_permutations) == {99}
     assert frame.control.notna().all() and set(frame.role) == {"select"} and set(frame.n_examples) == {15}
     again = skn.studies.diagnose(gpt2, prompts, TASK, neurons, n_bootstrap=20, run=QUIET)
     assert torch.equal(again.jaccard, found.jaccard) and again.prompts.equals(found.prompts)
     alone = skn.studies.diagnose(gpt2, prompts[0], TASK, neurons, n_bootstrap=20, run=QUIET)
     assert len(alone.prompts) == 0 and len(alone.to_dataframe()) == 2
+
+
+@pytest.fixture(scope="module")
+def shuffled(gpt2):
+    """A diagnosis of the best neurons for labels of ``select`` that mean nothing, again and again."""
+    found = []
+    prompts = [prompt_for("gpt2", seed=seed) for seed in range(2)]
+    for seed in range(16):
+        task = TASK.with_shuffled_labels(seed, roles=("select",))
+        scores = skn.score_neurons(gpt2, prompts, task, keep_outcomes=True, run=QUIET)
+        top = scores.top(4)
+        frame = skn.studies.diagnose(
+            gpt2, prompts, task, top, scores=scores, n_bootstrap=50, n_permutations=39, seed=seed, run=QUIET
+        ).to_dataframe()
+        best = scores.predictivity_by_prompt.argsort(dim=2, descending=True, stable=True)[:, :, :4]
+        tops = [
+            skn.NeuronSet.from_pairs([(k, int(i)) for k in range(2) for i in one[k]], n_layers=2, d_mlp=48)
+            for one in best
+        ]
+        found.append((frame.set_index("quantity"), tops[0].overlap(tops[1])))
+    return found
+
+
+def test_where_labels_mean_nothing_stability_is_no_finding_though_independence_would_call_it_one(shuffled):
+    by_luck = [overlap.p_value <= 0.05 for _, overlap in shuffled]
+    assert sum(by_luck) >= 8  # what stood beside the tops until they had a null of their own
+    for quantity in ("prompts: Spearman of predictivity", "prompts: Jaccard of the tops"):
+        assert sum(frame.p_value[quantity] <= 0.05 for frame, _ in shuffled) <= 3
+    assert sum(frame.p_value["examples: bootstrap Jaccard"] <= 0.05 for frame, _ in shuffled) <= 3
+
+
+def test_the_null_is_what_two_prompts_and_resamplings_agree_on_by_themselves(shuffled):
+    for frame, overlap in shuffled:
+        assert frame.control["prompts: Jaccard of the tops"] > 2 * overlap.chance_jaccard
+        assert frame.control["examples: bootstrap Jaccard"] > 2 * overlap.chance_jaccard
+
+
+def test_the_null_equals_choosing_and_comparing_again_with_each_permutation_by_hand():
+    above, outcomes = random_outcomes()
+    null = permuted_stability(outcomes, {0: 2, 1: 1}, n_permutations=4, n_resamplings=2, seed=3)
+    dealt = outcomes.units.permuted(outcomes.labels, 4, seed=3)
+    weights = outcomes.units.weights(8, torch.Generator().manual_seed(3)).view(4, 2, -1)
+
+    def top(score):
+        order = score.argsort(dim=1, descending=True, stable=True)
+        return {(0, int(i)) for i in order[0, :2]} | {(1, int(i)) for i in order[1, :1]}
+
+    def jaccard(one, other):
+        return len(one & other) / len(one | other)
+
+    for draw, labels in enumerate(dealt):
+        one, other, both = slow_predictivity(above, labels).round(decimals=9)
+        assert float(null.jaccard[draw, 0]) == pytest.approx(jaccard(top(one), top(other)))
+        assert float(null.spearman[draw, 0]) == pytest.approx(spearman(one.flatten(), other.flatten()))
+        found = []
+        for weight in weights[draw]:
+            rows = torch.arange(24).repeat_interleave(weight)
+            again = slow_predictivity(above[:, rows], labels[rows])[-1].round(decimals=9)
+            found.append(jaccard(top(again), top(both)))
+        assert float(null.bootstrap[draw]) == pytest.approx(sum(found) / 2)
+
+
+def test_so_few_units_as_allow_no_other_labels_have_no_null():
+    _, outcomes = random_outcomes(n=4)
+    few = RuleOutcomes(outcomes.above, outcomes.labels, 13, units=Units(torch.tensor([0, 1, 0, 1]), "group"))
+    assert len(permuted_stability(few, {0: 2}).bootstrap) == 1
+    one = RuleOutcomes(
+        outcomes.above, outcomes.labels, 13, units=Units(torch.zeros(4, dtype=torch.int64), "group")
+    )
+    assert len(permuted_stability(one, {0: 2}).bootstrap) == 0
 
 
 def test_what_cannot_be_diagnosed_is_refused(gpt2):
@@ -128,7 +201,7 @@ def test_what_cannot_be_diagnosed_is_refused(gpt2):
 def test_readings_of_the_bare_text_are_diagnosed_too(gpt2):
     scores = skn.score_neurons(gpt2, None, TASK, positions="mean", keep_outcomes=True, run=QUIET)
     found = skn.studies.diagnose(gpt2, None, TASK, scores.top(2), scores=scores, n_bootstrap=20)
-    assert len(found.prompts) == 0 and len(found.twins) == 4 and found.jaccard.mean() > found.chance_jaccard
+    assert len(found.prompts) == 0 and len(found.twins) == 4 and len(found.null) == 99
 
 
 def test_scores_of_texts_cut_to_another_length_are_refused(gpt2):
@@ -158,5 +231,6 @@ def test_it_comes_back_from_its_file_to_the_last_bit_and_shows_itself_in_a_line(
         again = skn.studies.Diagnosis.load(found.save(tmp_path / "diagnosis.json"))
         assert again.to_dataframe().equals(found.to_dataframe()) and again.settings == found.settings
         assert again.twins.equals(found.twins) and torch.equal(again.jaccard, found.jaccard)
+        assert again.null.equals(found.null)
     assert repr(found).startswith("Diagnosis(n_neurons=2, n_prompt_pairs=0, jaccard=")
     assert "bootstrap Jaccard" in found._repr_html_()

@@ -7,20 +7,21 @@ Three questions, for any set, ours or one written by hand::
     twins:     max over neurons m outside of |r(a_n, a_m)|        of each neuron n, over examples
 
 - **Prompts**. Do prompts of other seeds rank the neurons alike? Spearman's correlation of predictivities over all
-  neurons, and what the tops of two prompts share (as many per layer as the set has) beside chance.
+  neurons, and what the tops of two prompts share (as many per layer as the set has).
 - **Examples**. Is the set found again when the examples of ``select`` are resampled? The Jaccard similarity of the
-  resampled top with the set, by the bootstrap; the prompts and thresholds stay.
+  resampled top with the set, by the bootstrap of units; the prompts and thresholds stay.
 - **Twins**. Does a neuron outside the set say the same? Of each neuron the largest correlation, in absolute value,
   with any neuron outside, over examples, activations averaged over the positions of the first prompt; and the same
   for random neurons of the same layers.
 
-What it does not show: stability is not truth. A set can be found again each time and matter nowhere. Controls: for the
-first two what random sets of as many neurons per layer share, for the third random neurons.
+What it does not show: stability is not truth. A set can be found again each time and matter nowhere. Controls: the best
+of thousands agree by themselves, whatever the labels mean, so the first two stand beside the same with permuted labels
+(:mod:`~tl_skillneurons.studies.permuted_stability`), never beside independent sets; the third beside random neurons.
 """
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ from tl_skillneurons.scores.outcomes import RuleOutcomes, count_right
 from tl_skillneurons.scores.predictivity import score_neurons
 from tl_skillneurons.stats.ranks import spearman
 from tl_skillneurons.studies._common import load_tables, save_tables, settings_of
+from tl_skillneurons.studies.permuted_stability import (
+    StabilityNull,
+    pairs_of,
+    permuted_stability,
+    share_as_large,
+)
 from tl_skillneurons.tasks.task import Task
 
 KIND = "Diagnosis"
@@ -53,10 +60,11 @@ class Diagnosis:
     """How stable a neuron set is.
 
     Attributes:
-        prompts: A row per pair of prompts: ``spearman``, ``jaccard`` of their tops with ``chance_jaccard`` and the
-            hypergeometric ``p_value``. Empty for a single prompt.
+        prompts: A row per pair of prompts: ``spearman`` and ``jaccard`` of their tops, each with its mean under
+            permuted labels (``null_...``) and how often these agree as much (``p_...``). Empty for a single prompt.
         jaccard: Similarity of the set with the top of each bootstrap sample of ``select``.
-        chance_jaccard: What a random set with as many neurons of each layer would have on average.
+        null: A row per permutation of labels: ``spearman`` and ``jaccard`` of two prompts (mean over pairs), and
+            ``bootstrap``, how far the permuted labels' own top is found again.
         twins: A row per neuron: its nearest neuron outside the set and their ``correlation`` over ``select``, and
             ``random``, the same for the random neuron that stands for it.
         n_examples: Examples of ``select``.
@@ -68,7 +76,7 @@ class Diagnosis:
 
     prompts: pd.DataFrame
     jaccard: Float[Tensor, " draw"]
-    chance_jaccard: float
+    null: pd.DataFrame
     twins: pd.DataFrame
     n_examples: int
     settings: dict[str, Any] = field(default_factory=dict)
@@ -79,7 +87,7 @@ class Diagnosis:
             n_neurons=len(self.twins),
             n_prompt_pairs=len(self.prompts),
             jaccard=float(self.jaccard.mean()),
-            chance_jaccard=self.chance_jaccard,
+            null_jaccard=float(self.null.bootstrap.mean()),
             twin_correlation=float(self.twins.correlation.abs().median()),
             n_examples=self.n_examples,
         )
@@ -90,33 +98,41 @@ class Diagnosis:
     def to_dataframe(self) -> pd.DataFrame:
         """One row per question: ``value``, its range (``low``, ``high``), its ``control``, ``p_value`` if it has one.
 
-        Of prompts the mean and range over pairs (the p-value is the largest), of the bootstrap the mean and 95 %
-        interval, of twins the median and quartiles beside the median of random neurons.
+        Of prompts the mean and range over pairs, of the bootstrap the mean and 95 % interval, both beside their mean
+        under ``n_permutations`` permutations of the labels and how often these agree as much; of twins the median and
+        quartiles beside the median of random neurons.
         """
         rows = []
 
         def add(name: str, value: float, low: float, high: float, **more: float) -> None:
             rows.append({"quantity": name, "value": value, "low": low, "high": high, **more})
 
+        def beside(value: float, drawn: str) -> dict[str, float]:
+            """The middle of the null, and how often it comes up to the value."""
+            null = self.null[drawn].to_numpy()
+            return {"control": float(null.mean()), "p_value": share_as_large(value, null)}
+
         if len(self.prompts):
             rho, shared = self.prompts.spearman, self.prompts.jaccard
-            add("prompts: Spearman of predictivity", rho.mean(), rho.min(), rho.max(), control=0.0)
-            chance = {"control": self.prompts.chance_jaccard.mean(), "p_value": self.prompts.p_value.max()}
-            add("prompts: Jaccard of the tops", shared.mean(), shared.min(), shared.max(), **chance)
+            of_rho, of_shared = beside(rho.mean(), "spearman"), beside(shared.mean(), "jaccard")
+            add("prompts: Spearman of predictivity", rho.mean(), rho.min(), rho.max(), **of_rho)
+            add("prompts: Jaccard of the tops", shared.mean(), shared.min(), shared.max(), **of_shared)
         low, high = self.jaccard.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        add("examples: bootstrap Jaccard", float(self.jaccard.mean()), low, high, control=self.chance_jaccard)
+        again = float(self.jaccard.mean())
+        add("examples: bootstrap Jaccard", again, low, high, **beside(again, "bootstrap"))
         size = self.twins.correlation.abs()
         low, high = float(size.quantile(0.25)), float(size.quantile(0.75))
         control = float(self.twins.random.abs().median())
         add("twins: correlation outside", float(size.median()), low, high, control=control)
         frame = pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "control", "p_value"])
-        return frame.assign(role="select", n_examples=self.n_examples)
+        return frame.assign(role="select", n_examples=self.n_examples, n_permutations=len(self.null))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the diagnosis to one JSON file, whole or not at all."""
-        whole = pd.DataFrame({"chance_jaccard": [self.chance_jaccard], "n_examples": [self.n_examples]})
+        whole = pd.DataFrame({"n_examples": [self.n_examples]})
         draws = pd.DataFrame({"jaccard": self.jaccard.numpy()})
-        tables = {"prompts": self.prompts, "draws": draws, "twins": self.twins, "whole": whole}
+        tables = {"prompts": self.prompts, "draws": draws, "twins": self.twins}
+        tables |= {"null": self.null, "whole": whole}
         return save_tables(path, KIND, self.settings, tables)
 
     @classmethod
@@ -127,10 +143,10 @@ class Diagnosis:
             FileNotFoundError: When there is no such file.
             ValueError: When the file is corrupt or holds something else.
         """
-        tables, settings = load_tables(path, KIND, ("prompts", "draws", "twins", "whole"))
+        tables, settings = load_tables(path, KIND, ("prompts", "draws", "twins", "null", "whole"))
         jaccard = torch.tensor(tables["draws"].jaccard.to_numpy())
-        chance, n = float(tables["whole"].chance_jaccard[0]), int(tables["whole"].n_examples[0])
-        return cls(tables["prompts"], jaccard, chance, tables["twins"], n, settings)
+        n = int(tables["whole"].n_examples[0])
+        return cls(tables["prompts"], jaccard, tables["null"], tables["twins"], n, settings)
 
 
 def diagnose(
@@ -141,6 +157,7 @@ def diagnose(
     *,
     scores: NeuronScores | None = None,
     n_bootstrap: int = 200,
+    n_permutations: int = 99,
     seed: int = 0,
     max_length: int | None = None,
     run: RunOptions = RunOptions(),
@@ -151,7 +168,8 @@ def diagnose(
         scores: Of these prompts on this task, with their outcomes (``score_neurons(..., keep_outcomes=True)``);
             measured here otherwise; give them for readings of the bare text, where ``prompts`` is ``None``.
         n_bootstrap: Bootstrap samples.
-        seed: Of the bootstrap and of the random neurons.
+        n_permutations: Permutations of the labels, or as many as so few units allow.
+        seed: Of the bootstrap, the permutations and the random neurons.
         max_length: Longest sequence in tokens; by default what the prompts were tuned with. It must be what the
             scores were measured with.
 
@@ -167,6 +185,7 @@ def diagnose(
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
     require_int(n_bootstrap, "n_bootstrap")
+    require_int(n_permutations, "n_permutations")
     require_int(seed, "seed", minimum=0)
     if scores is None:
         scores = score_neurons(model, prompts, task, keep_outcomes=True, max_length=max_length, run=run)
@@ -186,6 +205,14 @@ def diagnose(
         aggregate=scores.aggregate,
         class_id=scores.class_id,
     )
+    null = permuted_stability(
+        scores.outcomes,
+        neurons.counts_per_layer(),
+        n_permutations=n_permutations,
+        seed=seed,
+        aggregate=scores.aggregate,
+        class_id=scores.class_id,
+    )
     twins = nearest_outside(acts, neurons)
     twins["random"] = nearest_outside(acts, neurons.random_like(seed)).correlation
     settings = settings_of(
@@ -198,20 +225,21 @@ def diagnose(
         n_bootstrap=n_bootstrap,
         unit=scores.outcomes.units.what,
         n_units=len(scores.outcomes.units),
+        n_permutations=len(null.bootstrap),
         seed=seed,
     )
     return Diagnosis(
-        prompts=agreement(scores, neurons),
+        prompts=agreement(scores, neurons, null),
         jaccard=jaccard,
-        chance_jaccard=neurons.overlap(neurons).chance_jaccard,  # of any two sets with its counts per layer
+        null=null.to_dataframe(),
         twins=twins,
         n_examples=len(texts),
         settings=settings,
     )
 
 
-def agreement(scores: NeuronScores, neurons: NeuronSet) -> pd.DataFrame:
-    """Of each pair of prompts: how alike they rank all neurons, and what their tops share.
+def agreement(scores: NeuronScores, neurons: NeuronSet, null: StabilityNull) -> pd.DataFrame:
+    """Of each pair of prompts: how alike they rank all neurons, and what their tops share, beside permuted labels.
 
     The tops have as many neurons of each layer as ``neurons``.
     """
@@ -219,17 +247,16 @@ def agreement(scores: NeuronScores, neurons: NeuronSet) -> pd.DataFrame:
     counts = neurons.counts_per_layer()
     tops = [_top_of_layers(score, counts) for score in each]
     rows = []
-    for one in range(len(each)):
-        for other in range(one + 1, len(each)):
-            shared = tops[one].overlap(tops[other])
-            rows.append(
-                {
-                    "one": one,
-                    "other": other,
-                    "spearman": spearman(each[one].flatten(), each[other].flatten()),
-                    **asdict(shared),
-                }
-            )
+    for number, (one, other) in enumerate(pairs_of(len(each))):
+        shared = tops[one].overlap(tops[other])
+        found = {"spearman": spearman(each[one].flatten(), each[other].flatten()), "jaccard": shared.jaccard}
+        row: dict[str, float] = {"one": one, "other": other, "n_shared": shared.n_shared, **found}
+        for name, drawn in (("spearman", null.spearman[:, number]), ("jaccard", null.jaccard[:, number])):
+            row |= {
+                f"null_{name}": float(drawn.mean()),
+                f"p_{name}": share_as_large(found[name], drawn.numpy()),
+            }
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -158,9 +158,10 @@ def test_a_conditions_logits_are_those_of_the_run_one_would_do_by_hand(model, ta
             with torch.no_grad():
                 expected = prompted.class_logits(list(split["text"]), hooks)
             torch.testing.assert_close(measured.outputs[condition.key][0], expected, rtol=1e-4, atol=1e-4)
-            frame = panel.to_dataframe()
-            found = at(frame, positions=condition.positions)
-            assert found.value == prompted.accuracy(task, role, hooks) and found.n_examples == len(split)
+            found = at(panel.to_dataframe(), positions=condition.positions)
+            answers = measured.outputs[condition.key][0].argmax(1)
+            assert found.value == (answers == measured.labels).double().mean()
+            assert found.intact == prompted.accuracy(task, role) and found.n_examples == len(split)
 
 
 def watched(monkeypatch):

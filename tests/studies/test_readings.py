@@ -1,5 +1,7 @@
 """The same scores with tuned prompts and with everything less: what each control is, and one table."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -7,6 +9,7 @@ from toy import QUIET, TASK, prompt_for, task_of
 
 import tl_skillneurons as skn
 from tl_skillneurons.prompts.tuning.schedule import TrainingOptions
+from tl_skillneurons.stats.units import Units
 
 FEW = TrainingOptions(batch_size=4)
 
@@ -110,7 +113,7 @@ def test_it_comes_back_from_its_folder_and_shows_itself_in_a_line(models, tmp_pa
     assert {name: list(top) for name, top in again.tops.items()} == {
         name: list(top) for name, top in found.tops.items()
     }
-    assert again.settings == found.settings
+    assert again.settings == found.settings and again.units.member.equal(found.units.member)
     assert (
         repr(found).startswith("ReadingComparison(accuracy={'tuned': 0.")
         and "minus_tuned" in found._repr_html_()
@@ -118,6 +121,21 @@ def test_it_comes_back_from_its_folder_and_shows_itself_in_a_line(models, tmp_pa
     (tmp_path / "readings" / "tables.json").unlink()  # as after an interrupted save
     with pytest.raises(FileNotFoundError):
         skn.studies.ReadingComparison.load(tmp_path / "readings")
+
+
+def test_intervals_are_of_what_belongs_together(models):
+    """Five copies of an answer are one answer: the interval is as wide as without copies."""
+    single = skn.studies.compare_readings(
+        models["gpt2"], prompt_for("gpt2"), TASK, ["last"], n_top=3, n_permutations=19, run=QUIET
+    )
+    n = len(single.units)
+    assert set(single.to_dataframe().unit) == {"text"} and set(single.to_dataframe().n_units) == {n}
+    copies = {name: right.repeat_interleave(5) for name, right in single.accuracy.items()}
+    units = Units(torch.arange(n).repeat_interleave(5), "author")
+    copied = replace(single, accuracy=copies, units=units)
+    for column in ("low", "high", "minus_low", "minus_high"):
+        assert list(copied.to_dataframe()[column]) == pytest.approx(list(single.to_dataframe()[column]))
+    assert set(copied.to_dataframe().n_units) == {n} and "n_units=" in repr(copied)
 
 
 def test_readings_that_cannot_be_compared_are_refused(models):

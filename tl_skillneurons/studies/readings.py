@@ -16,7 +16,7 @@ each stands beside its own level. What is compared is ``report``: with ``right_r
 right under reading ``r``, and ``T_r`` its best neurons::
 
     accuracy_r    = mean over x of  mean over n in T_r (and prompts) of right_rn(x)
-    minus_tuned_r = accuracy_r - accuracy_tuned,   paired by example
+    minus_tuned_r = accuracy_r - accuracy_tuned,   paired by example, intervals by units
 
 What it does not show: why a reading does better; a prompt that helps may only show the neurons a better place. The
 controls are the readings themselves (the design of control tasks: Hewitt and Liang, 2019).
@@ -48,6 +48,7 @@ from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.predictivity import score_neurons
 from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.stats.intervals import bootstrap_mean
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import load_with_scores, null_of, save_with_scores, settings_of
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
@@ -65,6 +66,7 @@ class ReadingComparison:
         tops: By reading, its best neurons.
         accuracy: By reading, for each example of ``report`` the share of the best neurons (over all prompts) that
             are right.
+        units: Which examples of ``report`` belong together; intervals draw them together.
         settings: Model, task, prompts, ``max_length`` and settings, as plain JSON values.
 
     Example:
@@ -75,11 +77,12 @@ class ReadingComparison:
     scores: dict[str, NeuronScores]
     tops: dict[str, NeuronSet]
     accuracy: dict[str, Float[Tensor, " example"]]
+    units: Units
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         shown = {name: round(float(right.mean()), 3) for name, right in self.accuracy.items()}
-        return one_line(self, accuracy=shown, n_examples=len(self.accuracy["tuned"]))
+        return one_line(self, accuracy=shown, n_examples=len(self.accuracy["tuned"]), n_units=len(self.units))
 
     def _repr_html_(self) -> str:
         return html_of(self)
@@ -88,7 +91,8 @@ class ReadingComparison:
         """Write it to a folder: a file for each reading's scores, and one with the rest, which is written last."""
         names = pd.DataFrame({"reading": list(self.scores)})
         right = pd.DataFrame({name: one.numpy() for name, one in self.accuracy.items()})
-        tables = {"readings": names, "accuracy": right}
+        units = pd.DataFrame({"member": self.units.member.numpy()})
+        tables = {"readings": names, "accuracy": right, "units": units}
         return save_with_scores(folder, KIND, self.settings, tables, list(self.scores.values()))
 
     @classmethod
@@ -99,25 +103,26 @@ class ReadingComparison:
             FileNotFoundError: When a file is missing.
             ValueError: When one is corrupt or holds something else.
         """
-        tables, settings, kept = load_with_scores(folder, KIND, ("readings", "accuracy"), "readings")
+        tables, settings, kept = load_with_scores(folder, KIND, ("readings", "accuracy", "units"), "readings")
         scores = dict(zip(tables["readings"].reading, kept, strict=True))
         tops = {name: one.top(settings["n_top"], per="model") for name, one in scores.items()}
         accuracy = {name: torch.tensor(tables["accuracy"][name].to_numpy()) for name in scores}
-        return cls(scores, tops, accuracy, settings)
+        units = Units(torch.tensor(tables["units"].member.to_numpy()), settings["unit"])
+        return cls(scores, tops, accuracy, units, settings)
 
     def to_dataframe(self, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
         """One row per reading.
 
         Columns: ``reading``, ``n_prompts``, ``n_positions``; on ``select`` the ``best`` predictivity, the ``level``
         that luck reaches in 5 % of cases (permuted labels), ``n_significant`` neurons above it; on ``report`` the
-        mean ``accuracy`` of the best neurons with its bootstrap interval over examples (``low``, ``high``), and
+        mean ``accuracy`` of the best neurons with its bootstrap interval over units (``low``, ``high``), and
         ``minus_tuned`` with its paired interval (``minus_low``, ``minus_high``).
         """
         names = list(self.scores)
         values = torch.stack([self.accuracy[name] for name in names])
-        low, high = bootstrap_mean(values, confidence=confidence, seed=seed)
+        low, high = bootstrap_mean(values, confidence=confidence, seed=seed, units=self.units)
         apart = values - values[:1]
-        apart_low, apart_high = bootstrap_mean(apart, confidence=confidence, seed=seed)
+        apart_low, apart_high = bootstrap_mean(apart, confidence=confidence, seed=seed, units=self.units)
         rows = []
         for number, name in enumerate(names):
             scores = self.scores[name]
@@ -136,7 +141,8 @@ class ReadingComparison:
                 "minus_high": float(apart_high[number]),
             }
             rows.append(row)
-        return pd.DataFrame(rows).assign(n_examples=values.shape[1], role="report")
+        counted = {"n_examples": values.shape[1], "unit": self.units.what, "n_units": len(self.units)}
+        return pd.DataFrame(rows).assign(**counted, role="report")
 
 
 def compare_readings(
@@ -223,10 +229,13 @@ def compare_readings(
         accuracy[name] = rule_answers(
             of_model, of_prompts, task, scores[name], tops[name], max_length=length, run=own
         ).mean((0, 2))
+    units = task.units("report")
     settings = settings_of(
         model,
         task,
         tuned,
+        unit=units.what,
+        n_units=len(units),
         natural=list(natural),
         shuffled=shuffled,
         n_top=n_top,
@@ -234,7 +243,7 @@ def compare_readings(
         max_length=scores["tuned"].provenance.get("max_length"),
         seed=seed,
     )
-    return ReadingComparison(scores, tops, accuracy, settings)
+    return ReadingComparison(scores, tops, accuracy, units, settings)
 
 
 class _Reading(NamedTuple):

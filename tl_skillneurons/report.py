@@ -4,6 +4,7 @@ that.
 Every accuracy says which role it was measured on, and every effect stands beside its controls.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -93,6 +94,11 @@ def _chance(findings: Findings) -> dict[str, Any]:
     }
 
 
+def _meaning(direction: int, label_names: Sequence[Any]) -> str:
+    """The label that a high activation speaks for, where all prompts say the same."""
+    return str(label_names[direction > 0]) if direction else "prompts disagree"
+
+
 def _skill(findings: Findings, n_shown: int) -> dict[str, Any]:
     skill = findings.skill
     direction = findings.scores.direction[skill.layer, skill.index]
@@ -102,7 +108,7 @@ def _skill(findings: Findings, n_shown: int) -> dict[str, Any]:
         {
             "layer": layer,
             "index": index,
-            "high_means": str(findings.task.label_names[1 if sign > 0 else 0]),
+            "high_means": _meaning(int(sign), findings.task.label_names),
             "accuracy_on_select": on_select,
             "p_family": p,
             "accuracy_on_report": on_report,

@@ -193,7 +193,7 @@ def diagnose(
     if scores.outcomes is None or measured != task.fingerprint:
         what = "kept no outcomes" if scores.outcomes is None else "are of another task"
         raise ValueError(f"these scores {what}; score this task with keep_outcomes=True, or give none")
-    require_measured_here(scores, model, prompts, max_length=max_length)
+    require_measured_here(scores, model, prompts, task=task, max_length=max_length)
     texts = list(task.split("select")["text"])
     first, *_ = chosen = as_list(prompts)
     acts = neuron_activations(model, first, texts, positions=scores.positions, max_length=max_length, run=run)

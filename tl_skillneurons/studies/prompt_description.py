@@ -143,7 +143,7 @@ def describe_prompt(
         >>> found.positions[["token", "peak_share", "uniform", "without"]]
     """
     chosen = soft_prompts(prompts)
-    require_measured_here(scores, model, chosen, max_length=max_length)
+    require_measured_here(scores, model, chosen, task=task, max_length=max_length)
     if scores.positions != "prompt":
         raise ValueError(f"the scores must be read at prompt positions, got positions={scores.positions!r}")
     require_int(n_nearest, "n_nearest")

@@ -6,7 +6,8 @@ that have none. A neuron that detects the words has nothing to go by on the latt
 
 What it does not show: weaker words are still there, and so are pairs of words, negation and whatever else goes with the
 label; texts without strong words are fewer and harder, for the prompt and for random neurons too, which stand beside.
-The control is random neurons of the same layers, with rules of their own.
+The control is random neurons of the same layers, with rules of their own; no draw stands twice. Intervals are over the
+task's units: what belongs together is drawn together.
 """
 
 import os
@@ -24,6 +25,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int
+from tl_skillneurons._controls import draw_controls
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -35,11 +37,13 @@ from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws
 from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.stats.ranks import median
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import load_tables, right_answers, save_tables, settings_of
 from tl_skillneurons.studies.words.selectivity import distinct_words, word_correlations, word_presence
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
 KIND = "AccuracyWithoutWords"
+_TOLD = ("unit", "n_units", "smallest_p", "warnings")
 _MOST_NUMBERS = 2**24  # of one run's answers: 128 MB in float64
 _ROUNDING = 1e-9  # of a correlation that is 0
 
@@ -51,12 +55,14 @@ class AccuracyWithoutWords:
     Attributes:
         words: A row per word, the strongest first: ``word``, its correlation ``r`` with label 1 on ``train``, and the
             ``n_texts`` of ``train`` that have it.
-        groups: A row per group of texts (``"all"``, ``"with words"``, ``"without words"``): ``n_examples``; the mean
-            ``accuracy`` of the neurons over prompts with its bootstrap interval over examples (``low``, ``high``);
+        groups: A row per group of texts (``"all"``, ``"with words"``, ``"without words"``): ``n_examples`` and the
+            ``n_units`` they belong to; the mean ``accuracy`` of the neurons over prompts with its bootstrap interval
+            over units (``low``, ``high``);
             ``majority``, the share of the group's larger class; of random neurons ``random_median``, ``random_max``
             and the share ``p_random`` of them that are as good; ``prompt_accuracy``, the model's own with the prompts,
             on average. A group without a text has NaN.
-        settings: Model, task, prompts and settings, as plain JSON values.
+        settings: Model, task, prompts and settings, as plain JSON values; the ``unit`` of the intervals and how many
+            there are (``n_units``), the ``smallest_p`` that the draws allow, and ``warnings`` of too few.
 
     Example:
         >>> found = skn.studies.accuracy_without_words(model, prompts, task, scores, skill)
@@ -77,14 +83,17 @@ class AccuracyWithoutWords:
             random_without_words=without.random_median,
             n_examples=every.n_examples,
             n_without=without.n_examples,
+            **_told(self.settings),
         )
 
     def _repr_html_(self) -> str:
         return html_of(self)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """A copy of :attr:`groups`."""
-        return self.groups.copy()
+        """A copy of :attr:`groups`; ``attrs`` tells the unit and what the random draws allow."""
+        frame = self.groups.copy()
+        frame.attrs |= {name: self.settings[name] for name in _TOLD if name in self.settings}
+        return frame
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write both tables to one JSON file, whole or not at all."""
@@ -127,7 +136,8 @@ def accuracy_without_words(
         n_words: How many of the strongest words; all that count where there are fewer.
         min_texts: A word counts when it stands in, and is absent from, at least so many texts of ``train``; and at
             least so many texts of ``role`` must be without the words.
-        n_random: Draws of as many random neurons of the same layers, with the rules that ``select`` chose for them.
+        n_random: Distinct draws of as many random neurons of the same layers, with the rules that ``select`` chose for
+            them; all where there are fewer.
         seed: Of the first draw, and of the bootstrap.
         max_length: Longest sequence in tokens; by default what the prompts were tuned with.
 
@@ -147,7 +157,7 @@ def accuracy_without_words(
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
     chosen = as_list(prompts)
-    require_measured_here(scores, model, chosen, max_length=max_length)
+    require_measured_here(scores, model, chosen, task=task, max_length=max_length)
     words = strongest_words(task, n_words, min_texts)
     split = task.split(role)
     have = _has_any(list(split["text"]), set(words.word))
@@ -158,7 +168,9 @@ def accuracy_without_words(
             f"least {min_texts} must; lower n_words (got {n_words})"
         )
     whole = NeuronSet(neurons.layer, neurons.index, scores.n_layers, scores.d_mlp, neurons.model)
-    sets = [whole, *(whole.random_like(seed + draw) for draw in range(n_random))]
+    controls = draw_controls(whole, n_random, seed=seed)
+    sets = [whole, *controls.sets]
+    units = task.units(role)
 
     def count(some: NeuronSet) -> Float[Tensor, "example chosen"]:
         answers = rule_answers(model, prompts, task, scores, some, role=role, max_length=max_length, run=run)
@@ -173,14 +185,17 @@ def accuracy_without_words(
         of_prompts = torch.stack([right_answers(one, task, role) for one in prompted]).double().mean(0)
     rows = []
     for name, group in (("all", have | ~have), ("with words", have), ("without words", ~have)):
-        row: dict[str, Any] = {"texts": name, "n_examples": int(group.sum())}
+        own = units.take(group.nonzero().flatten())
+        row: dict[str, Any] = {"texts": name, "n_examples": own.n_examples, "n_units": len(own)}
         if group.any():
-            row |= _of_group(right[:, group], n_rules, labels[group], seed)
+            row |= _of_group(right[:, group], n_rules, labels[group], own, seed)
             row["prompt_accuracy"] = float(of_prompts[group].mean())
         rows.append(row)
     counts = {"n_words": n_words, "min_texts": min_texts, "n_random": n_random, "n_neurons": len(whole)}
     settings = settings_of(model, task, chosen, **counts, role=role, seed=seed, max_length=max_length)
-    groups = pd.DataFrame(rows).assign(n_random=n_random, role=role)
+    settings |= {"unit": units.what, "n_units": len(units)}
+    settings |= {"smallest_p": controls.smallest_p, "warnings": list(controls.warnings)}
+    groups = pd.DataFrame(rows).assign(n_random=len(controls.sets), role=role)
     return AccuracyWithoutWords(words, groups, settings)
 
 
@@ -217,6 +232,12 @@ def strongest_words(task: Task, n_words: int, min_texts: int) -> pd.DataFrame:
     )
 
 
+def _told(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a line says of the unit, and of draws that were too few."""
+    told = {"units": f"{settings['n_units']} ({settings['unit']})"} if "unit" in settings else {}
+    return {**told, **({"warnings": settings["warnings"]} if settings.get("warnings") else {})}
+
+
 def _has_any(texts: Sequence[str], words: set[str]) -> Bool[Tensor, " text"]:
     return torch.tensor([not words.isdisjoint(distinct_words(text)) for text in texts])
 
@@ -236,10 +257,14 @@ def _count_right(
 
 
 def _of_group(
-    right: Float[Tensor, "set example"], n_rules: int, labels: Int[Tensor, " example"], seed: int
+    right: Float[Tensor, "set example"],
+    n_rules: int,
+    labels: Int[Tensor, " example"],
+    units: Units,
+    seed: int,
 ) -> dict[str, float]:
     """One group's columns; the set stands first, random ones behind it. Sums of counts, so that equals stay equal."""
-    low, high = bootstrap_mean(right[0] / n_rules, seed=seed)
+    low, high = bootstrap_mean(right[0] / n_rules, seed=seed, units=units)
     of_set, *random = (right.sum(1) / (len(labels) * n_rules)).tolist()
     share = float((labels == 1).double().mean())
     return {

@@ -1,5 +1,7 @@
 """Votes and probes over the best neurons: by hand, on planted neurons, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -8,6 +10,7 @@ from toy import HOOKS, QUIET, TASK, prompt_for, read, task_of
 import tl_skillneurons as skn
 from tl_skillneurons.scores.neuron_scores import best_positions
 from tl_skillneurons.stats.hypothesis_tests import mcnemar
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies.combining import majority
 
 
@@ -81,6 +84,27 @@ def test_planted_neurons_carry_the_label_together_and_random_ones_do_not(monkeyp
     assert frame.probe[1] > 0.8 and frame.random_vote[1] < 0.65 and frame.random_probe[1] < 0.65
 
 
+def test_intervals_and_tests_are_of_what_belongs_together(gpt2):
+    """Four copies of every answer say no more than one: intervals and p-values don't shrink."""
+    prompt = prompt_for("gpt2")
+    scores = skn.score_neurons(gpt2, prompt, TASK, run=QUIET)
+    found = skn.studies.vote_and_probe(gpt2, prompt, TASK, scores, [1, 3])
+    copies = {name: getattr(found, name).repeat_interleave(4, -1) for name in ("vote", "probe", "prompt")}
+    authors = Units(torch.arange(15).repeat_interleave(4), "author")
+    grouped = replace(found, **copies, units=authors).to_dataframe()
+    alone = replace(found, **copies, units=Units.single(60)).to_dataframe()
+    assert ((grouped.vote_high - grouped.vote_low) > 1.5 * (alone.vote_high - alone.vote_low)).all()
+    assert (grouped.vote_p >= alone.vote_p).all() and set(grouped.n_units) == {15}
+
+
+def test_scores_of_a_task_with_the_labels_in_another_order_are_refused(gpt2):
+    prompt = prompt_for("gpt2")
+    scores = skn.score_neurons(gpt2, prompt, TASK, run=QUIET)
+    swapped = replace(TASK, label_words={0: TASK.label_words[1], 1: TASK.label_words[0]})
+    with pytest.raises(ValueError, match="the scores are of another task"):
+        skn.studies.vote_and_probe(gpt2, prompt, swapped, scores, [1])
+
+
 def test_scores_of_several_prompts_or_of_another_are_refused(gpt2):
     prompts = [prompt_for("gpt2"), prompt_for("gpt2", seed=1)]
     both = skn.score_neurons(gpt2, prompts, TASK, run=QUIET)
@@ -115,7 +139,10 @@ def test_it_comes_back_from_its_file_and_shows_itself_in_a_line(gpt2, tmp_path):
     again = skn.studies.VoteAndProbe.load(found.save(tmp_path / "curve.safetensors"))
     assert again.to_dataframe().equals(found.to_dataframe())
     assert (again.sizes, again.settings) == ((1, 3), found.settings)
-    assert repr(found).startswith("VoteAndProbe(sizes=(1, 3), n_random=4, n_examples=15, best_vote=")
+    assert again.units.member.equal(found.units.member) and set(found.to_dataframe().unit) == {"text"}
+    assert repr(found).startswith(
+        "VoteAndProbe(sizes=(1, 3), n_random=4, n_examples=15, n_units=15, best_vote="
+    )
     assert "random_probe" in found._repr_html_()
     frame = found.to_dataframe()
     drawn = found.vote[1, 1:].double().mean(1)

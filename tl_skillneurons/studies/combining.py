@@ -36,8 +36,9 @@ from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.rules import chosen_activations
 from tl_skillneurons.stats.hypothesis_tests import mcnemar
-from tl_skillneurons.stats.intervals import clopper_pearson
+from tl_skillneurons.stats.intervals import bootstrap_mean, clopper_pearson
 from tl_skillneurons.stats.ranks import median
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import right_answers, settings_of
 from tl_skillneurons.tasks.task import Task
 
@@ -54,7 +55,8 @@ class VoteAndProbe:
         vote: Whether the vote is right; set 0 is the best neurons, the others are random.
         probe: The same of the probe.
         prompt: Whether the prompt's own answer is right.
-        settings: Model, task, prompt, ``max_length``, role, seed.
+        units: Which examples belong together; intervals and tests go by them.
+        settings: Model, task, prompt, ``max_length``, role, seed, the unit and how many there are.
 
     Example:
         >>> curve = skn.studies.vote_and_probe(model, prompt, task, scores, [1, 4, 16])
@@ -65,13 +67,14 @@ class VoteAndProbe:
     vote: Bool[Tensor, "size set example"]
     probe: Bool[Tensor, "size set example"]
     prompt: Bool[Tensor, " example"]
+    units: Units
     settings: dict[str, Any]
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per size: ``k``; ``vote`` and ``probe`` with exact 95 % intervals (``vote_low``, ...), medians of the
-        random sets (``random_vote``, ``random_probe``) and their upper ends (``random_vote_max``, ...); the p-value of
-        McNemar's test of vote and probe against the prompt's own answers (``vote_p``, ``probe_p``), and the prompt's
-        accuracy ``prompt``.
+        """One row per size: ``k``; ``vote`` and ``probe`` with 95 % intervals (``vote_low``, ...; exact where examples
+        stand alone, otherwise bootstrapped by units), medians of the random sets (``random_vote``, ``random_probe``)
+        and their upper ends (``random_vote_max``, ...); the p-value of McNemar's test by units of vote and probe
+        against the prompt's own answers (``vote_p``, ``probe_p``), and the prompt's accuracy ``prompt``.
         """
         rows = []
         n = len(self.prompt)
@@ -81,12 +84,16 @@ class VoteAndProbe:
                 best, *others = getattr(self, name)[number]
                 hits = int(best.sum())
                 low, high = clopper_pearson(hits, n)
+                if not self.units.are_single:
+                    low, high = (float(end) for end in bootstrap_mean(best.double(), units=self.units))
                 random = [float(one.double().mean()) for one in others]
                 row |= {name: hits / n, f"{name}_low": low, f"{name}_high": high}
                 row |= {f"random_{name}": median(random), f"random_{name}_max": max(random)}
-                row[f"{name}_p"] = mcnemar(self.prompt, best).p_value
+                row[f"{name}_p"] = mcnemar(self.prompt, best, units=self.units).p_value
             rows.append({**row, "prompt": float(self.prompt.double().mean())})
-        return pd.DataFrame(rows).assign(role=self.settings["role"], n_examples=n)
+        return pd.DataFrame(rows).assign(
+            role=self.settings["role"], n_examples=n, unit=self.units.what, n_units=len(self.units)
+        )
 
     def __repr__(self) -> str:
         return one_line(
@@ -94,6 +101,7 @@ class VoteAndProbe:
             sizes=self.sizes,
             n_random=self.vote.shape[1] - 1,
             n_examples=len(self.prompt),
+            n_units=len(self.units),
             best_vote=float(self.vote[:, 0].double().mean(1).max()),
             best_probe=float(self.probe[:, 0].double().mean(1).max()),
             prompt=float(self.prompt.double().mean()),
@@ -105,7 +113,8 @@ class VoteAndProbe:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result to one safetensors file, whole or not at all."""
         header = {"sizes": list(self.sizes), "settings": self.settings}
-        return save_tensors(path, KIND, {name: getattr(self, name) for name in _TENSORS}, header)
+        tensors = {name: getattr(self, name) for name in _TENSORS} | {"units": self.units.member}
+        return save_tensors(path, KIND, tensors, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "VoteAndProbe":
@@ -118,7 +127,8 @@ class VoteAndProbe:
         tensors, header = load_tensors(path, KIND)
         with sound(path, KIND):
             kept = {name: tensors[name] for name in _TENSORS}
-            return cls(tuple(header["sizes"]), **kept, settings=header["settings"])
+            units = Units(tensors["units"], header["settings"]["unit"])
+            return cls(tuple(header["sizes"]), **kept, units=units, settings=header["settings"])
 
 
 def vote_and_probe(
@@ -142,8 +152,8 @@ def vote_and_probe(
             were measured with.
 
     Raises:
-        ValueError: When the scores are of another prompt or of several, or were measured on texts cut to another
-            length; or when a size is more than there are neurons.
+        ValueError: When the scores are of another task, of another prompt or of several, or were measured on
+            texts cut to another length; or when a size is more than there are neurons.
 
     Example:
         >>> one = skn.score_neurons(model, prompts[0], task)
@@ -151,7 +161,7 @@ def vote_and_probe(
     """
     if scores.provenance.get("prompts", [None]) != [prompt_record(prompt)]:
         raise ValueError("give the scores of this prompt alone: score_neurons(model, prompt, task)")
-    require_measured_here(scores, model, prompt, max_length=max_length)
+    require_measured_here(scores, model, prompt, task=task, max_length=max_length)
     for size in sizes:
         require_int(size, "sizes")
     if not len(sizes):
@@ -178,10 +188,13 @@ def vote_and_probe(
         parts = [slice(k * len(best), k * len(best) + size) for k in range(len(sets))]
         votes.append(torch.stack([majority(said[:, part]) == labels["report"] for part in parts]))
         probes.append(torch.stack([_probe(acts, labels, part, seed) == labels["report"] for part in parts]))
+    units = task.units("report")
     settings = settings_of(
         model,
         task,
         [prompt],
+        unit=units.what,
+        n_units=len(units),
         positions=scores.positions,
         max_length=prompted.max_length,
         role="report",
@@ -189,7 +202,7 @@ def vote_and_probe(
         seed=seed,
     )
     own = right_answers(prompted, task, "report")
-    return VoteAndProbe(tuple(sizes), torch.stack(votes), torch.stack(probes), own, settings)
+    return VoteAndProbe(tuple(sizes), torch.stack(votes), torch.stack(probes), own, units, settings)
 
 
 def majority(said: Int[Tensor, "example neuron"]) -> Int[Tensor, " example"]:

@@ -5,7 +5,7 @@ import pytest
 import tiny
 import torch
 from scipy import stats
-from toy import prompt_for, task_of
+from toy import LABEL_WORDS, prompt_for, task_of
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 import tl_skillneurons as skn
@@ -188,6 +188,59 @@ def test_the_p_value_of_a_neuron_of_noise_is_corrected_for_the_number_of_words(t
     finally:
         model.reset_hooks()
     assert (frame.p_word <= 0.05).mean() < 0.2 and (frame.p_length <= 0.05).mean() < 0.2
+
+
+def by_author(seed=0, n_authors=10, n_texts=10):
+    """Texts of authors, each of whom has a word that stands in every text of theirs and in no others."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = {}
+    for author in range(n_authors):
+        while sum(own == author for _, own in rows.values()) < n_texts:
+            drawn = torch.randint(n_authors, 19, (6,), generator=generator).tolist()
+            text = " ".join(tiny.WORDS[i] for i in (author, *drawn))
+            rows.setdefault(text, (len(rows) % 2, author))
+    return [{"text": text, "label": label, "author": author} for text, (label, author) in rows.items()]
+
+
+def test_words_of_an_author_explain_no_neuron_that_follows_authors_by_luck():
+    train, model = tiny.sentences(40, seed=4), tiny.bridge("gpt2")
+    train = [{**row, "author": 100 + number} for number, row in enumerate(train)]
+    data = {"train": train[:20], "validation": train[20:], "test": by_author()}
+    by_word = torch.randn(tiny.D_VOCAB, 48, generator=torch.Generator().manual_seed(1))
+
+    def follow(act, hook):
+        tokens = current_tokens(hook)
+        first = (tokens.is_text & ~tokens.is_special).int().argmax(1)
+        return by_word[tokens.ids.gather(1, first[:, None])].expand(act.shape).clone()
+
+    model.add_hook("blocks.0.mlp.hook_post", follow)
+    frames = {}
+    for group in (None, "author"):
+        named = {"template": "{text}", "label": "label", "label_words": LABEL_WORDS, "name": "authors"}
+        task = skn.Task.from_datasets(data, **named, group=group)
+        frames[group] = skn.studies.word_selectivity(
+            model, prompt_for("gpt2"), task, skn.NeuronSet([0] * 48, list(range(48))), n_permutations=99
+        )
+    assert (frames[None].p_word <= 0.05).mean() > 0.9  # what texts shuffled one by one say
+    assert (frames["author"].p_word <= 0.05).mean() < 0.2
+    assert frames["author"].attrs["unit"] == "group" and frames["author"].attrs["n_units"] == 10
+    assert frames[None].attrs["unit"] == "text" and frames[None].attrs["n_units"] == 100
+    assert frames[None].word_r.equals(frames["author"].word_r)
+
+
+def test_no_neuron_stands_twice_beside_another_and_too_few_are_told():
+    model = tiny.bridge("gpt2")
+    frame = skn.studies.weight_words(model, skn.NeuronSet([1, 0, 1], [3, 5, 4]), n_random=60)
+    assert frame.attrs["smallest_p"] == 1 / 47 and "only 46 distinct controls" in frame.attrs["warnings"][0]
+    W_out = model.blocks[1].mlp.W_out.detach()
+    words = torch.nn.functional.normalize(model.W_U.detach().T, dim=1)
+    near = (torch.nn.functional.normalize(W_out, dim=1) @ words.T).abs().amax(1)
+    others = [i for i in range(48) if i not in (3, 4)]
+    row = frame[(frame["layer"] == 1) & (frame["index"] == 3) & (frame.side == "out")].iloc[0]
+    assert row.random_median == pytest.approx(float(near[others].double().quantile(0.5)), abs=1e-5)
+    assert row.p_random == pytest.approx((1 + int((near[others] >= near[3]).sum())) / 47)
+    enough = skn.studies.weight_words(model, skn.NeuronSet([1, 0, 1], [3, 5, 4]))
+    assert enough.attrs["warnings"] == [] and enough.attrs["smallest_p"] == 1 / 21
 
 
 def test_weights_that_point_at_a_word_name_it_and_random_neurons_come_less_near():

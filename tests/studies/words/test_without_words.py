@@ -146,6 +146,47 @@ def test_random_neurons_are_drawn_from_the_same_layers_and_ranked(task):
     assert row.p_random == pytest.approx((1 + sum(m >= row.accuracy - 1e-12 for m in means)) / 21)
 
 
+def test_texts_of_one_group_are_drawn_together_so_that_the_interval_is_of_groups(task):
+    splits = {}
+    for number, role in enumerate(("train", "select", "report")):
+        rows = [dict(row) for row in task.split(role)]
+        kinds = [bool({"good"} & set(row["text"].split())) == row["label"] for row in rows]
+        same = [sum(kinds[:k]) if kinds[k] else k - sum(kinds[:k]) for k in range(len(rows))]
+        group = [f"{number} {kind} {k // 10}" for kind, k in zip(kinds, same, strict=True)]
+        splits[role] = [
+            {"text": row["text"], "label": row["label"], "group": own}
+            for row, own in zip(rows, group, strict=True)
+        ]
+    data = {"train": splits["train"], "validation": splits["select"], "test": splits["report"]}
+    model, prompt = plant(tiny.bridge("gpt2"), task), prompt_for("gpt2")
+    frames, found = {}, None
+    for group in (None, "group"):
+        named = {"template": "{text}", "label": "label", "label_words": LABEL_WORDS, "name": "toy"}
+        grouped = skn.Task.from_datasets(data, **named, group=group)
+        scores = skn.score_neurons(model, prompt, grouped, run=QUIET)
+        found = skn.studies.accuracy_without_words(model, prompt, grouped, scores, WORD, n_words=2)
+        frames[group] = found.to_dataframe()
+    by_text, by_group = (frames[group].iloc[0] for group in (None, "group"))
+    assert by_text.accuracy == by_group.accuracy and by_text.n_units == 100 and by_group.n_units < 13
+    assert by_group.high - by_group.low > 2 * (by_text.high - by_text.low)
+    assert "units='" in repr(found) and "(group)" in repr(found)
+    assert frames["group"].attrs["unit"] == "group" and frames["group"].attrs["n_units"] == by_group.n_units
+
+
+def test_no_random_neuron_is_drawn_twice_and_too_few_are_told(task):
+    model, prompt = tiny.bridge("gpt2"), prompt_for("gpt2")
+    scores = skn.score_neurons(model, prompt, task, run=QUIET)
+    found = skn.studies.accuracy_without_words(model, prompt, task, scores, LABEL, n_words=2, n_random=60)
+    rules = skn.scores.evaluate_rules(model, prompt, task, scores, run=QUIET)
+    others = [float(rules.accuracy_of(skn.NeuronSet([1], [i])).mean()) for i in range(48) if i != 5]
+    row = found.groups.iloc[0]
+    assert row.n_random == 47 and row.random_max == pytest.approx(max(others))
+    assert row.p_random == pytest.approx((1 + sum(one >= row.accuracy - 1e-12 for one in others)) / 48)
+    assert found.settings["smallest_p"] == 1 / 48
+    assert "only 47 distinct controls (60 were asked for)" in found.settings["warnings"][0]
+    assert "only 47 distinct controls" in repr(found) and found.to_dataframe().attrs["smallest_p"] == 1 / 48
+
+
 def test_without_a_prompt_there_is_no_accuracy_of_prompts(task):
     model = tiny.bridge("gpt2")
     scores = skn.score_neurons(model, None, task, positions="last", run=QUIET)
@@ -188,7 +229,7 @@ def test_texts_that_cannot_be_told_apart_are_refused(task):
     with pytest.raises(ValueError, match="no word stands in at least 40 of 60 texts"):
         ask(min_texts=40)
     with pytest.raises(ValueError, match=r"none of the \d+ words .* of role 'train' goes with the label"):
-        ask(task=skn.minimal_pairs(n_pairs=40), min_texts=10)
+        strongest_words(skn.minimal_pairs(n_pairs=40), 20, 10)
     with pytest.raises(ValueError, match="at least one neuron"):
         ask(skn.NeuronSet([], []))
     with pytest.raises(ValueError, match="n_random must be at least 19"):

@@ -6,8 +6,9 @@ Two looks at each neuron, each beside its chance:
   that random neurons of the same layers reach. Embeddings are taken raw, without the norms and layers in between.
 - **Activations**: how far the presence of one word in the text goes with the activation at the prompt positions
   (point-biserial correlation), over all words that stand in enough texts. The null shuffles the texts' activations and
-  takes the largest correlation of all words, which corrects for their number. Beside it stands the correlation with
-  the label, and with the text's length.
+  takes the largest correlation of all words, which corrects for their number. Texts that belong together
+  (:meth:`~tl_skillneurons.tasks.Task.units`) stay so: whole units change places with units of as many texts, and the
+  texts of each among themselves. Beside it stands the correlation with the label, and with the text's length.
 
 Presence is 0 or 1, so the correlation needs sums over the texts that have a word and nothing else. With ``n`` of ``N``
 texts having it and ``u`` the activations centred and scaled to length 1::
@@ -24,11 +25,13 @@ all of these.
 
 What it does not show: a neuron can follow a set of words, each of which explains little. Texts without the strongest
 words (:mod:`~tl_skillneurons.studies.words.without_words`, ``minimal_pairs(disjoint_words=True)``) tell more. Controls
-are shuffled texts for the activations and random neurons for the weights.
+are shuffled texts for the activations and random neurons for the weights, none twice for one neuron.
 """
 
 import re
 from collections import Counter
+from collections.abc import Iterable
+from functools import cache
 
 import pandas as pd
 import torch
@@ -38,6 +41,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int
+from tl_skillneurons._controls import distinct_draws, few_alternatives
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons import NeuronSet
@@ -48,6 +52,7 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.schedule import embedding_rows
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws
 from tl_skillneurons.stats.ranks import median
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import settings_of
 from tl_skillneurons.studies.words.position_share import position_share
 from tl_skillneurons.tasks.task import Task
@@ -74,7 +79,7 @@ def word_selectivity(
 
     Args:
         min_texts: A word counts when it stands in, and is absent from, at least so many texts.
-        n_permutations: Of the texts' activations, the same for all neurons.
+        n_permutations: Of the texts' activations by the task's units, the same for all neurons.
         alpha: For the flags, corrected for the number of words.
         position_threshold: The share of the variance from which on a neuron is called a position neuron.
         seed: Draws the permutations.
@@ -85,7 +90,8 @@ def word_selectivity(
         One row per neuron: ``word``, ``word_r`` and its corrected ``p_word``; ``label_r`` (of class 1 against the rest
         for two classes, otherwise of the class it follows most); ``length_r`` and ``p_length``; ``position_share``,
         which is about the text's own tokens; the flags ``token_detector``, ``length_neuron``, ``position_neuron``,
-        ``dead``; ``n_words`` tested, ``role``, ``n_examples``. ``frame.attrs`` has the settings.
+        ``dead``; ``n_words`` tested, ``role``, ``n_examples``. ``frame.attrs`` has the settings, and
+        the ``unit`` of the permutations and how many there are (``n_units``).
 
     Raises:
         ValueError: When no word stands in enough texts, for too few permutations for ``alpha``, or for a
@@ -115,7 +121,8 @@ def word_selectivity(
     label_r = of_labels.gather(1, of_labels.abs().argmax(1)[:, None])[:, 0]
     unit_length = _unit(lengths[:, None])[:, 0]
     length_r = a.T @ unit_length
-    best, word_r, reached = _against_shuffled(a, present, unit_length, length_r, n_permutations, seed)
+    units = task.units(role)
+    best, word_r, reached = _against_shuffled(a, present, unit_length, length_r, n_permutations, seed, units)
     p = (1 + reached) / (1 + n_permutations)
     frame = pd.DataFrame(
         {
@@ -139,7 +146,10 @@ def word_selectivity(
     frame = frame.assign(n_words=len(words), role=role, n_examples=len(texts))
     counts = {"min_texts": min_texts, "n_permutations": n_permutations, "seed": seed}
     thresholds = {"alpha": alpha, "position_threshold": position_threshold}
-    frame.attrs |= settings_of(model, task, [prompt], **counts, **thresholds, max_length=prompted.max_length)
+    of_units = {"unit": units.what, "n_units": len(units)}
+    frame.attrs |= settings_of(
+        model, task, [prompt], **counts, **thresholds, **of_units, max_length=prompted.max_length
+    )
     return frame
 
 
@@ -150,10 +160,12 @@ def _against_shuffled(
     length_r: Float[Tensor, " neuron"],
     n_permutations: int,
     seed: int,
+    units: Units,
 ) -> tuple[Int[Tensor, " neuron"], Float[Tensor, " neuron"], Float[Tensor, "kind neuron"]]:
     """Each neuron's strongest word and its correlation; and in how many permutations of the texts' activations some
     word, and the length, goes as well with it."""
-    n_texts, n_neurons = a.shape
+    n_neurons = a.shape[1]
+    of_one_size = _units_by_size(units)
     best = torch.empty(n_neurons, dtype=torch.int64)
     word_r = torch.empty(n_neurons, dtype=torch.float64)
     reached = torch.zeros(2, n_neurons, dtype=torch.float64)
@@ -167,7 +179,7 @@ def _against_shuffled(
         generator = torch.Generator().manual_seed(seed)  # the same for all
         for start in range(0, n_permutations, chunk := max(1, most // len(columns))):
             size = min(chunk, n_permutations - start)
-            orders = [torch.randperm(n_texts, generator=generator) for _ in range(size)]
+            orders = [_shuffled_texts(of_one_size, generator) for _ in range(size)]
             shuffled = rearrange(own[torch.stack(orders, 1)], "text draw neuron -> text (draw neuron)")
             largest = word_correlations(present, shuffled).abs().amax(0)
             by_length = (unit_length @ shuffled).abs()
@@ -177,6 +189,25 @@ def _against_shuffled(
     return best, word_r, reached
 
 
+def _units_by_size(units: Units) -> list[Int[Tensor, "unit text"]]:
+    """The rows of each unit's texts, in one table for each number of texts that units have."""
+    rows = units.member.argsort(stable=True).split(units.sizes.tolist())
+    return [torch.stack([own for own in rows if len(own) == size]) for size in units.sizes.unique().tolist()]
+
+
+def _shuffled_texts(
+    of_one_size: list[Int[Tensor, "_ _"]], generator: torch.Generator
+) -> Int[Tensor, " text"]:
+    """A random order in which units stand in each other's places, and the texts of each in any order."""
+    order = torch.empty(sum(table.numel() for table in of_one_size), dtype=torch.int64)
+    for table in of_one_size:
+        placed = table[torch.randperm(len(table), generator=generator)]
+        if table.shape[1] > 1:
+            placed = placed.gather(1, torch.rand(table.shape, generator=generator).argsort(1))
+        order[table.flatten()] = placed.flatten()
+    return order
+
+
 def weight_words(
     model: TransformerBridge, neurons: NeuronSet, *, n_words: int = 5, n_random: int = 20, seed: int = 0
 ) -> pd.DataFrame:
@@ -184,14 +215,14 @@ def weight_words(
 
     Args:
         n_words: Words to name for each side.
-        n_random: Draws of as many random neurons of the same layers.
+        n_random: So many other neurons of its layer beside each, none twice; all where there are fewer.
         seed: Of the first draw.
 
     Returns:
         One row per neuron and side ("in": the projection into it, of gated MLPs its gate; "out"): ``words`` (a minus
         before those it points away from), ``cosine`` of the first, ``random_median`` and ``p_random``, how often
-        random neurons of the same layers come as near: (1 + draws) / (1 + draws in all), each draw's neuron standing
-        for this one. ``frame.attrs`` has the settings.
+        random neurons of the same layer come as near: (1 + draws) / (1 + draws in all). ``frame.attrs`` has the
+        settings, the ``smallest_p`` that the draws allow, and ``warnings`` of too few.
 
     Raises:
         ValueError: For neurons of another model, an empty set, or too few draws.
@@ -206,12 +237,11 @@ def weight_words(
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
     whole = NeuronSet(neurons.layer, neurons.index, *shape, neurons.model)
-    draws = [whole.random_like(seed + draw) for draw in range(n_random)]
+    stand_ins = _stand_ins(whole, n_random, seed)
     rows = []
     for side, words in _embeddings(model).items():
         own = _directions(_weights(model, whole, side)) @ words.T
         nearest = own.abs().topk(n_words, dim=1).indices
-        random = torch.stack([(_directions(_weights(model, d, side)) @ words.T).abs().amax(1) for d in draws])
         for number, (layer, index) in enumerate(whole):
             near = nearest[number].tolist()
             names = model.tokenizer.convert_ids_to_tokens(near)
@@ -219,6 +249,8 @@ def weight_words(
                 f"-{name}" if own[number, i] < 0 else str(name) for i, name in zip(near, names, strict=True)
             ]
             first = float(own[number, near[0]])
+            others = _directions(_weights(model, [(layer, i) for i in stand_ins[number]], side))
+            random = (others @ words.T).abs().amax(1)
             rows.append(
                 {
                     "layer": layer,
@@ -226,13 +258,33 @@ def weight_words(
                     "side": side,
                     "words": " ".join(signed),
                     "cosine": first,
-                    "random_median": median(random[:, number]),
-                    "p_random": rank_p_value(abs(first), random[:, number], "greater"),
+                    "random_median": median(random),
+                    "p_random": rank_p_value(abs(first), random, "greater"),
                 }
             )
     frame = pd.DataFrame(rows)
+    fewest = min(map(len, stand_ins))
+    few = few_alternatives(fewest, n_random)
     frame.attrs |= {"model": model_record(model), "n_words": n_words, "n_random": n_random, "seed": seed}
+    frame.attrs |= {"smallest_p": 1 / (1 + fewest), "warnings": [few] if few else []}
     return frame
+
+
+def _stand_ins(neurons: NeuronSet, n: int, seed: int) -> list[list[int]]:
+    """For each neuron ``n`` distinct others of its layer that are none of the set, or all there are: in the draws
+    ``random_like(seed)``, ``random_like(seed + 1)``, ... those that stand for it."""
+    draw = cache(neurons.random_like)
+    counts = neurons.counts_per_layer()
+    draw(seed)  # refuses what can't be drawn
+    assert neurons.d_mlp is not None  # for type checkers
+    return [
+        distinct_draws(
+            lambda own_seed, number=number: int(draw(own_seed).index[number]),
+            min(n, neurons.d_mlp - counts[layer]),
+            seed=seed,
+        )
+        for number, (layer, _) in enumerate(neurons)
+    ]
 
 
 def distinct_words(text: str) -> set[str]:
@@ -305,7 +357,9 @@ def _embeddings(model: TransformerBridge) -> dict[str, Float[Tensor, "word d_mod
     return {"in": _directions(embedding), "out": _directions(unembedding)}
 
 
-def _weights(model: TransformerBridge, neurons: NeuronSet, side: str) -> Float[Tensor, "neuron d_model"]:
+def _weights(
+    model: TransformerBridge, neurons: Iterable[tuple[int, int]], side: str
+) -> Float[Tensor, "neuron d_model"]:
     """Each neuron's weights going in (of gated MLPs those of the gate) or coming out."""
     rows = []
     for layer, index in neurons:

@@ -141,8 +141,9 @@ class ReadingComparison:
                 "minus_high": float(apart_high[number]),
             }
             rows.append(row)
-        counted = {"n_examples": values.shape[1], "unit": self.units.what, "n_units": len(self.units)}
-        return pd.DataFrame(rows).assign(**counted, role="report")
+        return pd.DataFrame(rows).assign(
+            n_examples=values.shape[1], unit=self.units.what, n_units=len(self.units), role="report"
+        )
 
 
 def compare_readings(

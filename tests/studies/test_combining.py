@@ -105,6 +105,19 @@ def test_scores_of_a_task_with_the_labels_in_another_order_are_refused(gpt2):
         skn.studies.vote_and_probe(gpt2, prompt, swapped, scores, [1])
 
 
+def test_too_few_random_sets_are_told_and_none_is_drawn_twice(gpt2):
+    prompt = prompt_for("gpt2")
+    scores = skn.score_neurons(gpt2, prompt, TASK, run=QUIET)
+    found = skn.studies.vote_and_probe(gpt2, prompt, TASK, scores, [1], n_random=60)
+    assert found.vote.shape[1] == 48 and found.settings["smallest_p"] == 1 / 48
+    assert "only 47 distinct controls (60 were asked for)" in found.settings["warnings"][0]
+    assert "only 47 distinct controls" in repr(found)
+    layer, index = next(iter(scores.top(1, per="model")))
+    rules = skn.scores.evaluate_rules(gpt2, prompt, TASK, scores, run=QUIET)
+    others = [float(rules.accuracy_of(skn.NeuronSet([layer], [i])).mean()) for i in range(48) if i != index]
+    assert sorted(found.vote[0, 1:].double().mean(1).tolist()) == pytest.approx(sorted(others))
+
+
 def test_scores_of_several_prompts_or_of_another_are_refused(gpt2):
     prompts = [prompt_for("gpt2"), prompt_for("gpt2", seed=1)]
     both = skn.score_neurons(gpt2, prompts, TASK, run=QUIET)

@@ -27,8 +27,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis.sparse_probing import fit_sparse_probe
 
 from tl_skillneurons._checks import require_int
+from tl_skillneurons._controls import draw_controls
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record, require_sees_text
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -56,7 +58,8 @@ class VoteAndProbe:
         probe: The same of the probe.
         prompt: Whether the prompt's own answer is right.
         units: Which examples belong together; intervals and tests go by them.
-        settings: Model, task, prompt, ``max_length``, role, seed, the unit and how many there are.
+        settings: Model, task, prompt, ``max_length``, role, seed, the unit and how many there are, the
+            ``smallest_p`` that so many distinct random sets allow, and ``warnings`` of too few.
 
     Example:
         >>> curve = skn.studies.vote_and_probe(model, prompt, task, scores, [1, 4, 16])
@@ -105,6 +108,7 @@ class VoteAndProbe:
             best_vote=float(self.vote[:, 0].double().mean(1).max()),
             best_probe=float(self.probe[:, 0].double().mean(1).max()),
             prompt=float(self.prompt.double().mean()),
+            **({"warnings": self.settings["warnings"]} if self.settings.get("warnings") else {}),
         )
 
     def _repr_html_(self) -> str:
@@ -147,7 +151,7 @@ def vote_and_probe(
 
     Args:
         scores: Of this prompt alone, on this task.
-        n_random: Random sets, of the layers of the best.
+        n_random: Distinct random sets, of the layers of the best; all where there are fewer.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with. It must be what the scores
             were measured with.
 
@@ -168,7 +172,8 @@ def vote_and_probe(
         raise ValueError("sizes must hold at least one number of neurons, got none")
     require_int(n_random, "n_random")
     best = scores.top(max(sizes), per="model")
-    sets = [best, *(best.random_like(seed + draw) for draw in range(n_random))]
+    controls = draw_controls(best, n_random, seed=seed)
+    sets = [best, *(_in_place_of(best, one) for one in controls.sets)]
     prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, run=run)
     require_sees_text(prompted, scores.positions)
     layer = torch.cat([one.layer for one in sets])
@@ -200,9 +205,19 @@ def vote_and_probe(
         role="report",
         n_random=n_random,
         seed=seed,
+        smallest_p=controls.smallest_p,
+        warnings=controls.warnings,
     )
     own = right_answers(prompted, task, "report")
     return VoteAndProbe(tuple(sizes), torch.stack(votes), torch.stack(probes), own, units, settings)
+
+
+def _in_place_of(best: NeuronSet, control: NeuronSet) -> NeuronSet:
+    """The same control, its neuron ``i`` of the layer of the set's neuron ``i``: the first ``k`` stand for the best."""
+    index = torch.empty_like(best.index)
+    for layer, own in control.by_layer().items():
+        index[best.layer == layer] = own
+    return NeuronSet(best.layer, index, control.n_layers, control.d_mlp, control.model)
 
 
 def majority(said: Int[Tensor, "example neuron"]) -> Int[Tensor, " example"]:

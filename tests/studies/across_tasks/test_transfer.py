@@ -13,6 +13,7 @@ from toy import QUIET, prompt_for, task_of
 
 import tl_skillneurons as skn
 from tl_skillneurons.stats.hypothesis_tests import mantel
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies.across_tasks.transfer import compare_answers
 
 
@@ -112,6 +113,32 @@ def test_beside_the_interval_stand_the_extremes_of_leaving_out_each_task_in_turn
     right = {target: rows.mean(1) for target, rows in answers.items()}
     expected = (right["c"][0] - 0.5) / (right["c"][2] - 0.5)
     assert relative.loc["a", "c"] == pytest.approx(float(expected))
+
+
+@pytest.mark.filterwarnings("ignore:.*own prompt")
+def test_examples_of_one_group_are_drawn_together_so_that_copies_narrow_no_interval():
+    names, generator = "abcd", torch.Generator().manual_seed(1)
+    similar = {"cosine": torch.rand(4, 4, generator=generator, dtype=torch.float64)}
+    copied = {
+        name: rows.repeat_interleave(8, 1)
+        for name, rows in answered(names, torch.full((4, 4), 0.8), n=12).items()
+    }
+    authors = Units(torch.arange(12).repeat_interleave(8), "author")
+    one_by_one = compare_answers(copied, dict.fromkeys(names, 0.5), similar).pairs
+    single = dict.fromkeys(names, Units.single(96))
+    pd.testing.assert_frame_equal(
+        one_by_one, compare_answers(copied, dict.fromkeys(names, 0.5), similar, units=single).pairs
+    )
+    by_author = compare_answers(
+        copied, dict.fromkeys(names, 0.5), similar, units=dict.fromkeys(names, authors)
+    ).pairs
+    assert by_author.accuracy.equals(one_by_one.accuracy)
+    inside = (one_by_one.accuracy > 0.5) & (one_by_one.accuracy < 1)
+    width = [(frame.accuracy_high - frame.accuracy_low)[inside] for frame in (by_author, one_by_one)]
+    assert inside.any() and (width[0] > 1.8 * width[1]).all()
+    other = one_by_one.source != one_by_one.target
+    width = [(frame.relative_high - frame.relative_low)[other].mean() for frame in (by_author, one_by_one)]
+    assert width[0] > 1.5 * width[1]
 
 
 def test_an_own_prompt_that_may_only_guess_is_warned_of():

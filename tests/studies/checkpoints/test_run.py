@@ -5,10 +5,12 @@ import planted
 import pytest
 import tiny
 import torch
-from toy import QUIET
+from toy import LABEL_WORDS, QUIET
 
 import tl_skillneurons as skn
+from tl_skillneurons.scores.rules import AllRules
 from tl_skillneurons.studies._common import file_name
+from tl_skillneurons.studies.checkpoints.comparison import Measures, compare_checkpoints
 from tl_skillneurons.studies.checkpoints.places import stated_shape
 
 TASK = planted.task(n_train=40, n_select=60, n_report=40)
@@ -59,6 +61,55 @@ def test_skill_neurons_appear_at_the_checkpoint_from_which_they_are_there(found)
     assert set(frame.permuted) == {"labels"} and frame.p_shared["20"] <= 0.05 < frame.p_shared["0"]
     assert frame.p_value["20"] <= 0.05 < frame.p_value["0"]
     assert found.to_table().row_count == 4
+
+
+def test_the_unit_and_what_the_random_draws_allow_are_told(found):
+    told = {"unit": "text", "n_units": 40, "smallest_p": 1 / 21, "warnings": []}
+    assert {name: found.settings[name] for name in told} == told == found.to_dataframe().attrs
+    again = compare_checkpoints(
+        {name: measures(found.scores[name], torch.ones(1, 40)) for name in ("20", "30")},
+        TASK,
+        amount=2,
+        n_top=1,
+        n_random=60,
+        n_permutations=99,
+    )
+    there_are = found.scores["30"].d_mlp - 1
+    assert again.settings["smallest_p"] == 1 / (1 + min(60, there_are)) and again.checkpoints.p_random[0] > 0
+    assert f"only {there_are} distinct controls" in again.settings["warnings"][0] and "warnings=" in repr(
+        again
+    )
+
+
+def measures(scores, right):
+    """Of one model, with rules that are right as often as on ``select``."""
+    position, direction = scores.rules()
+    rules = AllRules(scores.accuracy, position, direction, "report", right.shape[1])
+    return Measures(scores, rules, right.double(), "carried")
+
+
+def test_copies_of_an_answer_narrow_no_interval(found):
+    rows = [{"text": f"a b {k}", "label": k % 2, "author": k // 8} for k in range(96)]
+    right = (torch.arange(96) // 8 % 3 > 0)[None]
+    width = {}
+    for group in (None, "author"):
+        data = {"train": tiny.sentences(10), "validation": tiny.sentences(10, seed=1), "test": rows}
+        data = {
+            role: [{"author": f"{role} {k}", **row} for k, row in enumerate(own)]
+            for role, own in data.items()
+        }
+        named = {"template": "{text}", "label": "label", "label_words": LABEL_WORDS, "name": "copies"}
+        task = skn.Task.from_datasets(data, **named, group=group)
+        frame = compare_checkpoints(
+            {name: measures(found.scores[name], right) for name in ("20", "30")},
+            task,
+            amount=2,
+            n_permutations=99,
+        ).to_dataframe()
+        assert frame.accuracy.tolist() == pytest.approx([2 / 3] * 2)
+        assert frame.attrs["n_units"] == (96 if group is None else 12)
+        width[group] = float(frame.accuracy_high[0] - frame.accuracy_low[0])
+    assert width["author"] > 2 * width[None]
 
 
 def test_a_model_that_forgets_has_no_point_of_appearance_before_that(trained):

@@ -41,8 +41,9 @@ from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.ranked import require_one_model
 from tl_skillneurons.stats.hypothesis_tests import mantel, off_diagonal_spearman
-from tl_skillneurons.stats.intervals import clopper_pearson
+from tl_skillneurons.stats.intervals import bootstrap_mean, clopper_pearson
 from tl_skillneurons.stats.ranks import spearman
+from tl_skillneurons.stats.units import Units, require_units
 from tl_skillneurons.studies._common import load_tables, records, right_answers, save_tables
 from tl_skillneurons.tasks.task import Task
 
@@ -59,17 +60,18 @@ class PromptTransfer:
     """How prompts do on each other's tasks, and what foretells it.
 
     Attributes:
-        pairs: A row per ``source`` and ``target``: ``accuracy`` of the source's prompt on the target with its exact
-            interval (``accuracy_low``, ``accuracy_high``), ``own`` of the target's own prompt, ``guessing``, and
-            ``relative`` with its bootstrap interval over the target's examples (``relative_low``, ``relative_high``);
+        pairs: A row per ``source`` and ``target``: ``accuracy`` of the source's prompt on the target with its
+            interval (``accuracy_low``, ``accuracy_high``; exact where every example stands alone, else by bootstrap
+            over units), ``own`` of the target's own prompt, ``guessing``, and
+            ``relative`` with its bootstrap interval over the target's units (``relative_low``, ``relative_high``);
             and the similarities ``skill``, ``activated``, ``cosine``.
         foretold: A row per similarity: Spearman's ``correlation`` with ``relative`` over ordered pairs of different
-            tasks, and its bootstrap interval over the examples of all targets (``low``, ``high``), which says nothing
+            tasks, and its bootstrap interval over the units of all targets (``low``, ``high``), which says nothing
             of other tasks; the lowest and the highest of the correlations that are left when each task in turn is
             taken out with all its pairs (``least_without``, ``most_without``; NaN where none is defined, as with three
             tasks); Mantel's ``p_value``, ``n_pairs``, ``n_orders``. Draws in which an own prompt only guesses are left
             out of the intervals.
-        settings: Permutations, seed, and each task's prompt and scores, as plain JSON values.
+        settings: Permutations, seed, and each task's prompt, scores, ``unit`` and ``n_units``, as plain JSON values.
 
     Example:
         >>> found = skn.studies.transfer_prompts(model, tasks, prompts, scores)
@@ -207,11 +209,16 @@ def transfer_prompts(
         "activated": _each_pair(list(scores.values()), _activated),
         "cosine": _each_pair(list(prompts.values()), _cosine),
     }
-    found = compare_answers(answers, guessing, similar, n_permutations=n_permutations, seed=seed)
+    units = {name: task.units(role) for name, task in tasks.items()}
+    found = compare_answers(answers, guessing, similar, n_permutations=n_permutations, seed=seed, units=units)
     of_prompts = {name: prompt_record(prompt) for name, prompt in prompts.items()}
     of_scores = {name: score.provenance for name, score in scores.items()}
     settings: dict[str, Any] = {"prompts": of_prompts, "scores": of_scores, "max_length": max_length}
     settings |= {"n_permutations": n_permutations, "seed": seed}
+    settings |= {
+        "unit": {name: one.what for name, one in units.items()},
+        "n_units": {name: len(one) for name, one in units.items()},
+    }
     return PromptTransfer(found.pairs.assign(role=role), found.foretold, settings)
 
 
@@ -222,6 +229,7 @@ def compare_answers(
     *,
     n_permutations: int = 1000,
     seed: int = 0,
+    units: Mapping[str, Units] | None = None,
 ) -> PromptTransfer:
     """The same from what every prompt answered; no model is run.
 
@@ -229,21 +237,26 @@ def compare_answers(
         answers: By target, in the order of the sources: 1 where the source's prompt is right on an example.
         guessing: By target, the accuracy of guessing.
         similar: By name, how alike source and target are.
+        units: By target, which examples belong together; each is its own without.
     """
     names = list(answers)
     chance = torch.tensor([guessing[name] for name in names], dtype=torch.float64)
     right = torch.stack([rows.mean(1) for rows in answers.values()], dim=1)
     relative = _relative(right, chance)
     own = {name: answers[name][number] for number, name in enumerate(names)}
-    _warn_of_own_prompts(own, guessing)
+    belong = {
+        name: require_units(rows.shape[1], None if units is None else units[name])
+        for name, rows in answers.items()
+    }
+    _warn_of_own_prompts(own, guessing, belong)
     generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
-    every = list(answers.values())
+    every = [(rows, belong[name]) for name, rows in answers.items()]
     drawn = torch.stack([_relative(_resampled(every, generator), chance) for _ in range(_N_BOOTSTRAP)])
     ends = drawn.nanquantile(_ENDS, dim=0)
     rows = []
     for (i, source), (j, target) in itertools.product(enumerate(names), repeat=2):
         row = {"source": source, "target": target, "accuracy": float(right[i, j]), "own": float(right[j, j])}
-        low, high = clopper_pearson(int(answers[target][i].sum()), answers[target].shape[1])
+        low, high = _interval(answers[target][i], belong[target])
         row |= {"accuracy_low": low, "accuracy_high": high, "guessing": guessing[target]}
         row |= {"relative": float(relative[i, j])}
         row |= {"relative_low": float(ends[0, i, j]), "relative_high": float(ends[1, i, j])}
@@ -257,12 +270,22 @@ def compare_answers(
     return PromptTransfer(pd.DataFrame(rows), frame)
 
 
-def _warn_of_own_prompts(own: Mapping[str, Float[Tensor, " _"]], guessing: Mapping[str, float]) -> None:
+def _interval(right: Float[Tensor, " example"], units: Units) -> tuple[float, float]:
+    """Of an accuracy: exact where every example stands alone, else by bootstrap over units."""
+    if units.are_single:
+        return clopper_pearson(int(right.sum()), len(right))
+    low, high = bootstrap_mean(right, units=units)
+    return float(low), float(high)
+
+
+def _warn_of_own_prompts(
+    own: Mapping[str, Float[Tensor, " _"]], guessing: Mapping[str, float], units: Mapping[str, Units]
+) -> None:
     """Warn of tasks whose own prompt is, or may be, no better than guessing."""
     useless, unsure = [], []
     for name, right in own.items():
         value, share = float(right.mean()), guessing[name]
-        low, high = clopper_pearson(int(right.sum()), len(right))
+        low, high = _interval(right, units[name])
         if value <= share:
             useless.append(name)
         elif low <= share:
@@ -315,14 +338,10 @@ def _relative(
 
 
 def _resampled(
-    answers: Sequence[Float[Tensor, "source _"]], generator: torch.Generator
+    answers: Sequence[tuple[Float[Tensor, "source _"], Units]], generator: torch.Generator
 ) -> Float[Tensor, "source target"]:
-    """Accuracies on as many examples of each target, drawn with replacement, the same for all prompts."""
-    columns = []
-    for rows in answers:
-        n = rows.shape[1]
-        columns.append(rows[:, torch.randint(n, (n,), generator=generator)].mean(1))
-    return torch.stack(columns, dim=1)
+    """Accuracies on as many units of each target, drawn with replacement, the same for all prompts."""
+    return torch.stack([rows[:, units.resampled(generator)].mean(1) for rows, units in answers], dim=1)
 
 
 def _each_pair(

@@ -4,7 +4,7 @@ What it does not show, and the controls: :mod:`~tl_skillneurons.studies.checkpoi
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from rich.table import Table
 from torch import Tensor
 
+from tl_skillneurons._controls import draw_controls
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.scores.agreement import Agreement, agreements
@@ -23,10 +24,12 @@ from tl_skillneurons.scores.selection import top_neurons
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value
 from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.stats.ranks import median
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import load_with_scores, null_of, records, save_with_scores
 from tl_skillneurons.tasks.task import Task
 
 KIND = "CheckpointComparison"
+_TOLD = ("unit", "n_units", "smallest_p", "warnings")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +48,9 @@ class CheckpointComparison:
 
     Attributes:
         checkpoints: A row per model, in the order given: ``checkpoint``; ``outcome`` of tuning; ``accuracy`` of the
-            prompts on ``report`` with its bootstrap interval over examples (``accuracy_low``, ``accuracy_high``)
-            beside ``guessing``; on ``select`` the ``best`` and ``median`` predictivity, the ``level`` that the best
+            prompts on ``report`` with its bootstrap interval over units of examples, for these prompts alone
+            (``accuracy_low``, ``accuracy_high``) beside ``guessing``;
+            on ``select`` the ``best`` and ``median`` predictivity, the ``level`` that the best
             reaches by luck in 5 % of cases, ``n_significant`` neurons above it; on ``report`` the mean accuracy of
             this model's best neurons (``top_report``) and of the last model's (``last_top_report``), beside the
             median, the largest and the rank p of random neurons of the same layers (``random_report``,
@@ -57,7 +61,8 @@ class CheckpointComparison:
         layers: A row per model and layer: ``best`` and ``median`` predictivity, ``n_significant``, and the agreement
             with the last model there (``spearman``, ``n_shared`` and what stands beside them).
         scores: Of each model.
-        settings: Task, tuning and settings, as plain JSON values.
+        settings: Task, tuning and settings, as plain JSON values; the ``unit`` of the intervals and how many there are
+            (``n_units``), the ``smallest_p`` that the random draws allow, and ``warnings`` of too few.
 
     Example:
         >>> found = skn.studies.over_checkpoints(models, task, n_virtual_tokens=8)
@@ -77,14 +82,17 @@ class CheckpointComparison:
             appears=self.appears(),
             best_in_last=last["best"],
             level_in_last=last["level"],
+            **({"warnings": self.settings["warnings"]} if self.settings.get("warnings") else {}),
         )
 
     def _repr_html_(self) -> str:
         return html_of(self)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """A copy of :attr:`checkpoints`, the row per model."""
-        return self.checkpoints.copy()
+        """A copy of :attr:`checkpoints`, the row per model; ``attrs`` tells the unit and what the draws allow."""
+        frame = self.checkpoints.copy()
+        frame.attrs |= {name: self.settings[name] for name in _TOLD if name in self.settings}
+        return frame
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the comparison to a folder: its tables as JSON, and a file for the scores of each model."""
@@ -154,7 +162,8 @@ def compare_checkpoints(
     last = measured[names[-1]].scores
     tops = {name: _top(one.scores, amount, "layer") for name, one in measured.items()}
     last_best = _top(last, n_top, "model")
-    controls = [last_best.random_like(seed + draw) for draw in range(n_random)]
+    controls = draw_controls(last_best, n_random, seed=seed)
+    units = task.units("report")
     agree = agreements(
         {name: one.scores for name, one in measured.items()},
         [(name, names[-1]) for name in names],
@@ -170,11 +179,11 @@ def compare_checkpoints(
             {
                 "checkpoint": name,
                 "outcome": one.outcome,
-                **_of_prompts(one.right, seed),
+                **_of_prompts(one.right, units, seed),
                 "guessing": guessing,
                 **_of_scores(one.scores),
                 "top_report": float(one.rules.accuracy_of(_top(one.scores, n_top, "model")).mean()),
-                **_of_last_best(one.rules, last_best, controls),
+                **_of_last_best(one.rules, last_best, controls.sets),
                 **found.row(-1),
                 "jaccard": shared.jaccard,
                 "chance_jaccard": shared.chance_jaccard,
@@ -188,11 +197,17 @@ def compare_checkpoints(
         checkpoints,
         pd.DataFrame(layers).assign(role_of_scores="select"),
         {name: one.scores for name, one in measured.items()},
+        {
+            "unit": units.what,
+            "n_units": len(units),
+            "smallest_p": controls.smallest_p,
+            "warnings": list(controls.warnings),
+        },
     )
 
 
-def _of_prompts(right: Float[Tensor, "prompt example"], seed: int) -> dict[str, Any]:
-    low, high = bootstrap_mean(right.mean(0), seed=seed)
+def _of_prompts(right: Float[Tensor, "prompt example"], units: Units, seed: int) -> dict[str, Any]:
+    low, high = bootstrap_mean(right.mean(0), seed=seed, units=units)
     return {
         "n_prompts": len(right),
         "accuracy": float(right.mean()),
@@ -210,7 +225,7 @@ def _of_scores(scores: NeuronScores) -> dict[str, Any]:
     }
 
 
-def _of_last_best(rules: AllRules, best: NeuronSet, controls: list[NeuronSet]) -> dict[str, Any]:
+def _of_last_best(rules: AllRules, best: NeuronSet, controls: Sequence[NeuronSet]) -> dict[str, Any]:
     """What the last model's best neurons know in another one, beside random neurons."""
     accuracy = float(rules.accuracy_of(best).mean())
     random = [float(rules.accuracy_of(control).mean()) for control in controls]

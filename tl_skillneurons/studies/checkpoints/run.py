@@ -88,7 +88,7 @@ def over_checkpoints(
             or give the prompts that are carried over.
         amount: The tops that are compared, as a share of each layer or a count (:meth:`NeuronScores.top`).
         n_top: Best neurons of the whole model that are tried on ``report``.
-        n_random: Draws of random neurons beside them.
+        n_random: Distinct draws of random neurons beside them; all where there are fewer.
         n_permutations: Of the labels, for the level of luck and for what agrees with the last model by luck.
         seed: Draws permutations, random neurons and the bootstrap.
         folder: Where prompts and measures of each model are kept. The same call goes on where it stopped and loads
@@ -160,7 +160,8 @@ def over_checkpoints(
     in_order = {name: measured[name] for name in names}
     compared = compare_checkpoints(in_order, task, amount=amount, **counts)
     where = {name: kept[name]["checkpoint"] for name in names}
-    return replace(compared, settings={**settings, "amount": amount, **counts, "checkpoints": where})
+    of_run = {**settings, "amount": amount, **counts, "checkpoints": where}
+    return replace(compared, settings={**of_run, **compared.settings})
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,7 +31,7 @@ are shuffled texts for the activations and random neurons for the weights, none 
 import re
 from collections import Counter
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 
 import pandas as pd
 import torch
@@ -277,9 +277,13 @@ def _stand_ins(neurons: NeuronSet, n: int, seed: int) -> list[list[int]]:
     counts = neurons.counts_per_layer()
     draw(seed)  # refuses what can't be drawn
     assert neurons.d_mlp is not None  # for type checkers
+
+    def one_of(number: int, own_seed: int) -> int:
+        return int(draw(own_seed).index[number])
+
     return [
         distinct_draws(
-            lambda own_seed, number=number: int(draw(own_seed).index[number]),
+            partial(one_of, number),
             min(n, neurons.d_mlp - counts[layer]),
             seed=seed,
         )

@@ -140,6 +140,7 @@ def test_a_trajectory_is_measured_at_the_length_that_the_prompt_was_tuned_with(m
     ):
         skn.studies.prompt_trajectory(model, prompt, TASK, scores=longer, **settings)
     given = skn.studies.prompt_trajectory(model, prompt, TASK, scores=longer, max_length=40, **settings)
+    assert given.to_dataframe().attrs == {"unit": "text", "n_units": len(TASK.split("select"))}
     assert given.settings["max_length"] == 40 and given.settings["scores"]["max_length"] == 40
 
 

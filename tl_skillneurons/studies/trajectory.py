@@ -68,7 +68,8 @@ class PromptTrajectory:
             ``top_on_select`` and ``top_on_report``, and ``random_on_report`` of random neurons; ``jaccard`` of this
             step's top with the final one and ``chance_jaccard``; ``spearman`` with the final predictivities;
             ``distance`` from the initial prompt, as a share of its norm.
-        settings: Model, task, prompts and settings, as plain JSON values.
+        settings: Model, task, prompts and settings, as plain JSON values; what labels of ``select`` were dealt out to
+            for the level (``unit``), and how many there are (``n_units``).
 
     Example:
         >>> found = skn.studies.prompt_trajectory(model, prompts, task)
@@ -93,8 +94,10 @@ class PromptTrajectory:
         return html_of(self)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """A copy of :attr:`steps`."""
-        return self.steps.copy()
+        """A copy of :attr:`steps`; ``attrs`` tells the unit of the level."""
+        frame = self.steps.copy()
+        frame.attrs |= {name: self.settings[name] for name in ("unit", "n_units") if name in self.settings}
+        return frame
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the trajectory to one JSON file, whole or not at all."""
@@ -185,6 +188,8 @@ def prompt_trajectory(
         model, task, chosen, amount=amount, n_permutations=n_permutations, seed=seed, max_length=max_length
     )
     settings["scores"] = "each prompt's own" if scores is None else scores.provenance
+    units = task.units("select")
+    settings |= {"unit": units.what, "n_units": len(units)}
     return PromptTrajectory(pd.concat(frames, ignore_index=True)[list(_COLUMNS)], settings)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +16,7 @@ from tl_skillneurons.stats.intervals import (
     two_level_calibration,
 )
 from tl_skillneurons.stats.metrics import per_example, value_of
+from tl_skillneurons.stats.units import Units
 
 TASK_METRICS = ("accuracy", "logit_diff", "probability", "calibration_error")
 POOLED = "pooled"
@@ -106,14 +108,29 @@ class Measured:
         return torch.stack([per_example(metric, one, self.labels) for one in self.output(key)])
 
 
+def units_record(units: Units) -> dict[str, Any]:
+    """Which examples belong together, as plain JSON values; nothing more than the name where each stands alone."""
+    together = {} if units.are_single else {"member": units.member.tolist()}
+    return {"what": units.what, "n": len(units), **together}
+
+
+def units_recorded(record: dict[str, Any] | None) -> Units | None:
+    """What :func:`units_record` told; ``None`` where every example stands alone."""
+    if record is None or "member" not in record:
+        return None
+    return Units(torch.tensor(record["member"], dtype=torch.int64), record["what"])
+
+
 def intervals_of(
     measured: Measured,
     prompt: int | str,
     asked: list[tuple[Condition, str]],
     confidence: float,
     seed: int,
+    units: Units | None = None,
 ) -> list[tuple[float, float]]:
-    """Bootstrap intervals of the changes: intact and changed answers of an example are resampled together."""
+    """Bootstrap intervals of the changes: intact and changed answers of an example are resampled together, and with
+    them those of all examples of its unit."""
     means = [number for number, (_, metric) in enumerate(asked) if metric != "calibration_error"]
     ends: dict[int, tuple[float, float]] = {}
     if means:
@@ -124,35 +141,56 @@ def intervals_of(
             ]
         )
         if prompt == POOLED:
-            low, high = two_level_bootstrap(changes, confidence=confidence, seed=seed)
+            low, high = two_level_bootstrap(changes, confidence=confidence, seed=seed, units=units)
         else:
-            low, high = bootstrap_mean(changes[:, _row(prompt)], confidence=confidence, seed=seed)
+            low, high = bootstrap_mean(
+                changes[:, _row(prompt)], confidence=confidence, seed=seed, units=units
+            )
         ends |= dict(zip(means, zip(low.tolist(), high.tolist(), strict=True), strict=True))
     for number, (condition, metric) in enumerate(asked):
         if metric == "calibration_error":
-            ends[number] = _calibration_interval(measured, prompt, condition, confidence, seed)
+            ends[number] = _calibration_interval(measured, prompt, condition, confidence, seed, units)
     return [ends[number] for number in range(len(asked))]
 
 
 def _calibration_interval(
-    measured: Measured, prompt: int | str, condition: Condition, confidence: float, seed: int
+    measured: Measured,
+    prompt: int | str,
+    condition: Condition,
+    confidence: float,
+    seed: int,
+    units: Units | None,
 ) -> tuple[float, float]:
     assert measured.labels is not None  # for type checkers: plain text has no calibration error
     chosen = slice(None) if prompt == POOLED else slice(_row(prompt), _row(prompt) + 1)
     before, after = (measured.output(key)[chosen] for key in (None, condition.key))
-    return two_level_calibration(before, after, measured.labels, confidence=confidence, seed=seed)
+    return two_level_calibration(
+        before, after, measured.labels, confidence=confidence, seed=seed, units=units
+    )
 
 
 def exact_of(
-    metric: str, measured: Measured, prompt: int | str, condition: Condition, confidence: float
+    metric: str,
+    measured: Measured,
+    prompt: int | str,
+    condition: Condition,
+    confidence: float,
+    units: Units | None = None,
 ) -> dict[str, float]:
-    """The exact interval of an accuracy and McNemar's p against the intact model, of one prompt; else NaN."""
+    """The exact interval of an accuracy and McNemar's p against the intact model, of one prompt; else NaN.
+
+    McNemar's test turns whole units. The interval of Clopper and Pearson takes examples to be independent, so there
+    is none where they are not.
+    """
     nan = float("nan")
     if metric != "accuracy" or prompt == POOLED:
         return {"value_low": nan, "value_high": nan, "p_mcnemar": nan}
     before, after = (measured.of_examples(metric, key)[_row(prompt)].bool() for key in (None, condition.key))
-    low, high = clopper_pearson(int(after.sum()), len(after), confidence=confidence)
-    return {"value_low": low, "value_high": high, "p_mcnemar": mcnemar(before, after).p_value}
+    low, high = nan, nan
+    if units is None:
+        low, high = clopper_pearson(int(after.sum()), len(after), confidence=confidence)
+    p_value = mcnemar(before, after, units=units).p_value
+    return {"value_low": low, "value_high": high, "p_mcnemar": p_value}
 
 
 def _row(prompt: int | str) -> int:

@@ -38,7 +38,14 @@ from torch import Tensor
 from tl_skillneurons._checks import require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of, one_line
-from tl_skillneurons.interventions._measured import TASK_METRICS, Condition, Measured, exact_of, intervals_of
+from tl_skillneurons.interventions._measured import (
+    TASK_METRICS,
+    Condition,
+    Measured,
+    exact_of,
+    intervals_of,
+    units_recorded,
+)
 from tl_skillneurons.interventions.controls import CONTROLS
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value
 from tl_skillneurons.stats.ranks import median
@@ -75,7 +82,8 @@ class EffectPanel:
 
         Columns: ``intact``, ``value``, ``change`` with its bootstrap interval over examples (``change_low``,
         ``change_high``; the same resampled examples for all rows of a task); for accuracy the exact interval of
-        ``value`` and McNemar's p against the intact model (``value_low``, ``value_high``, ``p_mcnemar``); for
+        ``value`` (where examples are independent) and McNemar's p against the intact model (``value_low``,
+        ``value_high``, ``p_mcnemar``), resampled and turned by units (``unit``, ``n_units``); for
         each control the median and range of ``value`` over its draws and the two-sided rank p (``random_median``,
         ``random_min``, ``random_max``, ``p_random``, and ``matched_...``).
 
@@ -222,23 +230,26 @@ class EffectPanel:
 
     def _rows(self, confidence: float, seed: int, each_prompt: bool) -> Iterator[dict[str, Any]]:
         for measured in self.measured:
+            record = self.settings.get("units", {}).get(measured.task)
+            units = units_recorded(record)
+            told = {"unit": record["what"], "n_units": record["n"]} if record else {}
             chosen = [c for c in self._conditions_of(measured) if c.neurons == "chosen"]
             asked = [(condition, metric) for condition in chosen for metric in measured.metrics]
             for prompt in measured.prompts if each_prompt else measured.prompts[-1:]:
-                ends = intervals_of(measured, prompt, asked, confidence, seed)
+                ends = intervals_of(measured, prompt, asked, confidence, seed, units)
                 for (condition, metric), (low, high) in zip(asked, ends, strict=True):
                     intact = measured.value(metric, None, prompt)
                     value = measured.value(metric, condition.key, prompt)
                     row = {**_names(measured, prompt, condition), "metric": metric}
                     row |= {"intact": intact, "value": value, "change": value - intact}
                     row |= {"change_low": low, "change_high": high}
-                    row |= exact_of(metric, measured, prompt, condition, confidence)
+                    row |= exact_of(metric, measured, prompt, condition, confidence, units)
                     for control in CONTROLS:
                         drawn = [
                             measured.value(metric, c.key, prompt) for c in self._draws_of(condition, control)
                         ]
                         row |= _beside(control, value, drawn)
-                    yield {**row, "n_examples": measured.intact.shape[1], "role": self.role}
+                    yield {**row, "n_examples": measured.intact.shape[1], **told, "role": self.role}
 
 
 def tensor_name(measured: int, prompt: int | None, what: str) -> str:

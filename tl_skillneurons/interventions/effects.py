@@ -21,7 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.interventions._kept_outputs import KeptOutputs
-from tl_skillneurons.interventions._measured import Condition, Measured
+from tl_skillneurons.interventions._measured import Condition, Measured, units_record
 from tl_skillneurons.interventions.ablation import ablate_where_known
 from tl_skillneurons.interventions.controls import with_controls
 from tl_skillneurons.interventions.direct_effects import direct_logits
@@ -363,6 +363,7 @@ def _settings(
         "model": model_record(model),
         "site": SITE,
         "tasks": [[one.task.name, one.task.fingerprint] for one in runs],
+        "units": {one.task.name: units_record(one.task.units(examples.role)) for one in runs},
         "prompts": [one.records for one in runs],
         "role": examples.role,
         "neurons": {name: [list(pair) for pair in one] for name, one in sets.items()},

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, SupportsIndex
 
 import pandas as pd
 import torch
@@ -33,14 +33,6 @@ projection. For a gated MLP it is ``act(gate) * up``. Every artifact records it,
 things neurons."""
 
 KIND = "NeuronSet"
-
-
-@runtime_checkable
-class HasBlocks(Protocol):
-    """A model of whose layers a set may be: ``blocks[layer].mlp.W_out`` is ``[d_mlp, d_model]``."""
-
-    blocks: Any
-    cfg: Any
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -151,8 +143,12 @@ class NeuronSet:
         """
         self._shape(n_layers, d_mlp)
 
-    def of_model(self, model: HasBlocks) -> "NeuronSet":
+    def of_model(self, model: Any) -> "NeuronSet":
         """The set as one of this model's: it knows the model's shape and name.
+
+        Args:
+            model: Anything with ``blocks[layer].mlp.W_out`` of shape ``[d_mlp, d_model]``: a
+                TransformerBridge.
 
         Raises:
             ValueError: When the model's shape contradicts the set's own or is too small for its neurons, when a

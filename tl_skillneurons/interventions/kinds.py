@@ -87,7 +87,7 @@ class Intervention:
 
 @dataclass(frozen=True)
 class Zero(Intervention):
-    """Held at 0."""
+    """Held at 0, which may be far from any value that the neurons take."""
 
     def edit(self, old: Edited, at: At) -> Edited:
         return torch.zeros_like(old)

@@ -134,7 +134,10 @@ def test_draws_end_where_there_is_nothing_new():
             lambda: least_predictive(NeuronSet([0, 0], [0, 1]), torch.rand(1, 3), torch.rand(1, 3)),
             "layer 0 has 1 neurons without the set's own, 2 are needed",
         ),
-        (lambda: least_predictive(SKILL, torch.rand(3, 50), torch.rand(3, 40)), r"must be .* of one model, got shapes"),
+        (
+            lambda: least_predictive(SKILL, torch.rand(3, 50), torch.rand(3, 40)),
+            r"must be .* of one model, got shapes",
+        ),
         (lambda: least_predictive(SKILL, torch.rand(2, 50), torch.rand(2, 50)), "must belong to one model"),
     ],
 )

@@ -42,7 +42,6 @@ neurons that chose what is tested. No p-value here is corrected for the number o
 :mod:`~tl_skillneurons.stats.multiple_testing` does that.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +56,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons.stats.permutation import random_orders
-from tl_skillneurons.stats.ranks import median, spearman
+from tl_skillneurons.stats.ranks import median
 from tl_skillneurons.stats.units import Units, require_units
 
 ALTERNATIVES = ("less", "greater", "two-sided")
@@ -385,38 +384,3 @@ def _as_extreme(q: NDArray, fewest: NDArray, n: int, margin: float | int) -> NDA
     mass = np.exp(choose + xlogy(lost, q + margin) + xlog1py(n - lost, -(q + margin)))
     of_rest = np.clip(q / np.maximum(1 - q - margin, 1e-300), 0, 1)
     return (mass * bdtrc(fewest - 1.0, n - lost, of_rest)).sum(1)
-
-
-def mantel(
-    one: Float[Tensor, "item item"],
-    other: Float[Tensor, "item item"],
-    *,
-    n_permutations: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Spearman's correlation of two matrices off the diagonal, and how often permuted items do as well (one-sided).
-
-    The test of Mantel (1967). All orders are tried where there are at most ``n_permutations + 1``. NaN and 1 where
-    either matrix is constant.
-    """
-    require_int(n_permutations, "n_permutations")
-    n = len(one)
-    observed = off_diagonal_spearman(one, other)
-    if math.isnan(observed):
-        return observed, 1.0
-    if math.factorial(n) <= n_permutations + 1:
-        orders = [list(order) for order in itertools.permutations(range(n))][1:]  # the first is the truth
-    else:
-        generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
-        orders = [torch.randperm(n, generator=generator).tolist() for _ in range(n_permutations)]
-    drawn = [off_diagonal_spearman(one, other[order][:, order]) for order in orders]
-    hits = sum(value >= observed - 1e-12 for value in drawn)
-    return observed, (1 + hits) / (1 + len(orders))
-
-
-def off_diagonal_spearman(one: Float[Tensor, "item item"], other: Float[Tensor, "item item"]) -> float:
-    """Spearman's correlation of two matrices off the diagonal; NaN where either is constant or has a NaN there."""
-    away = ~torch.eye(len(one), dtype=torch.bool)
-    if one[away].isnan().any() or other[away].isnan().any():
-        return float("nan")
-    return spearman(one[away], other[away])

@@ -10,12 +10,16 @@ What it does not show: whether two rankings agree more than they must. Selection
 Spearman (1904).
 """
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Num
 from torch import Tensor
+
+from tl_skillneurons._checks import require_int
 
 
 def average_ranks(values: Num[Tensor, "item *axes"]) -> Float[Tensor, "item *axes"]:
@@ -68,3 +72,38 @@ def median(values: Num[Tensor, " value"] | Sequence[float | int]) -> float:
     if not len(values):
         raise ValueError("there is no median of no values")
     return float(values.quantile(0.5))
+
+
+def mantel(
+    one: Float[Tensor, "item item"],
+    other: Float[Tensor, "item item"],
+    *,
+    n_permutations: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Spearman's correlation of two matrices off the diagonal, and how often permuted items do as well (one-sided).
+
+    The test of Mantel (1967). All orders are tried where there are at most ``n_permutations + 1``. NaN and 1 where
+    either matrix is constant.
+    """
+    require_int(n_permutations, "n_permutations")
+    n = len(one)
+    observed = off_diagonal_spearman(one, other)
+    if math.isnan(observed):
+        return observed, 1.0
+    if math.factorial(n) <= n_permutations + 1:
+        orders = [list(order) for order in itertools.permutations(range(n))][1:]  # the first is the truth
+    else:
+        generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+        orders = [torch.randperm(n, generator=generator).tolist() for _ in range(n_permutations)]
+    drawn = [off_diagonal_spearman(one, other[order][:, order]) for order in orders]
+    hits = sum(value >= observed - 1e-12 for value in drawn)
+    return observed, (1 + hits) / (1 + len(orders))
+
+
+def off_diagonal_spearman(one: Float[Tensor, "item item"], other: Float[Tensor, "item item"]) -> float:
+    """Spearman's correlation of two matrices off the diagonal; NaN where either is constant or has a NaN there."""
+    away = ~torch.eye(len(one), dtype=torch.bool)
+    if one[away].isnan().any() or other[away].isnan().any():
+        return float("nan")
+    return spearman(one[away], other[away])

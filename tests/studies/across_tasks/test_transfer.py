@@ -12,7 +12,7 @@ from scipy import stats
 from toy import QUIET, prompt_for, task_of
 
 import tl_skillneurons as skn
-from tl_skillneurons.stats.hypothesis_tests import mantel
+from tl_skillneurons.stats.ranks import mantel
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies.across_tasks.transfer import compare_answers
 

@@ -40,9 +40,8 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.ranked import require_one_model
-from tl_skillneurons.stats.hypothesis_tests import mantel, off_diagonal_spearman
 from tl_skillneurons.stats.intervals import bootstrap_mean, clopper_pearson
-from tl_skillneurons.stats.ranks import spearman
+from tl_skillneurons.stats.ranks import mantel, off_diagonal_spearman, spearman
 from tl_skillneurons.stats.units import Units, require_units
 from tl_skillneurons.studies._common import load_tables, records, right_answers, save_tables
 from tl_skillneurons.tasks.task import Task

@@ -96,3 +96,12 @@ def test_the_best_threshold_makes_the_fewest_mistakes_of_all(columns):
             scored[cut] = max(right, 1 - right)
         best = max(scored.values())
         assert float(found[column]) == min(cut for cut, s in scored.items() if s >= best - 1e-12)
+
+
+def test_a_neuron_that_is_silent_wherever_weights_are_has_no_weighted_correlation():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(1, 40, generator=generator)
+    weights[:, 20:] = 0
+    acts = torch.zeros(40, 200)
+    acts[20:] = torch.rand(20, 200, generator=generator)
+    assert (kinds.pearson(acts, torch.randn(1, 40, generator=generator), weights) == 0).all()

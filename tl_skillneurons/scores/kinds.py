@@ -62,10 +62,11 @@ def _weighted_pearson(
     raw = w @ a.square()
     total = w.sum(1, keepdim=True)
     a = a - a.mean(0)  # near every row's mean, so that squares keep their digits
-    spread = w @ a.square() - (w @ a).square() / total
+    centred = w @ a.square()  # all there is where raw is zero: a neuron silent wherever weights are
+    spread = centred - (w @ a).square() / total
     t = t - (t * w).sum(1, keepdim=True) / total
     power = (t.square() * w).sum(1, keepdim=True)
-    scale = torch.where(spread <= _ROUNDING * raw, torch.inf, spread).sqrt()
+    scale = torch.where(spread <= _ROUNDING * torch.maximum(raw, centred), torch.inf, spread).sqrt()
     power = torch.where(power > 0, power, torch.inf)
     return ((t * w) @ a / scale / power.sqrt()).clamp(-1, 1)
 

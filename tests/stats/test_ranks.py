@@ -1,5 +1,6 @@
 """Ranks, their correlation and the median, against scipy and numpy."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from tl_skillneurons.stats.ranks import average_ranks, correlation, median, spearman
+from tl_skillneurons.stats.ranks import average_ranks, correlation, mantel, median, spearman
 
 
 def test_ranks_and_spearman_are_those_of_scipy_with_ties():
@@ -40,3 +41,23 @@ def test_of_an_even_number_the_median_is_not_the_lower_of_the_middle_two():
     assert median(values) == 1.5 != float(values.median())
     with pytest.raises(ValueError, match="median of no values"):
         median([])
+
+
+def away(matrix):
+    return matrix[~torch.eye(len(matrix), dtype=torch.bool)].numpy()
+
+
+def test_mantel_equals_trying_all_orders():
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randn(2, 5, 5, generator=generator, dtype=torch.float64)
+    found, p = mantel(one, other)
+    assert found == pytest.approx(stats.spearmanr(away(one), away(other)).statistic)
+    values = [
+        stats.spearmanr(away(one), away(other[list(order)][:, list(order)])).statistic
+        for order in itertools.permutations(range(5))
+    ]
+    assert p == pytest.approx(sum(value >= found - 1e-9 for value in values) / 120)
+    assert mantel(one, one)[1] == pytest.approx(1 / 120)
+    sampled = mantel(one, other, n_permutations=60)[1]
+    assert abs(sampled - p) < 0.25
+    assert mantel(torch.ones(4, 4), one[:4, :4])[1] == 1.0

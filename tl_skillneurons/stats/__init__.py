@@ -14,7 +14,7 @@ They take plain tensors and lists, so they serve any other number just as well.
 * Two labels: :func:`permutation_difference` -> :class:`LabelDifference`.
 * Many tests at once: :func:`benjamini_hochberg`, :func:`family_wise_p`, :func:`critical_level`.
 * Permutations: :func:`permuted_labels`, :func:`random_orders`, :func:`row_orders`.
-* Ranks: :func:`average_ranks`, :func:`spearman`, :func:`correlation`, :func:`median`.
+* Ranks: :func:`average_ranks`, :func:`spearman`, :func:`correlation`, :func:`mantel`, :func:`median`.
 * What is read from class logits: :func:`per_example`, :func:`value_of`, :func:`answer_confidence`,
   :func:`calibration_error`.
 

@@ -29,6 +29,7 @@ from .permutation import random_orders as random_orders
 from .permutation import row_orders as row_orders
 from .ranks import average_ranks as average_ranks
 from .ranks import correlation as correlation
+from .ranks import mantel as mantel
 from .ranks import median as median
 from .ranks import spearman as spearman
 from .units import Units as Units

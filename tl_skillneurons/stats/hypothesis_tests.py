@@ -22,8 +22,6 @@ examples, or dealt out to units, ``p = (1 + permutations at least as large in ab
 Family-wise, the largest difference in standard errors over all rows takes the place of each one's own (Westfall and
 Young, 1993), which keeps the rows' correlations.
 
-**Mantel's test** of two matrices over the same items permutes the items of one, rows and columns together.
-
 **Equivalence**, exact (two one-sided tests; Schuirmann, 1987). Two runs are as good as each other within ``margin``
 when both "worse by ``margin`` or more" and "better by ``margin`` or more" are refused; p is the larger of the two. Of
 ``n`` answers ``L`` are lost and ``G`` gained. "Worse by ``margin`` or more" is likeliest at ``P(lost) = P(gained) +

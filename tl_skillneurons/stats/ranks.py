@@ -1,13 +1,15 @@
-"""Ranks, rank correlation and the median.
+"""Ranks, rank correlation, Mantel's test and the median.
 
 Equals share their middle rank; with ``r`` and ``s`` the ranks of the same items by two scores, Spearman's
 correlation is Pearson's of them::
 
     rho = cov(r, s) / sqrt(var(r) * var(s))
 
+**Mantel's test** of two matrices over the same items permutes the items of one, rows and columns together.
+
 What it does not show: whether two rankings agree more than they must. Selection, and anything that both scores share
-(activation, norm), make rankings agree without a common cause; compare with rankings under permuted labels. Source:
-Spearman (1904).
+(activation, norm), make rankings agree without a common cause; compare with rankings under permuted labels. Sources:
+Spearman (1904), Mantel (1967).
 """
 
 import itertools

@@ -1,7 +1,6 @@
 """Prompts tried on each other's tasks, and Mantel's test against all orders by hand."""
 
 import io
-import itertools
 
 import pandas as pd
 import pytest
@@ -12,29 +11,8 @@ from scipy import stats
 from toy import QUIET, prompt_for, task_of
 
 import tl_skillneurons as skn
-from tl_skillneurons.stats.ranks import mantel
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies.across_tasks.transfer import compare_answers
-
-
-def away(matrix):
-    return matrix[~torch.eye(len(matrix), dtype=torch.bool)].numpy()
-
-
-def test_mantel_equals_trying_all_orders():
-    generator = torch.Generator().manual_seed(0)
-    one, other = torch.randn(2, 5, 5, generator=generator, dtype=torch.float64)
-    found, p = mantel(one, other)
-    assert found == pytest.approx(stats.spearmanr(away(one), away(other)).statistic)
-    values = [
-        stats.spearmanr(away(one), away(other[list(order)][:, list(order)])).statistic
-        for order in itertools.permutations(range(5))
-    ]
-    assert p == pytest.approx(sum(value >= found - 1e-9 for value in values) / 120)
-    assert mantel(one, one)[1] == pytest.approx(1 / 120)
-    sampled = mantel(one, other, n_permutations=60)[1]
-    assert abs(sampled - p) < 0.25
-    assert mantel(torch.ones(4, 4), one[:4, :4])[1] == 1.0
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,18 @@ def test_the_planted_heads_carry_the_whole_answer_straight_into_the_neurons_and_
     assert (frame.smallest_p == 1 / 20).all() and set(frame.drawn_from) == {"all layers"}
 
 
+def test_twins_that_answer_alike_leave_no_fraction_of_the_answer():
+    found = run(planted.HEADS)
+    found = replace(found, logit_diff=torch.zeros_like(found.logit_diff))
+    assert "recovered_answer=None" in repr(found)
+    with pytest.raises(ValueError, match=r"the gap is 0, .*read logit_diff"):
+        found.recovered_answer  # noqa: B018
+    with pytest.warns(UserWarning, match="what the answer recovered is NaN"):
+        frame = found.to_dataframe().set_index("measure")
+    assert frame.loc["activation"].notna().all()
+    assert frame.loc["answer", ["recovered", "random_median", "p_random"]].isna().all()
+
+
 def test_one_head_alone_carries_a_part_and_the_two_parts_add_up():
     shares = [float(run([head]).recovered_activation[0]) for head in planted.HEADS]
     both = float(run(planted.HEADS).recovered_activation[0])

@@ -140,7 +140,36 @@ def test_its_file_gives_it_back_and_it_shows_itself_on_one_line(model, tmp_path)
     assert row.effect == found.effect[1, 7] and row.recovered == found.recovered[1, 7]
     assert repr(found).startswith("NeuronAttribution(shape=[3, 48], gap=") and "best=[(1, 7), " in repr(found)
     assert "<table" in found._repr_html_()
-    header = {"settings": found.settings, "gap": found.gap}
-    path = save_tensors(tmp_path / "flat", "NeuronAttribution", {"effect": found.effect.flatten()}, header)
-    with pytest.raises(ValueError, match="not a sound NeuronAttribution file"):
-        NeuronAttribution.load(path)
+    assert torch.equal(again.gaps, found.gaps) and len(found.gaps) == len(PAIRS)
+    for broken in ({"effect": found.effect.flatten(), "gaps": found.gaps}, {"effect": found.effect}):
+        path = save_tensors(tmp_path / "odd", "NeuronAttribution", broken, {"settings": found.settings})
+        with pytest.raises(ValueError, match="not a sound NeuronAttribution file"):
+            NeuronAttribution.load(path)
+
+
+NOISE = torch.tensor([1.0, -1.0] * 10)
+
+
+@pytest.mark.parametrize("gaps", [torch.zeros(20), NOISE, NOISE + 0.1, NOISE * torch.nan], ids=str)
+def test_of_a_gap_that_may_be_zero_there_is_no_fraction_and_no_best_neuron(gaps):
+    effect = torch.arange(6, dtype=torch.float64).reshape(2, 3)
+    found = NeuronAttribution(effect, gaps, {"model": {"name": "none"}})
+    for refused in (lambda: found.recovered, lambda: found.top(4)):
+        with pytest.raises(ValueError, match=r"the gap is .*read effect, in logits"):
+            refused()
+    with pytest.warns(UserWarning, match=r"the gap is .*recovered is NaN"):
+        frame = found.to_dataframe()
+    assert frame.recovered.isna().all() and frame.effect.tolist() == list(range(6))
+    assert "best=None" in repr(found)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_sound_gap_gives_the_fractions_and_their_order(sign):
+    effect = torch.tensor([[0.5, -1.0], [2.0, 0.5]], dtype=torch.float64)
+    found = NeuronAttribution(effect, sign * torch.tensor([1.0, 2.0, 3.0]), {"model": {"name": "none"}})
+    assert found.gap == sign * 2 and torch.equal(found.recovered, effect / (sign * 2))
+    best = [(1, 0), (0, 0), (1, 1), (0, 1)] if sign > 0 else [(0, 1), (0, 0), (1, 1), (1, 0)]
+    assert list(found.top(4)) == best
+    effect[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="1 effects are not finite"):
+        found.top(1)

@@ -10,6 +10,7 @@ from toy import QUIET
 from tl_skillneurons import NeuronSet, PromptedModel, RunOptions, SoftPrompt, minimal_pairs
 from tl_skillneurons._files import load_tensors, save_tensors
 from tl_skillneurons.interventions import NeuronPatching, Twins, patch_neurons
+from tl_skillneurons.stats import ratio_interval
 
 QUICK = {"n_random": 19, "run": QUIET}
 PAIRS = planted.twins()
@@ -144,9 +145,38 @@ def test_what_makes_no_sense_is_refused(model, changes, message):
 def test_twins_that_answer_alike_leave_nothing_to_recover(model):
     same = Twins([(clean, clean) for clean, _ in PAIRS[:2]], TWINS.clean_labels[:2])
     found = run(model, twins=same, curves=())
+    require_no_fraction(found)
+
+
+def require_no_fraction(found):
+    """What is refused, and what is told all the same."""
     assert "'denoise': None" in repr(found)
-    with pytest.raises(ValueError, match="nothing to recover"):
-        found.to_dataframe()
+    with pytest.raises(ValueError, match=r"the gap is .*holds zero.*nothing to recover"):
+        found.recovered("denoise")
+    with pytest.warns(UserWarning, match=r"noise: the gap is .*read change, in logits"):
+        frame = found.to_dataframe()
+    assert frame[["recovered", "low", "high", "random_max", "p_random", "placebo_min"]].isna().all(axis=None)
+    for row, (direction, result) in zip(frame.itertuples(), found.results.items(), strict=True):
+        assert row.direction == direction and row.change == float(result.effect()[0].mean())
+        assert 0 < row.p_zero <= 1
+
+
+def test_of_a_gap_whose_interval_holds_zero_there_is_no_fraction(model):
+    """Twins turned around, one after the other: half of the gaps are as large the other way."""
+    labels = [label if n % 2 else 1 - label for n, label in enumerate(TWINS.clean_labels)]
+    require_no_fraction(run(model, twins=Twins(PAIRS, labels), curves=()))
+
+
+def test_the_interval_of_a_fraction_holds_what_the_gap_itself_varies(model):
+    found = run(model, curves=("neuron",))
+    for direction, result in found.results.items():
+        gap = found.source[direction] - result.baseline
+        frame = rows(found, direction=direction, curve="neuron")
+        chosen = frame.change.tolist()
+        assert frame.recovered.tolist() == pytest.approx([one / float(gap.mean()) for one in chosen])
+        at = result.index_df.query("kind == 'chosen' and curve == 'neuron'").index.tolist()
+        low, high = ratio_interval(result.effect()[at], gap)
+        assert frame.low.tolist() == low.tolist() and frame.high.tolist() == high.tolist()
 
 
 @pytest.mark.parametrize("labels", [[], [2] * 8, [1]])

@@ -19,6 +19,7 @@ positions, which may carry as much.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +41,7 @@ from tl_skillneurons.attention._heads import Head, require_heads
 from tl_skillneurons.attention._over_task import POSITIONS, settings_of
 from tl_skillneurons.attention.chosen import require_apart
 from tl_skillneurons.attention.head_ablation import controls_of_heads
-from tl_skillneurons.interventions.twins import Twins, logit_diff, twins_of, twins_record
+from tl_skillneurons.interventions.twins import Twins, logit_diff, no_fraction, twins_of, twins_record
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
 from tl_skillneurons.neurons import SITE, NeuronSet
@@ -79,9 +80,18 @@ class PathPatching:
 
     @property
     def recovered_answer(self) -> Float[Tensor, " condition"]:
-        """How far the mean logit diff went from base to source."""
+        """How far the mean logit diff went from base to source.
+
+        Raises:
+            ValueError: When the gap between base and source is zero, or its interval over pairs holds zero.
+        """
+        if doubt := self._no_answer():
+            raise ValueError(f"{doubt}; read logit_diff")
         base, source, *patched = self.logit_diff.mean(1)
         return (torch.stack(patched) - base) / (source - base)
+
+    def _no_answer(self) -> str | None:
+        return no_fraction(self.logit_diff[1] - self.logit_diff[0])
 
     @property
     def recovered_activation(self) -> Float[Tensor, " condition"]:
@@ -95,9 +105,17 @@ class PathPatching:
         the rank p of recovering as much (``random_median``, ``random_min``, ``random_max``, ``p_random``);
         ``smallest_p``, what so many distinct draws allow, and ``drawn_from`` which layers;
         ``heads_chosen`` "on other examples", "on these examples" (by insistence) or "unknown".
+
+        Where :attr:`recovered_answer` is refused its row holds NaN, and a warning says why.
         """
-        rows = []
+        doubt = self._no_answer()
+        if doubt:
+            warnings.warn(f"{doubt}; what the answer recovered is NaN, read logit_diff", stacklevel=2)
+        rows: list[dict[str, Any]] = []
         for name in ("activation", "answer"):
+            if name == "answer" and doubt:
+                rows.append({**dict.fromkeys(rows[0], torch.nan), "measure": name})
+                continue
             recovered, *drawn = getattr(self, f"recovered_{name}").tolist()
             row = {"measure": name, "recovered": recovered, "random_median": median(drawn)}
             row |= {"random_min": min(drawn), "random_max": max(drawn)}
@@ -117,7 +135,7 @@ class PathPatching:
             n_random=len(self.heads) - 1,
             n_pairs=self.logit_diff.shape[1],
             recovered_activation=float(self.recovered_activation[0]),
-            recovered_answer=float(self.recovered_answer[0]),
+            recovered_answer=None if self._no_answer() else float(self.recovered_answer[0]),
         )
 
     def _repr_html_(self) -> str:

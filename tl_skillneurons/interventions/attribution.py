@@ -14,6 +14,7 @@ reads can still get a small score through the scale of a norm.
 """
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from tl_skillneurons.interventions.twins import (
     DIRECTIONS,
     Twins,
     logit_diff,
+    no_fraction,
     twins_of,
     twins_record,
     twins_recorded,
@@ -62,7 +64,7 @@ class NeuronAttribution:
     Attributes:
         effect: In logits; for "denoise" positive values recover the clean answer, for "noise" negative values
             take it away.
-        gap: Mean logit diff of the source runs minus that of the base runs: what there is to move.
+        gaps: Of each pair the logit diff of the source run minus that of the base run: what there is to move.
         settings: Model, prompt, task, site, direction, positions and their frame, twins, steps.
 
     Example:
@@ -71,32 +73,61 @@ class NeuronAttribution:
     """
 
     effect: Float[Tensor, "layer neuron"]
-    gap: float
+    gaps: Float[Tensor, " pair"]
     settings: dict[str, Any]
 
     @property
+    def gap(self) -> float:
+        """The mean gap over pairs."""
+        return float(self.gaps.sum()) / len(self.gaps)
+
+    @property
     def recovered(self) -> Float[Tensor, "layer neuron"]:
-        """The same as a fraction of the gap, as :meth:`NeuronPatching.recovered` has it."""
+        """The same as a fraction of the gap, as :meth:`NeuronPatching.recovered` has it.
+
+        Raises:
+            ValueError: When the gap is zero, or its interval over pairs holds zero.
+        """
+        if doubt := no_fraction(self.gaps):
+            raise ValueError(f"{doubt}; read effect, in logits")
         return self.effect / self.gap
 
     def top(self, n: int) -> NeuronSet:
-        """The neurons that recover most by this estimate, highest first."""
-        flat = rearrange(self.recovered, "layer neuron -> (layer neuron)")
+        """The neurons that recover most by this estimate, highest first.
+
+        Raises:
+            ValueError: When the gap is zero, its interval over pairs holds zero, or an effect is not finite.
+        """
+        if doubt := self._no_ranking():
+            raise ValueError(f"{doubt}; no neuron recovers more than another, read effect, in logits")
+        toward = self.effect if self.gap > 0 else -self.effect
+        flat = rearrange(toward, "layer neuron -> (layer neuron)")
         order = flat.argsort(descending=True, stable=True)[: require_int(n, "n")]
         n_layers, d_mlp = self.effect.shape
         return NeuronSet(order // d_mlp, order % d_mlp, n_layers, d_mlp, self.settings["model"]["name"])
 
+    def _no_ranking(self) -> str | None:
+        if not self.effect.isfinite().all():
+            return f"{int((~self.effect.isfinite()).sum())} effects are not finite"
+        return no_fraction(self.gaps)
+
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per neuron, in the model's order: ``layer``, ``index``, ``effect`` in logits, ``recovered``."""
+        """One row per neuron, in the model's order: ``layer``, ``index``, ``effect`` in logits, ``recovered``.
+
+        Where the gap is zero, or its interval over pairs holds zero, ``recovered`` is NaN, and a warning says why.
+        """
         frame = NeuronSet.from_mask(torch.ones_like(self.effect, dtype=torch.bool)).to_dataframe()
         frame["effect"] = rearrange(self.effect, "layer neuron -> (layer neuron)").tolist()
+        if doubt := no_fraction(self.gaps):
+            warnings.warn(f"{doubt}; recovered is NaN, read effect, in logits", stacklevel=2)
+            return frame.assign(recovered=float("nan"))
         frame["recovered"] = rearrange(self.recovered, "layer neuron -> (layer neuron)").tolist()
         return frame
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as safetensors, whole or not at all; returns its path."""
-        header = {"settings": self.settings, "gap": self.gap}
-        return save_tensors(path, KIND, {"effect": self.effect}, header)
+        tensors = {"effect": self.effect, "gaps": self.gaps}
+        return save_tensors(path, KIND, tensors, {"settings": self.settings})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "NeuronAttribution":
@@ -112,10 +143,12 @@ class NeuronAttribution:
                 raise ValueError(
                     f"effect must be [layer, neuron], got shape {tuple(tensors['effect'].shape)}"
                 )
-            return cls(tensors["effect"], float(header["gap"]), header["settings"])
+            if tensors["gaps"].ndim != 1 or not len(tensors["gaps"]):
+                raise ValueError(f"gaps must be [pair], got shape {tuple(tensors['gaps'].shape)}")
+            return cls(tensors["effect"], tensors["gaps"], header["settings"])
 
     def __repr__(self) -> str:
-        best = list(self.top(3))
+        best = None if self._no_ranking() else list(self.top(3))
         names = ("direction", "positions", "steps")
         shown = {name: self.settings.get(name) for name in names}
         return one_line(self, shape=list(self.effect.shape), gap=self.gap, best=best, **shown)
@@ -161,15 +194,14 @@ def attribute_neurons(
     sides = pairs.encode(prompted)
     source, base = sides if direction == "denoise" else sides[::-1]
     effect = torch.zeros(neuron_shape(model), dtype=torch.float64)
-    gap, n_pairs = 0.0, len(pairs.pairs)
+    gaps, n_pairs = torch.empty(len(pairs.pairs)), len(pairs.pairs)
     with prompted.attached() as virtual, progress_bar("attribution", n_pairs, show=run.progress) as advance:
         for rows in prompted.batches(base):
             of_base, of_source = (prompted.assemble([ids[i] for i in rows], rows) for ids in (base, source))
-            change, moved = _attribute(
+            change, gaps[rows] = _attribute(
                 prompted, of_base, of_source, virtual, pairs.sign[rows], positions, steps
             )
             effect += change
-            gap += moved
             advance(len(rows))
     settings = {
         "model": model_record(model),
@@ -183,7 +215,7 @@ def attribute_neurons(
         "twins": twins_record(twins),
         "steps": steps,
     }
-    return NeuronAttribution(effect / n_pairs, gap / n_pairs, settings)
+    return NeuronAttribution(effect / n_pairs, gaps, settings)
 
 
 def _attribute(
@@ -194,8 +226,8 @@ def _attribute(
     sign: Tensor,
     positions: Positions,
     steps: int,
-) -> tuple[Float[Tensor, "layer neuron"], float]:
-    """Summed over the batch: the estimated changes, and the gap."""
+) -> tuple[Float[Tensor, "layer neuron"], Float[Tensor, " batch"]]:
+    """The estimated changes, summed over the batch, and each pair's gap."""
     names = neuron_hooks(prompted.model)
     embeds: dict[str, Tensor] = {}
     acts: dict[str, list[Tensor]] = {"base": [], "source": []}
@@ -241,7 +273,7 @@ def _attribute(
         ((s - b).double() * g.double() * chosen).sum((0, 1)).cpu()
         for b, s, g in zip(acts["base"], acts["source"], gradients, strict=True)
     ]
-    return torch.stack(change), float((diffs["source"] - diffs["base"]).sum())
+    return torch.stack(change), (diffs["source"] - diffs["base"]).float().cpu()
 
 
 def _diff(

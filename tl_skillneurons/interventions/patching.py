@@ -17,6 +17,7 @@ together can each recover nothing alone; more than one set can recover all.
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,14 @@ from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.interventions._exchange import PLACES, Layers, conditions_of, exchange_hooks, keep
 from tl_skillneurons.interventions.ablation import Positions, positions_record
-from tl_skillneurons.interventions.twins import DIRECTIONS, Twins, logit_diff, twins_of, twins_record
+from tl_skillneurons.interventions.twins import (
+    DIRECTIONS,
+    Twins,
+    logit_diff,
+    no_fraction,
+    twins_of,
+    twins_record,
+)
 from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
@@ -46,6 +54,7 @@ from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws
+from tl_skillneurons.stats.intervals import ratio_interval
 from tl_skillneurons.stats.ranks import median
 from tl_skillneurons.tasks.task import Task
 
@@ -76,43 +85,52 @@ class NeuronPatching:
         """The fraction of the logit diff that each condition recovers, in the order of ``index_df``.
 
         Raises:
-            ValueError: When clean and corrupted runs have the same mean logit diff: there is nothing to recover.
+            ValueError: When the gap between clean and corrupted runs is zero, or its interval over pairs holds zero.
         """
-        result = self.results[direction]
-        return result.effect().mean(-1) / self._gap(direction)
-
-    def _difference(self, direction: str) -> float:
-        return float((self.source[direction] - _baseline(self.results[direction])).mean())
-
-    def _gap(self, direction: str) -> float:
-        gap = self._difference(direction)
-        if not gap:
+        gap = self._gap(direction)
+        if doubt := no_fraction(gap):
             raise ValueError(
-                "clean and corrupted runs have the same mean logit diff, so there is nothing to recover; does the "
-                "prompt tell the classes apart? (the runs themselves are in results and source)"
+                f"{doubt}; does the prompt tell the classes apart? (to_dataframe() has the change in logits, the runs "
+                "themselves are in results and source)"
             )
-        return gap
+        return self._change(direction) / float(gap.mean())
+
+    def _change(self, direction: str) -> Float[Tensor, " condition"]:
+        change: Tensor = self.results[direction].effect().mean(-1)
+        return change
+
+    def _gap(self, direction: str) -> Float[Tensor, " pair"]:
+        return self.source[direction] - _baseline(self.results[direction])
 
     def to_dataframe(self, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
         """One row per direction and set: the whole one, and the points of the curves.
 
         Columns: ``direction``, ``curve`` ("whole", "layer", "cumulative", "neuron"), ``layer`` and ``index``
-        where the set has one, ``n_neurons``; ``recovered`` with its bootstrap interval over pairs (``low``,
-        ``high``: of the patched diff, the gap as measured) and sign-flip p (``p_zero``); of the random neurons
+        where the set has one, ``n_neurons``; ``change`` of the mean logit diff, in logits, with its sign-flip p
+        (``p_zero``); ``recovered``, that change as a fraction of the gap, with its bootstrap interval over pairs
+        (``low``, ``high``: of the ratio, change and gap of the same drawn pairs); of the random neurons
         and of the placebo median, range and rank p of recovering as much (``random_...``, ``placebo_...``;
         single neurons have none of their own: they are ranked among those of the random sets).
+
+        Where the gap is zero, or its interval over pairs holds zero, there is no fraction of it: ``recovered``, its
+        interval and the controls' columns are NaN, and a warning says why.
         """
         rows = []
         for direction, result in self.results.items():
             frame = result.index_df
-            share = self.recovered(direction)
-            gap = self._gap(direction)
-            ends = result.bootstrap_ci(confidence=confidence, seed=seed, of_effect=True)
-            low, high = (end / gap for end in (ends if gap > 0 else ends[::-1]))
+            change, gap = self._change(direction), self._gap(direction)
+            share = low = high = torch.full_like(change, torch.nan)
+            doubt = no_fraction(gap, confidence=confidence, seed=seed)
+            if doubt:
+                warnings.warn(f"{direction}: {doubt}; recovered is NaN, read change, in logits", stacklevel=2)
+            else:
+                share = change / float(gap.mean())
+                low, high = ratio_interval(result.effect(), gap, confidence=confidence, seed=seed)
             p_zero = result.permutation_pvalue(seed=seed)
             chosen = frame[frame.kind == "chosen"]
             for number, (_, row) in zip(chosen.index.tolist(), chosen.iterrows(), strict=True):
                 own = {"direction": direction, **row.drop(["kind", "draw"]).to_dict()}
+                own |= {"change": float(change[number])}
                 own |= {"recovered": float(share[number]), "low": float(low[number])}
                 own |= {"high": float(high[number]), "p_zero": float(p_zero[number])}
                 for kind in ("random", "placebo"):
@@ -124,7 +142,8 @@ class NeuronPatching:
                         continue
                     own |= {f"{kind}_median": median(drawn), f"{kind}_min": float(drawn.min())}
                     own[f"{kind}_max"] = float(drawn.max())
-                    own[f"p_{kind}"] = rank_p_value(float(share[number]), drawn, "greater")
+                    rank = torch.nan if doubt else rank_p_value(float(share[number]), drawn, "greater")
+                    own[f"p_{kind}"] = rank
                 rows.append(own)
         return pd.DataFrame(rows).assign(n_pairs=self.n_pairs)
 
@@ -168,7 +187,9 @@ class NeuronPatching:
     def __repr__(self) -> str:
         settings = self.settings
         shares = {
-            direction: round(float(self.recovered(direction)[0]), 3) if self._difference(direction) else None
+            direction: None
+            if no_fraction(self._gap(direction))
+            else round(float(self.recovered(direction)[0]), 3)
             for direction in self.results
         }
         return one_line(

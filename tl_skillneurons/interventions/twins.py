@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.stats.intervals import doubtful_gap
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task
 
 DIRECTIONS = ("denoise", "noise")
@@ -99,3 +101,12 @@ def logit_diff(
 ) -> Float[Tensor, " batch"]:
     """Logit of the clean twin's label minus the other's."""
     return sign.to(logits) * (logits[:, 1] - logits[:, 0])
+
+
+def no_fraction(gap: Float[Tensor, " pair"], *, confidence: float = 0.95, seed: int = 0) -> str | None:
+    """Why fractions of the gap between the runs of twins mean nothing, in words; ``None`` where they do."""
+    if not gap.isfinite().all():
+        return "the gap is not finite for every pair: there is no fraction of it to recover"
+    units = Units(torch.arange(len(gap)), "pair of twins")
+    doubt = doubtful_gap(gap, confidence=confidence, seed=seed, units=units)
+    return f"{doubt}: there is nothing to recover, or too few pairs to say how much" if doubt else None

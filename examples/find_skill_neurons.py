@@ -1,6 +1,6 @@
 """Which neurons of a small language model carry the sentiment of a movie review, and does the model use them?
 
-SmolLM2-135M-Instruct, built-in movie reviews: under five minutes on two CPU cores.
+SmolLM2-135M-Instruct, built-in movie reviews: about six minutes on two CPU cores.
 """
 
 # %% A model, and labelled text whose every sentence has a twin with one word changed

@@ -207,6 +207,81 @@ def test_what_a_user_gets_wrong_is_one_clear_line_and_nothing_is_written(
     assert not out.exists()
 
 
+def test_without_plotly_a_run_says_what_its_picture_needs(cli, data, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    result = run(cli, *quick(data, folder))
+    assert result.exit_code == 0, result.output
+    assert 'No picture: plots need plotly; install it with pip install "tl_skillneurons[plots]"' in " ".join(
+        result.output.split()
+    )
+
+
+def test_brackets_in_names_are_shown_as_they_are(cli, data, folder):
+    odd = folder.rename(folder.parent / "run [bold]")
+    result = run(cli, *quick(data, odd))
+    assert result.exit_code == 0, result.output
+    assert "run[bold]" in "".join(result.output.split())
+
+
+def test_a_run_finds_the_built_in_task_and_a_folder_of_its_own_where_none_is_named(
+    cli, monkeypatch, tmp_path
+):
+    import tl_skillneurons
+
+    asked = []
+    monkeypatch.setattr(
+        tl_skillneurons, "minimal_pairs", lambda *given, **options: asked.append((given, options))
+    )
+    monkeypatch.chdir(tmp_path)
+    result = run(cli, "--model", "org/tiny model", "--seed", "3")
+    assert result.exit_code == 1 and isinstance(
+        result.exception, AttributeError
+    )  # there is no task to go on with
+    [(given, options)] = asked
+    assert given == ("movie_reviews",) and options["seed"] == 3
+    assert options["label_words"] == {0: " negative", 1: " positive"}
+    refused = run(cli, "--label-words", "a=one,b=two")
+    assert "movie_reviews has the labels 0 and 1, got ['a', 'b'] in --label-words" in refused.output
+
+
+def test_files_of_another_run_in_the_folder_are_refused(cli, data, folder, tmp_path):
+    """Each file knows the prompts and the task that it was measured with."""
+    other = tmp_path / "other"
+    assert run(cli, *quick(data, other), "--seed", "5", "--prompts", "1").exit_code == 0
+    for name in ("scores.safetensors", "rules_on_report.safetensors", "effects.safetensors"):
+        mixed = tmp_path / f"mixed-{name}"
+        shutil.copytree(folder, mixed)
+        shutil.copy(other / name, mixed / name)
+        result = run(cli, *quick(data, mixed))
+        assert result.exit_code == 2
+        said = " ".join(result.output.split())
+        assert f"{name} was measured with other prompts or another task; delete it" in said
+
+
+def test_findings_show_themselves_as_a_line_and_a_table_of_their_neurons(data, finished, skn):
+    from tl_skillneurons.tasks.sources import load_splits
+
+    task = skn.Task.from_datasets(
+        load_splits(data), template="{text}", label_words={0: "negative", 1: "positive"}, name="data"
+    )
+    found = skn.find_skill_neurons(
+        bridge("llama"),
+        task,
+        out=finished[0],
+        n_virtual_tokens=2,
+        n_prompts=2,
+        n_steps=4,
+        top=2,
+        training=skn.prompts.TrainingOptions(batch_size=4),
+        run=QUIET,
+    )
+    frame = found.to_dataframe()
+    assert list(frame.columns[:2]) == ["layer", "index"] and len(frame) == len(found.skill) == 4
+    assert frame.on_report.tolist() == found.on_report.tolist()
+    assert repr(found).startswith("Findings(task='data', n_prompts=2, n_skill_neurons=4, on_select=")
+    assert "<table" in found._repr_html_() and "Findings(" in found._repr_html_()
+
+
 def test_help_names_every_option_with_its_default(cli):
     result = CliRunner().invoke(cli.app, ["find", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
     options = "model data template label label-words virtual-tokens prompts steps batch-size top seed device dtype out"

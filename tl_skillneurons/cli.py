@@ -176,6 +176,7 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search) -> None:
             )
 
         from rich.console import Console
+        from rich.markup import escape
 
         from tl_skillneurons.find import RUN, find_skill_neurons, record
         from tl_skillneurons.models.loading import load_model
@@ -193,7 +194,7 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search) -> None:
             report=data.report_examples or None,
             seed=search.seed,
         )
-        console.print(_about(task), highlight=False)
+        console.print(_about(task), highlight=False, markup=False)
         findings = find_skill_neurons(
             bridge,
             task,
@@ -209,20 +210,22 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search) -> None:
         said = numbers(findings)
         record(folder, said)
         show(said, console)
-        console.print(f"Everything is in [bold]{folder}[/bold]; all numbers above are in {RUN}.")
+        console.print(f"Everything is in [bold]{escape(str(folder))}[/bold]; all numbers above are in {RUN}.")
         console.print(_draw(findings.scores, folder))
 
 
 def _draw(scores: "NeuronScores", folder: Path) -> str:
     """Leave a picture of the scores in ``folder``, and say where, or what it needs."""
+    from rich.markup import escape
+
     from tl_skillneurons._files import write_whole
     from tl_skillneurons.plots import plot_scores
 
     try:
         picture = plot_scores(scores).to_html(include_plotlyjs=True)
     except ImportError as error:
-        return f"No picture: {error}."
-    return f"A picture of them is [bold]{write_whole(folder / PICTURE, picture)}[/bold]."
+        return f"No picture: {escape(str(error))}."
+    return f"A picture of them is [bold]{escape(str(write_whole(folder / PICTURE, picture)))}[/bold]."
 
 
 def _read_task(data: Data, label_words: dict[Any, Any], seed: int) -> "Task":

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tl_skillneurons.find import Findings
@@ -290,7 +291,7 @@ def _neuron_table(skill: dict[str, Any]) -> Table:
         table.add_row(
             str(row["layer"]),
             str(row["index"]),
-            row["high_means"],
+            escape(row["high_means"]),
             f"{row['accuracy_on_select']:.3f}",
             f"{row['p_family']:.3f}",
             f"{row['accuracy_on_report']:.3f}",

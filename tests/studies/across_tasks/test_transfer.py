@@ -70,6 +70,11 @@ def answered(names, shares, n=80, seed=0):
     }
 
 
+def away(matrix):
+    """What stands off the diagonal."""
+    return matrix[~torch.eye(len(matrix), dtype=torch.bool)].numpy()
+
+
 def test_beside_the_interval_stand_the_extremes_of_leaving_out_each_task_in_turn():
     names, generator = "abcd", torch.Generator().manual_seed(1)
     similar = torch.rand(4, 4, generator=generator, dtype=torch.float64)

@@ -1,10 +1,10 @@
 """Intervals over prompts and units: against enumeration, and what a wrong unit of resampling would give."""
 
-import itertools
 import math
 
 import pytest
 import torch
+from scipy import stats
 
 from tl_skillneurons.stats.intervals import (
     bootstrap_mean,
@@ -17,27 +17,43 @@ from tl_skillneurons.stats.units import Units
 GENERATOR = torch.Generator().manual_seed(0)
 
 
-def test_the_interval_is_that_of_all_resamples_of_prompts_and_of_examples_counted_out():
-    values = torch.tensor([[0.0, 1.0, 5.0], [2.0, 3.0, 9.0]])
-    means = [
-        values[list(prompts)][:, list(examples)].mean().item()
-        for prompts in itertools.product(range(2), repeat=2)
-        for examples in itertools.product(range(3), repeat=3)
-    ]
-    low, high = two_level_bootstrap(values, n_draws=20_000, confidence=0.8)
-    ends = torch.tensor(means, dtype=torch.float64).quantile(torch.tensor([0.1, 0.9], dtype=torch.float64))
-    assert (low.item(), high.item()) == pytest.approx(
-        ends.tolist(), abs=0.34
-    )  # one step between two resamples
-    wider = two_level_bootstrap(values, n_draws=20_000, confidence=0.95)
-    assert wider[0] <= low and high <= wider[1]
+def test_the_half_widths_of_units_and_of_prompts_add_in_quadrature():
+    values = torch.randn(3, 40, generator=GENERATOR, dtype=torch.float64) + torch.tensor(
+        [[0.0], [1.0], [3.0]]
+    )
+    low, high = two_level_bootstrap(values)
+    middle, (unit_low, unit_high) = values.mean(), bootstrap_mean(values.mean(0))
+    student = stats.t.interval(0.95, 2, values.mean(), stats.sem(values.mean(1).numpy()))
+    assert float(middle - low) == pytest.approx(math.hypot(middle - unit_low, middle - student[0]))
+    assert float(high - middle) == pytest.approx(math.hypot(unit_high - middle, student[1] - middle))
+
+
+@pytest.mark.parametrize("n_prompts", [3, 4, 8])
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_an_interval_over_prompts_leaves_out_the_true_mean_no_more_often_than_it_says(n_prompts, spread):
+    generator = torch.Generator().manual_seed(n_prompts)
+    of_prompt = spread * torch.randn(1000, n_prompts, 1, generator=generator)
+    of_text = 0.5 * torch.randn(1000, 1, 50, generator=generator)
+    low, high = two_level_bootstrap(
+        of_prompt + of_text + torch.randn(1000, n_prompts, 50, generator=generator)
+    )
+    wrong = int(((low > 0) | (high < 0)).sum())
+    assert (
+        stats.binomtest(wrong, 1000, 0.05, alternative="greater").pvalue > 0.01
+    )  # drawing prompts: 0.25 for 3
+
+
+def test_two_prompts_speak_for_themselves_alone():
+    values = torch.randn(2, 30, generator=GENERATOR) + torch.tensor([[0.0], [9.0]])
+    for end, alone in zip(two_level_bootstrap(values), bootstrap_mean(values.double().mean(0)), strict=True):
+        torch.testing.assert_close(end, alone)
 
 
 def test_prompts_that_agree_leave_the_examples_and_prompts_that_differ_widen_the_interval():
     one = torch.randn(1, 200, generator=GENERATOR, dtype=torch.float64)
     low, high = two_level_bootstrap(one.expand(5, 200))
     alone = bootstrap_mean(one[0])
-    assert (low.item(), high.item()) == pytest.approx([end.item() for end in alone], abs=0.02)
+    assert (low.item(), high.item()) == pytest.approx([end.item() for end in alone])
     apart = one + torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
     low, high = two_level_bootstrap(apart)
     assert high - low > 3 * (alone[1] - alone[0])
@@ -63,17 +79,19 @@ def test_rows_see_the_same_resamples_and_large_input_runs_in_parts(monkeypatch):
         torch.testing.assert_close(whole, parts)
 
 
-def test_of_calibration_errors_the_mean_over_prompts_is_resampled():
+def test_of_calibration_errors_the_mean_over_prompts_has_the_scatter_of_units_and_of_prompts():
     labels = torch.randint(2, (60,), generator=GENERATOR)
     sure = torch.nn.functional.one_hot(labels, 2).double() * 9
-    wrong = sure.flip(1)
-    before, after = torch.stack([sure, sure]), torch.stack([sure, wrong])
+    before, after = torch.stack([sure] * 3), torch.stack([sure, sure, sure.flip(1)])
     settings = {"n_draws": 200, "confidence": 0.95, "seed": 0}
     low, high = two_level_calibration(before, after, labels, **settings)
-    assert low == pytest.approx(0, abs=1e-3) and high == pytest.approx(
-        1, abs=1e-3
-    )  # none, one or both are wrong
+    student = stats.t.interval(
+        0.95, 2, 1 / 3, stats.sem([0, 0, 1])
+    )  # one prompt is wrong of every text alike
+    assert (low, high) == pytest.approx(student, abs=1e-3)
     assert two_level_calibration(before, before, labels, **settings) == (0, 0)
+    low, high = two_level_calibration(before[1:], after[1:], labels, **settings)
+    assert (low, high) == pytest.approx((0.5, 0.5), abs=1e-3)  # of these two prompts alone
 
 
 def test_examples_that_belong_together_are_drawn_together():
@@ -101,7 +119,8 @@ def test_calibration_errors_of_one_prompt_are_resampled_by_units():
 def test_an_interval_says_what_it_is_about():
     assert interval_scope(1, Units.single(4)).startswith("this prompt alone (3 or more")
     assert interval_scope(2, Units.single(4)).startswith("these 2 prompts alone")
-    assert interval_scope(3, Units.single(4)) == "other prompts (3 seen) and other examples (4 units: text)"
+    assert interval_scope(3, Units.single(8)) == "other prompts (3 seen) and other examples (8 units: text)"
+    assert interval_scope(3, Units.single(7)).endswith("(7 units: text; too narrow, it takes 8 or more)")
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.hypothesis_tests import LabelDifference, permutation_difference
-from tl_skillneurons.stats.intervals import bootstrap_counts, bootstrap_mean
+from tl_skillneurons.stats.intervals import bootstrap_counts, bootstrap_ends, bootstrap_mean
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
@@ -156,9 +156,9 @@ class HeadWriters:
         usable = (weights[0].sum(1) > 0) & (weights[1].sum(1) > 0)
         share = [weight[usable] / weight[usable].sum(1, keepdim=True) for weight in weights]
         drawn = self._by_neuron.double() @ (share[1] - share[0]).T
-        tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
-        low, high = drawn.quantile(tails, dim=-1)
-        return low, high
+        flat = rearrange(drawn, "neuron layer head draw -> (neuron layer head) draw")
+        low, high = bootstrap_ends(flat, confidence, self.units)
+        return low.reshape(drawn.shape[:-1]), high.reshape(drawn.shape[:-1])
 
     def __repr__(self) -> str:
         n_examples, n_neurons, n_layers, n_heads = self.heads.shape

@@ -46,13 +46,7 @@ from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.passes import chosen_activations, every_accuracy
 from tl_skillneurons.scores.selection import every_neuron
 from tl_skillneurons.scores.tallies import accuracy_at
-from tl_skillneurons.stats.intervals import (
-    FEWEST_PROMPTS,
-    bootstrap_mean,
-    interval_scope,
-    two_level_bootstrap,
-)
-from tl_skillneurons.stats.units import Units
+from tl_skillneurons.stats.intervals import interval_scope, two_level_bootstrap
 from tl_skillneurons.tasks.task import Task
 
 ALL_RULES, RULE_ACCURACY = "AllRules", "RuleAccuracy"
@@ -318,10 +312,10 @@ def evaluate_rules(
         raise ValueError("neurons must hold at least one neuron, got none")
     answers = rule_answers(model, prompts, task, scores, neurons, role=role, max_length=max_length, run=run)
     right, units = answers.mean(0), task.units(role)
-    each_low, each_high = _interval(
-        rearrange(answers, "prompt example chosen -> chosen prompt example"), units, seed
+    each_low, each_high = two_level_bootstrap(
+        rearrange(answers, "prompt example chosen -> chosen prompt example"), seed=seed, units=units
     )
-    low, high = _interval(answers.mean(2), units, seed)
+    low, high = two_level_bootstrap(answers.mean(2), seed=seed, units=units)
     by_prompt = scores.direction_by_prompt[:, neurons.layer, neurons.index]
     table = pd.DataFrame(
         {
@@ -350,15 +344,6 @@ def evaluate_rules(
             scores.provenance, PromptedModel(model, as_list(prompts)[0], max_length=max_length), task, role
         ),
     )
-
-
-def _interval(
-    right: Float[Tensor, "*row prompt example"], units: Units, seed: int
-) -> tuple[Float[Tensor, "*row"], Float[Tensor, "*row"]]:
-    """Of each row's mean: of units, and of prompts too where they are enough to speak for others."""
-    if right.shape[-2] < FEWEST_PROMPTS:
-        return bootstrap_mean(right.mean(-2), seed=seed, units=units)
-    return two_level_bootstrap(right, seed=seed, units=units)
 
 
 def _with_cut(provenance: dict[str, Any], prompted: PromptedModel, task: Task, role: str) -> dict[str, Any]:

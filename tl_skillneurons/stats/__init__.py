@@ -67,14 +67,17 @@ Rank among controls (:func:`rank_p_value`)
     are alike in anything but what they were drawn by.
 
 Intervals (:func:`bootstrap_mean`, :func:`ratio_interval`)
-    Where the mean of other units of this kind lies. Units are drawn. Approximate, and too narrow for few units: 0.078
-    of the intervals of 26 word pairs leave out the true mean where 0.05 may. :func:`clopper_pearson` is exact, for
-    rates of independent texts.
+    Where the mean of other units of this kind lies. Units are drawn. Approximate: of 20 groups 0.055 of the intervals
+    leave out the true mean, of 26 word pairs of unequal size 0.062, of 8 normal numbers 0.059, where 0.05 may; fewer
+    than 8 are too few (of 5 0.074). :func:`clopper_pearson` is exact, for rates of independent texts. What rarely
+    changes has no interval worth its name: where none of the units changed it is a single point.
 
 Intervals over prompts (:func:`two_level_bootstrap`)
-    Where the mean of other prompts and units lies. Both are drawn. Approximate: of 4 prompts whose means differ little
-    (standard deviation 0.1, texts 1) 0.044 are wrong, of **4 prompts that differ as much as texts do 0.18**. So few
-    prompts tell little of others, and a wide scatter between them is to be read as that.
+    Where the mean of other prompts and units lies. Units are drawn, and Student's t has the prompts. Approximate, and
+    cautious where prompts are alike: of 4 prompts whose means differ little (standard deviation 0.1, texts 1) 0.022 are
+    wrong, of 4 prompts that differ as much as texts do 0.048, of 3 0.037. Prompts of which few are far better or worse
+    than the rest (an exponential law) give 0.09 to 0.10 from 3 to 5 on. Fewer than 3 prompts speak for themselves
+    alone.
 """
 
 from tl_skillneurons._rooms import open_room

@@ -10,6 +10,7 @@ from .hypothesis_tests import rank_p_value as rank_p_value
 from .hypothesis_tests import require_draws as require_draws
 from .hypothesis_tests import sign_flip_test as sign_flip_test
 from .intervals import bootstrap_counts as bootstrap_counts
+from .intervals import bootstrap_ends as bootstrap_ends
 from .intervals import bootstrap_mean as bootstrap_mean
 from .intervals import clopper_pearson as clopper_pearson
 from .intervals import doubtful_gap as doubtful_gap

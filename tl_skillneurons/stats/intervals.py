@@ -3,15 +3,28 @@
 **Exact interval** of a rate (Clopper and Pearson, 1934). For ``h`` hits of ``n`` the ends ``low`` and ``high`` solve
 ``P(Binomial(n, low) >= h) = (1 - confidence) / 2`` and ``P(Binomial(n, high) <= h) = (1 - confidence) / 2``.
 
-**Bootstrap** (percentile; Efron, 1979). Examples are drawn with replacement, and the quantiles of the drawn means
-bound the interval. It is about other examples of the same kind, not about other prompts or seeds, and is too narrow
-for a few dozen examples or less. Examples that belong together are drawn together: with ``units`` it is units that are
-drawn, and the drawn mean is over their examples (:mod:`~tl_skillneurons.stats.units`).
+**Bootstrap** (expanded percentile; Efron, 1979; Hesterberg, 2015, section 3.3). Examples are drawn with replacement,
+and two quantiles of the drawn means bound the interval. Drawn means scatter less than they should by ``(n - 1) / n``,
+and a few units don't tell their own scatter well, so the quantiles lie further out, where the interval of a normal mean
+would have Student's width::
 
-**Two levels.** Every prompt answers the same examples, so prompts and units are crossed: both are drawn with
-replacement, each on its own (the pigeonhole bootstrap of Owen, 2007, which errs to the wide side). It is about other
-prompts and other examples of these kinds. Fewer than :data:`FEWEST_PROMPTS` say nothing about others: then the interval
-is about examples and holds for these prompts alone, whatever its name.
+    tail = Phi(-sqrt(n / (n - 1)) * t_{n - 1}((1 + confidence) / 2))
+
+which is the plain percentile for many. Examples that belong together are drawn together: with ``units`` it is units
+that are drawn, the drawn mean is over their examples (:mod:`~tl_skillneurons.stats.units`), and ``n`` is how many units
+of equal size would vary as much (Kish, 1965). It is about other examples of the same kind, not about other prompts or
+seeds. Of fewer than :data:`FEWEST_UNITS` no two quantiles reach far enough: such an interval is too narrow; and so is
+one of a few dozen numbers that are mostly equal or have a long tail.
+
+**Two levels.** Every prompt answers the same examples, so prompts and units are crossed. The interval of the units is
+the bootstrap's; that of the prompts is Student's, on the prompts' own values and one degree of freedom less than there
+are prompts; their half-widths ``h`` on either side add in quadrature (Zou and Donner, 2008)::
+
+    h = sqrt(h_units^2 + h_prompts^2)
+
+What prompts and units do together is in both, so it errs to the wide side. It is about other prompts and other examples
+of these kinds. With fewer than :data:`FEWEST_PROMPTS` prompts their scatter is hardly known: then units alone are
+drawn, and the interval holds for these prompts alone, whatever its name.
 
 **Ratios.** Of ``mean(part) / mean(gap)`` both means are of the same drawn units, so the gap's own uncertainty is in the
 interval. Where the interval of the gap holds zero the ratio may be anything, and there is none.
@@ -20,10 +33,12 @@ What they do not show: anything about examples that chose what is measured. For 
 every interval here is too high.
 """
 
+import math
+
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from jaxtyping import Float, Int
-from scipy.special import betaincinv
+from scipy.special import betaincinv, ndtr, stdtrit
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_open_unit
@@ -32,6 +47,9 @@ from tl_skillneurons.stats.units import Units, require_units
 
 FEWEST_PROMPTS = 3
 """With fewer prompts an interval is about these prompts alone."""
+
+FEWEST_UNITS = 8
+"""With fewer units a bootstrap interval is too narrow, whatever is done: it can't leave the range of a few values."""
 
 _MOST_NUMBERS = 2**24  # of one chunk of draws: 128 MB in float64
 
@@ -69,7 +87,7 @@ def bootstrap_mean(
     seed: int = 0,
     units: Units | None = None,
 ) -> tuple[Float[Tensor, "*row"], Float[Tensor, "*row"]]:
-    """The percentile bootstrap interval of each row's mean over examples: ``(low, high)``, float64.
+    """The bootstrap interval of each row's mean over examples: ``(low, high)``, float64.
 
     All rows see the same resampled examples, so a difference of rows is resampled in pairs.
 
@@ -93,7 +111,7 @@ def bootstrap_mean(
     for start in range(0, n_draws, chunk := max(1, _MOST_NUMBERS // n)):
         counts = bootstrap_counts(n, min(chunk, n_draws - start), generator, units=units)
         means[:, start : start + len(counts)] = rows @ counts.T / counts.sum(1)
-    low, high = _ends(means, confidence)
+    low, high = bootstrap_ends(means, confidence, require_units(n, units))
     return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
 
 
@@ -112,6 +130,28 @@ def bootstrap_counts(
     return require_units(n_examples, units).weights(n_draws, generator).double()
 
 
+def bootstrap_ends(
+    means: Float[Tensor, "row draw"], confidence: float, units: Units
+) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
+    """The ends ``(low, high)`` of the intervals of what was drawn: its expanded quantiles; of a single unit, which has
+    no scatter, the plain ones.
+
+    Args:
+        means: What each draw of the ``units`` gave.
+
+    Example:
+        >>> low, high = bootstrap_ends(torch.linspace(0, 1, 1001).double()[None], 0.95, Units.single(10))
+        >>> round(low.item(), 4), round(high.item(), 4)
+        (0.0086, 0.9914)
+    """
+    tail = (1 - require_open_unit(confidence, "confidence")) / 2
+    n = units.n_examples**2 / int(units.sizes.square().sum())
+    if n > 1:
+        tail = float(ndtr(-math.sqrt(n / (n - 1)) * _student(n, confidence)))
+    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=1)
+    return low, high
+
+
 def two_level_bootstrap(
     values: Float[Tensor, "*row prompt example"],
     *,
@@ -120,10 +160,10 @@ def two_level_bootstrap(
     seed: int = 0,
     units: Units | None = None,
 ) -> tuple[Float[Tensor, "*row"], Float[Tensor, "*row"]]:
-    """The interval ``(low, high)`` of each row's mean over prompts and examples, prompts and units resampled; float64.
+    """The interval ``(low, high)`` of each row's mean over prompts and examples, for other prompts and units; float64.
 
-    All rows see the same resampled prompts and examples. With fewer than :data:`FEWEST_PROMPTS` prompts it says nothing
-    about others (:func:`interval_scope`).
+    All rows see the same resampled examples. With fewer than :data:`FEWEST_PROMPTS` prompts it says nothing about
+    others (:func:`interval_scope`).
 
     Raises:
         ValueError: Without prompts or examples, for units of other examples, or for ``confidence`` outside (0, 1).
@@ -133,26 +173,32 @@ def two_level_bootstrap(
         >>> round(low.item(), 1), round(high.item(), 1)
         (0.4, 0.6)
     """
-    *rows, n_prompts, n_examples = values.shape
-    require_int(n_draws, "n_draws")
+    n_prompts, n_examples = values.shape[-2:]
     if not n_prompts or not n_examples:
         raise ValueError(
             f"values must hold at least one prompt and one example, got {n_prompts} and {n_examples}"
         )
-    flat = values.detach().double().cpu().reshape(-1, n_prompts, n_examples)
-    generator = torch.Generator().manual_seed(seed)
-    of_prompts = bootstrap_counts(n_prompts, n_draws, generator)
-    of_examples = bootstrap_counts(n_examples, n_draws, generator, units=units)
-    means = torch.empty(len(flat), n_draws, dtype=torch.float64)
-    for start in range(0, len(flat), size := max(1, _MOST_NUMBERS // (n_prompts * n_draws))):
-        by_prompt = einsum(
-            flat[start : start + size], of_examples, "row prompt example, draw example -> row prompt draw"
-        )
-        means[start : start + size] = einsum(
-            by_prompt, of_prompts, "row prompt draw, draw prompt -> row draw"
-        )
-    low, high = _ends(means / (n_prompts * of_examples.sum(1)), confidence)
-    return low.reshape(rows), high.reshape(rows)
+    of_prompts = values.detach().double().cpu().mean(-1)
+    low, high = bootstrap_mean(
+        values.double().mean(-2), n_draws=n_draws, confidence=confidence, seed=seed, units=units
+    )
+    return _with_prompts(of_prompts, low, high, confidence)
+
+
+def _with_prompts(
+    of_prompts: Float[Tensor, "*row prompt"],
+    low: Float[Tensor, "*row"],
+    high: Float[Tensor, "*row"],
+    confidence: float,
+) -> tuple[Float[Tensor, "*row"], Float[Tensor, "*row"]]:
+    """The interval over units, widened by that of the prompts where these are enough to have one."""
+    n = of_prompts.shape[-1]
+    if n < FEWEST_PROMPTS:
+        return low, high
+    middle = of_prompts.mean(-1)
+    width = _student(n, confidence) * of_prompts.std(-1) / math.sqrt(n)
+    down, up = ((middle - low).clamp(min=0), (high - middle).clamp(min=0))
+    return middle - torch.hypot(down, width), middle + torch.hypot(up, width)
 
 
 def two_level_calibration(
@@ -165,24 +211,21 @@ def two_level_calibration(
     seed: int = 0,
     units: Units | None = None,
 ) -> tuple[float, float]:
-    """The interval of the change of the mean calibration error, prompts and units resampled; of one prompt, units."""
+    """The interval of the change of the mean calibration error, for other units, and other prompts where enough were
+    seen."""
     units = require_units(len(labels), units)
     generator = torch.Generator().manual_seed(seed)
     pairs = [
         [answer_confidence(outputs[k], labels) for outputs in (after, before)] for k in range(len(after))
     ]
-    changes = torch.empty(n_draws, dtype=torch.float64)
-    for draw in range(n_draws):
-        prompts = [0]
-        if len(after) > 1:
-            prompts = torch.randint(len(after), (len(after),), generator=generator).tolist()
-        rows = units.resampled(generator)
-        drawn = [
-            [calibration_error(*(v[rows] for v in one)) for one in pair]
-            for pair in (pairs[k] for k in prompts)
-        ]
-        changes[draw] = sum(now - was for now, was in drawn) / len(drawn)
-    low, high = _ends(rearrange(changes, "draw -> 1 draw"), confidence)
+
+    def changes(rows: Int[Tensor, " drawn"]) -> Float[Tensor, " prompt"]:
+        now, was = ([calibration_error(*(v[rows] for v in pair[side])) for pair in pairs] for side in (0, 1))
+        return torch.tensor(now, dtype=torch.float64) - torch.tensor(was, dtype=torch.float64)
+
+    drawn = torch.stack([changes(units.resampled(generator)).mean() for _ in range(n_draws)])
+    low, high = bootstrap_ends(rearrange(drawn, "draw -> 1 draw"), confidence, units)
+    low, high = _with_prompts(changes(torch.arange(len(labels)))[None], low, high, confidence)
     return float(low), float(high)
 
 
@@ -190,16 +233,19 @@ def interval_scope(n_prompts: int, units: Units) -> str:
     """What an interval over so many prompts and these units is about, in words.
 
     Example:
-        >>> interval_scope(5, Units.of([[0, 0, 1]], what="word pair"))
-        'other prompts (5 seen) and other examples (2 units: word pair)'
+        >>> interval_scope(5, Units.of([[*range(26), 25]], what="word pair"))
+        'other prompts (5 seen) and other examples (26 units: word pair)'
         >>> interval_scope(2, Units.single(40))
         'these 2 prompts alone (3 or more would speak for others) and other examples (40 units: text)'
+        >>> interval_scope(3, Units.of([[0, 0, 1]], what="word pair"))
+        'other prompts (3 seen) and other examples (2 units: word pair; too narrow, it takes 8 or more)'
     """
     prompts = f"other prompts ({n_prompts} seen)"
     if n_prompts < FEWEST_PROMPTS:
         these = "this prompt" if n_prompts == 1 else f"these {n_prompts} prompts"
         prompts = f"{these} alone ({FEWEST_PROMPTS} or more would speak for others)"
-    return f"{prompts} and other examples ({len(units)} units: {units.what})"
+    narrow = f"; too narrow, it takes {FEWEST_UNITS} or more" if len(units) < FEWEST_UNITS else ""
+    return f"{prompts} and other examples ({len(units)} units: {units.what}{narrow})"
 
 
 def doubtful_gap(
@@ -210,7 +256,7 @@ def doubtful_gap(
     seed: int = 0,
     units: Units | None = None,
 ) -> str | None:
-    """Why fractions of a gap's mean mean nothing, in words: its interval holds zero; ``None`` where it doesn't.
+    """Why fractions of a gap's mean mean nothing, in words: its interval holds zero, or it isn't finite; else ``None``.
 
     Example:
         >>> doubtful_gap(torch.tensor([1.0, -1.0] * 20))
@@ -219,6 +265,8 @@ def doubtful_gap(
         True
     """
     units = require_units(len(gap), units)
+    if odd := int((~gap.isfinite()).sum()):
+        return f"the gap is not finite for {odd} of {len(gap)} examples"
     low, high = bootstrap_mean(gap, n_draws=n_draws, confidence=confidence, seed=seed, units=units)
     if not low <= 0 <= high:
         return None
@@ -244,8 +292,8 @@ def ratio_interval(
         gap: What could be recovered of each example.
 
     Raises:
-        ValueError: Where the interval of the gap holds zero (:func:`doubtful_gap` asks first), without examples, or
-            for parts and units of other examples.
+        ValueError: Where the interval of the gap holds zero (:func:`doubtful_gap` asks first), for parts that are not
+            finite, without examples, or for parts and units of other examples.
 
     Example:
         >>> gap = torch.linspace(1, 2, 40)
@@ -256,19 +304,20 @@ def ratio_interval(
         raise ValueError(f"part and gap must be of the same examples, got {part.shape[-1]} and {len(gap)}")
     if reason := doubtful_gap(gap, n_draws=n_draws, confidence=confidence, seed=seed, units=units):
         raise ValueError(f"{reason}: a fraction of it may be anything; give the change itself")
+    if not part.isfinite().all():
+        odd = int((~part.isfinite()).sum())
+        raise ValueError(f"part must be finite, got {odd} numbers of {part.numel()} that are not")
     generator = torch.Generator().manual_seed(seed)
     counts = bootstrap_counts(len(gap), require_int(n_draws, "n_draws"), generator, units=units)
     rows = rearrange(part.detach().double().cpu(), "... example -> (...) example")
-    low, high = _ends(rows @ counts.T / (counts @ gap.detach().double().cpu()), confidence)
+    ratios = rows @ counts.T / (counts @ gap.detach().double().cpu())
+    low, high = bootstrap_ends(ratios, confidence, require_units(len(gap), units))
     return low.reshape(part.shape[:-1]), high.reshape(part.shape[:-1])
 
 
-def _ends(
-    means: Float[Tensor, "row draw"], confidence: float
-) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
-    tail = (1 - require_open_unit(confidence, "confidence")) / 2
-    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=1)
-    return low, high
+def _student(n: int | float, confidence: float) -> float:
+    """How many standard errors on either side of a mean of ``n`` values hold it so often."""
+    return -float(stdtrit(n - 1, (1 - confidence) / 2))
 
 
 def _lower_end(hits: int, n: int, tail: float) -> float:

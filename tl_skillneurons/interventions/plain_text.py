@@ -17,6 +17,7 @@ from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import has_language_model_head
+from tl_skillneurons.models.tokenizing import mask_id
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 
@@ -106,5 +107,4 @@ def _masked(tokens: PromptedTokens, prompted: PromptedModel, seed: int) -> tuple
         generator = torch.Generator().manual_seed((seed * 1_000_003 + example + 1) % 2**63)
         asked[row, columns[torch.randperm(len(columns), generator=generator)[:n]]] = True
     asked = asked.to(tokens.ids.device)
-    mask_id = prompted.model.tokenizer.mask_token_id
-    return replace(tokens, ids=tokens.ids.masked_fill(asked, mask_id)), asked
+    return replace(tokens, ids=tokens.ids.masked_fill(asked, mask_id(prompted.model))), asked

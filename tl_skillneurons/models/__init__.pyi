@@ -6,3 +6,4 @@ from .pruned_files import load_pruned as load_pruned
 from .pruned_files import save_pruned as save_pruned
 from .pruning import prune as prune
 from .shuffled import shuffle_layers as shuffle_layers
+from .special_tokens import keep_special_tokens as keep_special_tokens

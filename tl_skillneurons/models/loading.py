@@ -21,6 +21,7 @@ from tl_skillneurons.models.sites import (
     neuron_widths,
     require_supported,
 )
+from tl_skillneurons.models.special_tokens import fresh_tokenizer, keep_special_tokens
 
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -88,6 +89,7 @@ def load_model(
         boot = _boot_encoder if config.model_type in _ENCODERS else _boot
         model = boot(source, placement, dtype)
         _require_in_memory(name, model)
+        keep_special_tokens(model, fresh_tokenizer(model, revision))
     model.cfg.model_name = name if revision is None else f"{name}@{revision}"
     model.requires_grad_(False)
     model.eval()

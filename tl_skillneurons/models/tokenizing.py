@@ -1,6 +1,6 @@
 """Texts and label words as token ids, by the conventions of TransformerLens and of the model's tokenizer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,13 +34,76 @@ def text_token_ids(model: TransformerBridge, texts: list[str], prepend_bos: bool
     if not texts:
         return []
     rows = tokenizer(texts, verbose=False)["input_ids"]
+    require_rows(model, rows)
     if prepend_bos is None:
         return rows
     if getattr(cfg, "tokenizer_appends_eos", False):
         rows = [row[:-1] if len(row) > 1 and row[-1] == tokenizer.eos_token_id else row for row in rows]
     if not prepend_bos and adds_bos:
-        rows = [row[1:] if row and row[0] == tokenizer.bos_token_id else row for row in rows]
+        special = set(tokenizer.all_special_ids)
+        rows = [_without_bos(row, tokenizer.bos_token_id, special) for row in rows]
     return rows
+
+
+def _without_bos(row: list[int], bos: int | None, special: set[int]) -> list[int]:
+    """A row without the BOS among the special tokens that it begins with."""
+    for place, token in enumerate(row):
+        if token == bos:
+            return row[:place] + row[place + 1 :]
+        if token not in special:
+            break
+    return row
+
+
+def piece_ids(model: TransformerBridge, text: str) -> list[int]:
+    """Token ids of a piece of text, without special tokens.
+
+    Raises:
+        ValueError: For a token that the model has no row for.
+    """
+    ids = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    require_rows(model, [ids])
+    return ids
+
+
+def require_rows(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> None:
+    """Refuse ids from the model's last embedding row on: they would be taken for virtual tokens.
+
+    Raises:
+        ValueError: With the text's number and the token.
+    """
+    n_rows = model.W_E.shape[0]
+    for number, row in enumerate(rows):
+        beyond = next((i for i in row if i >= n_rows), None)
+        if beyond is not None:
+            raise ValueError(
+                f"text {number} holds the token {model.tokenizer.convert_ids_to_tokens(beyond)!r} of id {beyond}, and "
+                f"the model has rows for the ids 0 to {n_rows - 1}; a token added to the tokenizer needs a row of its "
+                "own (resize_token_embeddings, before the model is booted), or leave the token out of the texts"
+            )
+
+
+def pad_id(model: TransformerBridge) -> int:
+    """An id to pad with: the tokenizer's where the model has a row for it, else 0; padding is never attended to."""
+    given = model.tokenizer.pad_token_id
+    return given if given is not None and given < model.W_E.shape[0] else 0
+
+
+def mask_id(model: TransformerBridge) -> int:
+    """The id of the mask token.
+
+    Raises:
+        ValueError: When the tokenizer has none, or the model no row for it.
+    """
+    given = model.tokenizer.mask_token_id
+    if given is None:
+        raise ValueError(f"the tokenizer of {model.cfg.model_name} has no mask token to read out at")
+    if given >= model.W_E.shape[0]:
+        raise ValueError(
+            f"the mask token {model.tokenizer.mask_token!r} has the id {given}, and the model has rows for the ids 0 "
+            f"to {model.W_E.shape[0] - 1}; it needs a row of its own (resize_token_embeddings, before booting)"
+        )
+    return given
 
 
 def special_token_ids(tokenizer: Any) -> frozenset[int]:
@@ -78,7 +141,13 @@ def label_token_ids(model: TransformerBridge, label_words: Mapping[int, str | in
     for label in sorted(label_words):
         word = label_words[label]
         if isinstance(word, str):
-            word = _single_token(model.tokenizer, word)
+            spelled, word = word, _single_token(model.tokenizer, word)
+            if word >= d_vocab:
+                raise ValueError(
+                    f"label word {spelled!r} has the token id {word}, and the model answers with the ids 0 to "
+                    f"{d_vocab - 1}; a token added to the tokenizer needs a row of its own (resize_token_embeddings, "
+                    "before the model is booted), or choose another word"
+                )
         elif not 0 <= word < d_vocab:
             raise ValueError(f"the token id of label {label} must be in [0, {d_vocab}), got {word}")
         ids.append(word)

@@ -12,7 +12,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons.models.batches import batch_tokens_on, length_batches
 from tl_skillneurons.models.sites import is_causal, max_length
-from tl_skillneurons.models.tokenizing import resolve_prepend_bos, special_token_ids, text_token_ids
+from tl_skillneurons.models.tokenizing import (
+    mask_id,
+    pad_id,
+    resolve_prepend_bos,
+    special_token_ids,
+    text_token_ids,
+)
 from tl_skillneurons.prompts.positions import PADDING_SIDES, PromptedTokens, arrange, truncate
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -87,17 +93,14 @@ class TextLayout:
 
     def assemble(self, text_ids: list[list[int]], example: Sequence[int] | None = None) -> PromptedTokens:
         """One batch: the virtual tokens beside texts that :meth:`encode` made ids of, padded."""
-        tokenizer, base = self.model.tokenizer, self.model.W_E.shape[0]
-        mask_id = tokenizer.mask_token_id if self.has_mask else None
-        if self.has_mask and mask_id is None:
-            raise ValueError(f"the tokenizer of {self.model.cfg.model_name} has no mask token to read out at")
+        base = self.model.W_E.shape[0]
         tokens = arrange(
             text_ids,
             virtual_ids=range(base, base + self.n_virtual_tokens),
             placement="suffix" if self.prompt is None else self.prompt.placement,
-            mask_id=mask_id,
-            special_ids=special_token_ids(tokenizer),
-            pad_id=tokenizer.pad_token_id or 0,
+            mask_id=mask_id(self.model) if self.has_mask else None,
+            special_ids=special_token_ids(self.model.tokenizer),
+            pad_id=pad_id(self.model),
             padding_side=self.padding_side,
             max_length=self.max_length,
             example=example,

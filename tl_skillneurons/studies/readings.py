@@ -38,6 +38,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.models.sites import neuron_shape
+from tl_skillneurons.models.tokenizing import piece_ids
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
@@ -292,7 +293,7 @@ def natural_prompt(model: TransformerBridge, text: str, like: SoftPrompt) -> Sof
     Example:
         >>> natural_prompt(model, " All in all, the film was", prompts[0])
     """
-    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = piece_ids(model, text)
     if not ids:
         raise ValueError(f"a natural-language prompt must have at least one token, got {text!r}")
     return _bare(embedding_rows(model, torch.tensor(ids)), like)

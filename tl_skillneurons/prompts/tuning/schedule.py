@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons._checks import require_int
+from tl_skillneurons.models.tokenizing import piece_ids
 
 INITS = ("vocabulary", "normal")
 _MOST_HELD_BACK = 256
@@ -142,7 +143,7 @@ def start_ids(model: TransformerBridge, init: Sequence[str]) -> list[int]:
         ValueError: When it has none.
     """
     text = " ".join(init)
-    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = piece_ids(model, text)
     if not ids:
         raise ValueError(f"the text to start from must have at least one token, got {text!r}")
     return ids

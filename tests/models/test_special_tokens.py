@@ -1,0 +1,234 @@
+"""What a model's own tokenizer puts around a text is there after the boot, and ids without a row are refused."""
+
+import pytest
+import tiny
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+import tl_skillneurons as skn
+
+NAMED = {"pad_token": "<pad>", "unk_token": "<unk>"}
+FULL = {
+    **NAMED,
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "cls_token": "<s>",
+    "sep_token": "</s>",
+    "mask_token": "<mask>",
+}
+LIKE_BERT = {**NAMED, "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+IDS = {"<s>": 1, "</s>": 2, "<mask>": 4}
+TEXT, TEXT_IDS = "good film", [tiny.VOCABULARY["good"], tiny.VOCABULARY["film"]]
+
+
+def template(single):
+    used = [(token, number) for token, number in IDS.items() if token in single.split()]
+    return processors.TemplateProcessing(single=single, special_tokens=used)
+
+
+def generic(post_processor, **named):
+    words = Tokenizer(models.WordLevel(tiny.VOCABULARY, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = post_processor
+    return hf.PreTrainedTokenizerFast(tokenizer_object=words, **named)
+
+
+def save(folder, family, tokenizer):
+    tiny.hf_model(family).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def ids_run(model, text=TEXT):
+    """The ids of a text as it is run, without a prompt."""
+    (row,) = skn.PromptedModel(model, None).layout.encode([text])
+    return row
+
+
+@pytest.mark.parametrize(
+    ("family", "post_processor", "named"),
+    [
+        ("roberta", processors.RobertaProcessing(("</s>", 2), ("<s>", 1)), FULL),
+        ("roberta", template("<s> $A </s>"), FULL),
+        ("bert", processors.BertProcessing(("</s>", 2), ("<s>", 1)), FULL),
+        ("bert", template("<s> $A </s>"), LIKE_BERT),
+        ("bert", template("<s> $A"), LIKE_BERT),
+        ("bert", template("$A </s>"), FULL),
+        ("bert", template("$A"), FULL),
+        ("llama", template("<mask> <s> $A"), FULL),
+        ("llama", template("<s> $A </s>"), FULL),
+        ("gpt2", template("$A </s> <mask>"), FULL),
+        ("gpt2", template("<mask> $A"), {**NAMED, "eos_token": "</s>", "mask_token": "<mask>"}),
+    ],
+)
+def test_what_a_tokenizer_of_a_generic_class_puts_around_a_text_is_there_after_the_boot(
+    family, post_processor, named, tmp_path
+):
+    folder = save(tmp_path / "model", family, generic(post_processor, **named))
+    own = hf.AutoTokenizer.from_pretrained(folder)
+
+    model = skn.load_model(folder, verbose=False)
+
+    assert type(own).__name__ == "TokenizersBackend"
+    assert model.tokenizer(TEXT)["input_ids"] == own(TEXT)["input_ids"]
+    if family in tiny.BIDIRECTIONAL:
+        assert ids_run(model) == own(TEXT)["input_ids"]
+
+
+def test_a_causal_models_bos_and_eos_follow_transformerlens_beside_other_special_tokens(tmp_path):
+    folder = save(tmp_path / "model", "llama", generic(template("<mask> <s> $A </s>"), **FULL))
+    model = skn.load_model(folder, verbose=False)
+
+    assert ids_run(model) == [4, 1, *TEXT_IDS]
+    without = skn.SoftPrompt(torch.zeros(2, 32), placement="suffix", prepend_bos=False)
+    assert skn.PromptedModel(model, without).layout.encode([TEXT]) == [[4, *TEXT_IDS]]
+
+
+def test_a_gpt_still_gets_the_bos_that_its_tokenizer_does_not_give(tmp_path):
+    folder = save(tmp_path / "model", "gpt2", generic(template("$A"), **FULL))
+    assert ids_run(skn.load_model(folder, verbose=False)) == [1, *TEXT_IDS]
+
+
+def test_special_tokens_survive_saving_and_loading_once_more(tmp_path):
+    folder = save(tmp_path / "model", "roberta", generic(template("<s> $A </s>"), **FULL))
+    skn.load_model(folder, verbose=False).tokenizer.save_pretrained(folder)
+    assert ids_run(skn.load_model(folder, verbose=False)) == [1, *TEXT_IDS, 2]
+
+
+def test_a_model_booted_elsewhere_is_told_to_differ_and_can_be_mended(tmp_path):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from tl_skillneurons.models.special_tokens import token_differences
+
+    folder = save(tmp_path / "model", "roberta", generic(template("<s> $A </s>"), **FULL))
+    model = TransformerBridge.boot_transformers(str(folder), device="cpu")
+    assert "is run as <s> a, and the model's own tokenizer" in token_differences(model)
+
+    skn.models.keep_special_tokens(model)
+
+    assert token_differences(model) is None
+    assert ids_run(model) == [1, *TEXT_IDS, 2]
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_nothing_is_told_of_a_tokenizer_that_was_made_in_memory(family):
+    from tl_skillneurons.models.special_tokens import fresh_tokenizer, token_differences
+
+    model = tiny.bridge(family)
+    assert fresh_tokenizer(model) is None
+    assert token_differences(model) is None
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory):
+    """A BERT and a RoBERTa, each loaded with its tokenizer under its own class and under the generic one."""
+    loaded = {}
+    for family, own in {"bert": own_bert(), "roberta": own_roberta()}.items():
+        same = hf.PreTrainedTokenizerFast(
+            tokenizer_object=own.backend_tokenizer,
+            **{name: str(token) for name, token in own.special_tokens_map.items()},
+        )
+        for kind, tokenizer in (("own", own), ("generic", same)):
+            folder = tmp_path_factory.mktemp(f"{family}-{kind}")
+            save(folder, family, tokenizer)
+            loaded[family, kind] = folder, skn.load_model(folder, verbose=False)
+    return loaded
+
+
+def own_bert():
+    vocabulary = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", *tiny.WORDS]
+    return hf.BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary)})
+
+
+def own_roberta():
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", "<mask>"])}
+    for letter in "Ġabcdefghiklmnopqrstuvwx":
+        vocabulary[letter] = len(vocabulary)
+    return hf.RobertaTokenizer(vocab=vocabulary, merges=[])
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_tokenizer_saved_under_the_generic_class_gives_the_ids_activations_and_scores_of_its_own(
+    golden, family
+):
+    task = tiny.task()
+    found = {}
+    for kind in ("own", "generic"):
+        folder, model = golden[family, kind]
+        assert isinstance(
+            hf.AutoTokenizer.from_pretrained(folder), hf.BertTokenizer | hf.RobertaTokenizer
+        ) == (kind == "own")
+        prompt = skn.SoftPrompt(
+            torch.randn(3, 32, generator=torch.Generator().manual_seed(0)), placement="prefix"
+        )
+        texts = list(task.split("report")["text"])
+        found[kind] = (
+            skn.PromptedModel(model, prompt).layout.encode(texts),
+            skn.prompts.neuron_activations(model, prompt, texts),
+            skn.score_neurons(model, prompt, task).accuracy,
+        )
+    (ids, activations, accuracy), (own_ids, own_activations, own_accuracy) = found["generic"], found["own"]
+    assert ids == own_ids
+    assert all(row[0] == 1 and row[-1] == 2 for row in ids)
+    assert torch.equal(activations, own_activations)
+    assert torch.equal(accuracy, own_accuracy)
+
+
+def with_added_token(model):
+    """A copy of the model whose tokenizer knows one token more than the model has rows."""
+    tokenizer = model.tokenizer
+    while len(tokenizer) <= model.W_E.shape[0]:
+        tokenizer.add_tokens(f"extra{len(tokenizer)}")
+    return f"extra{model.W_E.shape[0]}"
+
+
+@pytest.fixture(scope="module")
+def beyond():
+    models = {family: tiny.bridge(family) for family in ("bert", "gpt2")}
+    return {family: (model, with_added_token(model)) for family, model in models.items()}
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_a_token_that_the_model_has_no_row_for_is_refused_in_texts(beyond, family):
+    model, word = beyond[family]
+    prompt = skn.SoftPrompt(torch.zeros(2, 32), placement="prefix" if family == "bert" else "suffix")
+    with pytest.raises(
+        ValueError, match=f"text 1 holds the token '{word}' of id 40, .*rows for the ids 0 to 39"
+    ):
+        skn.PromptedModel(model, prompt).tokens(["good film", f"good {word} film"])
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_a_token_that_the_model_has_no_row_for_is_refused_as_a_label_word(beyond, family):
+    model, word = beyond[family]
+    prompt = skn.SoftPrompt(torch.zeros(2, 32), placement="prefix" if family == "bert" else "suffix")
+    with pytest.raises(ValueError, match=f"label word '{word}' has the token id 40"):
+        skn.PromptedModel(model, prompt, {0: "negative", 1: word})
+
+
+def test_a_token_that_the_model_has_no_row_for_is_refused_as_the_text_to_start_from(beyond):
+    from tl_skillneurons.prompts.tuning.schedule import start_ids
+
+    model, word = beyond["gpt2"]
+    with pytest.raises(ValueError, match=f"holds the token '{word}'"):
+        start_ids(model, [word])
+
+
+def test_a_pad_token_without_a_row_is_never_run_and_a_mask_token_without_one_is_refused():
+    from tl_skillneurons.models.tokenizing import mask_id
+
+    model = tiny.bridge("bert")
+    prompt = skn.SoftPrompt(torch.randn(2, 32), placement="prefix")
+    texts = ["good film", "a bad plot and a slow cast"]
+    before = skn.PromptedModel(model, prompt, {0: "negative", 1: "positive"}).class_logits(texts)
+    with_added_token(model)
+    model.tokenizer.add_special_tokens({"pad_token": "[NEWPAD]"})
+    prompted = skn.PromptedModel(model, prompt, {0: "negative", 1: "positive"})
+
+    assert int(prompted.tokens(texts).ids.max()) == 41  # two virtual tokens
+    assert not (prompted.tokens(texts).ids[~prompted.tokens(texts).attention_mask.bool()] >= 40).any()
+    assert torch.equal(prompted.class_logits(texts), before)
+    model.tokenizer.add_special_tokens({"mask_token": "[NEWMASK]"})
+    with pytest.raises(ValueError, match=r"mask token '\[NEWMASK\]' has the id 42"):
+        mask_id(model)

@@ -42,7 +42,8 @@ def test_layers_that_cannot_change_places_are_refused():
     model = tiny.bridge("gpt2")
     with pytest.raises(ValueError, match="seed must be an integer of at least 0, got -1"):
         skn.models.shuffle_layers(model, seed=-1)
-    model.blocks[1].ln1.original_component.weight = nn.Parameter(torch.ones(31), requires_grad=False)
+    model = tiny.bridge("llama")
+    model.blocks[1].mlp.out.set_original_component(nn.Linear(48, 32))  # with a bias, where the other has none
     with pytest.raises(ValueError, match=r"layers . and . of .* differ in their weights"):
         skn.models.shuffle_layers(model)
     alone = tiny.bridge("llama")

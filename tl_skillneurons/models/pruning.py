@@ -10,7 +10,6 @@ Each layer has a width of its own, 0 included. So ``cfg.d_mlp`` is no longer eve
 What it does not show: that the rest was useless. Compare with keeping random neurons.
 """
 
-import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.pytorch_utils import Conv1D
 
+from tl_skillneurons.models.copies import copy_model
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons import NeuronSet
 
@@ -65,7 +65,7 @@ def prune(
     }
     if len(pruned) == shape[0] and not len(keep):
         raise ValueError("nothing would be kept in any layer; give keep at least one neuron, or spare layers")
-    smaller = copy.deepcopy(model)
+    smaller = copy_model(model)
     smaller.cfg.d_mlp = shape[1]  # the width before; not every architecture adapter gets it right
     for layer in pruned:
         _cut(smaller.blocks[layer].mlp, kept[layer], values[layer])

@@ -5,12 +5,11 @@ the weights' statistics of the trained one but computes nothing that was trained
 ``random_init_bridge``, are the control without either.
 """
 
-import copy
-
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int
+from tl_skillneurons.models.copies import copy_model
 from tl_skillneurons.models.sites import neuron_shape, require_supported
 
 
@@ -38,7 +37,7 @@ def shuffle_layers(model: TransformerBridge, seed: int = 0) -> TransformerBridge
     order = torch.arange(n_layers)
     while (order == torch.arange(n_layers)).all():
         order = torch.randperm(n_layers, generator=generator)
-    shuffled = copy.deepcopy(model)
+    shuffled = copy_model(model)
     for layer, source in enumerate(order.tolist()):
         try:
             shuffled.blocks[layer].load_state_dict(model.blocks[source].state_dict())

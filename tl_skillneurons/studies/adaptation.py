@@ -11,7 +11,6 @@ What it does not show: what happens when the MLPs themselves are trained, or tha
 rather than from what these methods share (the same texts, the same read-out). The control is random neurons.
 """
 
-import copy
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.interventions.effects import Examples as EffectExamples
 from tl_skillneurons.interventions.effects import measure_effects
 from tl_skillneurons.interventions.kinds import How
+from tl_skillneurons.models.copies import copy_model
 from tl_skillneurons.models.records import model_differences, model_record
 from tl_skillneurons.models.sites import has_language_model_head, is_causal, require_eval, require_supported
 from tl_skillneurons.neurons import NeuronSet
@@ -265,7 +265,7 @@ def measure_adapted(
 
 
 def _frozen_copy(model: TransformerBridge) -> TransformerBridge:
-    copied = copy.deepcopy(model)
+    copied = copy_model(model)
     copied.requires_grad_(False)
     return copied
 

@@ -7,3 +7,5 @@ from .pruned_files import save_pruned as save_pruned
 from .pruning import prune as prune
 from .shuffled import shuffle_layers as shuffle_layers
 from .special_tokens import keep_special_tokens as keep_special_tokens
+from .verification import Verification as Verification
+from .verification import verify as verify

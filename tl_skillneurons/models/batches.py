@@ -25,7 +25,11 @@ def batch_tokens_on(device: Any) -> int:
 
 
 def length_batches(
-    lengths: Sequence[int], batch_tokens: int | None = None, batch_size: int | None = None
+    lengths: Sequence[int],
+    batch_tokens: int | None = None,
+    batch_size: int | None = None,
+    *,
+    padded: bool = True,
 ) -> list[list[int]]:
     """Indices in batches of similar length, the longest first (so that memory that won't do shows at once).
 
@@ -33,6 +37,7 @@ def length_batches(
         lengths: Tokens of each example, virtual tokens included.
         batch_tokens: Most tokens of a batch, padding included; a single longer example still runs.
         batch_size: Most examples of a batch.
+        padded: Whether texts of different lengths may stand together.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batches: list[list[int]] = []
@@ -43,8 +48,11 @@ def length_batches(
             n = max(1, require_int(batch_tokens, "batch_tokens") // max(1, lengths[order[start]]))
         if batch_size is not None:
             n = min(n, require_int(batch_size, "batch_size"))
-        batches.append(order[start : start + n])
-        start += n
+        batch = order[start : start + n]
+        if not padded:
+            batch = [i for i in batch if lengths[i] == lengths[batch[0]]]  # in order of length, so they lead
+        batches.append(batch)
+        start += len(batch)
     return batches
 
 

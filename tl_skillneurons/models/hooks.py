@@ -57,6 +57,38 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
+@contextmanager
+def without_foreign_hooks(model: TransformerBridge) -> Iterator[None]:
+    """In here only TransformerLens' and Hugging Face's own hooks run; the others are back afterwards."""
+    handles = [h for point in _hook_points(model) for h in (*point.fwd_hooks, *point.bwd_hooks)]
+    foreign = {h.hook.id for h in handles if not _is_of_the_host(h.user_hook)}
+    set_aside: list[tuple[Any, dict[int, Any]]] = []
+    try:
+        for part in _parts(model):
+            for kind in _TORCH_HOOKS:
+                hooks = getattr(part, kind)
+                own = {k: f for k, f in hooks.items() if k not in foreign and _is_of_the_host(f)}
+                if len(own) < len(hooks):
+                    set_aside.append((hooks, dict(hooks)))
+                    hooks.clear()
+                    hooks.update(own)
+        yield
+    finally:
+        for hooks, before in set_aside:
+            hooks.clear()
+            hooks.update(before)
+
+
+def _hook_points(model: TransformerBridge) -> list[HookPoint]:
+    return [part for part in _parts(model) if isinstance(part, HookPoint)]
+
+
+def _parts(model: TransformerBridge) -> list[nn.Module]:
+    return list(
+        {id(part): part for root in (model, model.original_model) for part in root.modules()}.values()
+    )
+
+
 def remove_hook(point: HookPoint, handle: Any) -> None:
     """Take one hook that ``point.add_hook`` gave ``handle`` for away again, and no other."""
     handle.hook.remove()
@@ -76,10 +108,7 @@ def has_foreign_hooks(model: TransformerBridge, points: Mapping[str, HookPoint] 
     if not all(_is_of_the_host(handle.user_hook) for handle in handles):
         return True
     # a hook point's own hooks are wrapped by TransformerLens, and were looked at above
-    parts = {id(part): part for root in (model, model.original_model) for part in root.modules()}
-    hooks = (
-        hook for part in parts.values() for kind in _TORCH_HOOKS for hook in getattr(part, kind).values()
-    )
+    hooks = (hook for part in _parts(model) for kind in _TORCH_HOOKS for hook in getattr(part, kind).values())
     return not all(_is_of_the_host(hook) for hook in hooks)
 
 

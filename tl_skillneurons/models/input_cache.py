@@ -14,9 +14,7 @@ It holds only while the model is what it was: a changed weight empties it, and h
 package's, or that act on text positions, run without it (:class:`~tl_skillneurons.PromptedModel` decides).
 """
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +23,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.exceptions import StopAtLayerException
 from transformers import DynamicCache
 
 from tl_skillneurons.models.batches import batch_tokens_on, length_batches
-from tl_skillneurons.models.hooks import hooked
+from tl_skillneurons.models.prefill import fork, prefill
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import is_causal, require_supported
+from tl_skillneurons.models.verification import agrees, verified
 
 Key = tuple[int, ...]
 """A text's token ids."""
@@ -60,8 +58,8 @@ class InputCache:
     def __init__(self, model: TransformerBridge, cache_budget: float | int = 0.25) -> None:
         if not runs_text_apart(model):
             raise ValueError(
-                f"the text can't be run apart from the prompt in {model_label(model)} (in a bidirectional model it "
-                "sees the prompt); run it without an input cache"
+                f"the text can't be run apart from the prompt in {model_label(model)} ({_why_not(model)}); run it "
+                "without an input cache"
             )
         self.model = model
         self.budget = budget_in_bytes(cache_budget, model.cfg.device)
@@ -169,41 +167,19 @@ class InputCache:
         return past
 
 
-def prefill(
-    model: TransformerBridge, ids: Int[Tensor, "batch text_pos"], mask: Int[Tensor, "batch text_pos"]
-) -> DynamicCache:
-    """Run texts, padded on the left, as far as the last layer's keys and values; nothing after them is computed."""
-    past = DynamicCache()  # without a config it keeps every key, in sliding-window layers too
-    last = f"blocks.{len(model.blocks) - 1}.attn.hook_out"
-
-    def stop(act: Any, hook: Any) -> None:
-        raise StopAtLayerException(act)
-
-    with suppress(StopAtLayerException), hooked(model, [(last, stop)]), torch.no_grad():
-        model(ids, attention_mask=mask, past_key_values=past)
-    return past
-
-
-def fork(past: DynamicCache) -> DynamicCache:
-    """A cache that holds the same tensors and grows on its own."""
-    new = copy.copy(past)
-    new.layers = [copy.copy(layer) for layer in past.layers]
-    return new
-
-
 def runs_text_apart(model: TransformerBridge) -> bool:
-    """Whether a text's keys and values can be computed before its suffix prompt is known, and used with it."""
+    """Whether a text's keys and values can be computed before its suffix prompt is known, and used with it: whether
+    that was seen to be right (:func:`~tl_skillneurons.models.verify`)."""
     require_supported(model)
-    if not is_causal(model):
-        return False
-    ids = torch.zeros(1, 2, dtype=torch.long, device=model.cfg.device)
-    layers = prefill(model, ids, torch.ones_like(ids)).layers
-    shapes: list[tuple[int, ...]] = [
-        tuple(getattr(getattr(layer, name, None), "shape", ()))
-        for layer in layers
-        for name in ("keys", "values")
-    ]
-    return len(layers) == len(model.blocks) and all(len(s) == 4 and s[0] == 1 and s[2] == 2 for s in shapes)
+    return is_causal(model) and agrees(model, "kept texts")
+
+
+def _why_not(model: TransformerBridge) -> str:
+    return (
+        "it is bidirectional: a text sees the prompt"
+        if not is_causal(model)
+        else verified(model)["kept texts"].told
+    )
 
 
 def budget_in_bytes(cache_budget: float | int, device: Any) -> int:

@@ -22,6 +22,7 @@ from tl_skillneurons.models.sites import (
     require_supported,
 )
 from tl_skillneurons.models.special_tokens import fresh_tokenizer, keep_special_tokens
+from tl_skillneurons.models.verification import is_switched_off, verify
 
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -47,7 +48,8 @@ def load_model(
     dtype: torch.dtype | str = torch.float32,
     verbose: bool = True,
 ) -> TransformerBridge:
-    """A booted ``TransformerBridge``, every parameter frozen, in eval mode, fit for every function here.
+    """A booted ``TransformerBridge``, every parameter frozen, in eval mode, checked against the model inside it
+    (:func:`~tl_skillneurons.models.verify`).
 
     Causal language models and masked-LM BERT and RoBERTa go through ``TransformerBridge.boot_transformers``
     as they are. A BERT or RoBERTa checkpoint without a language-model head is booted as a masked language
@@ -94,9 +96,10 @@ def load_model(
     model.requires_grad_(False)
     model.eval()
     require_supported(model)
-    console.print(
-        _describe(model.cfg.model_name, model, dtype), soft_wrap=True, highlight=False, markup=False
-    )
+    described = _describe(model.cfg.model_name, model, dtype)
+    if not is_switched_off():
+        described += "".join(f"\n  {c.name} {c.told}" for c in verify(model).surprises)
+    console.print(described, soft_wrap=True, highlight=False, markup=False)
     return model
 
 

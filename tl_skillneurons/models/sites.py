@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from tl_skillneurons.models.causality import measured_sight
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.neurons import SITE
 
@@ -157,9 +158,9 @@ def embedding_width(model: TransformerBridge) -> int:
 
 
 def is_causal(model: TransformerBridge) -> bool:
-    """Whether each position sees only earlier ones (True), or all of them as in BERT (False)."""
-    encoder_decoder = getattr(hf_config(model), "is_encoder_decoder", False)
-    return model.cfg.attention_dir == "causal" and not encoder_decoder
+    """Whether each position sees only earlier ones (True), or all of them as in BERT (False): measured
+    (:mod:`~tl_skillneurons.models.causality`), not read off a configuration."""
+    return not measured_sight(model).later
 
 
 def has_language_model_head(model: TransformerBridge) -> bool:

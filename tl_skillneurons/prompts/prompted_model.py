@@ -21,9 +21,11 @@ from transformers import DynamicCache
 
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hooks
-from tl_skillneurons.models.input_cache import fork, prefill, runs_text_apart
+from tl_skillneurons.models.input_cache import runs_text_apart
+from tl_skillneurons.models.prefill import fork, prefill
 from tl_skillneurons.models.sites import embedding_width, is_causal, require_eval, require_supported
 from tl_skillneurons.models.tokenizing import label_token_ids
+from tl_skillneurons.models.verification import require
 from tl_skillneurons.prompts._forward import last_mlp_that_can_be_cut, run_hooked, stopping_at
 from tl_skillneurons.prompts.positions import PromptedTokens, all_act_at
 from tl_skillneurons.prompts.run import RunOptions
@@ -70,6 +72,7 @@ class PromptedModel:
     ) -> None:
         require_supported(model)
         require_eval(model)
+        require(model, "logits", *(() if prompt is None else ("prompt",)))
         if prompt is not None:
             prompt.require_fits(model)
         if run.cache is not None and run.cache.model is not model:

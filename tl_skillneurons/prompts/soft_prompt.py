@@ -26,6 +26,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons.models.hooks import has_foreign_hooks, remove_hook
+from tl_skillneurons.models.locks import held
 from tl_skillneurons.models.records import model_differences
 from tl_skillneurons.models.sites import (
     SITE,
@@ -273,7 +274,16 @@ class VirtualTokens:
 def attach(
     model: TransformerBridge, embedding: Float[Tensor, "virtual_token d_embed"]
 ) -> Iterator[VirtualTokens]:
-    """Let ids from ``d_vocab`` on stand for the rows of ``embedding`` (perhaps none) while the context lasts."""
+    """Let ids from ``d_vocab`` on stand for the rows of ``embedding`` (perhaps none) while the context lasts;
+    another thread that would run the model waits."""
+    with held(model), _attached(model, embedding) as virtual:
+        yield virtual
+
+
+@contextmanager
+def _attached(
+    model: TransformerBridge, embedding: Float[Tensor, "virtual_token d_embed"]
+) -> Iterator[VirtualTokens]:
     tokenizer = model.tokenizer
     pad_id = getattr(tokenizer, "pad_token_id", None)
     points = model.hook_dict

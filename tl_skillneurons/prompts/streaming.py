@@ -17,6 +17,7 @@ from tl_skillneurons._progress import Advance
 from tl_skillneurons.models.batches import padding, run_batches
 from tl_skillneurons.models.hooks import Hook, Hooks
 from tl_skillneurons.models.sites import neuron_hooks
+from tl_skillneurons.models.verification import require
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 
@@ -57,6 +58,7 @@ def stream_activations(
         RuntimeError: When a layer did not show its neurons once per batch, which would look like "no effect".
     """
     first = prompted[0]
+    require(first.model, "neurons")
     names = neuron_hooks(first.model)
     ids = first.encode(texts)
     batches = first.batches(ids)

@@ -19,6 +19,7 @@ from tl_skillneurons.models.tokenizing import (
     special_token_ids,
     text_token_ids,
 )
+from tl_skillneurons.models.verification import agrees, require
 from tl_skillneurons.prompts.positions import PADDING_SIDES, PromptedTokens, arrange, truncate
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -32,6 +33,7 @@ class TextLayout:
         prepend_bos: Whether texts get a BOS; ``None`` where the question does not arise (bidirectional models).
         padding_side: "left" or "right".
         max_length: Longest sequence, virtual tokens included; ``None`` where the model states no limit.
+        pads: Whether texts of different lengths may stand in one batch: padding was seen to change nothing.
     """
 
     model: TransformerBridge
@@ -39,6 +41,7 @@ class TextLayout:
     prepend_bos: bool | None
     padding_side: str
     max_length: int | None
+    pads: bool
 
     @classmethod
     def of(
@@ -62,12 +65,14 @@ class TextLayout:
         if prompt is not None and prepend_bos is None:
             prepend_bos = prompt.prepend_bos
         side = padding_side or ("left" if is_causal(model) else "right")
+        require_option(side, "padding_side", PADDING_SIDES)
         return cls(
             model,
             prompt,
             resolve_prepend_bos(model, prepend_bos),
-            require_option(side, "padding_side", PADDING_SIDES),
+            side,
             _max_length(model, prompt, max_length),
+            agrees(model, f"padding {side}"),
         )
 
     @property
@@ -94,6 +99,9 @@ class TextLayout:
     def assemble(self, text_ids: list[list[int]], example: Sequence[int] | None = None) -> PromptedTokens:
         """One batch: the virtual tokens beside texts that :meth:`encode` made ids of, padded."""
         base = self.model.W_E.shape[0]
+        if not self.pads and len(set(self.lengths(text_ids))) > 1:
+            require(self.model, f"padding {self.padding_side}")
+>>>>>>> 5d473a0 (A model is compared with the Hugging Face model inside it before it is believed)
         tokens = arrange(
             text_ids,
             virtual_ids=range(base, base + self.n_virtual_tokens),
@@ -108,11 +116,14 @@ class TextLayout:
         return tokens.to(self.model.cfg.device)
 
     def batches(self, text_ids: list[list[int]], run: RunOptions) -> list[list[int]]:
-        """Which texts (as :meth:`encode` gives them) run together: those of similar length, the longest first."""
+        """Which texts (as :meth:`encode` gives them) run together: those of similar length, the longest first.
+
+        Where padding was seen to change the model's numbers, those of equal length alone run together.
+        """
         batch_tokens = run.batch_tokens
         if batch_tokens is None and run.batch_size is None:
             batch_tokens = batch_tokens_on(self.model.cfg.device)
-        return length_batches(self.lengths(text_ids), batch_tokens, run.batch_size)
+        return length_batches(self.lengths(text_ids), batch_tokens, run.batch_size, padded=self.pads)
 
     def cut(self, text_ids: list[list[int]]) -> list[list[int]]:
         """The texts as they stand beside the prompt: without what is more than the model takes."""

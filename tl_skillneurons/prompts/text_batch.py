@@ -101,7 +101,6 @@ class TextLayout:
         base = self.model.W_E.shape[0]
         if not self.pads and len(set(self.lengths(text_ids))) > 1:
             require(self.model, f"padding {self.padding_side}")
->>>>>>> 5d473a0 (A model is compared with the Hugging Face model inside it before it is believed)
         tokens = arrange(
             text_ids,
             virtual_ids=range(base, base + self.n_virtual_tokens),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
-import tiny
+import families
 from transformers.utils import logging
 
 import tl_skillneurons as skn
@@ -18,9 +18,9 @@ import tl_skillneurons as skn
 def cells(family):
     """What came out for one family: each check with "ok" or why not, or why the family is refused."""
     try:
-        result = skn.models.verify(tiny.bridge(family))
+        result = skn.models.verify(families.bridge(family))
     except Exception as error:  # a family that does not boot is refused as well, with the reason
-        return None, str(error).strip().partition("\n")[0] or type(error).__name__
+        return None, str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
     return {check.name: check.told for check in result.checks}, None
 
 
@@ -47,4 +47,4 @@ def table(families):
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
-    print(table(sys.argv[1:] or list(tiny.CONFIGS)))
+    print(table(sys.argv[1:] or families.FAMILIES))

@@ -202,7 +202,9 @@ def _try_scale(subject: Subject) -> float | None:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip().partition("\n")[0]
+    text = str(error).strip().partition("\n")[0].partition(". ")[0]
+    if isinstance(error, KeyError):
+        return f"it has no hook point {text}"
     return text or type(error).__name__
 
 

@@ -1,6 +1,5 @@
 """What ablation does to activations: which neurons, where, and the same whatever the batch."""
 
-import jaxtyping
 import pytest
 import tiny
 import torch
@@ -315,10 +314,8 @@ def test_ablations_that_make_no_sense_are_refused(neurons, settings, message):
         skn.ablate(neurons, **settings)
 
 
-def test_values_of_another_shape_are_refused_with_the_shape_checker_on_and_off(monkeypatch):
-    with pytest.raises(jaxtyping.TypeCheckError):
-        skn.ablate(ONE, how="mean", values=VALUES[0])
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users have it
+@pytest.mark.usefixtures("unchecked")
+def test_values_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"must be \[layer, neuron\], got shape \(48,\)"):
         skn.ablate(ONE, how="mean", values=VALUES[0])
 

@@ -36,13 +36,13 @@ every interval here is too high.
 import math
 
 import torch
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from scipy.special import betaincinv, ndtr, stdtrit
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_open_unit
-from tl_skillneurons.stats.metrics import answer_confidence, calibration_error
+from tl_skillneurons.stats.metrics import answer_confidence, calibration_gaps
 from tl_skillneurons.stats.units import Units, require_units
 
 FEWEST_PROMPTS = 3
@@ -215,17 +215,19 @@ def two_level_calibration(
     seen."""
     units = require_units(len(labels), units)
     generator = torch.Generator().manual_seed(seed)
-    pairs = [
-        [answer_confidence(outputs[k], labels) for outputs in (after, before)] for k in range(len(after))
-    ]
+    now, was = (  # [prompt, example, bin]
+        torch.stack([calibration_gaps(*answer_confidence(one, labels)) for one in outputs]).cpu()
+        for outputs in (after, before)
+    )
 
-    def changes(rows: Int[Tensor, " drawn"]) -> Float[Tensor, " prompt"]:
-        now, was = ([calibration_error(*(v[rows] for v in pair[side])) for pair in pairs] for side in (0, 1))
-        return torch.tensor(now, dtype=torch.float64) - torch.tensor(was, dtype=torch.float64)
+    def changes(counts: Float[Tensor, "draw example"]) -> Float[Tensor, "draw prompt"]:
+        of_prompts = "prompt example bin, draw example -> draw prompt bin"
+        errors = [einsum(gaps, counts, of_prompts).abs().sum(2) for gaps in (now, was)]
+        return (errors[0] - errors[1]) / counts.sum(1, keepdim=True)
 
-    drawn = torch.stack([changes(units.resampled(generator)).mean() for _ in range(n_draws)])
+    drawn = changes(bootstrap_counts(len(labels), n_draws, generator, units=units)).mean(1)
     low, high = bootstrap_ends(rearrange(drawn, "draw -> 1 draw"), confidence, units)
-    low, high = _with_prompts(changes(torch.arange(len(labels)))[None], low, high, confidence)
+    low, high = _with_prompts(changes(torch.ones(1, len(labels), dtype=torch.float64)), low, high, confidence)
     return float(low), float(high)
 
 

@@ -108,10 +108,20 @@ def calibration_error(
         )
     if not ((probability >= 0) & (probability <= 1)).all():
         raise ValueError("probability must be in [0, 1]")
+    gaps = calibration_gaps(probability, correct, n_bins=n_bins)
+    return float(gaps.sum(0).abs().sum() / len(probability))
+
+
+def calibration_gaps(
+    probability: Float[Tensor, " example"], correct: Bool[Tensor, " example"], *, n_bins: int = 10
+) -> Float[Tensor, "example bin"]:
+    """Each example's part in the gap of its bin (float64): whether it was right, less the probability it was given.
+
+    Of any examples the calibration error is the sum over bins of ``|sum of their gaps|``, divided by their number.
+    """
     place = (probability.double() * require_int(n_bins, "n_bins")).ceil().long().clamp(1, n_bins) - 1
-    gap = torch.zeros(n_bins, dtype=torch.float64, device=probability.device)
-    gap.index_add_(0, place, correct.double() - probability.double())
-    return float(gap.abs().sum() / len(probability))
+    gaps = torch.zeros(len(probability), n_bins, dtype=torch.float64, device=probability.device)
+    return gaps.scatter_(1, place[:, None], (correct.double() - probability.double())[:, None])
 
 
 def _require_labels(metric: str, labels: Int[Tensor, " example"] | None) -> Int[Tensor, " example"]:

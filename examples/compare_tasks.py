@@ -55,7 +55,6 @@ damage = skn.studies.cross_task_damage(
     {name: task.limit(report=12 if SMALL else 80) for name, task in tasks.items()},  # 22 passes for each cell
     prompts,
     {name: one.top(0.02) for name, one in scores.items()},
-    values={name: [one.mean_baseline()] for name, one in scores.items()},
 )
 console.print(damage.to_table())
 shown = ["ablated", "measured", "intact", "ablated_accuracy", "random_median", "random_min", "random_max"]

@@ -150,7 +150,7 @@ def find_skill_neurons(
     selection_size(top, neuron_shape(model)[1], per="layer")
     require_draws(n_random)
     require_draws(n_permutations, name="n_permutations")
-    require_orders(task, n_permutations, seed)
+    require_orders(task, n_permutations, 0.05)
     if has_language_model_head(model):
         label_token_ids(model, task.label_words)
     settings = {

@@ -69,6 +69,8 @@ def plot_scores(scores: NeuronScores | NeuronStatistic) -> Any:
 def _levels(scores: NeuronScores | NeuronStatistic) -> list[tuple[float, str]]:
     if scores.null is not None:
         n = scores.null.n_permutations
+        if scores.null.least > 0.05:  # no score is significant, however high
+            return [(scores.null.expected(), f"best of all by luck, mean of {n:,} permutations")]
         return [(scores.null.level(), f"best of all by luck in 5 % of {n:,} permutations")]
     if isinstance(scores, NeuronScores):
         return [(scores.chance_level().threshold, "best of all by luck in 5 %, independent scores (a bound)")]

@@ -11,7 +11,7 @@ from torch import Tensor
 from tl_skillneurons import NeuronSet
 from tl_skillneurons._controls import draw_controls
 from tl_skillneurons.scores.kinds import KINDS
-from tl_skillneurons.scores.null import NullTally, dealt, permutation_null
+from tl_skillneurons.scores.null import NullTally, permutation_null
 from tl_skillneurons.scores.target_scores import _drawn  # the public way to it runs a model
 from tl_skillneurons.stats import (
     Units,
@@ -189,7 +189,7 @@ def _weighted(together: bool, n: int, seed: int) -> Measured:
         acts = torch.randn(N_TEXTS, N_NEURONS, generator=generator)
         rows, weights = _drawn(units, target, target.abs(), 39, seed + shuffle)
         if not together:
-            rows = torch.cat([target[None], dealt(units, target, 39, seed=seed + shuffle)])
+            rows = torch.cat([target[None], units.permuted(target, 39, seed=seed + shuffle)])
             weights = target.abs().expand_as(rows)
         wrong += bool((_correlated(acts, rows, weights) <= ALPHA).any())
         if together:

@@ -11,6 +11,7 @@ import tl_skillneurons as skn
 from tl_skillneurons.scores.agreement import agreements
 from tl_skillneurons.scores.null import permutation_null, permuted_scores
 from tl_skillneurons.scores.outcomes import RuleOutcomes, count_right, pack
+from tl_skillneurons.stats.units import Units
 
 N, D_MLP = 100, 64
 
@@ -88,6 +89,28 @@ def test_permuted_labels_stay_honest_where_permuted_neurons_call_correlated_ones
         by_labels.append(honest["p_value"] <= 0.05)
         by_neurons.append(naive["p_value"] <= 0.05)
     assert sum(by_labels) <= 3 < 6 <= sum(by_neurons)  # of 20, at 5 %
+
+
+def test_the_side_whose_labels_mean_least_decides_however_few_its_permutations():
+    """One side's labels can be dealt out in 16 ways, the other's in many: what 999 draws say can't hide the 15."""
+    above = groups_of_neurons(0)
+    one, other = scores_of(above, labels_of(1)), scores_of(above, labels_of(1))
+    pair = torch.arange(N) // 2
+    few = Units.of([(pair % 4).tolist()], what="word pair", pair=pair)
+    one = dataclasses.replace(
+        one, outcomes=dataclasses.replace(one.outcomes, labels=torch.arange(N) % 2, units=few)
+    )
+    found = agreements({"a": one, "b": other}, [("a", "b")], 5, n_permutations=99)["a", "b"]
+    assert found.sides == (15, 99) and found.smallest_p == 2 / 16 and "no p below 0.12" in repr(found)
+    row, alone = (
+        found.row(-1),
+        dataclasses.replace(found, null=found.null[15:], shared_null=found.shared_null[15:], sides=(99,)).row(
+            -1
+        ),
+    )
+    reached = 1 + int((found.null[:15, -1] >= found.spearman[-1] - 1e-12).sum())
+    assert row["p_value"] == 2 * reached / 16 > alone["p_value"] == 2 / 100
+    assert row["p_shared"] >= 1 / 16 and row["smallest_p"] == 2 / 16
 
 
 def test_two_scores_agree_as_a_pair_of_many_do_and_the_agreement_keeps_its_file(tmp_path):

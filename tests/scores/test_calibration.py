@@ -54,5 +54,5 @@ def test_labels_are_shuffled_by_units_and_texts_taken_for_independent_are_found_
     feared = skn.scores.check_calibration(texts, units=outcomes.units, **settings)
     assert itself.false_interval[0] <= 0.05 < 0.3 < feared.false_interval[0]
     assert "under permutations by text" in str(feared)
-    with pytest.raises(ValueError, match="takes about 8 units"):
+    with pytest.raises(ValueError, match="takes about 9 units"):
         skn.scores.check_calibration(grouped_outcomes(4, 4, 0), n_repetitions=30, run=QUIET)

@@ -1,5 +1,6 @@
 """The label-permutation null against slow loops, closed forms and shuffled labels."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -11,11 +12,11 @@ from scipy import stats
 from toy import QUIET, TASK, prompt_for
 
 import tl_skillneurons as skn
-from tl_skillneurons.scores.null import PermutationNull, log_ways_of, permutation_null
+from tl_skillneurons.scores.null import PermutationNull, permutation_null
 from tl_skillneurons.scores.outcomes import RuleOutcomes, pack
 from tl_skillneurons.scores.selection import called_significant
 from tl_skillneurons.stats.permutation import permuted_labels
-from tl_skillneurons.stats.units import Units
+from tl_skillneurons.stats.units import Units, units_needed
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "min"])
@@ -75,30 +76,70 @@ def test_neurons_of_groups_are_called_significant_as_rarely_as_promised_and_text
     assert by_texts > 0.3 * n_runs
 
 
-def test_too_few_units_are_refused_with_how_many_it_takes():
-    outcomes = grouped_outcomes(4, 6, 0)  # 6 ways
-    with pytest.raises(
-        ValueError,
-        match=r"4 units \(group\) of 24 examples can be labelled in only 6 ways, too few for 19 permutations; that "
-        "takes about 7 units, of all classes alike, 4 are enough for 5 permutations",
-    ):
-        permutation_null(outcomes, n_permutations=19)
-    few = permutation_null(outcomes, n_permutations=5)
-    assert few.p_family.min() >= 1 / 6 - 1e-12
-    with pytest.raises(ValueError, match=r"no p-value is below 1/6; 0\.05 takes about 7 units"):
-        called_significant(few.p_family[-1], few, 0.05)
+def test_nine_word_pairs_have_their_512_labellings_counted_each_once_when_a_thousand_are_asked_for():
+    """Twins in nine word pairs, as the built-in tasks have with few examples: the p-values are exact."""
+    generator = torch.Generator().manual_seed(0)
+    pair = torch.arange(36) // 2
+    labels = torch.arange(36) % 2
+    units = Units.of([(pair % 9).tolist()], what="word pair", pair=pair)
+    above = torch.rand(1, 36, 1, 1, 8, generator=generator) < 0.5
+    above[0, :, 0, 0, 3] = labels == 1
+    null = permutation_null(RuleOutcomes(pack(above), labels, 8, units=units), n_permutations=1000)
+    signs = torch.tensor(list(itertools.product([0, 1], repeat=9)))
+    every = labels ^ signs[:, units.member]
+    scores = torch.stack([slow_predictivity(above, row) for row in every])[:, -1, 0]
+    assert null.n_permutations == 511
+    torch.testing.assert_close(null.p_value[-1, 0], (scores >= scores[0] - 1e-12).double().mean(0))
+    reached = (scores.amax(1)[:, None] >= scores[0] - 1e-12).double().mean(0)
+    torch.testing.assert_close(null.family()[0], reached)
+    assert (
+        float(null.family()[0, 3]) == null.smallest_p == 2 / 512
+    )  # all labels turned say the same of a neuron
+    assert "n_permutations=511" in repr(null) and "n_units=9, smallest_p=0.004" in repr(null)
+    assert set(called_significant(scores[:1], null)) == {(0, 3)}
+
+
+@pytest.mark.parametrize(
+    ("n_words", "least", "needed"),
+    [(5, "0.0625", 6), (3, "0.25", 6), (2, "0.5", 6)],
+)
+def test_a_level_that_so_few_units_cannot_reach_is_refused_with_how_many_it_takes(n_words, least, needed):
+    """Labels all turned at once say the same of a neuron, so that 5 word pairs allow 2/32 and not 1/32."""
     pair = torch.arange(24) // 2
-    words = replace(outcomes, labels=torch.arange(24) % 2)
-    words = replace(words, units=Units.of([(pair // 4).tolist()], what="word pair", pair=pair))
-    with pytest.raises(ValueError, match=r"3 units \(word pair\) .* only 8 ways.* takes about 5 units"):
-        permutation_null(words, n_permutations=19)
+    words = Units.of([(pair % n_words).tolist()], what="word pair", pair=pair)
+    above = torch.rand(1, 24, 1, 1, 8, generator=torch.Generator().manual_seed(0)) < 0.5
+    outcomes = RuleOutcomes(pack(above), torch.arange(24) % 2, 8, units=words)
+    null = permutation_null(outcomes, n_permutations=1000)
+    assert null.n_permutations == 2**n_words - 1 and null.family().min() >= null.smallest_p
+    said = rf"{n_words} units \(word pair\) .* no p-value is below {least}; 0\.05 takes about \d+ units"
+    with pytest.raises(ValueError, match=said):
+        called_significant(null.family(), null, 0.05)
+    with pytest.raises(ValueError, match=said):
+        null.level(0.05)
+    with pytest.raises(ValueError, match=said):
+        skn.scores.check_calibration(outcomes, n_repetitions=5)
+    assert null.to_dataframe().level.isna().all()
+    assert 2 / 2**needed <= 0.05 < 2 / 2 ** (needed - 1)
+    about = units_needed(n_words, null.smallest_p, 0.05)
+    assert needed <= about <= 3 * needed
+
+
+def test_units_of_one_label_are_counted_out_too_and_one_way_alone_tests_nothing():
+    outcomes = grouped_outcomes(4, 6, 0)  # two groups of each class: 6 ways
+    few = permutation_null(outcomes, n_permutations=19)
+    assert few.n_permutations == 5 and few.smallest_p == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match=r"4 units \(group\) .* no p-value is below 0\.333"):
+        called_significant(few.p_family[-1], few, 0.05)
+    alone = replace(outcomes, labels=torch.ones_like(outcomes.labels))
+    with pytest.raises(ValueError, match=r"4 units \(group\) of 24 examples can be labelled in no other way"):
+        permutation_null(alone, n_permutations=19)
 
 
 def test_a_null_says_what_was_permuted_and_how_many():
     null = permutation_null(grouped_outcomes(12, 2, 0), n_permutations=19)
     assert "unit='group', n_units=12" in repr(null)
-    assert null.to_dataframe().attrs == {"unit": "group", "n_units": 12}
-    assert null.smallest_p == pytest.approx(1 / math.comb(12, 6))
+    assert null.to_dataframe().attrs == {"unit": "group", "n_units": 12, "smallest_p": 1 / 20}
+    assert null.smallest_p == pytest.approx(2 / math.comb(12, 6))
     again = PermutationNull.of_tensors(null.tensors(), **null.record())
     assert repr(again) == repr(null) and again.smallest_p == null.smallest_p
 
@@ -178,4 +219,5 @@ def test_a_planted_neuron_is_found_among_hundreds():
 def test_the_ways_to_label_single_texts_are_those_that_their_units_count():
     for labels in ([0, 1, 1, 0, 1], [0, 0, 0], [2.5, 1.0, 0.5, 1.0]):
         given, units = torch.tensor(labels), Units.single(len(labels))
-        assert log_ways_of(units, given) == pytest.approx(units.log_orders(given), abs=1e-9)
+        ways = len(set(itertools.permutations(labels)))
+        assert units.log_orders(given) == pytest.approx(math.log(ways), abs=1e-9)

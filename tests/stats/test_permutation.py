@@ -1,5 +1,6 @@
 """Random orders: every order as likely as another, twins kept together, the same orders from the same seed."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -71,24 +72,34 @@ def test_the_labels_of_larger_groups_stay_within_them_too():
     assert torch.equal(drawn[:, 3:].sort(1).values, labels[3:].expand(60, -1))
     ways = 3 * math.factorial(4)
     assert len(permuted_labels(labels, ways - 1, pairs=groups)) == ways - 1
-    with pytest.raises(
-        ValueError, match=f"labelled in only {ways} ways within pairs, too few for {ways} perm"
-    ):
-        permuted_labels(labels, ways, pairs=groups)
+    every = permuted_labels(labels, 1000, pairs=groups)
+    assert len(every) == ways - 1 == len(every.unique(dim=0))
+    assert (
+        torch.equal(every[:, :3].sort(1).values, labels[:3].expand(ways - 1, -1))
+        and (every != labels).any(1).all()
+    )
 
 
 @pytest.mark.parametrize(
-    "labels, pairs, message",
+    ("labels", "pairs", "n_ways"),
     [
-        (
-            [0, 0, 0, 0, 1],
-            None,
-            r"5 examples with \[4, 1\] of each class can be labelled in only 5 ways, too few",
-        ),
-        ([0, 1, 0, 1], [0, 0, 1, 1], "4 ways within pairs"),
-        ([0.5, 1.5, 2.5], None, "3 examples with values all different can be labelled in only 6 ways"),
+        ([0, 0, 0, 0, 1], None, 5),
+        ([0, 1, 0, 1], [0, 0, 1, 1], 4),
+        ([0.5, 1.5, 2.5], None, 6),
+        ([2, 0, 0, 1, 1], None, 30),
     ],
 )
-def test_too_few_examples_for_the_permutations_asked_for_are_refused(labels, pairs, message):
-    with pytest.raises(ValueError, match=message):
+def test_where_orders_are_fewer_than_asked_for_every_other_one_comes_once(labels, pairs, n_ways):
+    given = torch.tensor(labels)
+    drawn = permuted_labels(given, 199, pairs=None if pairs is None else torch.tensor(pairs))
+    expected = set(itertools.permutations(labels)) - {tuple(labels)}
+    if pairs is not None:
+        expected = {row for row in expected if row[0] + row[1] == row[2] + row[3] == 1}
+    assert drawn.dtype == given.dtype and len(drawn) == n_ways - 1
+    assert set(map(tuple, drawn.tolist())) == expected
+
+
+@pytest.mark.parametrize(("labels", "pairs"), [([1, 1, 1], None), ([0, 0, 1, 1], [0, 0, 1, 1])])
+def test_labels_of_no_other_order_are_refused(labels, pairs):
+    with pytest.raises(ValueError, match=r"can be labelled in no other way.*; give examples of each class"):
         permuted_labels(torch.tensor(labels), 19, pairs=None if pairs is None else torch.tensor(pairs))

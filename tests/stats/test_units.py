@@ -39,10 +39,8 @@ def test_all_twins_of_a_unit_are_flipped_together():
     units = Units.of([words], what="word pair", pair=pair)
     labels = [0, 1] * 6
     flipped = draws(units, labels, 7) != torch.tensor(labels)
-    with pytest.raises(
-        ValueError, match=r"3 units \(word pair\) of 12 examples can be labelled in only 8 ways"
-    ):
-        draws(units, labels, 8)
+    assert len(flipped) == 7 == len(flipped.unique(dim=0))  # all there are but none flipped
+    assert torch.equal(draws(units, labels, 8), draws(units, labels, 1000))
     for unit in range(3):
         own = flipped[:, torch.tensor(words) == unit]
         assert (own == own[:, :1]).all()
@@ -59,7 +57,12 @@ def test_a_label_of_a_whole_group_moves_as_one_whatever_the_sizes():
         assert (own == own[:, :1]).all()
     assert all(sorted(row[[0, 3, 5, 6]].tolist()) == [0, 0, 1, 1] for row in drawn)
     assert units.log_orders(torch.tensor(labels)) == pytest.approx(math.log(6))
-    assert units.smallest_p(torch.tensor(labels)) == pytest.approx(1 / 6)
+    assert units.smallest_p(torch.tensor(labels)) == pytest.approx(2 / 6)  # the other way round says as much
+    assert Units.of([[0, 0, 1, 2]]).smallest_p(torch.tensor([1, 1, 0, 0])) == pytest.approx(1 / 3)
+    every = units.permuted(torch.tensor(labels), 1000)
+    assert len(every) == 5 == len(every.unique(dim=0)) and all(
+        sorted(row[[0, 3, 5, 6]].tolist()) == [0, 0, 1, 1] for row in every
+    )
 
 
 def test_groups_of_several_labels_go_whole_to_groups_of_their_size():
@@ -69,6 +72,7 @@ def test_groups_of_several_labels_go_whole_to_groups_of_their_size():
     vectors = {tuple(row[2 * k : 2 * k + 2].tolist()) for row in drawn for k in range(3)}
     assert vectors <= {(0, 1), (1, 0)}
     assert (drawn[:, 6:] == torch.tensor([0, 0, 1])).all()  # the only one of its size stays as it is
+    assert len(drawn) == 2 == len(drawn.unique(dim=0)) and (drawn != torch.tensor(labels)).any(1).all()
     assert all(
         sorted(tuple(r[2 * k : 2 * k + 2].tolist()) for k in range(3)) == [(0, 1), (0, 1), (1, 0)]
         for r in drawn

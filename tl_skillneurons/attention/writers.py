@@ -241,8 +241,7 @@ def head_writers(
     prompted = PromptedModel(model, prompt, max_length=max_length, run=small_batches(run))
     split = task.split(role)
     texts, labels, units = list(split["text"]), torch.tensor(split["label"]), task.units(role)
-    if not units.are_single:
-        units.permuted(labels, n_permutations, seed=seed)  # refuses too few before anything runs
+    units.permuted(labels, 1)  # refuses labels of no other order before anything runs
     rows: dict[str, list[Tensor]] = {name: [] for name in _PARTS}
     order: list[int] = []
     with progress_bar(f"who writes, on {role}", len(texts), show=run.progress) as advance:
@@ -263,6 +262,7 @@ def head_writers(
         seed=seed,
         unit=units.what,
         n_units=len(units),
+        smallest_p=max(units.smallest_p(labels), 1 / (1 + n_permutations)),
     )
     return HeadWriters(
         neurons,

@@ -4,10 +4,11 @@ Neurons are correlated, and some answer to any labels better than others, so ran
 the labels mean. The null keeps all of this: the labels of one side's ``select`` examples are dealt out anew to its
 units (:mod:`~tl_skillneurons.stats.units`), and the rankings and tops that it then has are compared with the other
 side's. That takes the single answers (``score_neurons(..., keep_outcomes=True)``); each side that kept them is permuted
-in turn. Where neither did, neurons are permuted within their layers in place of labels, which treats them as
-independent: that null is too narrow.
+in turn, and the larger p-value of the two sides counts: agreement takes labels that mean something on both. Few units
+have few orders; all are counted then, and ``smallest_p`` says what they allow. Where neither side kept them, neurons
+are permuted within their layers in place of labels, which treats them as independent: that null is too narrow.
 
-With ``rho`` Spearman's correlation of the neurons' scores and ``rho_b`` that of draw ``b`` of ``B``::
+With ``rho`` Spearman's correlation of the neurons' scores and ``rho_b`` that of draw ``b`` of the ``B`` of a side::
 
     p_value  = min(1, 2 * (1 + min(draws with rho_b >= rho, draws with rho_b <= rho)) / (1 + B))
     p_shared = (1 + draws whose tops share as many neurons) / (1 + B)
@@ -23,7 +24,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from tl_skillneurons._files import load_tensors, save_tensors, sound
@@ -51,6 +52,7 @@ class Agreement:
         n_top: Best neurons of each layer whose overlap is counted.
         seed: Of the permutations.
         units: What labels were dealt out to, of each side that was permuted: ``"60 units (group)"``.
+        sides: How many of the draws permuted each side, one side after the other.
 
     Example:
         >>> found = skn.scores.score_agreement(scores, other_scores, 30)
@@ -64,13 +66,14 @@ class Agreement:
     n_top: int = 0
     seed: int = 0
     units: tuple[str, ...] = ()
+    sides: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         found = self.row(-1)
         return (
             f"Agreement(spearman {found['spearman']:.3f} over all layers, {found['null_low']:.3f} to "
             f"{found['null_high']:.3f} under permuted {self.permuted}{self._by}, {found['n_shared']} of the best "
-            f"{self.n_top} of each layer shared, {len(self.null)} draws)"
+            f"{self.n_top} of each layer shared, {len(self.null)} draws, no p below {self.smallest_p:.2g})"
         )
 
     def _repr_html_(self) -> str:
@@ -86,26 +89,38 @@ class Agreement:
         return "neurons" if self.shared_null is None else "labels"
 
     def row(self, row: int) -> dict[str, float | int | str]:
-        """One row's Spearman, the middle 95 % of its null (``null_low``, ``null_high``), its two-sided ``p_value``, and
-        ``p_shared``, how often permuted labels share as many neurons (NaN where neurons were permuted)."""
-        draws, found = self.null[:, row], float(self.spearman[row])
-        low, high = draws.quantile(torch.tensor(_QUANTILES, dtype=torch.float64)).tolist()
-        above, below = int((draws >= found - 1e-12).sum()), int((draws <= found + 1e-12).sum())
+        """One row's Spearman, the middle 95 % of its null (``null_low``, ``null_high``, the wider where two sides were
+        permuted), its two-sided ``p_value``, and ``p_shared``, how often permuted labels share as many neurons (NaN
+        where neurons were permuted); of two sides the larger p-value."""
+        found, shared = float(self.spearman[row]), int(self.n_shared[row])
+        quantiles = torch.tensor(_QUANTILES, dtype=torch.float64)
+        ends = [side[:, row].quantile(quantiles).tolist() for side in self._sides(self.null)]
+        low, high = min(low for low, _ in ends), max(high for _, high in ends)
         p_shared = float("nan")
         if self.shared_null is not None:
-            as_many = int((self.shared_null[:, row] >= self.n_shared[row]).sum())
-            p_shared = (1 + as_many) / (1 + len(draws))
+            p_shared = max(_share(side[:, row] >= shared) for side in self._sides(self.shared_null))
+        two_sided = [
+            2 * min(_share(side[:, row] >= found - 1e-12), _share(side[:, row] <= found + 1e-12))
+            for side in self._sides(self.null)
+        ]
         return {
             "spearman": found,
             "null_low": low,
             "null_high": high,
-            "p_value": float("nan")
-            if found != found
-            else min(1.0, 2 * (1 + min(above, below)) / (1 + len(draws))),
+            "p_value": float("nan") if found != found else min(1.0, max(two_sided)),
             "n_shared": int(self.n_shared[row]),
             "p_shared": p_shared,
             "permuted": self.permuted,
+            "smallest_p": self.smallest_p,
         }
+
+    @property
+    def smallest_p(self) -> float:
+        """The smallest two-sided p-value that so many draws of each side can give."""
+        return min(1.0, 2 / (1 + min(self.sides or (len(self.null),))))
+
+    def _sides(self, draws: Num[Tensor, "draw row"]) -> tuple[Num[Tensor, "own row"], ...]:
+        return draws.split(list(self.sides or (len(draws),)))
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row per layer, and last, with ``layer`` -1, one over all; the columns of :meth:`row`."""
@@ -119,9 +134,13 @@ class Agreement:
         tensors = {"spearman": self.spearman, "null": self.null, "n_shared": self.n_shared}
         if self.shared_null is not None:
             tensors["shared_null"] = self.shared_null
-        return save_tensors(
-            path, KIND, tensors, {"n_top": self.n_top, "seed": self.seed, "units": list(self.units)}
-        )
+        header = {
+            "n_top": self.n_top,
+            "seed": self.seed,
+            "units": list(self.units),
+            "sides": list(self.sides),
+        }
+        return save_tensors(path, KIND, tensors, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Agreement":
@@ -139,6 +158,7 @@ class Agreement:
                 n_top=header["n_top"],
                 seed=header["seed"],
                 units=tuple(header.get("units", ())),
+                sides=tuple(header.get("sides", ())),
             )
 
 
@@ -184,12 +204,12 @@ def agreements(
     null: dict[tuple[str, str], list[Tensor]] = {pair: [] for pair in pairs}
     shared: dict[tuple[str, str], list[Tensor]] = {pair: [] for pair in pairs}
     units: dict[tuple[str, str], list[str]] = {pair: [] for pair in pairs}
+    sides: dict[tuple[str, str], list[int]] = {pair: [] for pair in pairs}
     for name, score in scores.items():
         others = [pair for pair in pairs if name in pair]
         if not others or not isinstance(score, NeuronScores) or score.outcomes is None:
             continue
-        for pair in others:
-            units[pair].append(described(score.outcomes.units))
+        before = {pair: len(null[pair]) for pair in others}
         blocks = permuted_scores(
             score.outcomes, n_permutations, seed=seed, aggregate=score.aggregate, class_id=score.class_id
         )
@@ -200,6 +220,9 @@ def agreements(
                     other = ranked[pair[1] if pair[0] == name else pair[0]]
                     null[pair].append(permuted.spearman(other))
                     shared[pair].append(permuted.shared(other))
+        for pair in others:
+            units[pair].append(described(score.outcomes.units))
+            sides[pair].append(len(null[pair]) - before[pair])
     for pair in pairs:
         if not null[pair]:
             generator = torch.Generator().manual_seed(seed)
@@ -214,6 +237,7 @@ def agreements(
             n_top=n_top,
             seed=seed,
             units=tuple(dict.fromkeys(units[one, other])),
+            sides=tuple(sides[one, other]),
         )
         for one, other in pairs
     }
@@ -248,6 +272,10 @@ class _Ranked:
         """The neurons permuted within their layers."""
         order = row_orders(len(self.by_layer), self.by_layer.shape[1], generator, dtype=torch.float32)
         return _Ranked(*(part.gather(1, order) for part in (self.by_layer, self.overall, self.top)))
+
+
+def _share(extreme: Bool[Tensor, " draw"]) -> float:
+    return (1 + int(extreme.sum())) / (1 + len(extreme))
 
 
 def _unit(rows: Float[Tensor, "row item"]) -> Float[Tensor, "row item"]:

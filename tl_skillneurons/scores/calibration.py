@@ -25,11 +25,11 @@ from tl_skillneurons._files import FORMAT, package_version, read_json, sound, wr
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of
 from tl_skillneurons.prompts.run import RunOptions
-from tl_skillneurons.scores.null import dealt, permutation_null
+from tl_skillneurons.scores.null import permutation_null
 from tl_skillneurons.scores.outcomes import RuleOutcomes
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.stats.intervals import clopper_pearson
-from tl_skillneurons.stats.units import Units
+from tl_skillneurons.stats.units import Units, require_reachable
 
 KIND = "Calibration"
 
@@ -39,7 +39,7 @@ class Calibration:
     """How often shuffled labels were called significant, and how often a planted neuron was.
 
     Attributes:
-        n_repetitions: Shufflings.
+        n_repetitions: Shufflings; every other one, once, where these are fewer than were asked for.
         n_false: Repetitions in which any neuron was called significant.
         n_found: Repetitions in which the planted neuron was.
         alpha: The level.
@@ -155,8 +155,7 @@ def check_calibration(
         Counts of false alarms and of the planted neuron's discoveries, with exact intervals.
 
     Raises:
-        ValueError: For too few permutations for ``alpha``, labels of more than two classes, or units too few to be
-            labelled in so many ways.
+        ValueError: For too few permutations or units for ``alpha``, or labels of more than two classes.
 
     Example:
         >>> skn.scores.check_calibration(scores.outcomes, n_repetitions=200)
@@ -170,7 +169,11 @@ def check_calibration(
             f"labels must be of two classes, 0 and 1, got {sorted(set(outcomes.labels.tolist()))}"
         )
     apart = outcomes.units if units is None else units
-    shuffled = dealt(apart, outcomes.labels, n_repetitions, seed=seed)
+    for unit in {apart, outcomes.units}:
+        least = unit.smallest_p(outcomes.labels)
+        require_reachable(alpha, smallest_p=least, n_units=len(unit), what=unit.what)
+    shuffled = apart.permuted(outcomes.labels, n_repetitions, seed=seed)
+    n_repetitions = len(shuffled)
     generator = torch.Generator().manual_seed(seed)
     n_false = n_found = 0
     with progress_bar("shuffled labels", n_repetitions, show=run.progress) as advance:

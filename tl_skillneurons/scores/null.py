@@ -13,12 +13,12 @@ A rule's answer is one bit per example (:mod:`~tl_skillneurons.scores.outcomes`)
 matrix product. For each permutation the best score of all neurons is kept, and for each neuron how often its own
 score (best over positions, combined over prompts) was reached. Counts decide, so that ties are ties.
 
-Exact when, without an effect, labels are exchangeable among the units. Few units have few orders, and p-values no
-smaller than one over their number. What it can't know: examples that belong together and are not said to, as by
+Exact when, without an effect, labels are exchangeable among the units. Few units have few orders: all
+are then counted, once each, and no p-value is smaller than one over their number (two over it, where labels may all
+turn at once). What it can't know: examples that belong together and are not said to, as by
 ``Task.from_datasets(group=...)``.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,9 +31,9 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.scores.exact_tails import bound_p
-from tl_skillneurons.scores.outcomes import MOST_NUMBERS, RuleOutcomes, count_right, described
+from tl_skillneurons.scores.outcomes import MOST_NUMBERS, RuleOutcomes, count_right
 from tl_skillneurons.stats.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
-from tl_skillneurons.stats.units import Units
+from tl_skillneurons.stats.units import Units, require_reachable
 from tl_skillneurons.tasks.task import Task
 
 
@@ -50,7 +50,8 @@ class PermutationNull:
             ``p_value`` that may be as small as it is.
         unit: What was permuted: a unit of what belongs together.
         n_units: How many of them there were; ``None`` where nobody said.
-        smallest_p: The smallest p-value that so many units can give, however many permutations are drawn.
+        smallest_p: The smallest p-value that so many units can give, however many permutations are drawn; twice one
+            over the number of ways where all labels may turn at once, which says the same of every neuron.
     """
 
     largest: Float[Tensor, "scope draw"]
@@ -70,6 +71,7 @@ class PermutationNull:
             seed=self.seed,
             unit=self.unit,
             n_units=self.n_units,
+            smallest_p=self.least,
         )
 
     def _repr_html_(self) -> str:
@@ -77,14 +79,17 @@ class PermutationNull:
 
     @property
     def n_permutations(self) -> int:
-        """How many permutations were drawn."""
+        """How many permutations there were: as many as were asked for, or every other one where these are fewer."""
         return self.largest.shape[1]
+
+    @property
+    def least(self) -> float:
+        """The smallest p-value that so many units and permutations can give."""
+        return max(self.smallest_p, 1 / (1 + self.n_permutations))
 
     def of_units(self, units: Units, labels: Num[Tensor, " example"]) -> "PermutationNull":
         """The same, with what is said of the units whose labels were permuted."""
-        return replace(
-            self, unit=units.what, n_units=len(units), smallest_p=math.exp(-log_ways_of(units, labels))
-        )
+        return replace(self, unit=units.what, n_units=len(units), smallest_p=units.smallest_p(labels))
 
     def require_reachable(self, alpha: float) -> None:
         """Refuse a level that no p-value of so few units can reach.
@@ -92,20 +97,20 @@ class PermutationNull:
         Raises:
             ValueError: With how many units would do.
         """
-        if self.n_units is not None and self.smallest_p > alpha + 1e-12:
-            ways = round(1 / self.smallest_p)
-            needed = units_needed(self.n_units, math.log(ways), 1 / alpha)
-            raise ValueError(
-                f"{self.n_units} units ({self.unit}) can be labelled in only {ways} ways, so no p-value is below "
-                f"1/{ways}; {alpha:g} takes about {needed} units, of all classes alike"
-            )
+        if self.n_units is not None:
+            require_reachable(alpha, smallest_p=self.smallest_p, n_units=self.n_units, what=self.unit)
 
     def record(self) -> dict[str, Any]:
         """What a file's header keeps of it."""
         return {name: getattr(self, name) for name in ("seed", "unit", "n_units", "smallest_p")}
 
     def level(self, alpha: float = 0.05, *, prompt: int | None = None) -> float:
-        """The score above which a neuron is significant at ``alpha``, family-wise; of one prompt, or combined."""
+        """The score above which a neuron is significant at ``alpha``, family-wise; of one prompt, or combined.
+
+        Raises:
+            ValueError: For a level that so few permutations or units can't reach.
+        """
+        self.require_reachable(alpha)
         return critical_level(self.largest[self._scope(prompt)], alpha)
 
     def expected(self, *, prompt: int | None = None) -> float:
@@ -123,9 +128,10 @@ class PermutationNull:
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row per prompt and, last, one for all combined: ``expected``, the mean of the best score under permuted
-        labels, and ``level``, above which a score is significant at 5 %, family-wise (NaN for fewer than 19 draws)."""
+        labels, and ``level``, above which a score is significant at 5 %, family-wise (NaN where no
+        p-value can be as small)."""
         scopes: list[int | None] = [*range(len(self.largest) - 1), None]
-        enough = self.n_permutations >= 19
+        enough = self.n_permutations >= 19 and self.smallest_p <= 0.05
         frame = pd.DataFrame(
             {
                 "prompt": ["combined" if scope is None else scope for scope in scopes],
@@ -134,7 +140,7 @@ class PermutationNull:
                 "n_permutations": self.n_permutations,
             }
         )
-        frame.attrs.update(unit=self.unit, n_units=self.n_units)
+        frame.attrs.update(unit=self.unit, n_units=self.n_units, smallest_p=self.least)
         return frame
 
     def columns(self) -> dict[str, Any]:
@@ -180,47 +186,12 @@ def label_rows(task: Task, role: str, n_permutations: int, *, seed: int = 0) -> 
     """The labels of ``role``, and below them as often the same dealt out anew to its units.
 
     Raises:
-        ValueError: When the labels have too few orders.
+        ValueError: When the labels have no other order.
     """
     labels = torch.tensor(task.split(role)["label"])
     if not require_int(n_permutations, "n_permutations", minimum=0):
         return labels[None]
-    return torch.cat([labels[None], dealt(task.units(role), labels, n_permutations, seed=seed)])
-
-
-def dealt(
-    units: Units, labels: Num[Tensor, " example"], n_permutations: int, *, seed: int = 0
-) -> Num[Tensor, "draw example"]:
-    """The labels dealt out anew to the units.
-
-    Raises:
-        ValueError: When there are fewer ways than ``n_permutations``; it names how many units it takes.
-    """
-    log_ways = log_ways_of(units, labels)
-    if log_ways < math.log(n_permutations + 1) - 1e-9:
-        ways = round(math.exp(log_ways))
-        raise ValueError(
-            f"{described(units)} of {units.n_examples} examples can be labelled in only {ways} ways, too few for "
-            f"{n_permutations} permutations; that takes about {units_needed(len(units), log_ways, n_permutations + 1)} "
-            f"units, of all classes alike"
-            + (f", {len(units)} are enough for {ways - 1} permutations" if ways > 1 else "")
-        )
-    return units.permuted(labels, n_permutations, seed=seed)
-
-
-def log_ways_of(units: Units, labels: Num[Tensor, " example"]) -> float:
-    """:meth:`Units.log_orders`, at once for single texts, of which there may be many in each of many nulls."""
-    if not units.are_single:
-        return units.log_orders(labels)
-    counts = labels.unique(return_counts=True)[1].double()
-    return math.lgamma(len(labels) + 1) - float(torch.lgamma(counts + 1).sum())
-
-
-def units_needed(n_units: int, log_ways: float, n_ways: float | int) -> int:
-    """About how many units like ``n_units`` with ``exp(log_ways)`` labellings have ``n_ways``: never too few."""
-    if log_ways <= 0:  # of one label, so far: two classes, equally frequent
-        return next(n for n in range(n_units + 1, 10_000) if math.comb(n, n // 2) >= n_ways)
-    return max(n_units + 1, math.ceil(n_units * math.log(n_ways) / log_ways - 1e-9))
+    return torch.cat([labels[None], task.units(role).permuted(labels, n_permutations, seed=seed)])
 
 
 def permutation_null(
@@ -238,10 +209,10 @@ def permutation_null(
         class_id: The class that "above" speaks for; all others count as label 0.
     """
     labels = outcomes.labels
-    drawn = dealt(outcomes.units, labels, n_permutations, seed=seed)
+    drawn = outcomes.units.permuted(labels, n_permutations, seed=seed)
     rows = (torch.cat([labels[None], drawn]) == class_id).long()  # the first row is the truth
     n_prompts, n, n_layers = outcomes.above.shape[:3]
-    tally = NullTally(n_prompts, n_layers, outcomes.d_mlp, n_permutations, aggregate)
+    tally = NullTally(n_prompts, n_layers, outcomes.d_mlp, len(drawn), aggregate)
     for layer, neurons, counted in count_right(outcomes, torch.ones_like(rows), rows):
         # 2 * max(right, wrong) - n of the best position
         tally.add(layer, neurons, torch.stack([right.abs_().amax(1) for right in counted]))
@@ -265,7 +236,7 @@ def permuted_scores(
 
     It grows with predictivity: ``2 * max(right, wrong) - n`` at the best position, combined over prompts.
     """
-    drawn = dealt(outcomes.units, outcomes.labels, n_permutations, seed=seed)
+    drawn = outcomes.units.permuted(outcomes.labels, n_permutations, seed=seed)
     rows = (drawn == class_id).long()
     n_layers = outcomes.above.shape[2]
     at_a_time = max(1, MOST_NUMBERS // (n_layers * outcomes.d_mlp))

@@ -27,11 +27,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_option
+from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._processes import rank_and_count
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.models.hooks import Hooks
@@ -41,10 +42,10 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.streaming import READINGS, stand_alike
 from tl_skillneurons.scores.measured import prompted_set, provenance_of, task_provenance
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.null import label_rows
 from tl_skillneurons.scores.outcomes import RuleOutcomes
 from tl_skillneurons.scores.passes import Padded, correct_of, count_correct, rule_outcomes, summaries
 from tl_skillneurons.scores.tallies import Summary
+from tl_skillneurons.stats.units import require_reachable
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
 
@@ -138,13 +139,18 @@ def score_classes(
     return _score(model, prompts, task, list(range(task.n_classes)), what, run)
 
 
-def require_orders(task: Task, n_permutations: int, seed: int) -> None:
-    """See, before a pass is run, that the labels of ``select`` can be permuted so often.
+def require_orders(task: Task, n_permutations: int, alpha: float = 1.0) -> None:
+    """See, before a pass is run, that the labels of ``select`` can be permuted, and p-values be as small as ``alpha``.
 
     Raises:
         ValueError: Otherwise.
     """
-    label_rows(task, "select", n_permutations, seed=seed)
+    if not require_int(n_permutations, "n_permutations", minimum=0):
+        return
+    units, labels = task.units("select"), torch.tensor(task.split("select")["label"])
+    units.permuted(labels, 1)  # refuses labels of no other order
+    least = units.smallest_p(labels)
+    require_reachable(alpha, smallest_p=least, n_units=len(units), what=units.what)
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ def _score(
 ) -> list[NeuronScores]:
     """The scores of each class; every prompt is run once."""
     require_option(what.positions, "positions", READINGS)
-    require_orders(task, what.n_permutations, what.seed)
+    require_orders(task, what.n_permutations)
     prompted = prompted_set(model, prompts, what.positions, max_length=what.max_length, run=run)
     _require_one_length(prompted, what.positions)
     found: list[list[NeuronScores]] = [[] for _ in prompted]

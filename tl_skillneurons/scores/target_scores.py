@@ -31,7 +31,6 @@ from tl_skillneurons.scores.kinds import KINDS
 from tl_skillneurons.scores.label_scores import score_texts
 from tl_skillneurons.scores.measured import prompted_set, provenance_of, require_alike, unit_record
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
-from tl_skillneurons.scores.null import dealt
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
@@ -205,9 +204,9 @@ def _drawn(
     """The targets and their weights, and below them both together dealt out anew ``n`` times."""
     if weights is None:
         rows = values[None]
-        return (torch.cat([rows, dealt(units, values, n, seed=seed)]) if n else rows), None
+        return (torch.cat([rows, units.permuted(values, n, seed=seed)]) if n else rows), None
     both, code = torch.stack([values, weights], 1).unique(dim=0, return_inverse=True)
-    codes = torch.cat([code[None], dealt(units, code, n, seed=seed)]) if n else code[None]
+    codes = torch.cat([code[None], units.permuted(code, n, seed=seed)]) if n else code[None]
     return both[codes, 0], both[codes, 1]
 
 

@@ -257,11 +257,14 @@ class LabelDifference:
         difference: In the values' own unit; positive where label 1 has the larger mean.
         p_value: Each row's own.
         p_family: For the largest of all rows.
+        n_draws: Permuted labels that each was compared with: as many as were asked for, or every other way to label
+            the units, once, where these are fewer.
     """
 
     difference: Float[Tensor, "*row"]
     p_value: Float[Tensor, "*row"]
     p_family: Float[Tensor, "*row"]
+    n_draws: int
 
 
 def permutation_difference(
@@ -275,13 +278,14 @@ def permutation_difference(
     """How much each row's mean differs between label 1 and label 0, and how often permuted labels do as much.
 
     Args:
+        n_draws: Random permutations; where there are fewer ways to label the units, all are counted and p is exact.
         units: Which examples belong together; labels are dealt out to them. Each is its own without.
 
     Memory: ``rows * draws`` numbers in chunks of draws, 128 MB at most.
 
     Raises:
         ValueError: For labels other than 0 and 1, when one of them has no example, or when the units can be labelled
-            in fewer than ``n_draws`` ways.
+            in no other way.
 
     Example:
         >>> labels = torch.arange(20) % 2
@@ -299,11 +303,14 @@ def permutation_difference(
     rows = rows - rows.mean(1, keepdim=True)  # changes no difference, and keeps rounding small
     spread = rows.std(1, correction=0)
     spread[spread <= 1e-12 * size_of] = torch.inf  # a constant differs by rounding alone
-    weight = torch.where(labels == 1, 1 / (labels == 1).sum(), -1 / (labels == 0).sum()).double()
+    n_zero, n_one = torch.bincount(labels).double()  # in float32 equal differences would not be equal
+    weight = torch.where(labels == 1, 1 / n_one, -1 / n_zero)
     observed = rows @ weight
     generator = torch.Generator().manual_seed(seed)
     units = require_units(len(labels), units)
-    dealt = None if units.are_single else units.permuted(labels, n_draws, seed=seed)
+    few = units.log_orders(labels) <= math.log(n_draws + 1) + 1e-9
+    dealt = None if units.are_single and not few else units.permuted(labels, n_draws, seed=seed)
+    n_draws = n_draws if dealt is None else len(dealt)
     own, family = torch.zeros(2, len(rows), dtype=torch.float64)
     # what rounding makes of equal differences must not decide
     least = observed.abs() * (1 - 1e-9)
@@ -325,6 +332,7 @@ def permutation_difference(
         observed.reshape(shape),
         ((1 + own) / (1 + n_draws)).reshape(shape),
         ((1 + family) / (1 + n_draws)).reshape(shape),
+        n_draws,
     )
 
 

@@ -4,12 +4,17 @@ Every permutation of the package is drawn here, from a seed or a generator, so t
 orders everywhere. With labels that have nothing to do with the examples each order of them is as likely as any
 other; where examples come in pairs of twins, each order within the pairs.
 
+Where labels have no more orders than are asked for, every one but their own is given, once: with the true one counted
+in, a p-value is then the exact share of all orders, and none is below one over their number.
+
 What it does not show: a permutation test takes examples (or pairs) to be exchangeable. Examples that belong together
 and are permuted one by one make a null that is too narrow.
 """
 
 import math
 from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
 
 import torch
 from jaxtyping import Int, Num
@@ -48,15 +53,15 @@ def permuted_labels(
     seed: int = 0,
     pairs: Int[Tensor, " example"] | None = None,
 ) -> Num[Tensor, "draw example"]:
-    """The labels in random orders, within pairs where there are any.
+    """The labels in random orders, within pairs where there are any; every other order once where there are no more.
 
     Args:
         labels: Class or target of each example.
-        n_permutations: How many orders.
+        n_permutations: How many orders; as many as there are where they are fewer.
         pairs: The number of the pair (or group) that each example belongs to; labels then stay within it.
 
     Raises:
-        ValueError: When the labels have fewer orders than ``n_permutations``.
+        ValueError: When the labels have no other order.
 
     Example:
         >>> permuted_labels(torch.tensor([0, 1, 0, 1]), 2, pairs=torch.tensor([0, 0, 1, 1])).sum(1).tolist()
@@ -64,14 +69,13 @@ def permuted_labels(
     """
     require_int(n_permutations, "n_permutations")
     require_int(seed, "seed", minimum=0)
-    if (n_orders := _log_orders(labels, pairs)) < math.log(n_permutations + 1) - 1e-9:
-        counts = labels.unique(return_counts=True)[1].tolist()
-        of_each = f"{counts} of each class" if len(counts) < len(labels) else "values all different"
+    if (log_orders := _log_orders(labels, pairs)) < 1e-9:
         raise ValueError(
-            f"{len(labels)} examples with {of_each} can be labelled in only "
-            f"{round(math.exp(n_orders))} ways{' within pairs' if pairs is not None else ''}, too few for "
-            f"{n_permutations} permutations; give more examples of each class"
+            f"{len(labels)} examples with labels {sorted(set(labels.tolist()))} can be labelled in no other way"
+            f"{' within pairs' if pairs is not None else ''}, so nothing can be tested; give examples of each class"
         )
+    if log_orders <= math.log(n_permutations + 1) + 1e-9:
+        return other_orders(labels, blocks_of(labels, pairs))
     generator = torch.Generator().manual_seed(seed)
     order = row_orders(n_permutations, len(labels), generator)
     if pairs is None:
@@ -81,6 +85,51 @@ def permuted_labels(
     shuffled = torch.empty_like(order, dtype=labels.dtype)
     shuffled[:, place] = labels[order]
     return shuffled
+
+
+def blocks_of(labels: Num[Tensor, " example"], pairs: Int[Tensor, " example"] | None) -> list["Block"]:
+    """Each pair's examples with all orders of their labels."""
+    groups = torch.zeros(len(labels), dtype=torch.int64) if pairs is None else pairs
+    places = [(groups == group).nonzero().flatten() for group in groups.unique()]
+    return [(rows, distinct_orders(labels[rows])) for rows in places]
+
+
+def distinct_orders(items: Num[Tensor, " item"]) -> Num[Tensor, "order item"]:
+    """Every order of ``items`` that can be told from the others; there must be few.
+
+    Example:
+        >>> distinct_orders(torch.tensor([0, 0, 1])).tolist()
+        [[0, 0, 1], [0, 1, 0], [1, 0, 0]]
+    """
+    values, counts = items.unique(return_counts=True)
+    if len(values) == 1:
+        return items[None]
+    rest = distinct_orders(items[items != values[0]])
+    places = torch.tensor(list(combinations(range(len(items)), int(counts[0]))))
+    shape = (len(places), len(rest), len(items))
+    free = torch.ones(len(places), len(items), dtype=torch.bool).scatter_(1, places, False)
+    orders = items.new_full(shape, values[0].item())
+    orders.masked_scatter_(free[:, None].expand(shape), rest.expand(len(places), -1, -1).contiguous())
+    return orders.flatten(0, 1)
+
+
+Block = tuple[Tensor, Tensor]
+"""The places of some examples, and all ways ``[way, place]`` in which they can be labelled, whatever the others are."""
+
+
+def other_orders(labels: Num[Tensor, " example"], blocks: Sequence[Block]) -> Num[Tensor, "order example"]:
+    """Every way to label ``blocks``, each once, but for the labels' own.
+
+    Example:
+        >>> pair = torch.arange(2), torch.tensor([[0, 1], [1, 0]])
+        >>> other_orders(torch.tensor([0, 1, 1]), [pair]).tolist()
+        [[1, 0, 1]]
+    """
+    found = labels[None]
+    for places, ways in blocks:
+        found = found.repeat_interleave(len(ways), 0)
+        found[:, places] = ways.repeat(len(found) // len(ways), 1)
+    return found[(found != labels).any(1)]
 
 
 def _log_orders(labels: Tensor, pairs: Tensor | None) -> float:

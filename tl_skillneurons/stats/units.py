@@ -26,7 +26,13 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons.stats.permutation import permuted_labels, row_orders
+from tl_skillneurons.stats.permutation import (
+    Block,
+    distinct_orders,
+    other_orders,
+    permuted_labels,
+    row_orders,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -144,6 +150,9 @@ class Units:
 
     def log_orders(self, labels: Num[Tensor, " example"]) -> float:
         """The logarithm of the number of ways in which the labels can be dealt out to the units."""
+        if self.are_single:
+            counts = labels.unique(return_counts=True)[1].double()
+            return math.lgamma(len(labels) + 1) - float(torch.lgamma(counts + 1).sum())
         flipped, constant, mixed = self._kinds(labels)
         total = len(flipped) * math.log(2)
         for units in (constant, *mixed):
@@ -154,28 +163,34 @@ class Units:
         return total
 
     def smallest_p(self, labels: Num[Tensor, " example"]) -> float:
-        """The smallest p-value that a permutation test of these labels can give, however many are drawn."""
-        return math.exp(-self.log_orders(labels))
+        """The smallest p-value that a two-sided permutation test of these labels can give, however many are drawn.
+
+        Of two classes, labels that are all the other way round tell as much: where they are one of the ways, so that
+        they always reach what the true ones do, it is twice one over the number of ways.
+        """
+        return min(1.0, (2 if self._mirrored(labels) else 1) * math.exp(-self.log_orders(labels)))
 
     def permuted(
         self, labels: Num[Tensor, " example"], n_permutations: int, *, seed: int = 0
     ) -> Num[Tensor, "draw example"]:
-        """The labels dealt out anew to the units, as the module says.
+        """The labels dealt out anew to the units, as the module says; where there are no more ways than asked for,
+        every other one, once.
 
         Raises:
-            ValueError: When there are fewer ways than ``n_permutations``; it says how many units there are.
+            ValueError: When there is no other way; it says how many units there are.
         """
         require_int(n_permutations, "n_permutations")
         require_int(seed, "seed", minimum=0)
         if self.are_single:
             return permuted_labels(labels, n_permutations, seed=seed)
-        if self.log_orders(labels) < math.log(n_permutations + 1) - 1e-9:
-            ways = round(math.exp(self.log_orders(labels)))
+        if (log_ways := self.log_orders(labels)) < 1e-9:
             raise ValueError(
-                f"{len(self)} units ({self.what}) of {self.n_examples} examples can be labelled in only {ways} ways, "
-                f"too few for {n_permutations} permutations; give more units of each class, or ask for at most "
-                f"{max(1, ways - 1)}"
+                f"{len(self)} units ({self.what}) of {self.n_examples} examples can be labelled in no other way, so "
+                f"nothing can be tested; give more units of each class, {units_needed(len(self), 1.0, 0.05)} for a "
+                "p-value of 0.05"
             )
+        if log_ways <= math.log(n_permutations + 1) + 1e-9:
+            return other_orders(labels, self._blocks(labels))
         flipped, constant, mixed = self._kinds(labels)
         if not constant and not mixed and self._pairs_are_units:
             return permuted_labels(
@@ -201,6 +216,38 @@ class Units:
                 rows_of = torch.stack([self._rows[unit] for unit in units])
                 drawn[:, rows_of.flatten()] = labels[rows_of][order].flatten(1)
         return drawn
+
+    def _blocks(self, labels: Num[Tensor, " example"]) -> list[Block]:
+        """Units that are labelled together, and all ways to do it."""
+        flipped, constant, mixed = self._kinds(labels)
+        flips = [
+            (rows, labels[torch.stack([rows, self._twin[rows]])])
+            for rows in map(self._rows.__getitem__, flipped)
+        ]
+        exchanged = []
+        for units in (constant, *mixed):
+            if not units:
+                continue
+            rows = torch.cat([self._rows[unit] for unit in units])
+            if units is constant:
+                of_unit = distinct_orders(labels[torch.stack([self._rows[unit][0] for unit in units])])
+                exchanged.append((rows, of_unit.repeat_interleave(self.sizes[units], 1)))
+            else:
+                vectors, code = labels[rows].reshape(len(units), -1).unique(dim=0, return_inverse=True)
+                exchanged.append((rows, vectors[distinct_orders(code)].flatten(1)))
+        return flips + exchanged
+
+    def _mirrored(self, labels: Num[Tensor, " example"]) -> bool:
+        """Whether labels of two classes can be dealt out with every one the other way round."""
+        values, code = labels.unique(return_inverse=True)
+        if len(values) != 2:
+            return False
+        if self.are_single:
+            return 2 * int(code.sum()) == len(code)
+        _, constant, mixed = self._kinds(labels)
+        there = ([tuple(code[self._rows[unit]].tolist()) for unit in units] for units in mixed)
+        as_often = (Counter(rows) == Counter(tuple(1 - one for one in row) for row in rows) for rows in there)
+        return 2 * sum(int(code[self._rows[unit][0]]) for unit in constant) == len(constant) and all(as_often)
 
     @cached_property
     def _rows(self) -> list[Int[Tensor, " own"]]:
@@ -242,6 +289,34 @@ class Units:
             else:
                 mixed.setdefault(len(rows), []).append(unit)
         return flipped, constant, [mixed[size] for size in sorted(mixed)]
+
+
+def require_reachable(alpha: float, *, smallest_p: float, n_units: int, what: str = "text") -> None:
+    """Refuse a level that no p-value of so few units can reach.
+
+    Raises:
+        ValueError: With about how many units like these it takes, never too few.
+
+    Example:
+        >>> require_reachable(0.05, smallest_p=2 / 2**9, n_units=9)
+    """
+    if smallest_p > alpha + 1e-12:
+        raise ValueError(
+            f"{n_units} units ({what}) can be labelled in so few ways that no p-value is below {smallest_p:.3g}; "
+            f"{alpha:g} takes about {units_needed(n_units, smallest_p, alpha)} units, of all classes alike"
+        )
+
+
+def units_needed(n_units: int, smallest_p: float, alpha: float) -> int:
+    """About how many units like ``n_units``, which allow ``smallest_p``, allow ``alpha``: never too few.
+
+    Example:
+        >>> units_needed(4, 2 / 2**4, 0.05)  # 2 / 2**6 is below
+        6
+    """
+    if smallest_p >= 1:  # of one label, so far: two classes, equally frequent
+        return next(n for n in range(n_units + 1, 10_000) if math.comb(n, n // 2) * alpha >= 2)
+    return max(n_units + 1, math.ceil(n_units * math.log(2 / alpha) / math.log(2 / smallest_p) - 1e-9))
 
 
 def require_units(n_examples: int, units: Units | None) -> Units:

@@ -13,7 +13,6 @@ permutation has fewer resamplings than the diagnosis. What it does not show: tha
 """
 
 import itertools
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +23,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tl_skillneurons.scores.null import combine, dealt, log_ways_of
+from tl_skillneurons.scores.null import combine
 from tl_skillneurons.scores.outcomes import RuleOutcomes, count_right
 from tl_skillneurons.stats.ranks import average_ranks
 
@@ -82,13 +81,12 @@ def permuted_stability(
 
     Memory: ``permutations * prompts * neurons`` numbers.
     """
-    ways = log_ways_of(outcomes.units, outcomes.labels)
-    n_permutations = n_permutations if ways > 30 else min(n_permutations, round(math.exp(ways)) - 1)
     n_prompts, n_examples, n_layers = outcomes.above.shape[:3]
-    if n_permutations < 1:
+    if outcomes.units.log_orders(outcomes.labels) < 1e-9:  # no other way
         none = torch.zeros(0, len(pairs_of(n_prompts)), dtype=torch.float64)
         return StabilityNull(none, none, torch.zeros(0, dtype=torch.float64))
-    labels = (dealt(outcomes.units, outcomes.labels, n_permutations, seed=seed) == class_id).long()
+    labels = (outcomes.units.permuted(outcomes.labels, n_permutations, seed=seed) == class_id).long()
+    n_permutations = len(labels)
     weights = outcomes.units.weights(n_permutations * n_resamplings, torch.Generator().manual_seed(seed))
     rows = torch.cat([torch.ones(n_permutations, n_examples, dtype=weights.dtype), weights])
     of_rows = torch.cat([labels, labels.repeat_interleave(n_resamplings, 0)])

@@ -46,7 +46,7 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
 from tl_skillneurons.prompts.tuning.schedule import embedding_rows
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.predictivity import score_neurons
+from tl_skillneurons.scores.predictivity import require_orders, score_neurons
 from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.stats.units import Units
@@ -177,8 +177,8 @@ def compare_readings(
             Readings without a prompt see the same part of each text.
 
     Raises:
-        ValueError: For a task of more than two classes, prompts of different kinds or lengths, or a re-initialised
-            model of another shape.
+        ValueError: For a task of more than two classes or too few units for a level, prompts of different kinds or
+            lengths, or a re-initialised model of another shape.
 
     Example:
         >>> found = skn.studies.compare_readings(
@@ -187,6 +187,7 @@ def compare_readings(
         >>> found.to_dataframe()
     """
     require_two_classes(task)
+    require_orders(task, n_permutations, 0.05)
     require_int(n_top, "n_top")
     for one in readings:
         require_option(one, "readings", UNTUNED)

@@ -36,7 +36,7 @@ from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.predictivity import score_neurons
+from tl_skillneurons.scores.predictivity import require_orders, score_neurons
 from tl_skillneurons.scores.ranked import require_one_model
 from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.scores.selection import top_neurons
@@ -154,6 +154,7 @@ def prompt_trajectory(
     require_draws(n_permutations, _ALPHA, name="n_permutations")
     require_int(seed, "seed", minimum=0)
     snapshots = [_snapshots(prompt, number) for number, prompt in enumerate(chosen)]
+    require_orders(task, n_permutations, _ALPHA)
     if scores is not None:
         _require_one_length(scores, model, chosen, max_length)
     if run.cache is None and runs_text_apart(model):

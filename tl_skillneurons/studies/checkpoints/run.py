@@ -35,7 +35,7 @@ from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.predictivity import score_neurons
+from tl_skillneurons.scores.predictivity import require_orders, score_neurons
 from tl_skillneurons.scores.rules import AllRules, evaluate_rules
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.studies._common import file_name, plain, right_answers
@@ -110,6 +110,7 @@ def over_checkpoints(
     """
     require_two_classes(task)
     require_draws(n_permutations, name="n_permutations")
+    require_orders(task, n_permutations, 0.05)
     require_draws(n_random)
     require_int(n_top, "n_top")
     require_int(seed, "seed", minimum=0)

@@ -31,7 +31,7 @@ from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.predictivity import score_neurons
+from tl_skillneurons.scores.predictivity import require_orders, score_neurons
 from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.stats.ranks import spearman
@@ -178,6 +178,7 @@ def compare_label_words(
         )
     require_two_classes(task)
     require_draws(n_permutations, name="n_permutations")
+    require_orders(task, n_permutations, 0.05)
     require_int(n_random, "n_random", minimum=0)
     seeds = list(seeds)
     if len(seeds) < 2:

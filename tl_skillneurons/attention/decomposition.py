@@ -64,6 +64,10 @@ class PreActivationParts:
         mlps: From each layer's MLP, its output bias included.
         bias: From the norms' and projections' biases.
         total: The pre-activation itself.
+
+    Example:
+        >>> parts = skn.attention.decompose(model, prompt, texts, scores.top(10, per="model"))
+        >>> parts.heads.sum((-2, -1)) / parts.total  # how much of each pre-activation the heads make
     """
 
     neurons: NeuronSet

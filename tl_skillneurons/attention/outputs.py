@@ -73,6 +73,11 @@ class HeadOutputs:
         n_positions: How many positions each example has.
         labels: Class of each example; ``None`` where nobody said.
         n_heads: Heads of a layer.
+
+    Example:
+        >>> outputs = skn.attention.head_outputs(prompted, task.split("baseline")["text"])
+        >>> hooks = skn.attention.ablate_heads([(3, 5)], how="resample", values=outputs, positions="prompt")
+        >>> prompted.class_logits(texts, fwd_hooks=hooks)
     """
 
     activations: Float[Tensor, "example layer feature"]

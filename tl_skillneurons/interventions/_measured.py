@@ -34,6 +34,9 @@ class Condition:
         neurons: "chosen", or the control: "random" or "matched".
         draw: Which control; 0 for the chosen neurons.
         n_neurons: How many neurons the set has.
+
+    Example:
+        >>> panel.measured[0].outputs.keys()  # each is the key of one of panel.conditions
     """
 
     intervention: str

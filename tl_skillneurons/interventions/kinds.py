@@ -87,7 +87,11 @@ class Intervention:
 
 @dataclass(frozen=True)
 class Zero(Intervention):
-    """Held at 0, which may be far from any value that the neurons take."""
+    """Held at 0, which may be far from any value that the neurons take.
+
+    Example:
+        >>> skn.measure_effects(model, prompts, task, neurons, interventions=[Zero()])
+    """
 
     def edit(self, old: Edited, at: At) -> Edited:
         return torch.zeros_like(old)
@@ -95,7 +99,11 @@ class Zero(Intervention):
 
 @dataclass(frozen=True)
 class Mean(Intervention):
-    """Held at the reference mean."""
+    """Held at the reference mean.
+
+    Example:
+        >>> skn.measure_effects(model, prompts, task, neurons, interventions=[Mean()])
+    """
 
     uses = ("mean",)
 
@@ -105,7 +113,11 @@ class Mean(Intervention):
 
 @dataclass(frozen=True)
 class ClassMean(Intervention):
-    """Held at the reference mean of the example's own class."""
+    """Held at the reference mean of the example's own class.
+
+    Example:
+        >>> skn.measure_effects(model, prompts, task, neurons, interventions=[ClassMean(), OtherClassMean()])
+    """
 
     uses = ("class_mean",)
 
@@ -115,7 +127,11 @@ class ClassMean(Intervention):
 
 @dataclass(frozen=True)
 class OtherClassMean(Intervention):
-    """Held at the reference mean of the next class, of two classes the other one."""
+    """Held at the reference mean of the next class, of two classes the other one.
+
+    Example:
+        >>> skn.measure_effects(model, prompts, task, neurons, interventions=[ClassMean(), OtherClassMean()])
+    """
 
     uses = ("class_mean",)
 
@@ -126,7 +142,11 @@ class OtherClassMean(Intervention):
 
 @dataclass(frozen=True)
 class Resample(Intervention):
-    """Held at the values of one reference example: another for each example, the same in every layer."""
+    """Held at the values of one reference example: another for each example, the same in every layer.
+
+    Example:
+        >>> skn.measure_effects(model, prompts, task, neurons, interventions=[Resample()])
+    """
 
     uses = ("activations",)
 
@@ -146,6 +166,10 @@ class Noise(Intervention):
 
     Raises:
         ValueError: For a sigma that is not positive and finite.
+
+    Example:
+        >>> Noise(0.5).name
+        'noise 0.5'
     """
 
     sigma: float | int = 1.0
@@ -177,6 +201,10 @@ class Scale(Intervention):
 
     Raises:
         ValueError: For a factor that is negative or not finite.
+
+    Example:
+        >>> Scale(0.5).edit(torch.tensor([[[2.0]]]), at=None).item()
+        1.0
     """
 
     factor: float | int = 2.0
@@ -191,7 +219,11 @@ class Scale(Intervention):
 
 @dataclass(frozen=True)
 class Keep(Intervention):
-    """All other neurons of the model edited by ``other``, and the chosen ones left alone."""
+    """All other neurons of the model edited by ``other``, and the chosen ones left alone.
+
+    Example:
+        >>> skn.measure_effects(model, prompts, task, neurons, interventions=[Keep(Mean()), Keep(Zero())])
+    """
 
     other: Intervention = Mean()
     edits_others = True

@@ -37,7 +37,11 @@ _SOURCES = {
 
 @dataclass(frozen=True, eq=False)
 class GivenValues:
-    """Reference values that somebody brings along, e.g. ``GivenValues(mean=scores.mean_baseline())``."""
+    """Reference values that somebody brings along, e.g. ``GivenValues(mean=scores.mean_baseline())``.
+
+    Example:
+        >>> reference = GivenValues(mean=scores.mean_baseline())
+    """
 
     mean: Float[Tensor, "layer feature"] | None = None
     std: Float[Tensor, "layer feature"] | None = None
@@ -102,6 +106,10 @@ class At:
         reference: Where reference values come from, if from anywhere.
         labels: Class of every example that runs, in the caller's order.
         seed: Of whatever is drawn.
+
+    Example:
+        >>> def halfway_to_the_mean(old, at):  # an intervention of one's own
+        ...     return (old + at.mean.to(old)) / 2
     """
 
     hook: HookPoint

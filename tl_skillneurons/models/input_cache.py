@@ -53,6 +53,11 @@ class InputCache:
     Raises:
         ValueError: For a model whose text can't be run apart from its prompt (a bidirectional one, say), or a
             budget that is none.
+
+    Example:
+        >>> run = skn.RunOptions(cache=skn.InputCache(model))
+        >>> prompts = skn.fit_soft_prompts(model, task, run=run)
+        >>> scores = skn.score_neurons(model, prompts, task, run=run)  # no text is read twice
     """
 
     def __init__(self, model: TransformerBridge, cache_budget: float | int = 0.25) -> None:

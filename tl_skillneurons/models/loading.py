@@ -77,6 +77,11 @@ def load_model(
         FileNotFoundError: When a local folder, or something in it, is missing.
         PermissionError: When the hub does not give the model to this user.
         ConnectionError: When the hub can't be reached, or a packaged model's registry.
+
+    Example:
+        >>> model = skn.load_model("smollm2")
+        >>> model.cfg.n_layers, model.cfg.d_mlp
+        (30, 1536)
     """
     dtype, placement = _as_dtype(dtype), _as_placement(device, device_map)
     name, source, local = _find(name_or_path, verbose=verbose)

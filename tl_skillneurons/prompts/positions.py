@@ -72,6 +72,10 @@ class PromptedTokens:
     it, special tokens included; ``is_special`` are those special tokens (BOS, [CLS], [SEP]). ``readout`` is
     the column at which class logits are read, ``example`` each row's number in the caller's order,
     ``n_truncated`` how many rows lost text.
+
+    Example:
+        >>> tokens = prompted.tokens(["a good film", "dull"])
+        >>> tokens.ids[tokens.is_prompt]  # the virtual tokens (and the mask, if there is one)
     """
 
     ids: Int[Tensor, "batch pos"]

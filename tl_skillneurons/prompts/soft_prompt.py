@@ -58,6 +58,11 @@ class SoftPrompt(nn.Module):
         seed: The seed that training was started with.
         history: One dict per evaluation during training: step, losses, accuracy.
         provenance: Plain JSON values that say where the prompt comes from (model, task, settings, outcome).
+
+    Example:
+        >>> prompt = skn.SoftPrompt(torch.randn(4, model.cfg.d_model) * 0.02, placement="suffix")
+        >>> skn.PromptedModel(model, prompt, {0: " bad", 1: " good"}).class_logits(["What a film."]).shape
+        torch.Size([1, 2])
     """
 
     initial: Tensor | None  # buffers, whose types torch doesn't know
@@ -216,6 +221,11 @@ class VirtualTokens:
         embedding: The rows; may be exchanged for as many others between two runs.
         points: The model's hook points by name.
         alone: Whether no other hooks were on the model when the prompt was attached.
+
+    Example:
+        >>> with prompt.attached(model) as virtual:
+        ...     tokens = torch.cat([text_tokens, virtual.ids.expand(len(text_tokens), -1)], dim=1)
+        ...     logits, cache = model.run_with_cache(tokens)
     """
 
     def __init__(

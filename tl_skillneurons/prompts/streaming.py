@@ -56,6 +56,14 @@ def stream_activations(
     Raises:
         ValueError: When an activation is not finite; names the layer and the example.
         RuntimeError: When a layer did not show its neurons once per batch, which would look like "no effect".
+
+    Example:
+        >>> total = torch.zeros(model.cfg.n_layers, model.cfg.d_mlp)
+        >>> def reduce(prompt, layer, act, example):  # what is kept: a sum over the batch and its positions
+        ...     return act.sum((0, 1))
+        >>> def add(prompt, layer, kept, example):
+        ...     total[layer] += kept
+        >>> stream_activations([prompted], texts, reduce, add)
     """
     first = prompted[0]
     require(first.model, "neurons")

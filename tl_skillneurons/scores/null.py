@@ -52,6 +52,10 @@ class PermutationNull:
         n_units: How many of them there were; ``None`` where nobody said.
         smallest_p: The smallest p-value that so many units can give, however many permutations are drawn; twice one
             over the number of ways where all labels may turn at once, which says the same of every neuron.
+
+    Example:
+        >>> scores = skn.score_neurons(model, prompts, task, n_permutations=999)
+        >>> scores.null.level()  # what the best of all neurons reaches by luck, at 0.05
     """
 
     largest: Float[Tensor, "scope draw"]

@@ -31,6 +31,11 @@ class RuleOutcomes:
         d_mlp: Neurons per layer.
         role: Where the examples come from.
         units: Which examples belong together; without them each stands alone.
+
+    Example:
+        >>> scores = skn.score_neurons(model, prompts, task, keep_outcomes=True)
+        >>> scores.outcomes.units
+        Units(400 of 400 examples: text)
     """
 
     above: UInt8[Tensor, "prompt example layer position byte"]

@@ -51,6 +51,10 @@ class Targets:
         name: What to call the target, in the record and in messages.
         role: Where the texts come from, for the record.
         units: Which texts belong together; ``None`` joins equal texts alone.
+
+    Example:
+        >>> targets = Targets(torch.tensor([len(text) for text in texts]).double(), name="length in characters")
+        >>> skn.scores.score_targets(model, prompts, texts, targets)
     """
 
     values: Numbers

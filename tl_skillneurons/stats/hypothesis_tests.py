@@ -206,7 +206,13 @@ def sign_flip_test(
 
 @dataclass(frozen=True)
 class Equivalence:
-    """Accuracy after minus before, and the p-value of the two being further apart than ``margin``."""
+    """Accuracy after minus before, and the p-value of the two being further apart than ``margin``.
+
+    Example:
+        >>> right = torch.ones(400, dtype=torch.bool)
+        >>> equivalence(right, right, margin=0.05).difference
+        0.0
+    """
 
     difference: float
     margin: float | int
@@ -259,6 +265,11 @@ class LabelDifference:
         p_family: For the largest of all rows.
         n_draws: Permuted labels that each was compared with: as many as were asked for, or every other way to label
             the units, once, where these are fewer.
+
+    Example:
+        >>> values, labels = torch.tensor([1.0, 2.0, 5.0, 6.0]), torch.tensor([0, 0, 1, 1])
+        >>> permutation_difference(values, labels).difference.item()
+        4.0
     """
 
     difference: Float[Tensor, "*row"]

@@ -212,7 +212,13 @@ def two_level_calibration(
     units: Units | None = None,
 ) -> tuple[float, float]:
     """The interval of the change of the mean calibration error, for other units, and other prompts where enough were
-    seen."""
+    seen.
+
+    Example:
+        >>> logits, labels = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([0, 1])
+        >>> two_level_calibration(logits, logits, labels)
+        (0.0, 0.0)
+    """
     units = require_units(len(labels), units)
     generator = torch.Generator().manual_seed(seed)
     now, was = (  # [prompt, example, bin]

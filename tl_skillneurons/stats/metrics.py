@@ -81,7 +81,13 @@ def per_example(
 def answer_confidence(
     output: Float[Tensor, "example class"], labels: Int[Tensor, " example"]
 ) -> tuple[Float[Tensor, " example"], Bool[Tensor, " example"]]:
-    """The probability that each example's predicted class got (float64), and whether the prediction was right."""
+    """The probability that each example's predicted class got (float64), and whether the prediction was right.
+
+    Example:
+        >>> probability, right = answer_confidence(torch.tensor([[0.0, 0.0], [0.0, 50.0]]), torch.tensor([1, 1]))
+        >>> probability.tolist(), right.tolist()
+        ([0.5, 1.0], [False, True])
+    """
     probability, predicted = output.double().softmax(1).max(1)
     return probability, predicted == labels
 

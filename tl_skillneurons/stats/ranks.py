@@ -39,7 +39,12 @@ def average_ranks(values: Num[Tensor, "item *axes"]) -> Float[Tensor, "item *axe
 
 
 def correlation(one: Num[Tensor, "item *axes"], other: Num[Tensor, "item *axes"]) -> Float[Tensor, "*axes"]:
-    """Pearson's r along the first axis, float64; NaN where either is constant."""
+    """Pearson's r along the first axis, float64; NaN where either is constant.
+
+    Example:
+        >>> round(correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 6.0])).item(), 6)
+        1.0
+    """
     a, b = (x.double() - x.double().mean(0) for x in (one, other))
     r = (a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt()
     return r.clamp(-1, 1)
@@ -87,6 +92,11 @@ def mantel(
 
     The test of Mantel (1967). All orders are tried where there are at most ``n_permutations + 1``. NaN and 1 where
     either matrix is constant.
+
+    Example:
+        >>> distance = torch.tensor([[0.0, 1.0, 3.0], [1.0, 0.0, 2.0], [3.0, 2.0, 0.0]])
+        >>> mantel(distance, distance)  # of six orders this one alone does as well
+        (1.0, 0.16666666666666666)
     """
     require_int(n_permutations, "n_permutations")
     n = len(one)

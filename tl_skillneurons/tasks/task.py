@@ -340,6 +340,9 @@ def require_two_classes(task: Task) -> None:
 
     Raises:
         ValueError: When the task has more than two classes.
+
+    Example:
+        >>> require_two_classes(skn.minimal_pairs("movie_reviews"))
     """
     if task.n_classes != 2:
         raise ValueError(

@@ -41,6 +41,36 @@ def require_int(value: Any, name: str, *, minimum: int = 1) -> int:
     return int(value)
 
 
+def require_seed(value: Any, name: str = "seed") -> int:
+    """Return ``value`` as an int if it can seed what is random: an integer of 0 to 2**63 - 1, and no bool.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < 2**63:
+        raise ValueError(f"{name} must be an integer of 0 to 2**63 - 1, got {value!r}")
+    return int(value)
+
+
+def require_text(value: Any, name: str) -> str:
+    """Return ``value`` if it is a string that can be written down.
+
+    Raises:
+        TypeError: For anything but a string.
+        ValueError: For half of a surrogate pair, which is no character and has no bytes in UTF-8.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {type(value).__name__} {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} must be text that UTF-8 can write, got {value[error.start]!r} at place {error.start}, half of a "
+            "surrogate pair; decode the data anew, or drop such examples"
+        ) from error
+    return value
+
+
 def require_open_unit(value: float | int, name: str) -> float | int:
     """Return ``value`` if it is between 0 and 1, both excluded, as an error rate or a confidence must be.
 

@@ -81,8 +81,7 @@ def default_data(name: str) -> str:
 def task_of(source: str, *, baseline: int | None = None, select: int | None = None) -> skn.Task:
     """SST-2 or IMDB; ``baseline`` limits the roles train and baseline to the same examples."""
     splits = load_splits(source)
-    columns = splits["train"].column_names
-    template = "{sentence}" if "sentence" in columns else "{text}"
+    template = "{sentence}" if "sentence" in splits["train"][0] else "{text}"
     task = skn.Task.from_datasets(splits, template=template, label_words=LABEL_WORDS, name=Path(source).name)
     return task.limit(train=baseline, select=select)
 

@@ -126,5 +126,7 @@ def test_groups_that_make_no_sense_are_refused(settings, message):
 def test_a_missing_group_is_named_by_its_row():
     data = rows()
     data[3]["author"] = None
-    with pytest.raises(ValueError, match="row 3: a group must be an integer or a string, got None"):
+    with pytest.raises(
+        ValueError, match="row 3: a group must be an integer or a string that is not empty, got None"
+    ):
         make(data, group="author")

@@ -108,7 +108,7 @@ def test_a_template_joins_fields_and_reads_nothing_else():
         name: [{"a": f"{name}{i}", "b.c": i, "label": i % 2} for i in range(4)]
         for name in ("train", "validation", "test")
     }
-    assert texts_of(make(data, template="{{{a}}} and {b.c}."), "train")[1] == "{train1} and 1."
+    assert texts_of(make(data, template="{{{a}}} and {b.c!s}."), "train")[1] == "{train1} and 1."
 
 
 def test_a_formatted_dataset_is_read_as_plain_values():
@@ -197,7 +197,7 @@ def test_the_fingerprint_tells_texts_labels_roles_template_and_words_apart():
     swapped["test"], swapped["validation"] = swapped["validation"], swapped["test"]
     variants = [make(data) for data in (three_splits(), changed, relabelled, swapped)]
     variants += [make(three_splits(), label_words={0: " bad", 1: " fine"})]
-    variants += [make(three_splits(), template="{text}{label}")]
+    variants += [make(three_splits(), template="{text}{label!s}")]
     assert len({task.fingerprint for task in variants}) == 6
     assert make(three_splits(), name="another name").fingerprint == variants[0].fingerprint
 
@@ -232,7 +232,7 @@ REFUSED = [
         {},
         r"split 'validation' \(role select\), row 3: label 2 is not in label_words, which has 0, 1",
     ),
-    (with_row("train", label="0"), {}, "row 3: label '0' is not in label_words"),
+    (with_row("train", label="00"), {}, "row 3: label '00' is not in label_words"),
     (with_row("test", label=-1), {}, r"label -1 \(the Hub's mark for a hidden label\) is not in"),
     (with_row("train", label=None), {}, r"split 'train' .*, row 3 has no label \(None in column 'label'\)"),
     (

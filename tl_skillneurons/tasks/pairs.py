@@ -28,7 +28,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons.tasks._grammar import Grammar, Twin, fill, n_fillings, told_apart_by
 from tl_skillneurons.tasks._sentences import GRAMMARS
 from tl_skillneurons.tasks.columns import Columns, as_dataset
@@ -79,7 +79,7 @@ def minimal_pairs(
     require_int(n_pairs, "n_pairs", minimum=len(SHARES))
     if tokenizer is not None and not callable(tokenizer):
         raise TypeError(f"tokenizer must be a Hugging Face tokenizer, got {type(tokenizer).__name__}")
-    generator = random.Random(seed)
+    generator = random.Random(require_seed(seed))
     words = _usable_words(grammar, tokenizer)
     counts = dict(zip(SHARES, apportion(n_pairs, list(SHARES.values())), strict=True))
     if disjoint_words:

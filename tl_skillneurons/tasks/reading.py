@@ -8,20 +8,30 @@ nothing else does; of more classes each in turn is label 1
 """
 
 import string
-from collections.abc import Mapping
-from typing import Any
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset
 
-from tl_skillneurons._checks import listed, near
+from tl_skillneurons._checks import listed, near, require_text
 from tl_skillneurons.tasks.columns import Columns, Rows, column, column_names
 
 HIDDEN = -1
 """The label that the Hub's benchmarks give to examples whose label is kept secret."""
 
 
-def parse_template(template: str) -> list[tuple[str, str | None]]:
-    """Pairs of literal text and the column that follows it."""
+class Field(NamedTuple):
+    """A piece of a template: what is written as it is, the column that follows, and whether that may hold numbers."""
+
+    literal: str
+    column: str | None
+    numbers: bool
+
+
+def parse_template(template: str) -> list[Field]:
+    """The pieces of a template; ``{column!s}`` takes numbers as well as strings."""
+    require_text(template, "template")
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -29,13 +39,14 @@ def parse_template(template: str) -> list[tuple[str, str | None]]:
             f"template {template!r} can't be read: {error}; write columns as {{column}}"
         ) from error
     for _, name, spec, conversion in parsed:
-        if spec or conversion:
+        if spec or conversion not in (None, "s"):
             raise ValueError(
-                f"template {template!r} must have plain fields, got a format or conversion on {name!r}"
+                f"template {template!r} must have plain fields, got a format or conversion on {name!r}; only "
+                f"{{{name}!s}} is read, which takes numbers as they are spelled"
             )
     if all(name is None for _, name, _, _ in parsed):
         raise ValueError(f"template {template!r} has no field; name at least one column, such as {{text}}")
-    return [(literal, name) for literal, name, _, _ in parsed]
+    return [Field(literal, name, conversion == "s") for literal, name, _, conversion in parsed]
 
 
 def order_labels(label_words: Mapping[Any, Any]) -> list[Any]:
@@ -74,12 +85,23 @@ def as_splits(data: Any) -> dict[str, Rows]:
     return splits
 
 
-def read(rows: Rows, where: str, parts: list[tuple[str, str | None]], label: str, keys: list[Any]) -> Columns:
-    """The rendered texts and the classes of one split."""
+def read(
+    rows: Rows,
+    where: str,
+    parts: list[Field],
+    label: str,
+    keys: list[Any],
+    class_names: Sequence[str] | None = None,
+) -> Columns:
+    """The rendered texts and the classes of one split.
+
+    Args:
+        class_names: What the first split calls its classes (:func:`class_names_of`), where it has names for them.
+    """
     if not len(rows):
         raise ValueError(f"{where} is empty; give it examples or choose another split with roles=")
     names = column_names(rows)
-    for _, name in parts:
+    for _, name, _ in parts:
         if name is not None and name not in names:
             raise ValueError(
                 f"template field {name!r} is not in {where}, which has the columns {listed(names)}; "
@@ -90,7 +112,7 @@ def read(rows: Rows, where: str, parts: list[tuple[str, str | None]], label: str
             f"label column {label!r} is not in {where}, which has the columns {listed(names)}; "
             f"{near(label, names)}"
         )
-    return {"text": _render(rows, where, parts), "label": _classes(rows, where, label, keys)}
+    return {"text": _render(rows, where, parts), "label": _classes(rows, where, label, keys, class_names)}
 
 
 def group_values(rows: Rows, where: str, group: str) -> list[Any]:
@@ -102,27 +124,30 @@ def group_values(rows: Rows, where: str, group: str) -> list[Any]:
         )
     values = column(rows, group)
     for row, value in enumerate(values):
-        if not isinstance(value, (int, str)):
-            raise ValueError(f"{where}, row {row}: a group must be an integer or a string, got {value!r}")
+        if not isinstance(value, (int, str)) or value == "":
+            raise ValueError(
+                f"{where}, row {row}: a group must be an integer or a string that is not empty, got {_short(value)}"
+            )
     return values
 
 
 def pair_values(rows: Rows, where: str, pair: str, labels: list[int]) -> list[int | str | None] | None:
-    """What two twins of one split share, ``None`` for an example without a twin; ``None`` without such a column.
+    """What two twins of one split share, ``None`` (or an empty string) for an example without a twin; ``None``
+    without such a column.
 
     Raises:
         ValueError: For values of another kind, more than two examples of one value, or two of one label.
     """
     if pair not in column_names(rows):
         return None
-    values = column(rows, pair)
+    values = [None if value == "" else value for value in column(rows, pair)]
     seen: dict[int | str, list[int]] = {}
     for row, value in enumerate(values):
         if value is None:
             continue
         if not isinstance(value, (int, str)):
             raise ValueError(
-                f"{where}, row {row}: a pair must be an integer, a string or None, got {value!r}; give pair=None "
+                f"{where}, row {row}: a pair must be an integer, a string or None, got {_short(value)}; give pair=None "
                 f"if column {pair!r} doesn't say which two examples are twins"
             )
         others = seen.setdefault(value, [])
@@ -136,16 +161,41 @@ def pair_values(rows: Rows, where: str, pair: str, labels: list[int]) -> list[in
     return values
 
 
-def _render(rows: Rows, where: str, parts: list[tuple[str, str | None]]) -> list[str]:
-    columns: dict[str | None, list[Any]] = {name: column(rows, name) for _, name in parts if name is not None}
-    for name, values in columns.items():
-        if None in values:
-            raise ValueError(
-                f"{where}, row {values.index(None)}: column {name!r} is empty (None); drop such examples"
-            )
-    columns[None] = [""] * len(rows)
-    literals = [literal for literal, _ in parts]
-    fields = zip(*(columns[name] for _, name in parts), strict=True)
+def class_names_of(splits: Mapping[str, Rows], label: str) -> list[str] | None:
+    """What the first split that names its classes (a ``ClassLabel`` column) calls them, by number."""
+    for rows in splits.values():
+        feature = _class_label(rows, label)
+        if feature is not None:
+            return list(feature.names)
+    return None
+
+
+def notes_on_names(splits: Mapping[str, Rows], label: str) -> list[str]:
+    """A sentence for each split whose classes are numbered otherwise than those of the first that names them."""
+    names = class_names_of(splits, label)
+    features = {split: _class_label(rows, label) for split, rows in splits.items()}
+    return [
+        f"split {split!r} numbers its classes otherwise ({listed(feature.names)}); they are matched by name."
+        for split, feature in features.items()
+        if feature is not None and feature.names != names
+    ]
+
+
+def _class_label(rows: Rows, label: str) -> ClassLabel | None:
+    feature = rows.features.get(label) if isinstance(rows, Dataset) else None
+    return feature if isinstance(feature, ClassLabel) else None
+
+
+def _render(rows: Rows, where: str, parts: list[Field]) -> list[str]:
+    columns: dict[tuple[str | None, bool], list[str]] = {(None, False): [""] * len(rows)}
+    for _, name, numbers in parts:
+        if name is not None and (name, numbers) not in columns:
+            columns[name, numbers] = [
+                _spelled(value, name, numbers, f"{where}, row {row}")
+                for row, value in enumerate(_readable(rows, where, name))
+            ]
+    literals = [part.literal for part in parts]
+    fields = zip(*(columns[part.column, part.numbers] for part in parts), strict=True)
     texts = ["".join(f"{a}{b}" for a, b in zip(literals, values, strict=True)) for values in fields]
     for row, text in enumerate(texts):
         if not text.strip():
@@ -153,9 +203,41 @@ def _render(rows: Rows, where: str, parts: list[tuple[str, str | None]]) -> list
     return texts
 
 
-def _classes(rows: Rows, where: str, label: str, keys: list[Any]) -> list[int]:
-    class_of = {value: i for i, value in enumerate(_values(rows, where, label, keys))}
-    values = column(rows, label)
+def _readable(rows: Rows, where: str, name: str) -> list[Any]:
+    try:
+        return column(rows, name)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: column {name!r} is not UTF-8 text ({error})") from error
+
+
+def _spelled(value: Any, name: str, numbers: bool, where: str) -> str:
+    """A cell of a text column as it is spelled."""
+    if isinstance(value, str):
+        return require_text(value, f"{where}: column {name!r}")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and numbers:
+        return str(value)
+    if value is None:
+        raise ValueError(f"{where}: column {name!r} is empty (None); drop such examples")
+    advice = (
+        f"write {{{name}!s}} in the template to take numbers as they are spelled"
+        if is_number
+        else "make it a string, or drop such examples"
+    )
+    raise ValueError(
+        f"{where}: column {name!r} must hold strings, got {type(value).__name__} {_short(value)}; {advice}"
+    )
+
+
+def _short(value: Any) -> str:
+    return textwrap.shorten(repr(value), 80, placeholder=" ...")
+
+
+def _classes(
+    rows: Rows, where: str, label: str, keys: list[Any], class_names: Sequence[str] | None
+) -> list[int]:
+    class_of = _values(rows, where, label, keys, class_names)
+    values = _readable(rows, where, label)
     for row, value in enumerate(values):
         if value is None:
             raise ValueError(
@@ -163,7 +245,8 @@ def _classes(rows: Rows, where: str, label: str, keys: list[Any]) -> list[int]:
             )
         if not isinstance(value, (int, float, str)):
             raise TypeError(
-                f"{where}, row {row}: a label must be an integer or a string, got {type(value).__name__}"
+                f"{where}, row {row}: a label must be an integer or a string, got {type(value).__name__} "
+                f"{_short(value)}"
             )
         if value not in class_of:
             hidden = " (the Hub's mark for a hidden label)" if value == HIDDEN else ""
@@ -174,14 +257,31 @@ def _classes(rows: Rows, where: str, label: str, keys: list[Any]) -> list[int]:
     return [class_of[value] for value in values]
 
 
-def _values(rows: Rows, where: str, label: str, keys: list[Any]) -> list[Any]:
-    """What stands in the label column for each label of ``label_words``."""
-    feature = rows.features[label] if isinstance(rows, Dataset) else None
-    if not isinstance(feature, ClassLabel) or isinstance(keys[0], int):
-        return keys
-    for key in keys:
-        if key not in feature.names:
+def _values(
+    rows: Rows, where: str, label: str, keys: list[Any], class_names: Sequence[str] | None
+) -> dict[Any, int]:
+    """Class by what stands in the label column: the labels of ``label_words``, or a ``ClassLabel``'s numbers.
+
+    An integer label also goes by its spelling, which is what a CSV file has; and where a split names its classes, by
+    its name, whatever number another split gives that name.
+    """
+    feature = _class_label(rows, label)
+    class_of: dict[Any, int] = {}
+    for number, key in enumerate(keys):
+        by_number = isinstance(key, int)
+        name = key
+        if by_number:
+            name = class_names[key] if class_names is not None and 0 <= key < len(class_names) else None
+        if feature is None:
+            spellings = [key, str(int(key)), name] if by_number else [key]
+            class_of |= {value: number for value in spellings if value is not None and value not in class_of}
+        elif name is None:
+            class_of[key] = number
+        elif name in feature.names:
+            class_of[feature.str2int(name)] = number
+        else:
             raise ValueError(
-                f"label {key!r} of label_words is not a label of {where}; {near(key, feature.names)}"
+                f"label {key!r} of label_words is {'called ' + repr(name) + ', which is ' if by_number else ''}"
+                f"not a label of {where}; {near(name, feature.names)}"
             )
-    return [feature.str2int(key) for key in keys]
+    return class_of

@@ -1,12 +1,14 @@
 """Data for a task by name: a local file, a local folder of splits, or a dataset of the Hugging Face hub.
 
 What comes out is what :meth:`~tl_skillneurons.Task.from_datasets` takes: a ``DatasetDict`` where the source
-has splits, a ``Dataset`` where it is one file. Local files are read as they are, without the cache of
-``datasets``.
+has splits, a ``Dataset`` (of JSON a list of dicts) where it is one file. Local files are read as they are, without the
+cache of ``datasets``.
 """
 
 import json
 import logging
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,28 +22,42 @@ from datasets import Dataset, DatasetDict
 from datasets.table import InMemoryTable
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from tl_skillneurons.tasks.columns import Rows
 from tl_skillneurons.tasks.roles import SPLIT_NAMES
 
 
-def load_splits(source: str | Path) -> DatasetDict | Dataset:
-    """The data that ``source`` names.
+def load_splits(source: str | Path) -> DatasetDict | dict[str, Rows] | Rows:
+    """The data that ``source`` names, as it is spelled there.
+
+    Every column of a CSV file is text: ``0042``, ``1.50`` and ``true`` stay what they are. What a JSON file holds comes
+    as plain values, each of its own type; of numbers that are not whole, ``str`` gives the spelling.
 
     Args:
         source: A .jsonl, .json, .csv or .parquet file; a folder with such files called train, validation (or
             dev, valid) and test; or the name of a dataset on the Hugging Face hub, with ``:`` before its
             configuration (``"nyu-mll/glue:sst2"``).
 
+    Returns:
+        A ``Dataset`` (of JSON a list of dicts), or several by the name of their split.
+
     Raises:
+        TypeError: When ``source`` is neither a string nor a path.
         FileNotFoundError: When a local path isn't there, or the hub has no such dataset.
-        ValueError: When a file is corrupt or of another kind, or a folder has no splits.
+        ValueError: When a file is corrupt or of another kind, has a column twice, or a folder has no splits; when
+            ``source`` can be no name of a dataset.
         ConnectionError: When the hub can't be reached.
 
     Example:
         >>> data = load_splits("nyu-mll/glue:sst2")  # doctest: +SKIP
         >>> task = Task.from_datasets(data, template="{sentence}", ...)  # doctest: +SKIP
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
+    if not isinstance(source, (str, Path)):
+        raise TypeError(f"source must be a string or a path, got {type(source).__name__} {source!r}")
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as error:  # no such user
+        raise FileNotFoundError(f"there is no file or folder {source}: {error}") from error
+    if path.is_dir() and str(source):
         return _read_folder(path)
     if path.is_file():
         return _read_file(path)
@@ -57,7 +73,7 @@ def _looks_local(path: Path) -> bool:
     return path.is_absolute() or path.suffix.lower() in READERS or inside_a_folder
 
 
-def _read_folder(folder: Path) -> DatasetDict:
+def _read_folder(folder: Path) -> DatasetDict | dict[str, Rows]:
     files: dict[str, Path] = {}
     for name in (name for names in SPLIT_NAMES.values() for name in names):
         found = sorted(path for path in folder.glob(f"{name}.*") if path.suffix.lower() in READERS)
@@ -70,63 +86,105 @@ def _read_folder(folder: Path) -> DatasetDict:
     if not files:
         inside = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
         raise ValueError(f"{folder} has no split; expected {LOCAL_FORMS}, found {inside}")
-    return DatasetDict({name: _read_file(path) for name, path in files.items()})
+    splits = {name: _read_file(path) for name, path in files.items()}
+    return DatasetDict(splits) if all(isinstance(rows, Dataset) for rows in splits.values()) else splits
 
 
-def _read_file(path: Path) -> Dataset:
+def _read_file(path: Path) -> Rows:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"{path} must end in {', '.join(READERS)}, got {path.suffix or 'no ending'!r}")
     try:
         return reader(path)
-    except (pa.ArrowException, ValueError, TypeError) as error:
+    except RecursionError as error:
+        raise ValueError(
+            f"{path} can't be read as {path.suffix}: its values are nested too deeply; text and labels must stand in "
+            "columns of their own"
+        ) from error
+    except PermissionError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} can't be read as {path.suffix}: {error}; it is corrupt or another kind of file"
         ) from error
 
 
-def _read_jsonl(path: Path) -> Dataset:
+class SpelledFloat(float):
+    """A number that is printed as a file spells it: ``1.50`` stays ``1.50``."""
+
+    spelling: str
+
+    def __new__(cls, spelling: str) -> "SpelledFloat":
+        number = super().__new__(cls, spelling)
+        number.spelling = spelling
+        return number
+
+    def __str__(self) -> str:
+        return self.spelling
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _require_each_once([name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _require_each_once(names: list[str]) -> None:
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        raise ValueError(f"the column {twice[0]!r} stands there twice; each column needs a name of its own")
+
+
+_json = json.JSONDecoder(object_pairs_hook=_each_key_once, parse_float=SpelledFloat).decode
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            rows.append(_json(line))
+        except ValueError as error:
             raise ValueError(f"line {number}: {error}") from error
-    return _from_rows(rows)
+        except RecursionError as error:
+            raise ValueError(f"line {number}: its values are nested too deeply") from error
+    return _require_objects(rows)
 
 
-def _read_json(path: Path) -> Dataset:
+def _read_json(path: Path) -> list[dict[str, Any]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = _json(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError:
         return _read_jsonl(path)  # many .json files have one object a line
-    return _from_rows(content if isinstance(content, list) else [content])
+    return _require_objects(content if isinstance(content, list) else [content])
 
 
-def _from_rows(rows: list[Any]) -> Dataset:
+def _require_objects(rows: list[Any]) -> list[dict[str, Any]]:
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ValueError(f"example {number} must be a JSON object, got {type(row).__name__}")
-    names = dict.fromkeys(name for row in rows for name in row)
-    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+    return rows
 
 
 def _read_csv(path: Path) -> Dataset:
     quoted_lines = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    table = pyarrow.csv.read_csv(path, parse_options=quoted_lines)
-    for column in table.schema:
-        if pa.types.is_binary(column.type):  # what pyarrow makes of a column that is not UTF-8
-            raise ValueError(f"column {column.name!r} is not UTF-8 text")
-    return Dataset(InMemoryTable(table))
+    with pyarrow.csv.open_csv(path, parse_options=quoted_lines) as reader:
+        names = reader.schema.names
+    _require_each_once(names)
+    as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+    return Dataset(
+        InMemoryTable(pyarrow.csv.read_csv(path, parse_options=quoted_lines, convert_options=as_text))
+    )
 
 
 def _read_parquet(path: Path) -> Dataset:
-    return Dataset(InMemoryTable(pyarrow.parquet.read_table(path)))
+    _require_each_once(pyarrow.parquet.read_schema(path).names)
+    table = pyarrow.parquet.read_table(path, page_checksum_verification=True)
+    table.validate(full=True)
+    return Dataset(InMemoryTable(table))
 
 
-READERS: dict[str, Callable[[Path], Dataset]] = {
+READERS: dict[str, Callable[[Path], Rows]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
@@ -139,7 +197,12 @@ LOCAL_FORMS = f"a {', '.join(READERS)} file or a folder with such files called t
 
 
 def _load_from_hub(source: str) -> DatasetDict | Dataset:
-    name, _, config = source.partition(":")
+    name, colon, config = source.partition(":")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII) or (colon and not config):
+        raise ValueError(
+            f"data can't come from {source!r}: give {LOCAL_FORMS}, or a dataset of the hub, 'name' or 'owner/name', "
+            "with ':configuration' behind it where it has several"
+        )
     try:
         with _quiet():
             return datasets.load_dataset(name, config or None)

@@ -24,14 +24,17 @@ from typing import Any
 
 from datasets import Dataset
 
-from tl_skillneurons._checks import listed, require_int, require_option
+from tl_skillneurons._checks import listed, require_int, require_option, require_seed, require_text
 from tl_skillneurons.stats.units import Units
+from tl_skillneurons.tasks._requirements import require_classes, require_examples, require_one_numbering
 from tl_skillneurons.tasks.columns import as_dataset, columns_of, each_once, take
 from tl_skillneurons.tasks.drawing import draw
 from tl_skillneurons.tasks.groups import notes_on_units, units_of, with_groups, with_pairs
 from tl_skillneurons.tasks.reading import (
     as_splits,
+    class_names_of,
     group_values,
+    notes_on_names,
     order_labels,
     pair_values,
     parse_template,
@@ -79,11 +82,14 @@ class Task:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require_classes(self.label_words, self.label_names)
+        require_classes(self.label_words, self.label_names)
+        for what, said in (("name", self.name), ("template", self.template)):
+            require_text(said, f"a task's {what}")
         if sorted(self.splits) != sorted(ROLES):
             raise ValueError(f"splits must have exactly the roles {listed(ROLES)}, got {listed(self.splits)}")
         for role, dataset in self.splits.items():
-            _require_examples(role, dataset, self.label_names, self.dropped.get(role, 0))
+            require_examples(role, dataset, self.label_names, self.dropped.get(role, 0))
+        require_one_numbering(self.splits)
 
     @classmethod
     def from_datasets(
@@ -112,11 +118,14 @@ class Task:
         Args:
             data: A ``DatasetDict``, a dict of split name to ``Dataset`` or list of dicts, one ``Dataset``, or
                 one list of dicts.
-            template: The text of an example, with columns in braces: ``"{premise} {hypothesis}"``.
+            template: The text of an example, with columns in braces: ``"{premise} {hypothesis}"``. They must hold
+                strings, which stay as they are spelled; ``{year!s}`` takes numbers as well.
             label: The column of the labels.
             label_words: The word (or its token id) for each label that stands in the column, such as
                 ``{0: " negative", 1: " positive"}``. Integer labels become classes in rising order, strings
-                in the order given; of a ``ClassLabel`` column either the numbers or the names will do.
+                in the order given; of a ``ClassLabel`` column either the numbers or the names will do. Numbers are
+                those of the first split that is used: in others that number their classes otherwise, classes are
+                matched by name. An integer label also matches its spelling (``"1"``, as CSV files have it).
             name: What to call the task.
             roles: Role to split name, or several names, where the splits are called something else. Without
                 ``"baseline"``, it is whatever train is.
@@ -136,13 +145,17 @@ class Task:
             ValueError: When anything else about the input is wrong; the message says what and where.
         """
         require_option(overlap, "overlap", ("drop", "refuse"))
+        require_seed(seed)
         parts = parse_template(template)
         keys = order_labels(label_words)
         splits = as_splits(data)
         chosen, notes = choose_splits(splits, dict(roles or {}), label, keys)
+        used = {
+            split: splits[split] for split in dict.fromkeys(itertools.chain.from_iterable(chosen.values()))
+        }
+        names, made_of_names = class_names_of(used, label), notes_on_names(used, label)
         tables = {
-            split: read(splits[split], where(split, chosen), parts, label, keys)
-            for split in dict.fromkeys(itertools.chain.from_iterable(chosen.values()))
+            split: read(rows, where(split, chosen), parts, label, keys, names) for split, rows in used.items()
         }
         given = (
             None if group is None else {n: group_values(splits[n], where(n, chosen), group) for n in tables}
@@ -161,7 +174,7 @@ class Task:
             label_names=tuple(keys),
             template=template,
             dropped=dropped,
-            notes=(*notes, *made),
+            notes=(*notes, *made_of_names, *made),
         )
 
     @property
@@ -252,6 +265,7 @@ class Task:
         Raises:
             ValueError: When a limit is lower than the number of classes.
         """
+        require_seed(seed)
         asked = {"train": train, "baseline": baseline, "select": select, "report": report}
         limits = {role: limit for role, limit in asked.items() if limit is not None}
         follows = baseline is None and self._baseline_is_train
@@ -282,7 +296,7 @@ class Task:
                 continue
             columns = columns_of(self.split(role))
             labels = list(columns["label"])
-            random.Random(require_int(seed, "seed", minimum=0)).shuffle(labels)
+            random.Random(require_seed(seed)).shuffle(labels)
             kept = {name: values for name, values in columns.items() if name != "pair"}  # twins no longer
             splits[role] = as_dataset({**kept, "label": labels})
         if follows:
@@ -348,48 +362,4 @@ def require_two_classes(task: Task) -> None:
         raise ValueError(
             f"predictivity is defined for two classes, {task.name} has {task.n_classes}; "
             "score each of task.binary_subtasks() with prompts of its own, or each class by score_classes"
-        )
-
-
-def _require_classes(label_words: dict[int, str | int], label_names: tuple[int | str, ...]) -> None:
-    n_classes = len(label_words)
-    if n_classes < 2:
-        raise ValueError(f"a task needs at least two labels, got {n_classes} in label_words")
-    if sorted(label_words) != list(range(n_classes)) or len(label_names) != n_classes:
-        raise ValueError(
-            "label_words must number the classes from 0 and label_names name each, "
-            f"got {label_words} and {label_names}"
-        )
-    for word in label_words.values():
-        if isinstance(word, bool) or not isinstance(word, (int, str)):
-            raise TypeError(f"a label word must be a string or a token id, got {word!r}")
-        if word == "" or (isinstance(word, int) and word < 0):
-            raise ValueError(f"a label word must be a word or a token id of at least 0, got {word!r}")
-    if len(set(label_words.values())) < n_classes:
-        raise ValueError(f"each class needs a label word of its own, got {listed(label_words.values())}")
-
-
-def _require_examples(role: str, dataset: Dataset, label_names: tuple[int | str, ...], dropped: int) -> None:
-    missing = {"text", "label"} - set(dataset.column_names)
-    if missing:
-        raise ValueError(
-            f"role {role!r} must have the columns 'text' and 'label', got {listed(dataset.column_names)}"
-        )
-    lost = f" once {dropped} examples whose text also stands in a later role are dropped" if dropped else ""
-    if not len(dataset):
-        raise ValueError(f"role {role!r} is left empty{lost}; give it other examples")
-    columns = columns_of(dataset)
-    for row, text in enumerate(columns["text"]):
-        if not (text or "").strip():
-            raise ValueError(f"role {role!r}, row {row}: the text is empty; drop such examples")
-    found = set(columns["label"])
-    outside = found - set(range(len(label_names)))
-    if outside:
-        raise ValueError(
-            f"role {role!r}: classes must be 0 to {len(label_names) - 1}, got {listed(sorted(outside))}"
-        )
-    absent = [name for i, name in enumerate(label_names) if i not in found]
-    if absent:
-        raise ValueError(
-            f"role {role!r} has no example of label {listed(absent)}{lost}; each role needs every label"
         )

@@ -1,14 +1,14 @@
 """Examples that belong together, and so to one role and to one unit: the same source, nearly the same words, or twins.
 
-Two texts are near-duplicates when the sets of their three-word sequences (case and punctuation left out) have a
-Jaccard similarity of at least a threshold; what is near to the same text is in the same group. Found exactly:
+Two texts are near-duplicates when the sets of their three-word sequences (case and punctuation left out,
+:mod:`~tl_skillneurons._words`) have a Jaccard similarity of at least a threshold; texts without any word, when they are
+equal; what is near to the same text is in the same group. Found exactly:
 two sets so similar must share one of the few rarest sequences of each (Chaudhuri et al., 2006, prefix filter).
 
 What it does not show: paraphrases, which share meaning and no words, are not found.
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tl_skillneurons._words import words_of
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.columns import Columns, plain
 
@@ -153,7 +154,7 @@ def _joined(groups: list[int], values: list[Any]) -> list[int]:
 
 
 def _sequences(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.casefold())
+    words = words_of(text)
     if len(words) <= _N_WORDS:
         return {tuple(words)}
     return {tuple(words[i : i + _N_WORDS]) for i in range(len(words) - _N_WORDS + 1)}

@@ -8,8 +8,8 @@ What it does not show: that the set outlives the label words says that it isn't 
 Any wording is tuned on the same texts. The controls are other seeds of the same wording, and random label words.
 """
 
+import hashlib
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
@@ -35,7 +35,13 @@ from tl_skillneurons.scores.predictivity import require_orders, score_neurons
 from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.stats.ranks import spearman
-from tl_skillneurons.studies._common import load_with_scores, null_of, save_with_scores, settings_of
+from tl_skillneurons.studies._common import (
+    file_name,
+    load_with_scores,
+    null_of,
+    save_with_scores,
+    settings_of,
+)
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
 KIND = "LabelWordComparison"
@@ -191,7 +197,7 @@ def compare_label_words(
     scores: dict[tuple[str, int], NeuronScores] = {}
     rows = []
     for name, worded in tasks.items():
-        where = None if folder is None else Path(folder) / re.sub(r"\W+", "-", name)
+        where = None if folder is None else Path(folder) / _folder_name(name)
         prompts = fit_soft_prompts(model, worded, seeds=seeds, folder=where, run=run, **tuning)
         for number, prompt in zip(seeds, prompts, strict=True):
             found = score_neurons(model, prompt, worded, n_permutations=n_permutations, seed=seed, run=run)
@@ -206,6 +212,12 @@ def compare_label_words(
         scores=scores,
         settings=settings_of(model, task, **counts, n_permutations=n_permutations, tuning=tuning),
     )
+
+
+def _folder_name(name: str) -> str:
+    """A folder of its own for each wording, also where letters are left out that a file's name can't hold."""
+    shown = file_name(name)
+    return shown if shown == name else f"{shown}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _pairs(scores: Mapping[tuple[str, int], NeuronScores], amount: float | int) -> pd.DataFrame:

@@ -28,7 +28,6 @@ words (:mod:`~tl_skillneurons.studies.words.without_words`, ``minimal_pairs(disj
 are shuffled texts for the activations and random neurons for the weights, none twice for one neuron.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache, partial
@@ -42,6 +41,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._controls import distinct_draws, few_alternatives
+from tl_skillneurons._words import words_of
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons import NeuronSet
@@ -292,8 +292,8 @@ def _stand_ins(neurons: NeuronSet, n: int, seed: int) -> list[list[int]]:
 
 
 def distinct_words(text: str) -> set[str]:
-    """The words of a text, case left out."""
-    return set(re.findall(r"\w+", text.casefold()))
+    """The words of a text, case left out (:mod:`~tl_skillneurons._words`)."""
+    return set(words_of(text))
 
 
 def word_presence(texts: list[str], min_texts: int = 1) -> tuple[list[str], Float[Tensor, "word text"]]:

@@ -1,0 +1,29 @@
+"""Words of any script, by the Unicode rules for word boundaries (UAX 29), of text in normal form C, case left out.
+
+Letters stay with their vowel signs and accents, contractions and numbers in one piece; Chinese falls into single
+characters, since no rule without a dictionary knows its words. What has neither a letter nor a digit (punctuation,
+emoji) is no word; a text of such alone stands for itself, as one word, so that only the same texts are equal.
+"""
+
+import unicodedata
+
+import regex
+
+_BOUNDARY = regex.compile(r"\b", regex.WORD | regex.VERSION1)
+_IN_A_WORD = regex.compile(r"[\p{L}\p{N}]")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in their order; the text itself, without white space around it, where it has none.
+
+    Example:
+        >>> words_of("It's 1,5 km.")
+        ["it's", '1,5', 'km']
+        >>> words_of("हिन्दी किताब"), words_of("我喜歡"), words_of("👍!")
+        (['हिन्दी', 'किताब'], ['我', '喜', '歡'], ['👍!'])
+    """
+    composed = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    composed = composed.replace("\u2019", "'")  # one apostrophe, however it is set
+    words = [piece for piece in _BOUNDARY.split(composed) if _IN_A_WORD.search(piece)]
+    alone = " ".join(composed.split())
+    return words or ([alone] if alone else [])

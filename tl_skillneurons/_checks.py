@@ -47,7 +47,7 @@ def require_seed(value: Any, name: str = "seed") -> int:
     Raises:
         ValueError: For anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < 2**63:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) < 2**63:
         raise ValueError(f"{name} must be an integer of 0 to 2**63 - 1, got {value!r}")
     return int(value)
 

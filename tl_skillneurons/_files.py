@@ -3,11 +3,15 @@
 Tensors go into safetensors with one JSON header (metadata key ``tl_skillneurons``) that names the kind of
 artifact, the format and the package version. Everything is written to a temporary file in the same folder and
 renamed, so a reader never meets half a file. Nothing is pickled.
+
+Each file carries the SHA-256 of all its other bytes, which is checked when it is read: tensors, settings and the header
+that says where they stand. What is loaded is a copy in memory, which the file no longer has a part in.
 """
 
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 from torch import Tensor
 
 KEY = "tl_skillneurons"
-FORMAT = 1
+FORMAT = 2
+CHECKSUM = "sha256"
+_UNSIGNED = "0" * 64
+_SIGNATURE = re.compile(rb'"sha256": ?"([0-9a-f]{64})"')  # in a value its quotes are escaped
 
 
 def package_version() -> str:
@@ -128,27 +136,55 @@ def save_tensors(
     """Write ``tensors`` as safetensors whose header says that this is a ``kind`` and carries ``header``."""
     header = {"kind": kind, "format": FORMAT, "package_version": package_version(), **header}
     cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return write_whole(path, serialize(cpu, metadata={KEY: json.dumps(header, allow_nan=False)}))
+    metadata = {KEY: json.dumps(header, allow_nan=False), CHECKSUM: _UNSIGNED}
+    return write_whole(path, _signed(serialize(cpu, metadata=metadata)))
 
 
 def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the header that :func:`save_tensors` wrote as this ``kind``.
+    """The tensors, in memory of their own, and the header that :func:`save_tensors` wrote as this ``kind``.
 
     Raises:
         FileNotFoundError: When there is no such file.
-        ValueError: When the file is corrupt, was not written by this package, or holds another kind of
+        ValueError: When the file is corrupt or differs from what was written in any bit, was not written by this package, or holds another kind of
             artifact.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            header = json.loads(metadata.get(KEY, "null"))
-            _require_kind(path, header, kind)
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError) as error:
+        content = Path(path).read_bytes()
+        tensors = {name: tensor.clone() for name, tensor in deserialize(content).items()}
+        size = 8 + int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8:size]).get("__metadata__", {})
+        header = json.loads(metadata.get(KEY, "null"))
+    except (SafetensorError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is corrupt or not a safetensors file ({error})") from error
+    _require_kind(path, header, kind)
+    _require_signed(path, content, size)
+    return tensors, header
+
+
+def _signed(content: bytes) -> bytes:
+    """The content with the SHA-256 of what it is without it, in the place that was left for it."""
+    place = content.index(_UNSIGNED.encode())
+    digest = hashlib.sha256(content).hexdigest().encode()
+    return content[:place] + digest + content[place + len(digest) :]
+
+
+def _require_signed(path: str | os.PathLike[str], content: bytes, size: int | None = None) -> None:
+    found = _SIGNATURE.search(content[:size])
+    if found is None:
+        raise ValueError(
+            f"{path} has no checksum: it was written by an earlier version of {KEY}, or by hand; make it anew"
+        )
+    start, end = found.span(1)
+    unsigned = hashlib.sha256(content[:start])
+    unsigned.update(_UNSIGNED.encode())
+    unsigned.update(content[end:])
+    if unsigned.hexdigest().encode() != found[1]:
+        raise ValueError(
+            f"{path} is corrupt: its checksum does not fit, so something in it has changed since it was written; make "
+            "it anew, or take it from a backup"
+        )
 
 
 @contextmanager

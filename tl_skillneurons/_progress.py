@@ -24,12 +24,12 @@ def progress_bar(phase: str, total: int, *, show: bool = True) -> Iterator[Advan
         yield lambda steps=1, note="": None
         return
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     ]
-    columns += [TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}")]
+    columns += [TimeRemainingColumn(), TextColumn("{task.fields[note]}", style="dim", markup=False)]
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(phase, total=total, note="")
 

@@ -1,6 +1,6 @@
 """How results show themselves: one line in a terminal, that line over a table in a notebook."""
 
-from html import escape
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
@@ -25,6 +25,24 @@ def one_line(result: object, **numbers: Any) -> str:
 def html_of(result: Tabular) -> str:
     """The result's own line and the first rows of its table, escaped, for a notebook."""
     table = result.to_dataframe()
-    shown = table.head(N_ROWS).to_html(index=False, float_format=lambda x: f"{x:.3f}")
-    more = f"<p>{len(table) - N_ROWS:,} more rows in to_dataframe()</p>" if len(table) > N_ROWS else ""
-    return f"<p><code>{escape(repr(result))}</code></p>{shown}{more}"
+    head = table.head(N_ROWS)
+    columns = [
+        [f"{value:.3f}" if isinstance(value, float) else str(value) for value in column.tolist()]
+        for _, column in head.items()
+    ]
+    rows = list(zip(*columns, strict=True))
+    return _template().render(line=repr(result), names=list(head), rows=rows, more=len(table) - len(head))
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment
+
+    return Environment(autoescape=True).from_string(
+        "<p><code>{{ line }}</code></p>"
+        '<table border="1" class="dataframe">'
+        "<thead><tr>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr></thead>"
+        "<tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody>"
+        "</table>"
+        "{% if more %}<p>{{ '{:,}'.format(more) }} more rows in to_dataframe()</p>{% endif %}"
+    )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
+    from rich.text import Text
     from transformer_lens.model_bridge import TransformerBridge
 
     from tl_skillneurons.scores.neuron_scores import NeuronScores
@@ -176,8 +177,8 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search) -> None:
             )
 
         from rich.console import Console
-        from rich.markup import escape
 
+        from tl_skillneurons._terminal import shown
         from tl_skillneurons.find import RUN, find_skill_neurons, record
         from tl_skillneurons.models.loading import load_model
         from tl_skillneurons.prompts.tuning.schedule import TrainingOptions
@@ -194,7 +195,7 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search) -> None:
             report=data.report_examples or None,
             seed=search.seed,
         )
-        console.print(_about(task), highlight=False, markup=False)
+        console.print(shown(_about(task)))
         findings = find_skill_neurons(
             bridge,
             task,
@@ -210,22 +211,23 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search) -> None:
         said = numbers(findings)
         record(folder, said)
         show(said, console)
-        console.print(f"Everything is in [bold]{escape(str(folder))}[/bold]; all numbers above are in {RUN}.")
+        console.print(
+            shown("Everything is in ") + shown(folder, "bold") + shown(f"; all numbers above are in {RUN}.")
+        )
         console.print(_draw(findings.scores, folder))
 
 
-def _draw(scores: "NeuronScores", folder: Path) -> str:
+def _draw(scores: "NeuronScores", folder: Path) -> "Text":
     """Leave a picture of the scores in ``folder``, and say where, or what it needs."""
-    from rich.markup import escape
-
     from tl_skillneurons._files import write_whole
+    from tl_skillneurons._terminal import shown
     from tl_skillneurons.plots import plot_scores
 
     try:
         picture = plot_scores(scores).to_html(include_plotlyjs=True)
     except ImportError as error:
-        return f"No picture: {escape(str(error))}."
-    return f"A picture of them is [bold]{escape(str(write_whole(folder / PICTURE, picture)))}[/bold]."
+        return shown(f"No picture: {error}.")
+    return shown("A picture of them is ") + shown(write_whole(folder / PICTURE, picture), "bold") + shown(".")
 
 
 def _read_task(data: Data, label_words: dict[Any, Any], seed: int) -> "Task":
@@ -260,17 +262,24 @@ def _about(task: "Task") -> str:
     return "\n".join([f"Task {task.name}: {counts} examples.", *(f"  {note}" for note in notes)])
 
 
+_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+"""An integer as it is spelled: 0042 is a name."""
+
+
 def _label_words(given: str) -> dict[Any, Any]:
-    words: dict[Any, Any] = {}
+    words: dict[str, str | int] = {}
     for part in given.split(","):
         key, equals, word = part.partition("=")
         if not equals or not key.strip() or not word.strip():
             raise ValueError(f"--label-words must be 'label=word,label=word', got {part!r} in {given!r}")
-        key = key.strip()
-        words[int(key) if re.fullmatch(r"-?\d+", key) else key] = (
-            int(word) if re.fullmatch(r"\d+", word) else word
-        )
-    return words
+        if key.strip() in words:
+            raise ValueError(
+                f"--label-words must name each label once, got {key.strip()!r} twice in {given!r}"
+            )
+        words[key.strip()] = int(word) if _INTEGER.fullmatch(word) and not word.startswith("-") else word
+    if all(map(_INTEGER.fullmatch, words)):
+        return {int(key): word for key, word in words.items()}
+    return dict(words)
 
 
 def _amount(given: str) -> float | int:
@@ -281,7 +290,7 @@ def _amount(given: str) -> float | int:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).name if Path(name).exists() else name).strip("-.")
+    return re.sub(r"[^\w.-]+", "-", Path(name).name if Path(name).exists() else name).strip("-.")
 
 
 _OPTION_OF = {
@@ -307,22 +316,23 @@ def _errors_in_one_line() -> Iterator[None]:
     """What a user can get wrong ends in one clear sentence and exit code 2; an interrupt says how to go on."""
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: _tell("[yellow]Note:[/yellow]", message)
+            warnings.showwarning = lambda message, *_, **__: _tell("Note:", "yellow", message)
             yield
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on where it stopped.", file=sys.stderr)
         sys.exit(130)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        _tell("[red]Error:[/red]", error)
+        _tell("Error:", "red", error)
         sys.exit(2)
 
 
-def _tell(what: str, message: object) -> None:
+def _tell(what: str, colour: str, message: object) -> None:
     from rich.console import Console
-    from rich.markup import escape
 
-    said = f"{what} {escape(in_own_words(str(message)))}"
-    Console(stderr=True).print(said, highlight=False, soft_wrap=True)
+    from tl_skillneurons._terminal import shown
+
+    said = shown(what, colour) + shown(f" {in_own_words(str(message))}")
+    Console(stderr=True).print(said, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Pictures of scores beside the level that luck reaches; needs plotly (``pip install "tl_skillneurons[plots]"``)."""
 
+from html import escape
 from typing import Any
 
 import torch
@@ -59,9 +60,9 @@ def plot_scores(scores: NeuronScores | NeuronStatistic) -> Any:
     for level, words in _levels(scores):
         figure.add_hline(y=level, line_dash="dash", annotation_text=words)
     figure.update_layout(
-        title=f"{name} of {torch.Size(values.shape).numel():,} neurons, {n} examples of role {role}",
+        title=f"{escape(name)} of {torch.Size(values.shape).numel():,} neurons, {n} examples of role {role}",
         xaxis_title="layer",
-        yaxis_title=name,
+        yaxis_title=escape(name),  # plotly reads tags in titles
     )
     return figure
 

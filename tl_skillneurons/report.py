@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from tl_skillneurons._terminal import shown
 from tl_skillneurons.find import Findings
 from tl_skillneurons.scores.null import PermutationNull
 from tl_skillneurons.stats.intervals import clopper_pearson
@@ -213,13 +213,18 @@ def show(said: dict[str, Any], console: Console) -> None:
     console.print(_layer_table(said["layers"], said["chance"]))
     console.print(_neuron_table(said["skill_neurons"]))
     console.print(_effect_table(said["effects"]))
-    console.print(said["effects"]["verdict"])
+    console.print(shown(said["effects"]["verdict"]))
 
 
 def _table(title: str, *columns: str, caption: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    table = Table(
+        title=shown(title, "table.title"),
+        title_justify="left",
+        caption=None if caption is None else shown(caption, "table.caption"),
+        caption_justify="left",
+    )
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(shown(column), justify="right")
     return table
 
 
@@ -234,7 +239,7 @@ def _prompt_table(prompts: list[dict[str, Any]]) -> Table:
             f"{row['accuracy_held_back']:.3f}",
             f"{row['accuracy_on_report']:.3f}",
             f"{low:.3f} to {high:.3f}",
-            row["outcome"] + (f", {row['n_truncated']} texts cut" if row["n_truncated"] else ""),
+            shown(row["outcome"] + (f", {row['n_truncated']} texts cut" if row["n_truncated"] else "")),
         )
     return table
 
@@ -291,7 +296,7 @@ def _neuron_table(skill: dict[str, Any]) -> Table:
         table.add_row(
             str(row["layer"]),
             str(row["index"]),
-            escape(row["high_means"]),
+            shown(row["high_means"]),
             f"{row['accuracy_on_select']:.3f}",
             f"{row['p_family']:.3f}",
             f"{row['accuracy_on_report']:.3f}",
@@ -319,7 +324,7 @@ def _effect_table(effects: dict[str, Any]) -> Table:
                 for c in CONTROLS
             ]
             table.add_row(
-                f"{metric.replace('_', ' ')}, {name}",
+                shown(f"{metric.replace('_', ' ')}, {name}"),
                 f"{row['intact']:.3f}",
                 f"{row['value']:.3f}",
                 *controls,

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import listed, near, require_option
+from tl_skillneurons._terminal import shown
 from tl_skillneurons.models.packaged import PACKAGED, packaged_model, quiet
 from tl_skillneurons.models.sites import (
     config_refusal,
@@ -91,7 +92,7 @@ def load_model(
         placement["revision"] = revision
     console = Console(file=sys.stderr, quiet=not verbose)
     with _load_errors(name, source, local), quiet(hub_bars=verbose), _seeded(placement):
-        with contextlib.nullcontext() if local else console.status(f"asking the hub for {name}"):
+        with contextlib.nullcontext() if local else console.status(shown(f"asking the hub for {name}")):
             config = read_config(name, source, revision)  # takes half a minute when there is no network
         boot = _boot_encoder if config.model_type in _ENCODERS else _boot
         model = boot(source, placement, dtype)
@@ -104,7 +105,7 @@ def load_model(
     described = _describe(model.cfg.model_name, model, dtype)
     if not is_switched_off():
         described += "".join(f"\n  {c.name} {c.told}" for c in verify(model).surprises)
-    console.print(described, soft_wrap=True, highlight=False, markup=False)
+    console.print(shown(described), soft_wrap=True)
     return model
 
 

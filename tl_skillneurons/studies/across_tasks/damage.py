@@ -22,6 +22,7 @@ from rich.table import Table
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons._terminal import shown
 from tl_skillneurons.interventions.effects import Examples, measure_effects
 from tl_skillneurons.interventions.kinds import How
 from tl_skillneurons.neurons import NeuronSet
@@ -81,22 +82,24 @@ class TaskDamage:
     def to_table(self) -> Table:
         """The damage as a table to print with rich; a star where both p-values are at most 0.05."""
         table = Table(
-            title=f"Accuracy lost on {records(self.pairs)[0]['role']} beyond random neurons",
+            title=shown(
+                f"Accuracy lost on {records(self.pairs)[0]['role']} beyond random neurons", "table.title"
+            ),
             title_justify="left",
             caption=f"* p at most {_ALPHA} beside random and beside matched neurons",
             caption_justify="left",
         )
         table.add_column("neurons of")
         for name in self.names:
-            table.add_column(name, justify="right")
+            table.add_column(shown(name), justify="right")
         cells = {(row["ablated"], row["measured"]): row for row in records(self.pairs)}
         for ablated in self.names:
             of_ablated = [cells[ablated, measured] for measured in self.names]
             stars = [
                 "*" if max(cell["p_random"], cell["p_matched"]) <= _ALPHA else " " for cell in of_ablated
             ]
-            shown = (f"{cell['damage']:+.3f}{star}" for cell, star in zip(of_ablated, stars, strict=True))
-            table.add_row(ablated, *shown)
+            losses = (f"{cell['damage']:+.3f}{star}" for cell, star in zip(of_ablated, stars, strict=True))
+            table.add_row(shown(ablated), *losses)
         intact = [cells[self.names[0], measured]["intact"] for measured in self.names]
         table.add_section()
         table.add_row("intact accuracy", *(f"{accuracy:.3f} " for accuracy in intact))

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons._terminal import shown
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.scores.agreement import agreements
 from tl_skillneurons.scores.ranked import Scored, require_one_model, strength
@@ -89,7 +90,7 @@ class TaskComparison:
             *("{jaccard:.3f}", "{chance_jaccard:.3f}", "{p_overlap:.2g}", "{p_shared:.2g}"),
         )
         for row in records(self.pairs[self.pairs.layer == -1]):
-            table.add_row(*(cell.format(**row) for cell in cells))
+            table.add_row(*(shown(cell.format(**row)) for cell in cells))
         return table
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -34,6 +34,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons._terminal import shown
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -105,13 +106,17 @@ class PromptTransfer:
     def to_table(self) -> Table:
         """Accuracies, relative ones in brackets, and what foretells them, as a table to print with rich."""
         table = Table(
-            title=f"Accuracy on {self.pairs.role.iloc[0]} (relative to the task's own prompt)",
+            title=shown(
+                f"Accuracy on {self.pairs.role.iloc[0]} (relative to the task's own prompt)", "table.title"
+            ),
             title_justify="left",
-            caption="\n".join(
-                "{similarity} foretells it: Spearman {correlation:.3f} ({low:.3f} to {high:.3f} over examples, "
-                "{least_without:.3f} to {most_without:.3f} with one task left out), p {p_value:.2g} over {n_orders} "
-                "orders of the tasks".format(**row)
-                for row in records(self.foretold)
+            caption=shown(
+                "\n".join(
+                    "{similarity} foretells it: Spearman {correlation:.3f} ({low:.3f} to {high:.3f} over examples, "
+                    "{least_without:.3f} to {most_without:.3f} with one task left out), p {p_value:.2g} over "
+                    "{n_orders} orders of the tasks".format(**row)
+                    for row in records(self.foretold)
+                )
             ),
             caption_justify="left",
         )
@@ -119,10 +124,12 @@ class PromptTransfer:
         cells = {(row["source"], row["target"]): row for row in records(self.pairs)}
         table.add_column("prompt of")
         for target in names:
-            table.add_column(target, justify="right")
+            table.add_column(shown(target), justify="right")
         for source in names:
             of_source = [cells[source, target] for target in names]
-            table.add_row(source, *("{accuracy:.3f} ({relative:.2f})".format(**cell) for cell in of_source))
+            table.add_row(
+                shown(source), *("{accuracy:.3f} ({relative:.2f})".format(**cell) for cell in of_source)
+            )
         table.add_section()
         of_targets = [cells[names[0], target] for target in names]
         table.add_row("guessing", *("{guessing:.3f} (0.00)".format(**cell) for cell in of_targets))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tl_skillneurons._controls import draw_controls
 from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons._terminal import shown
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.scores.agreement import Agreement, agreements
 from tl_skillneurons.scores.neuron_scores import NeuronScores
@@ -141,7 +142,7 @@ class CheckpointComparison:
         for name, _ in columns:
             table.add_column(name, justify="left" if name == "checkpoint" else "right")
         for row in records(self.checkpoints):
-            table.add_row(*(cell.format(**row) for _, cell in columns))
+            table.add_row(*(shown(cell.format(**row)) for _, cell in columns))
         return table
 
 

@@ -28,6 +28,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import differing, require_int, require_option
 from tl_skillneurons._files import fingerprint, load_tensors, require_writable, save_tensors, sound
+from tl_skillneurons._terminal import shown
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.neurons import selection_size
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -147,11 +148,11 @@ def over_checkpoints(
         return model
 
     if prompts == "last" and len(measured) < len(names):
-        console.print(f"{names[-1]}: the prompts that all others get", highlight=False, markup=False)
+        console.print(shown(f"{names[-1]}: the prompts that all others get"))
         carried, _ = what.fit(boot(names[-1]), place(names[-1]))
     for number, name in enumerate(names):
         if name not in measured:
-            console.print(f"{name} ({number + 1} of {len(names)})", highlight=False, markup=False)
+            console.print(shown(f"{name} ({number + 1} of {len(names)})"))
             at = place(name)
             measured[name] = what.measure(boot(name), carried, at)
             if at is not None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -160,12 +161,61 @@ def test_json_in_lines_has_one_for_each_value_and_each_entry_of_a_dict(tmp_path)
     }
     path = write_json_lines(tmp_path / "thing.json", content)
     assert read_json(path, "Thing") == content
-    assert path.read_text().splitlines()[3:] == [
+    assert path.read_text().splitlines()[4:] == [
         '  "layers": {', '    "0": [1, 2],', '    "3": [4]', "  },", '  "none": {},', '  "list": [[1]]', "}",
     ]  # fmt: skip
 
 
 # Tensors
+
+
+def flipped(content):
+    """The content with one bit of it changed, at 32 places and at every byte of its beginning."""
+    for place in {*range(0, len(content), max(1, len(content) // 32)), *range(min(300, len(content)))}:
+        yield content[:place] + bytes([content[place] ^ (1 << place % 8)]) + content[place + 1 :]
+
+
+def test_one_bit_that_changed_anywhere_in_a_file_of_tensors_is_refused_by_name(tmp_path):
+    tensors = {"x": torch.randn(40, 3), "checksum": torch.zeros(2), "m": torch.tensor([True, False])}
+    path = save_tensors(tmp_path / "thing", "Thing", tensors, {"é": ['"checksum":"' + "0" * 64 + '"']})
+    load_tensors(path, "Thing")
+    for changed in flipped(path.read_bytes()):
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            load_tensors(path, "Thing")
+
+
+@pytest.mark.parametrize("write", [write_json, write_json_lines])
+def test_one_bit_that_changed_anywhere_in_a_json_file_is_refused_by_name(tmp_path, write):
+    content = {"kind": "Thing", "format": FORMAT, "x": {"checksum": "0" * 64, "é": [1.5, None]}}
+    path = write(tmp_path / "thing.json", content)
+    assert read_json(path, "Thing") == content
+    for changed in flipped(path.read_bytes()):
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            read_json(path, "Thing")
+
+
+def test_a_file_without_a_checksum_is_refused_with_the_reason(tmp_path):
+    header = json.dumps({"kind": "Thing", "format": FORMAT})
+    save_file({"x": torch.ones(2)}, tmp_path / "thing", metadata={KEY: header})
+    (tmp_path / "thing.json").write_text(header)
+    with pytest.raises(ValueError, match=r"thing has no checksum: .* make it anew"):
+        load_tensors(tmp_path / "thing", "Thing")
+    with pytest.raises(ValueError, match=r"thing\.json has no checksum: .* make it anew"):
+        read_json(tmp_path / "thing.json", "Thing")
+
+
+def test_what_is_loaded_owns_its_memory(tmp_path):
+    path = save_tensors(tmp_path / "thing", "Thing", {"x": torch.ones(5000), "y": torch.ones(3)}, {})
+    loaded, _ = load_tensors(path, "Thing")
+    with path.open("r+b") as file:  # in place, as another program may
+        file.write(bytes(path.stat().st_size))
+    assert loaded["x"].eq(1).all() and loaded["y"].eq(1).all()
+    os.truncate(path, 0)
+    loaded["x"][0] = 2
+    assert loaded["x"].sum() == 5001 and loaded["y"].eq(1).all()
+    assert loaded["x"].untyped_storage().nbytes() == 20000
 
 
 def test_tensors_and_their_header_come_back_bit_for_bit(tmp_path):
@@ -330,7 +380,7 @@ def test_a_result_says_itself_in_one_line_with_three_digits():
 
 def test_the_html_of_a_result_is_its_line_over_the_first_rows_escaped():
     html = html_of(Thing())
-    assert "kind=&#x27;&lt;b&gt;&#x27;)</code>" in html and "<b>" not in html
+    assert "kind=&#39;&lt;b&gt;&#39;)</code>" in html and "<b>" not in html
     assert "<td>0.667</td>" in html and "&lt;y&gt;" in html and "more rows" not in html
     many = Thing()
     many.n_rows = 1234

@@ -26,10 +26,11 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 KEY = "tl_skillneurons"
-FORMAT = 2
-CHECKSUM = "sha256"
+FORMAT = 1
+CHECKSUM = "checksum"
 _UNSIGNED = "0" * 64
-_SIGNATURE = re.compile(rb'"sha256": ?"([0-9a-f]{64})"')  # in a value its quotes are escaped
+_IN_TENSORS = re.compile(rb'"checksum":"([0-9a-f]{64})"')  # inside a value its quotes are escaped
+_IN_JSON = re.compile(rb'\A\{\s*"checksum": "([0-9a-f]{64})"')
 
 
 def package_version() -> str:
@@ -96,19 +97,26 @@ def _umask() -> int:
 
 def write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> Path:
     """Write ``content`` as indented JSON that a person can read."""
-    return write_whole(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    written = json.dumps(_to_sign(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return write_whole(path, _signed(written.encode(), _IN_JSON) if "kind" in content else written)
 
 
 def write_json_lines(path: str | os.PathLike[str], content: dict[str, Any]) -> Path:
     """Write ``content`` as JSON with one line for each value, and for each entry of a value that is a dict."""
     lines = []
-    for key, value in content.items():
+    for key, value in _to_sign(content).items():
         if isinstance(value, dict) and value:
             entries = ",\n".join(f"    {_one_line(k)}: {_one_line(v)}" for k, v in value.items())
             lines.append(f"  {_one_line(key)}: {{\n{entries}\n  }}")
         else:
             lines.append(f"  {_one_line(key)}: {_one_line(value)}")
-    return write_whole(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    written = "{\n" + ",\n".join(lines) + "\n}\n"
+    return write_whole(path, _signed(written.encode(), _IN_JSON) if "kind" in content else written)
+
+
+def _to_sign(content: dict[str, Any]) -> dict[str, Any]:
+    """An artifact with a place for its checksum, first of all; other JSON as it is."""
+    return {CHECKSUM: _UNSIGNED, **content} if "kind" in content else content
 
 
 def _one_line(value: Any) -> str:
@@ -120,13 +128,16 @@ def read_json(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: When there is no such file.
-        ValueError: When it is not JSON, or not this kind of artifact.
+        ValueError: When it is not JSON, not this kind of artifact, or differs from what was written in any bit.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        written = Path(path).read_bytes()
+        content = json.loads(written.decode())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); it is corrupt or another kind of file") from error
     _require_kind(path, content, kind)
+    _require_signed(path, written, _IN_JSON)
+    del content[CHECKSUM]
     return content
 
 
@@ -137,7 +148,7 @@ def save_tensors(
     header = {"kind": kind, "format": FORMAT, "package_version": package_version(), **header}
     cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {KEY: json.dumps(header, allow_nan=False), CHECKSUM: _UNSIGNED}
-    return write_whole(path, _signed(serialize(cpu, metadata=metadata)))
+    return write_whole(path, _signed(serialize(cpu, metadata=metadata), _IN_TENSORS))
 
 
 def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -145,8 +156,8 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
 
     Raises:
         FileNotFoundError: When there is no such file.
-        ValueError: When the file is corrupt or differs from what was written in any bit, was not written by this package, or holds another kind of
-            artifact.
+        ValueError: When the file is corrupt or differs from what was written in any bit, was not written by this
+            package, or holds another kind of artifact.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -159,19 +170,21 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
     except (SafetensorError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is corrupt or not a safetensors file ({error})") from error
     _require_kind(path, header, kind)
-    _require_signed(path, content, size)
+    _require_signed(path, content, _IN_TENSORS, size)
     return tensors, header
 
 
-def _signed(content: bytes) -> bytes:
+def _signed(content: bytes, place: "re.Pattern[bytes]") -> bytes:
     """The content with the SHA-256 of what it is without it, in the place that was left for it."""
-    place = content.index(_UNSIGNED.encode())
-    digest = hashlib.sha256(content).hexdigest().encode()
-    return content[:place] + digest + content[place + len(digest) :]
+    found = place.search(content)
+    assert found is not None  # the writer left it
+    return content[: found.start(1)] + hashlib.sha256(content).hexdigest().encode() + content[found.end(1) :]
 
 
-def _require_signed(path: str | os.PathLike[str], content: bytes, size: int | None = None) -> None:
-    found = _SIGNATURE.search(content[:size])
+def _require_signed(
+    path: str | os.PathLike[str], content: bytes, place: "re.Pattern[bytes]", size: int | None = None
+) -> None:
+    found = place.search(content[:size])
     if found is None:
         raise ValueError(
             f"{path} has no checksum: it was written by an earlier version of {KEY}, or by hand; make it anew"

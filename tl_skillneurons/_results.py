@@ -41,7 +41,8 @@ def _template() -> Any:
     return Environment(autoescape=True).from_string(
         "<p><code>{{ line }}</code></p>"
         '<table border="1" class="dataframe">'
-        "<thead><tr>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr></thead>"
+        '<thead><tr style="text-align: right;">'
+        "{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr></thead>"
         "<tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody>"
         "</table>"
         "{% if more %}<p>{{ '{:,}'.format(more) }} more rows in to_dataframe()</p>{% endif %}"

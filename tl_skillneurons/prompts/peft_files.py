@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from tl_skillneurons._files import write_json, write_whole
@@ -32,8 +32,9 @@ def read_peft(
             )
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        content = (folder / WEIGHTS).read_bytes()  # a mapped file would change with its folder
+        tensors = {name: tensor.clone() for name, tensor in load(content).items()}
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise ValueError(f"{folder} is corrupt: {error}") from error
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "PROMPT_TUNING":

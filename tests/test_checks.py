@@ -7,7 +7,7 @@ from tl_skillneurons._checks import require_seed, require_text
 
 @pytest.mark.parametrize("seed", [None, 1.5, "a", -1, True, False, 2**63, 1.0, "1", [0], float("nan")])
 def test_what_can_not_seed_is_refused(seed):
-    with pytest.raises(ValueError, match=r"seed must be an integer of 0 to 2\*\*63 - 1, got"):
+    with pytest.raises(ValueError, match="seed must be an integer of at least 0, got"):
         require_seed(seed)
 
 

@@ -48,7 +48,9 @@ def require_seed(value: Any, name: str = "seed") -> int:
         ValueError: For anything else.
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) < 2**63:
-        raise ValueError(f"{name} must be an integer of 0 to 2**63 - 1, got {value!r}")
+        raise ValueError(
+            f"{name} must be an integer of at least 0, got {value!r}; a generator takes those below 2**63"
+        )
     return int(value)
 
 

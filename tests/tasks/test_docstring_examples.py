@@ -6,8 +6,10 @@ import importlib
 import pytest
 import torch
 
+import tl_skillneurons as skn
+
 
 @pytest.mark.parametrize("name", "groups pairs reading subtasks task".split())
 def test_the_examples_in_docstrings_give_what_they_say(name):
     module = importlib.import_module(f"tl_skillneurons.tasks.{name}")
-    assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0
+    assert doctest.testmod(module, extraglobs={"torch": torch, "skn": skn}).failed == 0

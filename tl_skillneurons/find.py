@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import differing, require_int, selection_size
+from tl_skillneurons._checks import differing, require_int, require_seed, selection_size
 from tl_skillneurons._files import load_tensors, package_version, read_json, write_json
 from tl_skillneurons._processes import rank_and_count
 from tl_skillneurons._results import html_of, one_line
@@ -144,7 +144,7 @@ def find_skill_neurons(
         )
     out = Path(out)
     require_int(n_prompts, "n_prompts")
-    seeds = list(range(require_int(seed, "seed", minimum=0), seed + n_prompts))
+    seeds = list(range(require_seed(seed), seed + n_prompts))
     # what would be refused later is refused before anything is done
     require_two_classes(task)
     selection_size(top, neuron_shape(model)[1], per="layer")

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_skillneurons._checks import listed, require_int, selection_size
+from tl_skillneurons._checks import listed, require_int, require_seed, selection_size
 from tl_skillneurons._files import FORMAT, package_version, read_json, sound, write_json_lines
 from tl_skillneurons._indices import form_of, integers, one_shape, require_distinct, require_inside
 from tl_skillneurons._matching import draw_like, finite_match
@@ -275,7 +275,7 @@ class NeuronSet:
             ValueError: When a layer has too few neurons to draw from, when ``d_mlp`` is unknown, or when
                 ``match`` has another shape or holds a number that is not finite.
         """
-        seed = require_int(seed, "seed", minimum=0)
+        seed = require_seed(seed)
         n_nearest = require_int(n_nearest, "n_nearest")
         if match is not None:
             match = finite_match(match)

@@ -30,7 +30,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._checks import require_option, require_seed
 from tl_skillneurons._controls import ALIKE, few_alternatives, standardised_differences
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
@@ -212,7 +212,7 @@ def head_effects(
     """
     require_two_classes(task)
     require_draws(n_random)
-    require_int(seed, "seed", minimum=0)
+    require_seed(seed)
     require_option(positions, "positions", NAMED)
     what = as_intervention(how)
     neurons.require_fits(*neuron_shape(model))

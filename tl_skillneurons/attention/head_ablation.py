@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons._controls import distinct_draws
 from tl_skillneurons._matching import draw_nearest, finite_match
 from tl_skillneurons.attention._heads import Head, require_heads
@@ -72,7 +72,7 @@ def ablate_heads(
     """
     what = as_intervention(how)
     pairs = require_heads(heads)
-    require_int(seed, "seed", minimum=0)
+    require_seed(seed)
     if isinstance(positions, str):
         require_option(positions, "positions", NAMED)
     reference, shape = _reference(what, values)
@@ -123,7 +123,7 @@ def random_heads_like(
     Example:
         >>> skn.attention.random_heads_like([(0, 1), (0, 2), (3, 5)], 0, n_heads=8)
     """
-    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+    generator = torch.Generator().manual_seed(require_seed(seed))
     pairs = sorted(require_heads(heads))
     draw = _Draw(generator, None if match is None else finite_match(match), n_nearest, n_heads)
     draw.require_match(pairs)

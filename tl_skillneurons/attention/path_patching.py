@@ -33,7 +33,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_seed
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
@@ -199,7 +199,7 @@ def patch_heads_to_neurons(
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
     require_draws(n_random)
-    require_int(seed, "seed", minimum=0)
+    require_seed(seed)
     n_layers, n_heads = len(model.blocks), int(model.cfg.n_heads)
     chosen = require_heads(heads, n_layers, n_heads)
     draw = partial(controls_of_heads, chosen, n_random, seed=seed, n_heads=n_heads, n_layers=n_layers)

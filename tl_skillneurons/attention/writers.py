@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
@@ -103,6 +103,7 @@ class HeadWriters:
         ``at_most`` with its bootstrap interval over units (of each class where a unit has one label), and its
         ``p_family``.
         """
+        require_seed(seed)
         found = self.separation
         strength = found.difference.abs().mean(0)
         best = found.difference.abs().argmax(0)
@@ -236,6 +237,7 @@ def head_writers(
         >>> writers = skn.attention.head_writers(model, prompt, task, skill)
         >>> control = skn.attention.head_writers(model, prompt, task, skill.random_like(0))
     """
+    require_seed(seed)
     require_two_classes(task)
     require_int(n_permutations, "n_permutations")
     prompted = PromptedModel(model, prompt, max_length=max_length, run=small_batches(run))

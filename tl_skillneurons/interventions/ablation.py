@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._checks import require_option, require_seed
 from tl_skillneurons.interventions.kinds import How, Intervention, as_intervention
 from tl_skillneurons.interventions.references import At, References, ReferenceValues, given_values
 from tl_skillneurons.models.hooks import Hook
@@ -88,7 +88,7 @@ def ablate(
         >>> prompted.class_logits(texts, fwd_hooks=hooks)
     """
     what = as_intervention(how)
-    require_int(seed, "seed", minimum=0)
+    require_seed(seed)
     if isinstance(positions, str):
         require_option(positions, "positions", NAMED)
     reference, shape = _reference(what, values)

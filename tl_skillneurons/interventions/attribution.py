@@ -28,7 +28,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import differing, require_int, require_option
+from tl_skillneurons._checks import differing, require_int, require_option, require_seed
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
@@ -308,6 +308,7 @@ def compare_with_exact(
         >>> attribution = skn.attribute_neurons(model, prompt, task)
         >>> compare_with_exact(model, prompt, task, attribution, n_top=10, n_sample=10)
     """
+    require_seed(seed)
     settings = attribution.settings
     here = {
         "model": model_record(model),

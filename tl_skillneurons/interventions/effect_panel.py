@@ -35,7 +35,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tl_skillneurons._checks import require_option
+from tl_skillneurons._checks import require_option, require_seed
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.interventions._measured import (
@@ -93,6 +93,7 @@ class EffectPanel:
         Args:
             each_prompt: False for the pooled rows alone (those of the prompt, where there is one).
         """
+        require_seed(seed)
         return pd.DataFrame(list(self._rows(confidence, seed, each_prompt)))
 
     def draws(self) -> pd.DataFrame:

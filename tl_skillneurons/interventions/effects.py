@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.interventions._kept_outputs import KeptOutputs
 from tl_skillneurons.interventions._measured import Condition, Measured, units_record
@@ -133,7 +133,7 @@ def measure_effects(
     places = _require_places(positions)
     sets = _require_sets(neurons, model)
     require_draws(n_random, 0.05)
-    require_int(seed, "seed", minimum=0)
+    require_seed(seed)
     _require_reference(chosen, examples)
     if path is not None and any(isinstance(one, Call) for one in chosen):
         raise ValueError(

@@ -31,7 +31,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.patching import PatchingResult
 from transformers import DynamicCache
 
-from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._checks import require_option, require_seed
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
@@ -115,6 +115,7 @@ class NeuronPatching:
         Where the gap is zero, or its interval over pairs holds zero, there is no fraction of it: ``recovered``, its
         interval and the controls' columns are NaN, and a warning says why.
         """
+        require_seed(seed)
         rows = []
         for direction, result in self.results.items():
             frame = result.index_df
@@ -246,7 +247,7 @@ def patch_neurons(
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
     require_draws(n_random)
-    require_int(seed, "seed", minimum=0)
+    require_seed(seed)
     for one in directions:
         require_option(one, "directions", DIRECTIONS)
     for one in curves:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_skillneurons._checks import require_seed
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.records import model_label
@@ -44,6 +45,7 @@ def cross_entropy(
         >>> plain = skn.PromptedModel(model, None)
         >>> cross_entropy(plain, texts, skn.ablate(skill, positions="text")) - cross_entropy(plain, texts)
     """
+    require_seed(seed)
     if prompted.prompt is not None:
         raise ValueError("plain text runs without a prompt; give PromptedModel(model, None)")
     require_head(prompted)

@@ -8,7 +8,7 @@ the weights' statistics of the trained one but computes nothing that was trained
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_seed
 from tl_skillneurons.models.copies import copy_model
 from tl_skillneurons.models.sites import neuron_shape, require_supported
 
@@ -33,7 +33,7 @@ def shuffle_layers(model: TransformerBridge, seed: int = 0) -> TransformerBridge
     n_layers, _ = neuron_shape(model)
     if n_layers < 2:
         raise ValueError(f"there is nothing to shuffle in one layer ({model.cfg.model_name})")
-    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+    generator = torch.Generator().manual_seed(require_seed(seed))
     order = torch.arange(n_layers)
     while (order == torch.arange(n_layers)).all():
         order = torch.randperm(n_layers, generator=generator)

@@ -27,6 +27,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
+from tl_skillneurons._checks import require_seed
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of
 from tl_skillneurons.scores.neuron_scores import NeuronScores
@@ -180,6 +181,7 @@ def score_agreement(
     Example:
         >>> skn.scores.score_agreement(scores, other_scores, 30).to_dataframe()
     """
+    require_seed(seed)
     scores = {"one": one, "other": other}
     require_one_model(scores)
     pair = ("one", "other")

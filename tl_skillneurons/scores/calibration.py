@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons._files import FORMAT, package_version, read_json, sound, write_json
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of
@@ -160,6 +160,7 @@ def check_calibration(
     Example:
         >>> skn.scores.check_calibration(scores.outcomes, n_repetitions=200)
     """
+    require_seed(seed)
     require_int(n_repetitions, "n_repetitions")
     require_draws(n_permutations, alpha, name="n_permutations")
     if not 0.5 <= planted <= 1:

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hook
@@ -77,6 +77,7 @@ def score_gradients(
         >>> found = skn.scores.score_gradients(model, prompts, task, n_permutations=1000)
         >>> found.significant()
     """
+    require_seed(seed)
     if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
         raise ValueError(
             "gradient scores need gradients; call it outside torch.no_grad() and torch.inference_mode()"

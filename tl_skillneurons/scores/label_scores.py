@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_option
+from tl_skillneurons._checks import require_option, require_seed
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.prompts.activations import MEMORY, layers_at_a_time
@@ -74,6 +74,7 @@ def score_labels(
         >>> found = skn.scores.score_labels(model, prompts, task, ["auc"], n_permutations=1000)
         >>> found["auc"].significant()
     """
+    require_seed(seed)
     require_two_classes(task)
     require_option(positions, "positions", READINGS)
     for name in kinds:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_skillneurons._checks import differing, require_int, require_option
+from tl_skillneurons._checks import differing, require_int, require_option, require_seed
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of
 from tl_skillneurons.neurons import SITE, NeuronSet
@@ -199,6 +199,7 @@ class NeuronScores:
         Raises:
             ValueError: When no outcomes were kept, or the labels have too few orders.
         """
+        require_seed(seed)
         if self.outcomes is None:
             raise ValueError(
                 "these scores kept no outcomes to permute labels against; score with n_permutations=1000, or with "

@@ -32,7 +32,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons._processes import rank_and_count
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.models.hooks import Hooks
@@ -93,6 +93,7 @@ def score_neurons(
         >>> scores = skn.score_neurons(model, prompts, task, n_permutations=1000)
         >>> scores.top(0.02), scores.null.level()
     """
+    require_seed(seed)
     require_two_classes(task)
     what = _What(positions, aggregate, n_permutations, seed, keep_outcomes, max_length, fwd_hooks)
     [scores] = _score(model, prompts, task, [1], what, run)
@@ -135,6 +136,7 @@ def score_classes(
         >>> classes = skn.scores.score_classes(model, prompts, task)
         >>> skill = skn.scores.top_union(classes, 0.005)
     """
+    require_seed(seed)
     what = _What(positions, aggregate, n_permutations, seed, keep_outcomes, max_length, fwd_hooks)
     return _score(model, prompts, task, list(range(task.n_classes)), what, run)
 

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from tl_skillneurons._checks import require_seed
 from tl_skillneurons._files import (
     FORMAT,
     load_tensors,
@@ -295,6 +296,7 @@ def evaluate_rules(
         >>> skn.scores.evaluate_rules(model, prompts, task, scores, scores.top(0.02)).mean
         >>> rules = skn.scores.evaluate_rules(model, prompts, task, scores)
     """
+    require_seed(seed)
     if neurons is None:
         require_measured_here(scores, model, prompts, task=task, max_length=max_length)
         prompted = [PromptedModel(model, one, max_length=max_length, run=run) for one in as_list(prompts)]

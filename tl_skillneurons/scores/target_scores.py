@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons._files import fingerprint
 from tl_skillneurons.prompts.activations import MEMORY
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -102,6 +102,7 @@ def score_targets(
         >>> loss = skn.scores.answer_targets(model, prompts[0], task, "loss")
         >>> found = skn.scores.score_targets(model, prompts, task.split("select")["text"], loss, "spearman")
     """
+    require_seed(seed)
     require_option(kind, "kind", CORRELATIONS)
     require_option(positions, "positions", READINGS)
     require_int(n_permutations, "n_permutations", minimum=0)

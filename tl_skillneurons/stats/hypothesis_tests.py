@@ -52,7 +52,7 @@ from numpy.typing import NDArray
 from scipy.special import bdtrc, gammaln, xlog1py, xlogy
 from torch import Tensor
 
-from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons.stats.permutation import random_orders
 from tl_skillneurons.stats.ranks import median
 from tl_skillneurons.stats.units import Units, require_units
@@ -180,6 +180,7 @@ def sign_flip_test(
         >>> sign_flip_test(torch.tensor([1.0, 2.0, 0.5, 1.5])).item()  # 2 of 16 signs
         0.125
     """
+    require_seed(seed)
     n = differences.shape[-1]
     if not n:
         raise ValueError("differences must hold at least one example, got none")
@@ -303,6 +304,7 @@ def permutation_difference(
         >>> permutation_difference(labels + 0.01 * torch.arange(20), labels, n_draws=999).p_value.item()
         0.001
     """
+    require_seed(seed)
     labels = labels.cpu()
     if labels.ndim != 1 or len(labels) != values.shape[-1]:
         raise ValueError(f"labels must be one per example, got {len(labels)} for {values.shape[-1]} examples")

@@ -41,7 +41,7 @@ from jaxtyping import Float, Int
 from scipy.special import betaincinv, ndtr, stdtrit
 from torch import Tensor
 
-from tl_skillneurons._checks import require_int, require_open_unit
+from tl_skillneurons._checks import require_int, require_open_unit, require_seed
 from tl_skillneurons.stats.metrics import answer_confidence, calibration_gaps
 from tl_skillneurons.stats.units import Units, require_units
 
@@ -102,6 +102,7 @@ def bootstrap_mean(
         >>> round(low.item(), 1), round(high.item(), 1)
         (0.4, 0.6)
     """
+    require_seed(seed)
     n = values.shape[-1]
     if n == 0:
         raise ValueError("values must hold at least one example, got none")
@@ -173,6 +174,7 @@ def two_level_bootstrap(
         >>> round(low.item(), 1), round(high.item(), 1)
         (0.4, 0.6)
     """
+    require_seed(seed)
     n_prompts, n_examples = values.shape[-2:]
     if not n_prompts or not n_examples:
         raise ValueError(
@@ -219,6 +221,7 @@ def two_level_calibration(
         >>> two_level_calibration(logits, logits, labels)
         (0.0, 0.0)
     """
+    require_seed(seed)
     units = require_units(len(labels), units)
     generator = torch.Generator().manual_seed(seed)
     now, was = (  # [prompt, example, bin]
@@ -272,6 +275,7 @@ def doubtful_gap(
         >>> doubtful_gap(torch.tensor([1.0, 2.0] * 20)) is None
         True
     """
+    require_seed(seed)
     units = require_units(len(gap), units)
     if odd := int((~gap.isfinite()).sum()):
         return f"the gap is not finite for {odd} of {len(gap)} examples"
@@ -308,6 +312,7 @@ def ratio_interval(
         >>> [round(end.item(), 3) for end in ratio_interval(gap / 2, gap)]
         [0.5, 0.5]
     """
+    require_seed(seed)
     if part.shape[-1] != len(gap):
         raise ValueError(f"part and gap must be of the same examples, got {part.shape[-1]} and {len(gap)}")
     if reason := doubtful_gap(gap, n_draws=n_draws, confidence=confidence, seed=seed, units=units):

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int, Num
 from torch import Tensor
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_int, require_seed
 
 
 def random_orders(n_items: int, n_orders: int, generator: torch.Generator) -> Int[Tensor, "order item"]:
@@ -73,7 +73,7 @@ def permuted_labels(
         [2, 2]
     """
     require_int(n_permutations, "n_permutations")
-    require_int(seed, "seed", minimum=0)
+    require_seed(seed)
     if (log_orders := _log_orders(labels, pairs)) < 1e-9:
         raise ValueError(
             f"{len(labels)} examples with labels {sorted(set(labels.tolist()))} can be labelled in no other way"

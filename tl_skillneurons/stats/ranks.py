@@ -21,7 +21,7 @@ from einops import rearrange
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_int, require_seed
 
 
 def average_ranks(values: Num[Tensor, "item *axes"]) -> Float[Tensor, "item *axes"]:
@@ -106,7 +106,7 @@ def mantel(
     if math.factorial(n) <= n_permutations + 1:
         orders = [list(order) for order in itertools.permutations(range(n))][1:]  # the first is the truth
     else:
-        generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+        generator = torch.Generator().manual_seed(require_seed(seed))
         orders = [torch.randperm(n, generator=generator).tolist() for _ in range(n_permutations)]
     drawn = [off_diagonal_spearman(one, other[order][:, order]) for order in orders]
     hits = sum(value >= observed - 1e-12 for value in drawn)

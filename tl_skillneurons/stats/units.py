@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons.stats.permutation import (
     Block,
     distinct_orders,
@@ -180,7 +180,7 @@ class Units:
             ValueError: When there is no other way; it says how many units there are.
         """
         require_int(n_permutations, "n_permutations")
-        require_int(seed, "seed", minimum=0)
+        require_seed(seed)
         if self.are_single:
             return permuted_labels(labels, n_permutations, seed=seed)
         if (log_ways := self.log_orders(labels)) < 1e-9:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.interventions.effects import Examples as EffectExamples
@@ -171,7 +171,7 @@ def adapt(
     require_option(how, "how", METHODS)
     counts = {"n_virtual_tokens": n_virtual_tokens, "n_steps": n_steps, "width": width}
     counts = {name: require_int(value, name) for name, value in counts.items()}
-    require_int(seed, "seed", minimum=0)
+    require_seed(seed)
     split = task.split("train")
     labels = torch.tensor(split["label"])
     adapted = _frozen_copy(model)
@@ -240,6 +240,7 @@ def measure_adapted(
         >>> frame = skn.studies.measure_adapted({"lora": skn.studies.adapt(model, task, "lora")}, task, skill)
         >>> frame[["adapted", "metric", "intact", "value", "random_median", "p_random"]]
     """
+    require_seed(seed)
     if not adapted:
         raise ValueError("give at least one adapted model by name, got none")
     frames = []

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis.sparse_probing import fit_sparse_probe
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons._controls import draw_controls
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of, one_line
@@ -163,6 +163,7 @@ def vote_and_probe(
         >>> one = skn.score_neurons(model, prompts[0], task)
         >>> skn.studies.vote_and_probe(model, prompts[0], task, one, [1, 4, 16]).to_dataframe()
     """
+    require_seed(seed)
     if scores.provenance.get("prompts", [None]) != [prompt_record(prompt)]:
         raise ValueError("give the scores of this prompt alone: score_neurons(model, prompt, task)")
     require_measured_here(scores, model, prompt, task=task, max_length=max_length)

@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.activations import neuron_activations
@@ -186,7 +186,7 @@ def diagnose(
         raise ValueError("neurons must hold at least one neuron, got none")
     require_int(n_bootstrap, "n_bootstrap")
     require_int(n_permutations, "n_permutations")
-    require_int(seed, "seed", minimum=0)
+    require_seed(seed)
     if scores is None:
         scores = score_neurons(model, prompts, task, keep_outcomes=True, max_length=max_length, run=run)
     measured = scores.provenance.get("task", {}).get("fingerprint", task.fingerprint)
@@ -274,7 +274,7 @@ def bootstrap_jaccard(
     What belongs together (twins, groups: ``outcomes.units``) is resampled together.
     """
     require_int(n_draws, "n_draws")
-    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+    generator = torch.Generator().manual_seed(require_seed(seed))
     weights = outcomes.units.weights(n_draws, generator)
     labels = (outcomes.labels == class_id).long().expand(n_draws, -1)
     n_layers = outcomes.above.shape[2]

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention.patterns import attention_over_task
@@ -148,7 +148,7 @@ def describe_prompt(
         raise ValueError(f"the scores must be read at prompt positions, got positions={scores.positions!r}")
     require_int(n_nearest, "n_nearest")
     require_int(n_shuffles, "n_shuffles")
-    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+    generator = torch.Generator().manual_seed(require_seed(seed))
     for prompt in chosen:
         require_sees_text(PromptedModel(model, prompt, max_length=max_length, run=run), "prompt")
     vocabulary = _Vocabulary(model, generator)

@@ -35,7 +35,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.models.tokenizing import piece_ids
@@ -119,6 +119,7 @@ class ReadingComparison:
         mean ``accuracy`` of the best neurons with its bootstrap interval over units (``low``, ``high``), and
         ``minus_tuned`` with its paired interval (``minus_low``, ``minus_high``).
         """
+        require_seed(seed)
         names = list(self.scores)
         values = torch.stack([self.accuracy[name] for name in names])
         low, high = bootstrap_mean(values, confidence=confidence, seed=seed, units=self.units)
@@ -186,6 +187,7 @@ def compare_readings(
         ... )
         >>> found.to_dataframe()
     """
+    require_seed(seed)
     require_two_classes(task)
     require_orders(task, n_permutations, 0.05)
     require_int(n_top, "n_top")
@@ -301,7 +303,7 @@ def natural_prompt(model: TransformerBridge, text: str, like: SoftPrompt) -> Sof
 
 
 def _random_prompts(model: TransformerBridge, like: Sequence[SoftPrompt], seed: int) -> list[SoftPrompt]:
-    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+    generator = torch.Generator().manual_seed(require_seed(seed))
     n_words = min(model.W_E.shape[0], model.cfg.d_vocab)
     return [
         _bare(

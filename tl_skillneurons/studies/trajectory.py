@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_seed
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
@@ -152,7 +152,7 @@ def prompt_trajectory(
     chosen = soft_prompts(prompts)
     require_two_classes(task)
     require_draws(n_permutations, _ALPHA, name="n_permutations")
-    require_int(seed, "seed", minimum=0)
+    require_seed(seed)
     snapshots = [_snapshots(prompt, number) for number, prompt in enumerate(chosen)]
     require_orders(task, n_permutations, _ALPHA)
     if scores is not None:

@@ -33,7 +33,7 @@ import torch
 from torch.nn import functional
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons._files import require_writable
 from tl_skillneurons._processes import gather, rank_and_count
 from tl_skillneurons._progress import Advance, progress_bar
@@ -122,7 +122,7 @@ def fit_soft_prompts(
         >>> [prompt.provenance["held_back_accuracy"] for prompt in prompts]
     """
     require_supported(model)
-    seeds = [require_int(seed, "a seed", minimum=0) for seed in seeds]
+    seeds = [require_seed(seed, "a seed") for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be distinct and at least one, got {seeds}")
     counts = {

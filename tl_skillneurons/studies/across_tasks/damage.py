@@ -21,6 +21,7 @@ import pandas as pd
 from rich.table import Table
 from transformer_lens.model_bridge import TransformerBridge
 
+from tl_skillneurons._checks import require_seed
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._terminal import shown
 from tl_skillneurons.interventions.effects import Examples, measure_effects
@@ -156,6 +157,7 @@ def cross_task_damage(
         >>> found = skn.studies.cross_task_damage(model, tasks, prompts, skill)
         >>> found.matrix("damage"), found.matrix("p_random")
     """
+    require_seed(seed)
     require_draws(n_random)
     for what, given in (("prompts", prompts), ("neurons", neurons)):
         if set(given) != set(tasks):

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from rich.table import Table
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_seed
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._terminal import shown
 from tl_skillneurons.neurons import NeuronSet
@@ -129,7 +129,7 @@ def compare_tasks(
     """
     require_one_model(scores)
     require_draws(n_permutations, name="n_permutations")
-    require_int(seed, "seed", minimum=0)
+    require_seed(seed)
     tops = {name: score.top(amount) for name, score in scores.items()}
     n_layers = len(strength(next(iter(scores.values()))))
     pairs = list(combinations(scores, 2))

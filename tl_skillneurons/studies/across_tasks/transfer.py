@@ -31,7 +31,7 @@ from rich.table import Table
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_seed
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._terminal import shown
@@ -180,6 +180,7 @@ def transfer_prompts(
         >>> found = skn.studies.transfer_prompts(model, tasks, prompts, scores)  # of five tasks or more
         >>> found.matrix("relative"), found.foretold
     """
+    require_seed(seed)
     for what, given in (("prompts", prompts), ("scores", scores)):
         if list(given) != list(tasks):
             raise ValueError(f"{what} must go by the names of the tasks, {list(tasks)}, got {list(given)}")
@@ -255,7 +256,7 @@ def compare_answers(
         for name, rows in answers.items()
     }
     _warn_of_own_prompts(own, guessing, belong)
-    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+    generator = torch.Generator().manual_seed(require_seed(seed))
     every = [(rows, belong[name]) for name, rows in answers.items()]
     drawn = torch.stack([_relative(_resampled(every, generator), chance) for _ in range(_N_BOOTSTRAP)])
     ends = drawn.nanquantile(_ENDS, dim=0)

@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import differing, require_int, require_option
+from tl_skillneurons._checks import differing, require_int, require_option, require_seed
 from tl_skillneurons._files import fingerprint, load_tensors, require_writable, save_tensors, sound
 from tl_skillneurons._terminal import shown
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
@@ -114,7 +114,7 @@ def over_checkpoints(
     require_orders(task, n_permutations, 0.05)
     require_draws(n_random)
     require_int(n_top, "n_top")
-    require_int(seed, "seed", minimum=0)
+    require_seed(seed)
     names = require_checkpoints(checkpoints)
     carried = _carried(prompts, tuning)
     console = Console(file=sys.stderr, quiet=not run.progress)

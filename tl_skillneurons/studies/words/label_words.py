@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.records import model_label
@@ -176,6 +176,7 @@ def compare_label_words(
         >>> found = skn.studies.compare_label_words(model, task, {"mood": {0: " sad", 1: " glad"}}, seeds=range(3))
         >>> found.summary()
     """
+    require_seed(seed)
     require_supported(model)
     if not has_language_model_head(model) or tuning.get("readout") == "linear":
         raise ValueError(
@@ -266,7 +267,7 @@ def random_label_words(
             f"{n_draws} wordings of random label words take {needed} tokens, the vocabulary has {len(free)} besides "
             "special ones and the task's own; lower n_random"
         )
-    generator = torch.Generator().manual_seed(require_int(seed, "seed", minimum=0))
+    generator = torch.Generator().manual_seed(require_seed(seed))
     drawn = [free[i] for i in torch.randperm(len(free), generator=generator)[:needed].tolist()]
     classes = range(task.n_classes)
     return [{c: drawn[draw * task.n_classes + c] for c in classes} for draw in range(n_draws)]

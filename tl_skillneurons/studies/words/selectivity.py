@@ -39,7 +39,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons._controls import distinct_draws, few_alternatives
 from tl_skillneurons._words import words_of
 from tl_skillneurons.models.records import model_record
@@ -103,7 +103,7 @@ def word_selectivity(
     """
     require_draws(n_permutations, alpha, name="n_permutations")
     require_int(min_texts, "min_texts")
-    require_int(seed, "seed", minimum=0)
+    require_seed(seed)
     if not 0 < position_threshold <= 1:
         raise ValueError(f"position_threshold is a share and must be in (0, 1], got {position_threshold}")
     split = task.split(role)
@@ -230,6 +230,7 @@ def weight_words(
     Example:
         >>> skn.studies.weight_words(model, skill)[["layer", "index", "side", "words", "cosine", "p_random"]]
     """
+    require_seed(seed)
     require_draws(n_random)
     require_int(n_words, "n_words")
     shape = neuron_shape(model)

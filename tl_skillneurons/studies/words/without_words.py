@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons._controls import draw_controls
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.neurons import NeuronSet
@@ -149,6 +149,7 @@ def accuracy_without_words(
         >>> found = skn.studies.accuracy_without_words(model, prompts, task, scores, skill)
         >>> found.groups[["texts", "accuracy", "low", "high", "majority", "random_median", "p_random"]]
     """
+    require_seed(seed)
     require_two_classes(task)
     require_int(n_words, "n_words")
     require_int(min_texts, "min_texts")

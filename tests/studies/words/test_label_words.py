@@ -141,3 +141,12 @@ def test_wordings_that_cannot_be_compared_are_refused_before_anything_is_tuned(t
         ask(model, task, {"looks": {1: "dull", 2: "bright"}})
     with pytest.raises(ValueError, match="n_permutations must be at least 19"):
         ask(model, task, {}, n_permutations=5)
+
+
+def test_each_wording_has_a_folder_of_its_own_whatever_it_is_called():
+    from tl_skillneurons.studies.words.label_words import _folder_name
+
+    names = ["mood", "the same", "the-same", "the/same", "!!", "\U0001f44d", "\U0001f44e", "", "a.b", "हिन्दी"]
+    folders = [_folder_name(name) for name in names]
+    assert len(set(folders)) == len(names) and folders[:2] == ["mood", "the-same"]
+    assert not any("/" in folder or folder in ("", ".", "..") for folder in folders)

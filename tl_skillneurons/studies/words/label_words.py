@@ -218,7 +218,9 @@ def compare_label_words(
 def _folder_name(name: str) -> str:
     """A folder of its own for each wording, also where letters are left out that a file's name can't hold."""
     shown = file_name(name)
-    return shown if shown == name else f"{shown}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    if shown and "-" not in name and shown == name.replace(" ", "-"):
+        return shown
+    return f"{shown}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _pairs(scores: Mapping[tuple[str, int], NeuronScores], amount: float | int) -> pd.DataFrame:

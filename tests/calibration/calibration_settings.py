@@ -53,6 +53,12 @@ class Setting:
 
     def outcomes(self, generator: torch.Generator) -> RuleOutcomes:
         """Labels, and above or below their mean what activations have nothing to do with them."""
+        labels, acts = self.drawn(generator)
+        above = acts > acts.mean(1, keepdim=True)
+        return RuleOutcomes(pack(above[:, :, None, None]), labels, N_NEURONS, units=self.units)
+
+    def drawn(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Labels, and activations ``[prompt, text, neuron]`` that have nothing to do with them."""
         labels = self._drawn_labels(generator)
         shape = (self.n_prompts, self.n, N_NEURONS)
         acts = torch.randn(shape, generator=generator)
@@ -66,9 +72,7 @@ class Setting:
             acts = SHARED * acts + shared[self.units.member]
         elif self.units.pair is not None:
             acts = acts + torch.randn(len(self.units), N_NEURONS, generator=generator)[self.units.member]
-        acts = acts.round() if self.tied else acts
-        above = acts > acts.mean(1, keepdim=True)
-        return RuleOutcomes(pack(above[:, :, None, None]), labels, N_NEURONS, units=self.units)
+        return labels, acts.round() if self.tied else acts
 
     def planted(self, outcomes: RuleOutcomes, generator: torch.Generator) -> RuleOutcomes:
         """The same with one neuron that is right on 0.65 of the units."""
@@ -134,7 +138,7 @@ def settings() -> list[Setting]:
 
 
 def few_groups() -> Setting:
-    """So few units that a bootstrap is known to be too narrow."""
+    """As few units as a bootstrap may have to do with."""
     return replace(_grouped(8, 20), name="groups of 8, few")
 
 

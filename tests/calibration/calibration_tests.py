@@ -18,20 +18,22 @@ from tl_skillneurons.stats import (
     bootstrap_mean,
     equivalence,
     mcnemar,
+    permutation_difference,
     rank_p_value,
+    ratio_interval,
     sign_flip_test,
     two_level_bootstrap,
 )
 
 ALPHA = 0.05
 MARGIN = 0.1
-ENOUGH_UNITS = 50
-"""Of fewer units a bootstrap is said to be too narrow; such rows are shown and not counted."""
-
 BLOCK = 50
 """Shuffles that see the same random signs or draws."""
 
 _EQUIVALENT: dict[tuple[int, int, int], bool] = {}
+
+_TEXTS, _GROUPS = settings()[0], settings()[4]
+_PROMPTS = [(4, 0.1, _TEXTS), (4, 1.0, _TEXTS), (3, 0.3, _TEXTS), (10, 1.0, _TEXTS), (4, 0.3, _GROUPS)]
 
 Measured = tuple[int, int | None]
 """In how many shuffles the test erred, and in how many it found what was planted."""
@@ -59,11 +61,11 @@ def all_rows() -> Iterator[Row]:
         yield from _rows_of(setting)
     yield from _weighted_rows()
     few = few_groups()
-    yield Row(few.name, "bootstrap, 1 - coverage", _said(few), partial(_bootstrap, few), note="LIMIT")
-    for spread, note in ((0.1, ""), (1.0, "LIMIT")):
-        name = f"4 prompts, apart by {spread:g}"
-        measure = partial(_two_levels, spread)
-        yield Row(name, "two-level bootstrap", f"4 prompts x {N_TEXTS} text", measure, note=note)
+    yield Row(few.name, "bootstrap, 1 - coverage", _said(few), partial(_bootstrap, few))
+    yield Row(few.name, "ratio, 1 - coverage", _said(few), partial(_ratio, few))
+    for n_prompts, spread, setting in _PROMPTS:
+        name, unit = f"{n_prompts} prompts, apart by {spread:g}", f"{n_prompts} prompts x {_said(setting)}"
+        yield Row(name, "two levels, 1 - coverage", unit, partial(_two_levels, n_prompts, spread, setting))
     for nominal in (ALPHA, 1 / 9):
         yield Row("1 of 9 neurons", "rank p, distinct", "control", partial(_rank, 9, 1, nominal), nominal)
     yield Row("1 of 9 neurons", "rank p, repeated draws", "control", _repeated, note="FAULT")
@@ -86,8 +88,10 @@ def _rows_of(setting: Setting) -> Iterator[Row]:
     if setting.of_answers:
         yield Row(setting.name, "McNemar", unit, partial(_mcnemar, setting))
         yield Row(setting.name, f"equivalence within {MARGIN:g}", unit, partial(_equivalence, setting))
-    few = "LIMIT" if len(setting.units) < ENOUGH_UNITS else ""
-    yield Row(setting.name, "bootstrap, 1 - coverage", unit, partial(_bootstrap, setting), note=few)
+    yield Row(setting.name, "bootstrap, 1 - coverage", unit, partial(_bootstrap, setting))
+    yield Row(setting.name, "ratio, 1 - coverage", unit, partial(_ratio, setting))
+    if setting.class_id == 1:
+        yield Row(setting.name, "label difference", unit, partial(_difference, setting))
 
 
 def _family_wise(setting: Setting, permuted: Units | None, n: int, seed: int) -> Measured:
@@ -160,17 +164,50 @@ def _bootstrap(setting: Setting, n: int, seed: int) -> Measured:
     return count[0], count[1]
 
 
-def _two_levels(spread: float, n: int, seed: int) -> Measured:
-    """Prompts whose means have this standard deviation, texts whose values have 1."""
+def _ratio(setting: Setting, n: int, seed: int) -> Measured:
+    """How often the interval of a recovered fraction of 0.4 leaves it out, where the gap is 1 and scatters by a half;
+    and how often it leaves out 0, beside twice as much noise."""
     generator = torch.Generator().manual_seed(seed)
-    wrong = 0
+    count = [0, 0]
+    for k in range(n):
+        gap = 1 + setting.differences(1, generator)[0] / 2
+        noise = setting.differences(1, generator)[0]
+        for planted, part in enumerate((0.4 * gap + noise / 2, 0.4 * gap + noise)):
+            low, high = ratio_interval(part, gap, n_draws=499, units=setting.units, seed=seed + k)
+            truth = 0.0 if planted else 0.4
+            count[planted] += bool((low > truth) | (high < truth))
+    return count[0], count[1]
+
+
+def _difference(setting: Setting, n: int, seed: int) -> Measured:
+    """The largest difference of class means of all neurons; the planted one is 1 or 0, right on 0.65 of the units."""
+    generator = torch.Generator().manual_seed(seed)
+    wrong = found = 0
+    for shuffle in range(n):
+        labels, acts = setting.drawn(generator)
+        rows = acts.mean(0).T
+        options = {"n_draws": 39, "seed": seed + shuffle, "units": setting.units}
+        wrong += bool((permutation_difference(rows, labels, **options).p_family <= ALPHA).any())
+        right = (torch.rand(len(setting.units), generator=generator) < PLANTED)[setting.units.member]
+        rows[0] = torch.where(right, labels, 1 - labels)
+        found += bool(permutation_difference(rows, labels, **options).p_family[0] <= ALPHA)
+    return wrong, found
+
+
+def _two_levels(n_prompts: int, spread: float, setting: Setting, n: int, seed: int) -> Measured:
+    """Prompts whose means have this standard deviation, units whose values have 1; a mean of 0.4 is to be found."""
+    generator = torch.Generator().manual_seed(seed)
+    count = [0, 0]
     for start, size in _blocks(n):
-        of_prompt = spread * torch.randn(size, 4, 1, generator=generator)
-        of_text = torch.randn(size, 1, N_TEXTS, generator=generator)
-        own = torch.randn(size, 4, N_TEXTS, generator=generator)
-        low, high = two_level_bootstrap(of_prompt + of_text + own, n_draws=499, seed=seed + start)
-        wrong += int(((low > 0) | (high < 0)).sum())
-    return wrong, None
+        of_prompt = spread * torch.randn(size, n_prompts, 1, generator=generator)
+        of_text = setting.differences(size, generator)[:, None]
+        own = torch.stack([setting.differences(size, generator) for _ in range(n_prompts)], 1)
+        values = of_prompt + of_text + own
+        for planted in (False, True):
+            shifted = values + 0.4 * planted
+            low, high = two_level_bootstrap(shifted, n_draws=499, units=setting.units, seed=seed + start)
+            count[planted] += int(((low > 0) | (high < 0)).sum())
+    return count[0], count[1]
 
 
 def _weighted_rows() -> Iterator[Row]:

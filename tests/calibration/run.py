@@ -7,15 +7,12 @@
 Each row is one test in one setting: how often it erred where nothing is there, with the exact 95 % interval
 (Clopper-Pearson), and how often it found something planted. An error whose whole interval lies above the nominal one is
 measured again on four times as many fresh shuffles, which decide: of some fifty rows one or the other is out by chance.
-The exit status is 1 if one still is. Of rows with a note nothing is required:
-
-* FAULT: what a test does that forgets what belongs together, repeats its controls, or leaves weights behind
-* LIMIT: a bootstrap of fewer than 50 units, or of few prompts that differ more than the mean of texts is unsure; it is
-  said to be too narrow
+The exit status is 1 if one still is. Of rows noted FAULT nothing is required: they
+show what a test does that forgets what belongs together, repeats its controls, or leaves weights behind.
 
 What is planted: a neuron that is right on 0.65 of the units; differences positive in 0.65 of them; 0.65 of the changed
 answers lost; for equivalence, two runs that are equal but for 0.02 of the units; beside controls, neurons of accuracy
-0.65.
+0.65; for a mean over prompts, 0.4 of a text's standard deviation; for a fraction, one beside noise as large as the gap.
 """
 
 import argparse

@@ -104,6 +104,7 @@ def n_parameters(of):
 
 # %% Every share of neurons, in all layers and sparing the first quarter as the paper does, beside the controls
 intact = right(model, prompt)
+units = task.units("report")  # texts with the same words are no independent answers
 answer(model)  # what is looked up once per model is looked up now
 whole_flops, whole = n_flops(model), n_parameters(model)
 print(
@@ -123,9 +124,9 @@ for layers, where in ((None, "all"), (range(n_layers // 4, n_layers), "last thre
                 "held_at": mean,
                 "neurons": arm,
                 "accuracy": now.double().mean().item(),
-                "p_equivalent": equivalence(intact, now, margin=MARGIN).p_value,
+                "p_equivalent": equivalence(intact, now, margin=MARGIN, units=units).p_value,
                 "tuned_again": tuned.double().mean().item(),
-                "p_tuned_equivalent": equivalence(intact, tuned, margin=MARGIN).p_value,
+                "p_tuned_equivalent": equivalence(intact, tuned, margin=MARGIN, units=units).p_value,
             }
             if (mean, arm) == ("prompt", "skill"):  # the others are as large
                 row["parameters"] = n_parameters(smaller) / whole
@@ -136,7 +137,9 @@ for layers, where in ((None, "all"), (range(n_layers // 4, n_layers), "last thre
                 f"{where} layers, {share:.0%} kept, {arm}, held at {mean}: {row['accuracy']:.3f}",
                 file=sys.stderr,
             )
-print(f"\nmodels pruned to their neurons; p: of not being within {MARGIN} of intact (two one-sided tests)")
+print(
+    f"\nmodels pruned to their neurons; p: of not being within {MARGIN} of intact (two one-sided tests, {units})"
+)
 print(
     f"times_faster: {BATCH} texts of {LENGTH} tokens, median of pairs; flop_ratio is what arithmetic alone would give"
 )

@@ -75,7 +75,7 @@ print(stable.to_dataframe().round(3).to_string(index=False))
 # %% Do other scores name the same neurons?
 others = skn.scores.score_labels(model, prompts, task, ["auc", "mean_difference", "mutual_information"])
 compared = skn.studies.compare_scores({"predictivity": scores, **others})
-print("\nagreement of scores, all neurons and the best 2 %")
+print("\nagreement of scores, all neurons and the best 2 %, beside permuted labels where answers were kept")
 print(compared.agreement.round(3).to_string(index=False))
 
 # %% How much of the skill do k neurons carry?

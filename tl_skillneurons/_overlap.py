@@ -31,7 +31,9 @@ class Overlap:
         n_shared: Neurons in both.
         jaccard: Of all neurons in either, the share that is in both.
         chance_shared, chance_jaccard: What random sets with as many neurons of each layer share on average.
-        p_value: The probability that random ones share as many.
+        p_value: The probability that random ones share as many: that one of the sets was drawn at random, neuron by
+            neuron. A small one is no evidence of anything shared: sets chosen by labels that mean nothing share more
+            than random ones (:func:`~tl_skillneurons.scores.score_agreement` compares with these).
     """
 
     n_shared: int

@@ -12,7 +12,8 @@ show what a test does that forgets what belongs together, repeats its controls, 
 
 What is planted: a neuron that is right on 0.65 of the units; differences positive in 0.65 of them; 0.65 of the changed
 answers lost; for equivalence, two runs that are equal but for 0.02 of the units; beside controls, neurons of accuracy
-0.65; for a mean over prompts, 0.4 of a text's standard deviation; for a fraction, one beside noise as large as the gap.
+0.65; for a mean over prompts, 0.4 of a text's standard deviation; for a fraction, one of 0.4 beside noise as large as
+the gap.
 """
 
 import argparse

@@ -163,13 +163,19 @@ def test_a_suffix_is_refused_by_a_bidirectional_model(bert):
 
 def test_another_model_of_the_same_width_is_warned_of_with_what_differs(llama):
     here = model_record(llama)
-    other = here | {"name": "other", "n_layers": 9, "dtype": "bfloat16"}
+    other = here | {"name": "other", "d_vocab": 9, "dtype": "bfloat16"}
     with pytest.warns(UserWarning) as caught:
         suffix(provenance={"model": other}).require_fits(llama)
     assert [str(w.message) for w in caught] == [
         "this soft prompt was trained on another model "
-        "(name: 'other' then, 'tiny' here; n_layers: 9 then, 2 here)"
+        "(name: 'other' then, 'tiny' here; d_vocab: 9 then, "
+        f"{here['d_vocab']} here)"
     ]
+    for kind in ({"n_layers": 9}, {"architecture": "GPT2LMHeadModel"}):
+        with pytest.raises(
+            ValueError, match=r"trained on tiny, another model of equal width \(.* then, .* here\)"
+        ):
+            suffix(provenance={"model": here | kind}).require_fits(llama)
     suffix(provenance={"model": here | {"dtype": "bfloat16"}}).require_fits(
         llama
     )  # the same in another dtype

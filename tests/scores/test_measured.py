@@ -7,8 +7,10 @@ import tiny
 import torch
 from tokenizers.normalizers import Replace
 from toy import LABEL_WORDS, QUIET, ROWS, TASK, prompt_for, task_of
+from tuned import SMALL, fit
 
 import tl_skillneurons as skn
+from tl_skillneurons.prompts.run import task_terms
 from tl_skillneurons.scores.measured import require_measured_here
 
 SHORT = 6
@@ -233,3 +235,59 @@ def test_scores_of_the_built_in_tasks_permute_word_pairs_and_keep_them_in_their_
     assert (
         auc.to_dataframe().attrs == found.to_dataframe().attrs == {"unit": units.what, "n_units": len(units)}
     )
+
+
+USES = {
+    "scores": lambda model, prompt, task: skn.score_neurons(model, prompt, task, run=QUIET),
+    "label scores": lambda model, prompt, task: skn.scores.score_labels(
+        model, prompt, task, ["auc"], run=QUIET
+    ),
+    "gradients": lambda model, prompt, task: skn.scores.score_gradients(model, prompt, task, run=QUIET),
+    "answers": lambda model, prompt, task: skn.scores.answer_targets(model, prompt, task, run=QUIET),
+    "effects": lambda model, prompt, task: skn.measure_effects(
+        model, prompt, task, skn.NeuronSet([0], [1]), n_random=19, run=QUIET
+    ),
+    "heads": lambda model, prompt, task: skn.attention.head_effects(
+        model, prompt, task, [(0, 0)], skn.NeuronSet([0], [1]), run=QUIET
+    ),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"template": "{text}. It was"}, r"template: '.*' there, '{text}\. It was' now"),
+        ({"label_names": (1, 0)}, r"label_names: \[0, 1\] there, \[1, 0\] now"),
+        ({"label_words": {0: "good", 1: "bad"}}, r"label_words: \[.*\] there, \['good', 'bad'\] now"),
+    ],
+    ids=["template", "order", "words"],
+)
+def test_a_prompt_tuned_on_another_task_is_refused_by_what_runs_it(
+    gpt2, prompt, use, changes, said, tmp_path
+):
+    tuned = skn.SoftPrompt(
+        prompt.embedding, placement="suffix", provenance={"task": {"name": "films", **task_terms(TASK)}}
+    )
+    tuned = skn.SoftPrompt.load(tuned.save(tmp_path / "prompt.safetensors"))
+    other = object.__new__(skn.Task)
+    other.__dict__.update({**TASK.__dict__, **changes})
+    with pytest.raises(
+        ValueError, match=rf"tuned on 'films', another task than .*{said}.*give a prompt tuned on this"
+    ):
+        use(gpt2, tuned, other)
+
+
+def test_a_tuned_prompt_says_what_it_was_tuned_for_and_runs_there_and_on_labels_that_mean_nothing(gpt2):
+    (tuned,) = fit(gpt2, SMALL, n_steps=1)
+    assert {name: tuned.provenance["task"][name] for name in task_terms(SMALL)} == task_terms(SMALL)
+    for task in (SMALL, SMALL.with_shuffled_labels(0)):
+        skn.score_neurons(gpt2, tuned, task, run=QUIET)
+
+
+def test_an_accuracy_by_another_tasks_label_words_is_refused(gpt2, prompt):
+    swapped = {0: TASK.label_words[1], 1: TASK.label_words[0]}
+    with pytest.raises(
+        ValueError, match=r"the class logits are of the tokens \[.*give PromptedModel the task's label_words"
+    ):
+        skn.PromptedModel(gpt2, prompt, swapped, run=QUIET).accuracy(TASK)

@@ -127,3 +127,14 @@ def test_the_size_by_units_holds_where_whole_units_are_lost():
 def test_what_makes_no_sense_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("margin", "fewest"), [(0.1, 29), (0.05, 59), (0.01, 299)])
+def test_the_result_says_what_so_few_units_could_have_shown_at_best(margin, fewest):
+    """0.9 to the 28th is above 0.05, and to the 29th below."""
+    few, enough = (equivalence(*answers(n, 0, 0), margin=margin) for n in (fewest - 1, fewest))
+    assert (few.n_units, enough.n_units) == (fewest - 1, fewest)
+    assert few.smallest_p == pytest.approx((1 - margin) ** few.n_units) and few.smallest_p > 0.05
+    assert enough.smallest_p == enough.p_value <= 0.05
+    changed = equivalence(*answers(fewest, 3, 0), margin=margin)
+    assert changed.smallest_p == enough.smallest_p < changed.p_value

@@ -27,7 +27,28 @@ def test_scores_are_compared_on_all_neurons_and_on_their_tops(models):
     same = frame.iloc[0]
     assert same.spearman == pytest.approx(1) and same.n_shared == 8 and same.jaccard == 1
     assert frame.spearman[1] == pytest.approx(frame.spearman[2]) and 0 < frame.spearman[1] < 1
-    assert (frame.chance_jaccard < 0.1).all()
+    assert (frame.chance_jaccard < 0.1).all() and set(frame.permuted) == {"neurons"}
+
+
+def test_scores_that_kept_their_answers_are_compared_with_permuted_labels_and_never_with_independence(models):
+    """Neurons in groups that say the same: scores of unrelated labels share tops, and independence calls them alike."""
+    alike = []
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        above = (torch.rand(60, 1, 4, generator=generator) > 0.5).repeat_interleave(
+            16, 2
+        )  # 64 neurons, 4 voices
+        one, other = (drawn.answered(above, torch.randperm(60, generator=generator) % 2) for _ in range(2))
+        found = skn.studies.compare_scores({"a": one, "b": other}, amount=16, n_permutations=39, seed=seed)
+        same = skn.scores.score_agreement(one, other, 16, n_permutations=39, seed=seed).row(-1)
+        row = found.agreement.iloc[0]
+        assert {name: row[name] for name in same} == same and row.permuted == "labels"
+        alike.append((row.p_shared <= 0.05, one.top(16).overlap(other.top(16)).p_value <= 0.05))
+    assert found.settings["units"] == ["60 units (text)"] and "permuted='labels'" in repr(found)
+    by_labels, by_independence = (sum(column) for column in zip(*alike, strict=True))
+    assert by_labels == 0 and by_independence >= 2  # of 12, where nothing is alike
+    with pytest.raises(ValueError, match="n_permutations must be at least 19"):
+        skn.studies.compare_scores({"a": one, "b": other}, n_permutations=5)
 
 
 def test_panels_tell_which_score_foretells_the_effect(models):
@@ -74,10 +95,19 @@ def test_it_shows_itself_in_a_line_and_as_a_table():
     found = skn.studies.compare_scores({"one": one, "other": other}, amount=3)
     ends = [one.top(3), other.top(3)]
     assert found.agreement.n_shared[0] == len(ends[0] & ends[1])
-    assert found.settings == {"scores": ["one", "other"], "amount": 3, "metric": "logit_diff"}
+    assert found.settings == {
+        **{
+            "scores": ["one", "other"],
+            "amount": 3,
+            "metric": "logit_diff",
+            "n_permutations": 1000,
+            "seed": 0,
+        },
+        "units": [],
+    }
     assert found.to_dataframe().equals(found.agreement) and found.effects is None
     assert repr(found).startswith(
-        "ScoreComparison(scores=['one', 'other'], amount=3, metric='logit_diff', spearman="
+        "ScoreComparison(scores=['one', 'other'], amount=3, metric='logit_diff', n_permutations=1000, "
     )
     assert "chance_jaccard" in found._repr_html_()
 

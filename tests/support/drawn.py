@@ -65,3 +65,13 @@ def slow_predictivity(above, labels, aggregate="mean"):
         of_prompts = each[:n_prompts, layer, neuron]
         each[-1, layer, neuron] = of_prompts.mean() if aggregate == "mean" else of_prompts.min()
     return each
+
+
+def answered(above, labels):
+    """Scores whose single answers are ``above`` [example, layer, neuron], with a threshold of zero."""
+    n, d_mlp = len(labels), above.shape[-1]
+    right = (above == (labels[:, None, None] == 1)).sum(0)[None, :, None]
+    filled = torch.zeros(right.shape, dtype=torch.float64)
+    counts = tuple(torch.bincount(labels).tolist())
+    outcomes = RuleOutcomes(pack(above[None, :, :, None, :]), labels, d_mlp)
+    return skn.NeuronScores(filled, filled.float(), filled.float(), right, n, n, counts, outcomes=outcomes)

@@ -225,7 +225,7 @@ def head_effects(
     chosen = require_apart(heads, texts, insist=on_chosen_examples)
     if run.cache is None and positions == "prompt" and runs_text_apart(model):
         run = replace(run, cache=InputCache(model))
-    prompted = PromptedModel(model, prompt, task.label_words, max_length=examples.max_length, run=run)
+    prompted = PromptedModel.for_task(model, prompt, task, max_length=examples.max_length, run=run)
     reference = _measure_reference(prompted, task, what, positions, examples)
     match = _match(model, reference)
     controls = _controls(pairs, n_random, seed, match)

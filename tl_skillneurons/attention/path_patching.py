@@ -207,7 +207,7 @@ def patch_heads_to_neurons(
     if len(draws) < 19:  # too few for a p-value of 0.05
         draws, drawn_from = draw(all_layers=True), "all layers"
     conditions = [chosen, *draws]
-    prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, run=run)
+    prompted = PromptedModel.for_task(model, prompt, task, max_length=max_length, run=run)
     pairs = twins_of(task, twins)
     measured = [text for pair in pairs.pairs for text in pair]
     where_chosen = require_apart(heads, measured, insist=on_chosen_examples)

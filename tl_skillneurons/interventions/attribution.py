@@ -189,7 +189,7 @@ def attribute_neurons(
         )
     require_option(direction, "direction", DIRECTIONS)
     require_int(steps, "steps")
-    prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, run=run)
+    prompted = PromptedModel.for_task(model, prompt, task, max_length=max_length, run=run)
     pairs = twins_of(task, twins)
     sides = pairs.encode(prompted)
     source, base = sides if direction == "denoise" else sides[::-1]

@@ -244,7 +244,7 @@ class _TaskRun:
         self.task, self.examples = task, examples
         self.texts, self.labels = list(split["text"]), torch.tensor(split["label"])
         self.prompted = [
-            PromptedModel(model, prompt, task.label_words, max_length=examples.max_length, run=run)
+            PromptedModel.for_task(model, prompt, task, max_length=examples.max_length, run=run)
             for prompt in chosen
         ]
         self.records = [prompt_record(prompt) for prompt in chosen]

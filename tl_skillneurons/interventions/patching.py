@@ -252,7 +252,7 @@ def patch_neurons(
         require_option(one, "directions", DIRECTIONS)
     for one in curves:
         require_option(one, "curves", CURVES)
-    prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, run=run)
+    prompted = PromptedModel.for_task(model, prompt, task, max_length=max_length, run=run)
     pairs = twins_of(task, twins)
     index, conditions = conditions_of(neurons, curves, n_random, seed)
     names = {layer: neuron_hooks(model)[layer] for layer in neurons.by_layer()}

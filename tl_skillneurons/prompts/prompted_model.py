@@ -28,7 +28,7 @@ from tl_skillneurons.models.tokenizing import label_token_ids
 from tl_skillneurons.models.verification import require
 from tl_skillneurons.prompts._forward import last_mlp_that_can_be_cut, run_hooked, stopping_at
 from tl_skillneurons.prompts.positions import PromptedTokens, all_act_at
-from tl_skillneurons.prompts.run import RunOptions
+from tl_skillneurons.prompts.run import RunOptions, require_tuned_for
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens, attach
 from tl_skillneurons.prompts.text_batch import TextLayout
 from tl_skillneurons.tasks.task import Task
@@ -86,6 +86,25 @@ class PromptedModel:
         self.label_ids = None
         if label_words is not None and self.linear is None:
             self.label_ids = label_token_ids(model, label_words)
+
+    @classmethod
+    def for_task(
+        cls,
+        model: TransformerBridge,
+        prompt: SoftPrompt | None,
+        task: Task,
+        *,
+        max_length: int | None = None,
+        run: RunOptions = RunOptions(),
+    ) -> "PromptedModel":
+        """The model with a prompt and the label words of ``task``, which the prompt was tuned on if it says on what.
+
+        Raises:
+            ValueError: For a prompt that was tuned on a task with another template, other label words, or labels in
+                another order.
+        """
+        require_tuned_for(prompt, task)
+        return cls(model, prompt, task.label_words, max_length=max_length, run=run)
 
     @property
     def max_length(self) -> int | None:
@@ -182,7 +201,18 @@ class PromptedModel:
         return logits
 
     def accuracy(self, task: Task, role: str = "report", fwd_hooks: Hooks = ()) -> float:
-        """Share of the examples of ``role`` whose highest class logit is that of their label, in [0, 1]."""
+        """Share of the examples of ``role`` whose highest class logit is that of their label, in [0, 1].
+
+        Raises:
+            ValueError: Where the label words are not those of the task, in its order.
+        """
+        if self.label_ids is not None:
+            own, wanted = self.label_ids.tolist(), label_token_ids(self.model, task.label_words).tolist()
+            if own != wanted:
+                raise ValueError(
+                    f"the class logits are of the tokens {own}, {task.name!r} asks for {wanted}, the label words "
+                    f"{list(task.label_words.values())}; give PromptedModel the task's label_words"
+                )
         split = task.split(role)
         with torch.no_grad():
             logits = self.class_logits(list(split["text"]), fwd_hooks)

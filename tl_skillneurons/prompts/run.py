@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import differing, require_int
 from tl_skillneurons._files import fingerprint
 from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+from tl_skillneurons.tasks.task import Task
 
 if TYPE_CHECKING:
     from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -69,6 +70,37 @@ def prompt_record(prompt: SoftPrompt) -> dict[str, Any]:
         "prepend_bos": prompt.prepend_bos,
         "sha256": fingerprint(*prompt.parameters()),
     }
+
+
+def task_terms(task: Task) -> dict[str, Any]:
+    """What a task asks, apart from its examples: how texts are rendered, and which words stand for which label, in
+    which order."""
+    return {
+        "label_names": list(task.label_names),
+        "template": task.template,
+        "label_words": [task.label_words[k] for k in range(task.n_classes)],
+    }
+
+
+def require_tuned_for(prompt: SoftPrompt | None, task: Task) -> None:
+    """Refuse a prompt that was tuned on a task with another template, other label words, or labels in another order.
+
+    What a prompt doesn't record (those made by hand, or by PEFT) is not compared; nor are the examples.
+
+    Raises:
+        ValueError: In one sentence, what differs and what to give.
+    """
+    was = {} if prompt is None else prompt.provenance.get("task", {})
+    now = task_terms(task)
+    idle = (
+        "label_words" if prompt is not None and prompt.readout is not None else None
+    )  # a linear read-out reads none
+    kept = {name: was[name] for name in now if name in was and name != idle}
+    if apart := differing(kept, {name: now[name] for name in kept}):
+        raise ValueError(
+            f"the prompt was tuned on {was.get('name')!r}, another task than {task.name!r} ({'; '.join(apart)}); "
+            "give a prompt tuned on this task (studies.transfer_prompts runs prompts on other tasks)"
+        )
 
 
 def require_sees_text(prompted: "PromptedModel", positions: str) -> None:

@@ -114,10 +114,12 @@ class SoftPrompt(nn.Module):
         return f"{n} virtual tokens of width {width}, placement={self.placement!r}, seed={self.seed}"
 
     def require_fits(self, model: TransformerBridge) -> None:
-        """Refuse a model that can't take this prompt; warn of one that it was not trained on.
+        """Refuse a model that can't take this prompt, or is surely another than it was trained on; warn of one with
+        another name or vocabulary, which may be a copy or a checkpoint of it.
 
         Raises:
-            ValueError: When the model's embeddings have another width, or its attention another direction.
+            ValueError: When the model's embeddings have another width, its attention another direction, or when it has
+                another architecture or number of layers than the prompt records.
         """
         require_supported(model)
         width = embedding_width(model)
@@ -132,7 +134,14 @@ class SoftPrompt(nn.Module):
                 f"{model.cfg.model_name} is bidirectional and takes its prompt as a prefix, this one is a suffix; "
                 "train a prompt on this model"
             )
-        differs = model_differences(self.provenance.get("model", {}), model)
+        recorded = self.provenance.get("model", {})
+        kind = {name: recorded[name] for name in ("architecture", "n_layers") if name in recorded}
+        if other := model_differences(kind, model):
+            raise ValueError(
+                f"the prompt was trained on {recorded.get('name', 'another model')}, another model of equal width "
+                f"({other}); use a prompt trained on this model"
+            )
+        differs = model_differences(recorded, model)
         if differs:
             warnings.warn(f"this soft prompt was trained on another model ({differs})", stacklevel=3)
 

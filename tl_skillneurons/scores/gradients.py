@@ -88,7 +88,7 @@ def score_gradients(
     rows = label_rows(task, role, n_permutations, seed=seed)
     sign = 2.0 * rows.double() - 1
     prompted = prompted_set(
-        model, prompts, "prompt", label_words=task.label_words, max_length=max_length, run=run
+        model, prompts, "prompt", task=task, label_words=task.label_words, max_length=max_length, run=run
     )
     require_alike(prompted)
     texts = list(task.split(role)["text"])

@@ -82,7 +82,7 @@ def score_labels(
     if not kinds:
         raise ValueError(f"kinds must name at least one of {', '.join(LABEL_SCORES)}, got none")
     rows = label_rows(task, "select", n_permutations, seed=seed)
-    prompted = prompted_set(model, prompts, positions, max_length=max_length, run=run)
+    prompted = prompted_set(model, prompts, positions, task=task, max_length=max_length, run=run)
     require_alike(prompted)
     limits = _limits(prompted, task, {KINDS[name].hits for name in kinds}, positions, memory)
     walked = score_texts(

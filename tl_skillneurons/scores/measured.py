@@ -17,7 +17,14 @@ from tl_skillneurons._checks import differing
 from tl_skillneurons.models.records import model_differences, model_record
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.run import RunOptions, as_list, prompt_record, require_sees_text
+from tl_skillneurons.prompts.run import (
+    RunOptions,
+    as_list,
+    prompt_record,
+    require_sees_text,
+    require_tuned_for,
+    task_terms,
+)
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.streaming import stand_alike
 from tl_skillneurons.scores.ranked import Scored
@@ -30,16 +37,23 @@ def prompted_set(
     prompts: SoftPrompt | Sequence[SoftPrompt] | None,
     positions: str,
     *,
+    task: Task | None = None,
     label_words: Mapping[int, str | int] | None = None,
     max_length: int | None = None,
     run: RunOptions = RunOptions(),
 ) -> list[PromptedModel]:
     """The model with each prompt of a set, which all see the text, and see it cut to one length.
 
+    Args:
+        task: What is measured: prompts that say that they were tuned on another are refused.
+
     Raises:
-        ValueError: For prompts that don't see the text at these positions, or that were tuned with different lengths
-            where ``max_length`` does not choose one.
+        ValueError: For prompts that don't see the text at these positions, that were tuned on another task, or with
+            different lengths where ``max_length`` does not choose one.
     """
+    if task is not None:
+        for prompt in as_list(prompts):
+            require_tuned_for(prompt, task)
     prompted = [
         PromptedModel(model, prompt, label_words, max_length=max_length, run=run)
         for prompt in as_list(prompts)
@@ -98,9 +112,7 @@ def _task_record(task: Task, roles: Sequence[str]) -> dict[str, Any]:
     return {
         "name": task.name,
         "fingerprint": task.fingerprint,
-        "label_names": list(task.label_names),
-        "template": task.template,
-        "label_words": [task.label_words[k] for k in range(task.n_classes)],
+        **task_terms(task),
         "roles": {role: _digest(_examples(task, role)) for role in roles},
     }
 

@@ -184,7 +184,7 @@ def _score(
     """The scores of each class; every prompt is run once."""
     require_option(what.positions, "positions", READINGS)
     require_orders(task, what.n_permutations)
-    prompted = prompted_set(model, prompts, what.positions, max_length=what.max_length, run=run)
+    prompted = prompted_set(model, prompts, what.positions, task=task, max_length=what.max_length, run=run)
     _require_one_length(prompted, what.positions)
     found: list[list[NeuronScores]] = [[] for _ in prompted]
     for group in stand_alike(prompted):

@@ -179,7 +179,7 @@ def answer_targets(
     """
     require_option(what, "what", ANSWERS)
     split = task.split(role)
-    prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, run=run)
+    prompted = PromptedModel.for_task(model, prompt, task, max_length=max_length, run=run)
     with torch.no_grad():
         logits = prompted.class_logits(list(split["text"])).double().cpu()
     if what == "logit_diff":

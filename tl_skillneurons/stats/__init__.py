@@ -27,24 +27,29 @@ of twins or word pair. Settings, from left to right: 160 texts, 60 groups of 8, 
 ==============================  ====================================  ====================================
 test                            size                                  power
 ==============================  ====================================  ====================================
-permutation null, 40 neurons    0.050, 0.054, 0.030, 0.058            0.71, 0.28, 0.69, 0.21
-sign flips                      0.032, 0.036, 0.042, 0.030            0.87, 0.47, 0.58, 0.22
-McNemar, 0.4 of answers change  0.030, 0.018, 0.022, 0.054            0.66, 0.24, 0.35, 0.12
-equivalence within 0.1          0.048, 0.022, 0.054, 0.000            1.00, 0.85, 0.99, 0.00
-bootstrap, 1 - coverage         0.062, 0.052, 0.064, **0.078**        0.86, 0.46, 0.56, 0.24
+permutation null, 40 neurons    0.050, 0.052, 0.034, 0.048            0.71, 0.30, 0.69, 0.18
+label difference, 40 rows       0.042, 0.054, 0.052, 0.068            0.67, 0.23, 0.71, 0.19
+sign flips                      0.032, 0.046, 0.038, 0.052            0.87, 0.46, 0.55, 0.25
+McNemar, 0.4 of answers change  0.030, 0.020, 0.044, 0.028            0.66, 0.24, 0.33, 0.12
+equivalence within 0.1          0.048, 0.034, 0.040, 0.000            1.00, 0.87, 1.00, 0.00
+bootstrap, 1 - coverage         0.062, 0.046, 0.054, 0.046            0.85, 0.51, 0.58, 0.22
 ==============================  ====================================  ====================================
 
 On 160 texts with rounded values, with 15 % of one class, of one class of four against the rest, and over 3 prompts the
-sizes of the permutation null are 0.040, 0.030, 0.030 and 0.034 (power 0.75, 0.71, 0.76, 0.87), of sign flips 0.036,
-0.068, 0.046 and 0.042, of the bootstrap 0.060, 0.048, 0.048 and 0.058.
+sizes of the permutation null are 0.024, 0.022, 0.034 and 0.050 (power 0.76, 0.69, 0.72, 0.91), of sign flips 0.042,
+0.058, 0.046 and 0.052, of the bootstrap 0.056, 0.068, 0.060 and 0.052, of the label difference (not of four classes)
+0.050, 0.058 and 0.042. Where each text is a unit permutations and signs are the bits that they are without units, and
+so is their power.
 
 Permutation null (:func:`family_wise_p` over :meth:`Units.permuted`; :func:`permutation_difference`)
     No neuron's activation has anything to do with the labels. Units are exchanged. Exact, whatever the activations'
-    law, and for the largest of all neurons. Texts permuted one by one where groups share a label: size 0.38 for 60
-    groups of 2, 1.00 for groups of 8; twins turned one by one where word pairs repeat: 0.80. Movie reviews through
-    MiniLM of random weights (``--real``, 100 shuffles): 0.04 (0.011 to 0.099; power 0.32) by the 12 word pairs of 100
+    law, and for the largest of all neurons. Few units have few ways to be labelled: all are counted then, once each,
+    and p is no smaller than two over their number where all labels may turn at once, else one over it. Texts permuted
+    one by one where groups share a label: size 0.33 for 60 groups of 2, 1.00 for groups of 8; twins turned one by one
+    where word pairs repeat: 0.84. Movie reviews through
+    MiniLM of random weights (``--real``, 100 shuffles): 0.05 (0.016 to 0.113; power 0.44) by the 12 word pairs of 100
     pairs of twins, 1.00 twin by twin. With weights that are the target's own size each target takes its weight along:
-    0.064 (power 0.08, since few texts count), without it 0.23. It does not show that the units are independent, that a
+    0.056 (power 0.07, since few texts count), without it 0.26. It does not show that the units are independent, that a
     neuron is used, or how good it is on other texts.
 
 Sign flips (:func:`sign_flip_test`)
@@ -58,24 +63,29 @@ McNemar (:func:`mcnemar`)
 Equivalence (:func:`equivalence`)
     Two runs' accuracies differ by the margin or more; a small p refutes it. Units count as one answer each. Exact at
     the margin, cautious where a unit changes in part. No fewer than 29 units can show equivalence within 0.1, and 59
-    within 0.05, even where nothing changes: hence the 0.00. It does not show that the same answers are right.
+    within 0.05, even where nothing changes: hence the 0.00; the result says what so few could have shown at
+    best. It does not show that the same answers are right.
 
 Rank among controls (:func:`rank_p_value`)
     The set is one more of its controls. Exact where it is, over distinct controls: of 5 neurons of 200 with 20 controls
-    the size is 0.060 (power 1.00). One neuron of nine has 8 controls, so p is never below 1/9 and the size at 0.05 is
-    0.000, at 1/9 0.104 (power 0.97); 20 draws from these 8 give 0.14 at 0.05. It does not show that set and controls
+    the size is 0.048 (power 1.00). One neuron of nine has 8 controls, so p is never below 1/9 and the size at 0.05 is
+    0.000, at 1/9 0.112 (power 0.99); 20 draws from these 8 give 0.10 at 0.05. It does not show that set and controls
     are alike in anything but what they were drawn by.
 
 Intervals (:func:`bootstrap_mean`, :func:`ratio_interval`)
-    Where the mean of other units of this kind lies. Units are drawn. Approximate: of 20 groups 0.055 of the intervals
-    leave out the true mean, of 26 word pairs of unequal size 0.062, of 8 normal numbers 0.059, where 0.05 may; fewer
-    than 8 are too few (of 5 0.074). :func:`clopper_pearson` is exact, for rates of independent texts. What rarely
+    Where the mean of other units of this kind lies, or the ratio of two. Units are drawn. Approximate: of 20 groups
+    0.060 of the intervals leave out the true mean, of 8 normal numbers 0.059, where 0.05 may; fewer than 8 are too few
+    (of 5 0.074). Of a fraction of 0.4, with a gap that scatters by half its size, they leave it out in 0.046, 0.062,
+    0.044 and 0.055 of the settings above (power beside twice as much noise 1.00, 0.86, 0.92, 0.44), of 20 groups
+    in 0.066. :func:`clopper_pearson` is exact, for rates of independent texts. What rarely
     changes has no interval worth its name: where none of the units changed it is a single point.
 
 Intervals over prompts (:func:`two_level_bootstrap`)
     Where the mean of other prompts and units lies. Units are drawn, and Student's t has the prompts. Approximate, and
-    cautious where prompts are alike: of 4 prompts whose means differ little (standard deviation 0.1, texts 1) 0.022 are
-    wrong, of 4 prompts that differ as much as texts do 0.048, of 3 0.037. Prompts of which few are far better or worse
+    cautious where prompts are alike: of 4 prompts whose means differ little (standard deviation 0.1, texts 1) 0.016 are
+    wrong (power for a mean of 0.4 0.88), of 4 that differ as much as texts do 0.046 (0.09: four prompts tell little of
+    others), of 10 such 0.044 (0.20), of 3 that differ by 0.3 0.020 (0.24), of 4 such over 60 groups of 8 texts 0.042
+    (0.26). Prompts of which few are far better or worse
     than the rest (an exponential law) give 0.09 to 0.10 from 3 to 5 on. Fewer than 3 prompts speak for themselves
     alone.
 """

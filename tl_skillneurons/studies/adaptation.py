@@ -176,7 +176,7 @@ def adapt(
     labels = torch.tensor(split["label"])
     adapted = _frozen_copy(model)
     prompt = _untrained_prompt(model, task, n_virtual_tokens, seed, max_length)
-    prompted = PromptedModel(adapted, prompt, task.label_words, run=replace(run, cache=None))
+    prompted = PromptedModel.for_task(adapted, prompt, task, run=replace(run, cache=None))
     examples = Examples(prompted.encode(list(split["text"])), labels, *hold_back(labels, training.held_back))
     with adapter_parameters(adapted, how, width, seed) as parts:
         trained = [*parts.values(), *([] if prompt.readout is None else [prompt.readout])]

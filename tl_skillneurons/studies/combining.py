@@ -175,7 +175,7 @@ def vote_and_probe(
     best = scores.top(max(sizes), per="model")
     controls = draw_controls(best, n_random, seed=seed)
     sets = [best, *(_in_place_of(best, one) for one in controls.sets)]
-    prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, run=run)
+    prompted = PromptedModel.for_task(model, prompt, task, max_length=max_length, run=run)
     require_sees_text(prompted, scores.positions)
     layer = torch.cat([one.layer for one in sets])
     index = torch.cat([one.index for one in sets])

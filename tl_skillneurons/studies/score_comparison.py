@@ -4,23 +4,26 @@ Of two scores ``s`` and ``t`` of all neurons, and their tops ``S`` and ``T`` of 
 
     rho(s, t) = Spearman's correlation over all neurons          jaccard = |S and T| / |S or T|
 
-beside the overlap of random sets with as many neurons of each layer (:meth:`~tl_skillneurons.NeuronSet.overlap`), and
-what interventions on each top change (:func:`~tl_skillneurons.measure_effects`) beside random and matched neurons.
+beside what is left of both where the labels of one of the two are dealt out anew to their units
+(:mod:`~tl_skillneurons.scores.agreement`), and what interventions on each top change
+(:func:`~tl_skillneurons.measure_effects`) beside random and matched neurons.
 
-What it does not show: which score is right. Scores of the same activations and labels agree by construction, so the
-chance level of random sets is a low bar; the effects are the better judge, and only where tops are equally large.
+What it does not show: which score is right. Scores of the same activations and labels agree by construction; a small p
+says no more than that both follow the labels. The effects are the better judge, and only where tops are equally large.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import pandas as pd
 
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.interventions.effect_panel import EffectPanel
-from tl_skillneurons.scores.ranked import Scored, require_one_model, strength
-from tl_skillneurons.stats.ranks import spearman
+from tl_skillneurons.scores.agreement import agreements
+from tl_skillneurons.scores.ranked import Scored, require_one_model
+from tl_skillneurons.stats.hypothesis_tests import require_draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,15 +31,19 @@ class ScoreComparison:
     """How far scores agree, and what the neurons that each calls best do.
 
     Attributes:
-        agreement: A row per pair of scores: ``one``, ``other``, ``spearman`` over all neurons; of their tops
-            ``n_shared``, ``jaccard``, ``chance_jaccard`` and the hypergeometric ``p_value``.
+        agreement: A row per pair of scores: ``one``, ``other``; over all neurons ``spearman``, the middle 95 % of its
+            null (``null_low``, ``null_high``) and its ``p_value``; of their tops ``n_shared`` and its ``p_shared``;
+            what was ``permuted`` ("labels" of a side whose outcomes were kept, else "neurons", as if these were
+            independent) and the ``smallest_p`` that there is; of the tops ``jaccard``, and of random sets
+            ``chance_jaccard``.
         effects: Where panels were given, a row per score and intervention: what it changes (``change`` with its
             interval) beside random and matched controls; of each intervention the largest loss first.
-        settings: The scores by name, the size of the tops, the metric.
+        settings: The scores by name, the size of the tops, the metric, permutations and their seed, and the ``units``
+            whose labels were permuted.
 
     Example:
         >>> found = skn.studies.compare_scores({"predictivity": scores, "auc": auc})
-        >>> found.agreement[["one", "other", "spearman", "jaccard", "chance_jaccard"]]
+        >>> found.agreement[["one", "other", "spearman", "null_high", "jaccard", "p_shared"]]
     """
 
     agreement: pd.DataFrame
@@ -49,7 +56,7 @@ class ScoreComparison:
             **self.settings,
             spearman=float(self.agreement.spearman.mean()),
             jaccard=float(self.agreement.jaccard.mean()),
-            chance_jaccard=float(self.agreement.chance_jaccard.mean()),
+            permuted=" and ".join(sorted(set(self.agreement.permuted))),
         )
 
     def _repr_html_(self) -> str:
@@ -66,6 +73,8 @@ def compare_scores(
     amount: float | int = 0.02,
     panels: Mapping[str, EffectPanel] | None = None,
     metric: str = "logit_diff",
+    n_permutations: int = 1000,
+    seed: int = 0,
 ) -> ScoreComparison:
     """Compare scores of one model, by name: on all neurons, on their tops, and by what their tops do.
 
@@ -74,32 +83,37 @@ def compare_scores(
         panels: Of each score's top neurons, the panel of :func:`~tl_skillneurons.measure_effects`; equally many
             neurons of each, or the comparison would be unfair. Of several prompts the pooled rows are compared.
         metric: Of the panels: the score whose neurons lose most of it foretells the causal effect best.
+        n_permutations: Of the labels of scores that kept their outcomes, else of the neurons within layers.
+        seed: Draws the permutations.
 
     Raises:
-        ValueError: For fewer than two scores, scores of different models, or panels that don't go with the scores.
+        ValueError: For fewer than two scores, scores of different models, too few permutations, or panels that don't
+            go with the scores.
 
     Example:
         >>> others = skn.scores.score_labels(model, prompts, task, ["auc", "mutual_information"])
         >>> found = skn.studies.compare_scores({"predictivity": scores, **others})
     """
     require_one_model(scores)
-    ranked = {name: strength(score) for name, score in scores.items()}
+    require_draws(n_permutations, name="n_permutations")
     tops = {name: score.top(amount) for name, score in scores.items()}
-    names = list(scores)
+    names, pairs = list(scores), list(combinations(scores, 2))
+    n_top = len(tops[names[0]]) // next(iter(scores.values())).n_layers
+    found = agreements(scores, pairs, n_top, n_permutations=n_permutations, seed=seed)
     rows = []
-    for number, one in enumerate(names):
-        for other in names[number + 1 :]:
-            shared = tops[one].overlap(tops[other])
-            rows.append(
-                {
-                    "one": one,
-                    "other": other,
-                    "spearman": spearman(ranked[one].flatten(), ranked[other].flatten()),
-                    **asdict(shared),
-                }
-            )
+    for one, other in pairs:
+        shared = tops[one].overlap(tops[other])
+        beside = {"jaccard": shared.jaccard, "chance_jaccard": shared.chance_jaccard}
+        rows.append({"one": one, "other": other, **found[one, other].row(-1), **beside})
     effects = None if panels is None else _effects(panels, names, metric)
-    settings = {"scores": names, "amount": amount, "metric": metric}
+    settings = {
+        "scores": names,
+        "amount": amount,
+        "metric": metric,
+        "n_permutations": n_permutations,
+        "seed": seed,
+    }
+    settings["units"] = sorted({unit for one in found.values() for unit in one.units})
     return ScoreComparison(pd.DataFrame(rows), effects, settings)
 
 

@@ -173,7 +173,7 @@ def prompt_trajectory(
         with progress_bar(f"prompt {number} on report", 2 * len(steps), show=run.progress) as advance:
             right = []
             for step in steps:
-                prompted = PromptedModel(model, step, task.label_words, max_length=max_length, run=run)
+                prompted = PromptedModel.for_task(model, step, task, max_length=max_length, run=run)
                 right.append(prompted.accuracy(task))
                 advance()
             answers = rule_answers(model, steps, task, found, both, max_length=max_length, run=run).mean(1)

@@ -44,7 +44,7 @@ from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import has_language_model_head, is_causal, require_supported
 from tl_skillneurons.models.tokenizing import text_token_ids
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.run import RunOptions
+from tl_skillneurons.prompts.run import RunOptions, task_terms
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
 from tl_skillneurons.prompts.tuning.schedule import (
     INITS,
@@ -206,7 +206,7 @@ def _prepare(model: TransformerBridge, task: Task, settings: dict[str, Any]) -> 
             "model": model_record(model),
             "units": "embed.hook_out",
             "embedding_scale": embedding_scale,
-            "task": {"name": task.name, "fingerprint": task.fingerprint, "role": "train"},
+            "task": {"name": task.name, "fingerprint": task.fingerprint, "role": "train", **task_terms(task)},
             "label_words": {str(k): v for k, v in task.label_words.items()},
             "n_trained": len(trained),
             "n_held_back": len(held),

@@ -36,7 +36,7 @@ from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._terminal import shown
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.run import RunOptions, prompt_record
+from tl_skillneurons.prompts.run import RunOptions, prompt_record, require_tuned_for
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
@@ -194,7 +194,8 @@ def transfer_prompts(
             f"tasks must have equally many classes, {n_classes}, and prompts positions, {shapes}"
         )
     for name, score in scores.items():
-        require_measured_here(score, model, prompts[name], max_length=max_length)
+        require_tuned_for(prompts[name], tasks[name])
+        require_measured_here(score, model, prompts[name], task=tasks[name], max_length=max_length)
     if len(tasks) < _FEWEST:
         warnings.warn(
             f"{len(tasks)} tasks have {math.factorial(len(tasks))} orders, too few for a p-value of 0.05; at least "

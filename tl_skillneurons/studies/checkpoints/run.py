@@ -216,7 +216,7 @@ class _What:
                 run=run,
             )
             rules = evaluate_rules(model, chosen, self.task, scores, run=run)
-            prompted = [PromptedModel(model, prompt, self.task.label_words, run=run) for prompt in chosen]
+            prompted = [PromptedModel.for_task(model, prompt, self.task, run=run) for prompt in chosen]
             right = torch.stack([right_answers(one, self.task) for one in prompted]).double()
         return Measures(scores, rules, right, outcome)
 

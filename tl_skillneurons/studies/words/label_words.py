@@ -55,8 +55,9 @@ class LabelWordComparison:
     Attributes:
         pairs: A row for every two runs, a run being a wording and a seed: ``one``, ``other``, ``seed_one``,
             ``seed_other``, ``same_words``, ``same_seed``; Spearman's correlation of their predictivities
-            (``spearman``); of their tops ``n_shared``, ``jaccard``, ``chance_jaccard`` and the hypergeometric
-            ``p_value``.
+            (``spearman``); of their tops ``n_shared``, ``jaccard``, and of random sets ``chance_jaccard``. What two
+            runs with other words share stands beside what two with the same words share; no p-value is given, since
+            runs on the same texts are never independent.
         wordings: A row per run: ``wording``, ``seed``, its label ``words``; how tuning ended (``outcome``); on
             ``report`` the ``prompt_accuracy``, the ``majority`` class's share, and the mean accuracy ``best_ten`` of
             the ten best neurons; on ``select`` the ``best`` predictivity and the ``level`` that luck reaches in 5 % of
@@ -240,7 +241,7 @@ def _pairs(scores: Mapping[tuple[str, int], NeuronScores], amount: float | int) 
                 "spearman": spearman(
                     scores[one].predictivity.flatten(), scores[other].predictivity.flatten()
                 ),
-                **{name: shared[name] for name in ("n_shared", "jaccard", "chance_jaccard", "p_value")},
+                **{name: shared[name] for name in ("n_shared", "jaccard", "chance_jaccard")},
             }
         )
     return pd.DataFrame(rows)

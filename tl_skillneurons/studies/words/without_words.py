@@ -182,7 +182,7 @@ def accuracy_without_words(
     labels = torch.tensor(split["label"])
     of_prompts = torch.full((len(labels),), torch.nan, dtype=torch.float64)
     if None not in chosen:
-        prompted = [PromptedModel(model, p, task.label_words, max_length=max_length, run=run) for p in chosen]
+        prompted = [PromptedModel.for_task(model, p, task, max_length=max_length, run=run) for p in chosen]
         of_prompts = torch.stack([right_answers(one, task, role) for one in prompted]).double().mean(0)
     rows = []
     for name, group in (("all", have | ~have), ("with words", have), ("without words", ~have)):

@@ -2,11 +2,12 @@
 
 import json
 
+import families
 import peft
 import pytest
 import tiny
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from toy import QUIET
 
 from tl_skillneurons import PromptedModel, SoftPrompt, score_neurons
@@ -23,8 +24,9 @@ def embedding(n=3, width=32, seed=0):
     return 0.3 * torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
 
 
-def prefix(**fields):
-    return SoftPrompt(embedding(), placement="prefix", **fields)
+def prefix(provenance=(), **fields):
+    known = {"times_inputs_embeds": 1.0}  # as tuning records it
+    return SoftPrompt(embedding(), placement="prefix", provenance={**known, **dict(provenance)}, **fields)
 
 
 def by_peft(folder, family):
@@ -82,11 +84,51 @@ def test_a_prompt_written_by_peft_loads_here_with_the_same_bits(tmp_path, family
     torch.testing.assert_close(ours, by_peft(tmp_path, family)[:, ids], rtol=1e-4, atol=1e-5)
 
 
+def granite():
+    return families.bridge("granite"), families.hf_model("granite")
+
+
+def by_inputs_embeds(untouched, prompt, ids):
+    rows = torch.cat([prompt, untouched.get_input_embeddings()(torch.tensor(ids))])
+    with torch.no_grad():
+        return untouched(inputs_embeds=rows[None]).logits[0, -1]
+
+
+def test_a_model_that_scales_after_inputs_embeds_gets_pefts_units_and_gives_them_back(tmp_path):
+    (model, untouched), theirs = granite(), written_by_peft(tmp_path / "theirs")
+    prompt = SoftPrompt.from_peft(tmp_path / "theirs", model)
+    prompted = PromptedModel(model, prompt, {0: "bad", 1: "good"})
+    ids = [tiny.VOCABULARY[word] for word in ("bad", "good")]
+    (text,) = prompted.encode([TEXTS[0]])
+    found = prompted.class_logits([TEXTS[0]])[0].detach()
+    torch.testing.assert_close(found, by_inputs_embeds(untouched, theirs, text)[ids], rtol=1e-4, atol=1e-5)
+    assert torch.equal(prompt.embedding, 3 * theirs)
+    ours = load_file(prompt.to_peft(tmp_path / "ours") / WEIGHTS)["prompt_embeddings"]
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_units_that_are_not_known_are_refused_rather_than_guessed(tmp_path):
+    (model, _), theirs = granite(), written_by_peft(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"multiplies by 3 before embed\.hook_out; .*from_peft\(folder, model\)"
+    ):
+        PromptedModel(model, SoftPrompt.from_peft(tmp_path))
+    bare = SoftPrompt(theirs, placement="prefix")
+    with pytest.raises(ValueError, match=r"doesn't say how its model scales .*; give to_peft the model"):
+        bare.to_peft(tmp_path / "ours")
+    ours = load_file(bare.to_peft(tmp_path / "ours", model) / WEIGHTS)["prompt_embeddings"]
+    torch.testing.assert_close(ours, theirs / 3)
+
+
 def test_a_prompt_goes_to_peft_and_back_unchanged(tmp_path):
     prompt = prefix(provenance={"model": {"name": "tiny", "n_layers": 2}})
     read = SoftPrompt.from_peft(prompt.to_peft(tmp_path))
     assert torch.equal(read.embedding, prompt.embedding)
-    assert read.provenance == {"source": "PEFT prompt tuning", "base_model": "tiny"}
+    assert read.provenance == {
+        "source": "PEFT prompt tuning",
+        "base_model": "tiny",
+        "units": "inputs_embeds",
+    }
     again = SoftPrompt.from_peft(read.to_peft(tmp_path / "again"))
     assert again.provenance == read.provenance
     assert sorted(path.name for path in tmp_path.glob("*.*")) == [CONFIG, WEIGHTS]

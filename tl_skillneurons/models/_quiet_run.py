@@ -6,6 +6,7 @@ Made-up texts are ids drawn from the vocabulary; nothing about a language is ass
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +16,8 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons.models.hooks import Hooks, hooked, without_foreign_hooks
 from tl_skillneurons.models.locks import held
+
+_QUIET: WeakSet[TransformerBridge] = WeakSet()
 
 
 def made_up_text(
@@ -36,11 +39,12 @@ def made_up_text(
 @contextmanager
 def quietly(model: TransformerBridge) -> Iterator[None]:
     """In here the model is in eval mode, keeps no graph, has the host's hooks alone, and is this thread's."""
-    with ExitStack() as stack:
-        stack.enter_context(held(model))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(_evaluating(model))
-        stack.enter_context(without_foreign_hooks(model))
+    with held(model), torch.no_grad(), ExitStack() as stack:
+        if model not in _QUIET:  # the lock is held, so whoever made it quiet is this thread
+            stack.enter_context(_evaluating(model))
+            stack.enter_context(without_foreign_hooks(model))
+            _QUIET.add(model)
+            stack.callback(_QUIET.discard, model)
         yield
 
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import DynamicCache
 
 from tl_skillneurons.models._comparisons import constant_ratio, difference, rounding
 from tl_skillneurons.models._quiet_run import made_up_text, plain_run, quietly
@@ -66,6 +67,11 @@ class Subject:
         """The long text through the bridge: logits, and what passes its hook points."""
         names = [*self.sites, *head_hooks(self.model), "embed.hook_out", "unembed.hook_in"]
         return self.run(self.texts[0][None], keep=names)
+
+    @cached_property
+    def prompted_left(self) -> tuple[list[Tensor], list[slice], dict[str, Tensor]]:
+        """Both texts with the prompt in one batch padded on the left, with every layer's neurons."""
+        return self.prompted("left", self.sites)
 
     @cached_property
     def plain_reference(self) -> tuple[Tensor, dict[int, Tensor]]:
@@ -242,19 +248,12 @@ def prompt_right(s: Subject) -> float:
 
 
 def prompt(s: Subject) -> float:
-    """A prompt in place at ``embed.hook_out`` against ``inputs_embeds``; no padding."""
-    expected = s.prompted_references[0]
-    n, text = _VIRTUAL, s.texts[0]
-    filler = text[:1].repeat(n)
-    ids = torch.cat([text, filler] if s.causal else [filler, text])[None]
-    virtual = torch.zeros_like(ids, dtype=torch.bool)
-    virtual[:, slice(-n, None) if s.causal else slice(n)] = True
-    found, _ = s.run(ids, hooks=[("embed.hook_out", partial(put_rows, rows=s.soft, where=virtual))])
-    return difference(found[0], expected)
+    """A prompt in place at ``embed.hook_out`` against ``inputs_embeds``; the row that has no padding."""
+    return difference(s.prompted_left[0][0], s.prompted_references[0])
 
 
 def _prompt_in_batch(s: Subject, side: str) -> float:
-    rows, _, _ = s.prompted(side)
+    rows = s.prompted_left[0] if side == "left" else s.prompted(side)[0]
     return max(difference(*pair) for pair in zip(rows, s.prompted_references, strict=True))
 
 
@@ -262,9 +261,8 @@ def cached(s: Subject) -> float:
     """The prompt on top of the texts' keys and values, against the whole run: logits and neurons there."""
     if not s.causal:
         raise ValueError("positions see later ones, so a text sees the prompt after it")
-    require_keys_and_values(s.model)
     n = _VIRTUAL
-    whole, where, neurons = s.prompted("left", s.sites)
+    whole, where, neurons = s.prompted_left
     width = max(at.stop for at in where)
     ids = torch.full((2, width - n), s.pad_id, device=s.texts[0].device)
     mask = torch.zeros(2, width, dtype=torch.long, device=ids.device)
@@ -273,6 +271,7 @@ def cached(s: Subject) -> float:
         mask[row, at] = 1
     with quietly(s.model):
         past = prefill(s.model, ids, mask[:, :-n])
+    _require_keys_and_values(past, len(s.model.blocks), (2, width - n))
     filler = s.texts[0][:1].expand(2, n)
     virtual = torch.ones_like(filler, dtype=torch.bool)
     hook = ("embed.hook_out", partial(put_rows, rows=s.soft, where=virtual))
@@ -281,21 +280,15 @@ def cached(s: Subject) -> float:
     return max([worst, *(difference(apart[name], neurons[name][:, -n:]) for name in s.sites)])
 
 
-def require_keys_and_values(model: TransformerBridge) -> None:
-    """Refuse a model that keeps anything else of a text than keys and values of each position.
-
-    Raises:
-        ValueError: With what it keeps.
-    """
-    ids = torch.zeros(1, 2, dtype=torch.long, device=model.cfg.device)
-    layers = prefill(model, ids, torch.ones_like(ids)).layers
-    for number, layer in enumerate(layers):
+def _require_keys_and_values(past: DynamicCache, n_layers: int, batch_and_width: tuple[int, int]) -> None:
+    """Refuse a model that keeps anything else of a text than keys and values of each position."""
+    for number, layer in enumerate(past.layers):
         for name in ("keys", "values"):
             shape = tuple(getattr(getattr(layer, name, None), "shape", ()))
-            if len(shape) != 4 or shape[0] != 1 or shape[2] != 2:
+            if len(shape) != 4 or (shape[0], shape[2]) != batch_and_width:
                 raise ValueError(f"layer {number} keeps no {name} of each position")
-    if len(layers) != len(model.blocks):
-        raise ValueError(f"{len(layers)} of {len(model.blocks)} layers keep keys and values")
+    if len(past.layers) != n_layers:
+        raise ValueError(f"{len(past.layers)} of {n_layers} layers keep keys and values")
 
 
 def heads(s: Subject) -> float:

@@ -30,6 +30,7 @@ def length_batches(
     batch_size: int | None = None,
     *,
     padded: bool = True,
+    limit: int | None = None,
 ) -> list[list[int]]:
     """Indices in batches of similar length, the longest first (so that memory that won't do shows at once).
 
@@ -38,6 +39,7 @@ def length_batches(
         batch_tokens: Most tokens of a batch, padding included; a single longer example still runs.
         batch_size: Most examples of a batch.
         padded: Whether texts of different lengths may stand together.
+        limit: Examples of up to so many tokens and longer ones don't stand together.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batches: list[list[int]] = []
@@ -51,6 +53,8 @@ def length_batches(
         batch = order[start : start + n]
         if not padded:
             batch = [i for i in batch if lengths[i] == lengths[batch[0]]]  # in order of length, so they lead
+        if limit is not None:
+            batch = [i for i in batch if (lengths[i] > limit) == (lengths[batch[0]] > limit)]
         batches.append(batch)
         start += len(batch)
     return batches

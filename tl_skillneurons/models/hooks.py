@@ -11,6 +11,8 @@ from torch import nn
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
+from tl_skillneurons.models.locks import held
+
 Hook = tuple[str, Callable[..., Any]]
 """A hook point's name and the function to run there, as ``model.run_with_hooks(fwd_hooks=[...])`` takes them."""
 
@@ -33,41 +35,43 @@ def hooked(
     """
     points = model.hook_dict if points is None else points
     placed = []
-    try:
-        for name, function in fwd_hooks:
-            model.check_hooks_to_add(points[name], name, function)
-            placed.append((points[name], points[name].add_hook(function)))
-        yield
-    finally:
-        for point, handle in placed:
-            remove_hook(point, handle)
+    with held(model):
+        try:
+            for name, function in fwd_hooks:
+                model.check_hooks_to_add(points[name], name, function)
+                placed.append((points[name], points[name].add_hook(function)))
+            yield
+        finally:
+            for point, handle in placed:
+                remove_hook(point, handle)
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter of ``model`` asks for a gradient in here; each asks again as before afterwards, also after
     an error."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+    with held(model):
+        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
 
 
 @contextmanager
 def without_foreign_hooks(model: TransformerBridge) -> Iterator[None]:
     """In here only TransformerLens' and Hugging Face's own hooks run; the others are back afterwards."""
     handles = [h for point in _hook_points(model) for h in (*point.fwd_hooks, *point.bwd_hooks)]
-    foreign = {h.hook.id for h in handles if not _is_of_the_host(h.user_hook)}
+    foreign = {h.hook.id for h in handles if not is_of_the_host(h.user_hook)}
     set_aside: list[tuple[Any, dict[int, Any]]] = []
     try:
         for part in _parts(model):
             for kind in _TORCH_HOOKS:
                 hooks = getattr(part, kind)
-                own = {k: f for k, f in hooks.items() if k not in foreign and _is_of_the_host(f)}
+                own = {k: f for k, f in hooks.items() if k not in foreign and is_of_the_host(f)}
                 if len(own) < len(hooks):
                     set_aside.append((hooks, dict(hooks)))
                     hooks.clear()
@@ -105,13 +109,20 @@ def has_foreign_hooks(model: TransformerBridge, points: Mapping[str, HookPoint] 
     """
     points = model.hook_dict if points is None else points
     handles = [h for point in points.values() for h in (*point.fwd_hooks, *point.bwd_hooks)]
-    if not all(_is_of_the_host(handle.user_hook) for handle in handles):
+    if not all(is_of_the_host(handle.user_hook) for handle in handles):
         return True
     # a hook point's own hooks are wrapped by TransformerLens, and were looked at above
-    hooks = (hook for part in _parts(model) for kind in _TORCH_HOOKS for hook in getattr(part, kind).values())
-    return not all(_is_of_the_host(hook) for hook in hooks)
+    return not all(is_of_the_host(hook) for part in _parts(model) for hook in torch_hooks(part))
 
 
-def _is_of_the_host(hook: Any) -> bool:
+def torch_hooks(part: nn.Module) -> list[Any]:
+    """The functions of all hooks on a module; TransformerLens' own on its hook points wrap what was given."""
+    handles = [*part.fwd_hooks, *part.bwd_hooks] if isinstance(part, HookPoint) else []
+    own = [hook for kind in _TORCH_HOOKS for hook in getattr(part, kind).values()]
+    return [*(handle.user_hook for handle in handles), *own]
+
+
+def is_of_the_host(hook: Any) -> bool:
+    """Whether a hook is TransformerLens' or Hugging Face's own."""
     hook = getattr(hook, "func", hook)  # of a partial
     return str(getattr(hook, "__module__", "")).startswith(_HOSTS)

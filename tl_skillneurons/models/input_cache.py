@@ -10,8 +10,11 @@ does not fit is computed again each time it is needed, and freed with its batch.
 ones would keep nothing useful: epochs come back to each text equally often.) Rounding differs in the last
 bits between a text that is kept and one that is computed again.
 
-It holds only while the model is what it was: a changed weight empties it, and hooks that are not this
-package's, or that act on text positions, run without it (:class:`~tl_skillneurons.PromptedModel` decides).
+It holds only while the model is what it was. So each time a cache is used, at the beginning, every weight and buffer
+is read (one number per row is compared, whoever wrote to it and by which way), and one kept text is run again and
+compared: an adapter that was switched on or off shows there. What differs empties the cache. Within a use a changed
+weight empties it as far as torch counts changes. Hooks that are not this package's, TransformerLens' or torch's, on
+any module, and hooks that act on text positions, run without it (:class:`~tl_skillneurons.PromptedModel` decides).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +28,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
+from tl_skillneurons.models._comparisons import difference, rounding
 from tl_skillneurons.models.batches import batch_tokens_on, length_batches
 from tl_skillneurons.models.prefill import fork, prefill
 from tl_skillneurons.models.records import model_label
@@ -71,6 +75,7 @@ class InputCache:
         self.n_bytes = 0
         self.n_runs = 0
         self._weights = _versions(model)
+        self._contents: list[Tensor] | None = None
         self.clear()
 
     def __len__(self) -> int:
@@ -85,6 +90,24 @@ class InputCache:
         self._empty: DynamicCache | None = None
         self._is_full = self.budget == 0
         self.n_bytes = 0
+
+    def check(self) -> None:
+        """Forget every text where the model is no longer what it was: see above. Costs the reading of every weight
+        and the run of one text."""
+        now = _contents(self.model)
+        if self._contents is not None and self._kept:
+            same = len(now) == len(self._contents) and all(map(_equal, now, self._contents))
+            if not same or not self._runs_as_kept():
+                self.clear()
+        self._contents = now
+
+    def _runs_as_kept(self) -> bool:
+        key = max(self._kept, key=len)
+        like = torch.zeros(0, dtype=torch.long, device=self.model.cfg.device)
+        past = prefill(self.model, *_padded([key], like))
+        (parts,) = self._cut([key], past)
+        pairs = list(zip(parts, self._kept[key], strict=True))
+        return all(a.shape == b.shape and difference(a, b) <= rounding(a.dtype) for a, b in pairs)
 
     def plan(self, texts: Iterable[Sequence[int]]) -> None:
         """Decide in which batches these texts (token ids) are run, once the first of a batch is needed.
@@ -225,6 +248,22 @@ def _padded(keys: list[Key], like: Tensor) -> tuple[Tensor, Tensor]:
         ids[row, width - len(key) :] = torch.tensor(key)
         mask[row, width - len(key) :] = 1
     return ids.to(like.device), mask.to(like.device)
+
+
+def _contents(model: TransformerBridge) -> list[Tensor]:
+    """One number per row of every weight and buffer, which changes with any of the row's values."""
+    rows = []
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            flat = tensor.detach().reshape(-1, tensor.shape[-1] if tensor.ndim > 1 else 1)
+            wide = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
+            weights = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=torch.float64).cos()
+            rows.append(wide @ weights.to(wide.dtype))
+    return rows
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _versions(model: TransformerBridge) -> list[tuple[int, int]]:

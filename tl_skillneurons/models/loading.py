@@ -97,14 +97,15 @@ def load_model(
         boot = _boot_encoder if config.model_type in _ENCODERS else _boot
         model = boot(source, placement, dtype)
         _require_in_memory(name, model)
-        keep_special_tokens(model, fresh_tokenizer(model, revision))
+        own = fresh_tokenizer(model, revision)
+        keep_special_tokens(model, own)
     model.cfg.model_name = name if revision is None else f"{name}@{revision}"
     model.requires_grad_(False)
     model.eval()
     require_supported(model)
     described = _describe(model.cfg.model_name, model, dtype)
     if not is_switched_off():
-        described += "".join(f"\n  {c.name} {c.told}" for c in verify(model).surprises)
+        described += "".join(f"\n  {c.name} {c.told}" for c in verify(model, own).surprises)
     console.print(shown(described), soft_wrap=True)
     return model
 

@@ -29,6 +29,7 @@ from tl_skillneurons.models._verify_runs import Subject
 from tl_skillneurons.models.causality import forget
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import hf_config, require_supported
+from tl_skillneurons.models.special_tokens import token_differences
 from tl_skillneurons.models.untouched import Untouched, untouched
 
 SWITCH = "TL_SKILLNEURONS_VERIFY"
@@ -124,10 +125,12 @@ def verify(model: TransformerBridge, tokenizer: Any = None) -> Verification:
         >>> print(skn.models.verify(model))
     """
     require_supported(model)
-    forget(model)
     with quietly(model):
+        forget(model)
         subject, compared_with = _subject(model)
         checks = [_checked(name, compare, subject) for name, compare in _CHECKS.items()]
+        differs = token_differences(model, tokenizer)
+        checks.append(Check("special tokens", None, differs and f"differs: {differs}"))
         result = Verification(
             model_label(model), subject.causal, _try_scale(subject), compared_with, tuple(checks)
         )
@@ -165,6 +168,21 @@ def agrees(model: TransformerBridge, name: str) -> bool:
     return is_switched_off() or verified(model)[name].ok
 
 
+def embedding_scale(model: TransformerBridge) -> float:
+    """How many times ``inputs_embeds`` the activation at ``embed.hook_out`` is, as measured.
+
+    Raises:
+        ValueError: Where it is no multiple.
+    """
+    scale = verified(model).embedding_scale
+    if scale is None:
+        raise ValueError(
+            f"embed.hook_out of {model_label(model)} is no multiple of its inputs_embeds, so a prompt can't be brought "
+            "from the units of one into those of the other"
+        )
+    return scale
+
+
 def is_switched_off() -> bool:
     """Whether nothing is to be compared: the environment says ``TL_SKILLNEURONS_VERIFY=off``."""
     return os.environ.get(SWITCH, "").lower() in ("off", "0", "no", "false")
@@ -174,7 +192,7 @@ def _subject(model: TransformerBridge) -> tuple[Subject, str]:
     """The model beside its reference, and what that is."""
     try:
         subject = Subject(model, untouched(model))
-        subject.refer(input_ids=subject.texts[0][None])
+        _ = subject.plain_reference
         return subject, "the Hugging Face model inside it, without the bridge's parts"
     except Exception as error:  # whatever a model of somebody else's may raise
         parts = {id(part): part for part in model.original_model.modules()}

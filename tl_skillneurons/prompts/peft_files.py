@@ -1,7 +1,8 @@
 """PEFT's prompt-tuning folders: ``adapter_config.json`` and ``adapter_model.safetensors`` with
 ``prompt_embeddings``.
 
-PEFT feeds its prompt as ``inputs_embeds``, which are ``embed.hook_out`` units: nothing is rescaled.
+PEFT feeds its prompt as ``inputs_embeds``: that is the unit of what is in a folder. A soft prompt is in the units of
+``embed.hook_out``, which some models scale after ``inputs_embeds``.
 """
 
 import json

@@ -1,7 +1,9 @@
 """A TransformerLens model with a soft prompt in place: batches of text in, class logits and activations out.
 
 Only the read-out position is projected, and only onto the label words: the run stops at the last hook point
-before the vocabulary, and ``W_U``'s columns of the label words do the rest. An encoder without a
+before the vocabulary, and ``W_U``'s columns of the label words do the rest. That is done where it was seen to equal
+the head that runs (:func:`~tl_skillneurons.models.verify`) and nothing was put on that head since (adapters, hooks,
+parametrisations); else all of it runs, and the label words are read from its logits. An encoder without a
 language-model head is read out by the linear read-out that was trained with the prompt.
 
 No result depends on what else is in a batch, on its size or on the padding side (see
@@ -14,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
@@ -222,7 +224,10 @@ class PromptedModel:
     def text_runs_apart(self) -> bool:
         """Whether the text can be run before the prompt: a suffix prompt, and a causal model that allows it."""
         is_suffix = self.prompt is not None and self.prompt.placement == "suffix"
-        return is_suffix and self.layout.padding_side == "left" and runs_text_apart(self.model)
+        is_exact = (
+            self.layout.limit is None
+        )  # else a text may be on one side of it, and with the prompt beyond it
+        return is_suffix and is_exact and self.layout.padding_side == "left" and runs_text_apart(self.model)
 
     @cached_property
     def last_mlp(self) -> str | None:
@@ -234,9 +239,15 @@ class PromptedModel:
 
         Only where every hook declares that it acts at the prompt alone
         (:class:`~tl_skillneurons.prompts.positions.ActsAt`, as ``ablate(positions="prompt")`` does), and nobody
-        else's hooks are on the model.
+        else's hooks, TransformerLens' or torch's, are anywhere on the model. Kept texts are looked at once in each
+        :meth:`attached`: see :meth:`InputCache.check`.
         """
-        return all_act_at("prompt", fwd_hooks) and virtual.alone and self.text_runs_apart
+        if not (all_act_at("prompt", fwd_hooks) and virtual.alone and self.text_runs_apart):
+            return False
+        if self.run.cache is not None and not virtual.cache_checked:
+            self.run.cache.check()
+            virtual.cache_checked = True
+        return True
 
     def past(self, tokens: PromptedTokens) -> DynamicCache:
         """The keys and values of the batch's texts, from the input cache where there is one."""
@@ -262,6 +273,8 @@ class PromptedModel:
         columns = tokens.readout if past is None else tokens.last(n).readout
         head = "unembed.hook_in" if self.causal else "mlm_head.hook_in"
         runs_head = not self.causal and self.linear is None
+        if self.linear is None and not virtual.head_is_plain:
+            return self._logits_of_the_module(self.forward(tokens, virtual, fwd_hooks, past), columns)
         ends, (_, keep) = stopping_at(columns, head=head, runs_head=runs_head)
         if all_act_at("all", fwd_hooks) and virtual.alone and self.last_mlp is not None:
             fwd_hooks = [*fwd_hooks, (self.last_mlp, keep)]  # the last MLP runs at the read-out alone
@@ -316,6 +329,15 @@ class PromptedModel:
             raise ValueError(
                 f"a hook at {late[0]!r} would never fire: class logits are read before it; use run_with_hooks"
             )
+
+    def _logits_of_the_module(
+        self, logits: Float[Tensor, "batch pos d_vocab"], columns: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch n_classes"]:
+        """The label words' logits out of all that the model gives, whatever it does at its head."""
+        assert self.label_ids is not None  # for type checkers: read_out has refused it
+        rows = torch.arange(len(logits), device=logits.device)
+        read = logits[rows, columns.to(logits.device)][:, self.label_ids.to(logits.device)]
+        return read.to(torch.promote_types(read.dtype, torch.float32))
 
     def _label_logits(self, hidden: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch n_classes"]:
         """The language-model head's logits of the label words."""

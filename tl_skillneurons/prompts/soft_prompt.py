@@ -25,6 +25,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons.models.heads import head_is_plain
 from tl_skillneurons.models.hooks import has_foreign_hooks, remove_hook
 from tl_skillneurons.models.locks import held
 from tl_skillneurons.models.records import model_differences
@@ -36,6 +37,7 @@ from tl_skillneurons.models.sites import (
     neuron_hooks,
     require_supported,
 )
+from tl_skillneurons.models.verification import agrees, embedding_scale, require
 from tl_skillneurons.prompts.peft_files import read_peft, write_peft
 from tl_skillneurons.prompts.positions import PLACEMENTS, PromptedTokens, from_ids, published
 
@@ -129,6 +131,11 @@ class SoftPrompt(nn.Module):
                 f"the prompt's embeddings are {self.embedding.shape[1]} wide (trained on {trained}), "
                 f"those of {model.cfg.model_name} are {width}; use a prompt trained on this model"
             )
+        if self.provenance.get("units") == "inputs_embeds" and (scale := embedding_scale(model)) != 1:
+            raise ValueError(
+                f"this prompt is in the units of inputs_embeds, which {model.cfg.model_name} multiplies by {scale:g} "
+                "before embed.hook_out; load it with SoftPrompt.from_peft(folder, model)"
+            )
         if self.placement == "suffix" and not is_causal(model):
             raise ValueError(
                 f"{model.cfg.model_name} is bidirectional and takes its prompt as a prefix, this one is a suffix; "
@@ -158,6 +165,7 @@ class SoftPrompt(nn.Module):
             ValueError: When the model can't take the prompt.
         """
         self.require_fits(model)
+        require(model, "prompt")
         with attach(model, self.embedding) as virtual:
             yield virtual
 
@@ -191,11 +199,19 @@ class SoftPrompt(nn.Module):
             return cls(**given)
 
     @classmethod
-    def from_peft(cls, folder: str | os.PathLike[str]) -> "SoftPrompt":
+    def from_peft(
+        cls, folder: str | os.PathLike[str], model: TransformerBridge | None = None
+    ) -> "SoftPrompt":
         """The prompt in a PEFT prompt-tuning folder; a prefix, since PEFT knows no other place.
 
         Under a causal mask a prefix never sees the text: it loads and runs, but its own positions can't be
         scored.
+
+        Args:
+            model: The model it belongs to, where that scales its embeddings after ``inputs_embeds``, PEFT's units
+                (Granite does): they are brought into the units of ``embed.hook_out``, by the factor that
+                :func:`~tl_skillneurons.models.verify` measured. Without it the units are taken to be the same, and
+                a model in which they aren't refuses the prompt.
 
         Raises:
             FileNotFoundError: When the folder lacks one of PEFT's two files.
@@ -203,13 +219,23 @@ class SoftPrompt(nn.Module):
                 says.
         """
         embedding, provenance = read_peft(folder)
+        if model is None:
+            provenance["units"] = "inputs_embeds"
+        else:
+            scale = embedding_scale(model)
+            embedding, provenance["times_inputs_embeds"] = embedding * scale, scale
         return cls(embedding, placement="prefix", provenance=provenance)
 
-    def to_peft(self, folder: str | os.PathLike[str]) -> Path:
+    def to_peft(self, folder: str | os.PathLike[str], model: TransformerBridge | None = None) -> Path:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT's prompt tuning reads them.
 
+        Args:
+            model: The model it belongs to; needed where neither tuning nor :meth:`from_peft` has recorded by which
+                factor that model scales its embeddings after ``inputs_embeds``, PEFT's units.
+
         Raises:
-            ValueError: For what PEFT has no place for: a suffix, or a prompt with a read-out of its own.
+            ValueError: When that factor isn't known, and for what PEFT has no place for: a suffix, or a prompt with
+                a read-out of its own.
         """
         if self.placement != "prefix" or self.readout is not None:
             what = (
@@ -218,7 +244,20 @@ class SoftPrompt(nn.Module):
                 else "virtual tokens after the text (a suffix)"
             )
             raise ValueError(f"PEFT prompt tuning has no place for {what}; use save() to keep this prompt")
-        return write_peft(folder, self.embedding.detach(), self.provenance)
+        scale = (
+            1.0
+            if self.provenance.get("units") == "inputs_embeds"
+            else self.provenance.get("times_inputs_embeds")
+        )
+        if model is not None:
+            self.require_fits(model)
+            scale = embedding_scale(model)
+        if scale is None:
+            raise ValueError(
+                "PEFT's prompts are in the units of inputs_embeds, this one in those of embed.hook_out, and it doesn't "
+                "say how its model scales between them; give to_peft the model"
+            )
+        return write_peft(folder, self.embedding.detach() / scale, self.provenance)
 
 
 class VirtualTokens:
@@ -230,6 +269,8 @@ class VirtualTokens:
         embedding: The rows; may be exchanged for as many others between two runs.
         points: The model's hook points by name.
         alone: Whether no other hooks were on the model when the prompt was attached.
+        head_is_plain: Whether the vocabulary's matrix can be read in place of the head that runs.
+        cache_checked: Whether kept texts were looked at since.
 
     Example:
         >>> with prompt.attached(model) as virtual:
@@ -247,8 +288,10 @@ class VirtualTokens:
         device: Any,
         points: Mapping[str, HookPoint],
         alone: bool,
+        head_is_plain: bool,
     ) -> None:
-        self.points, self.alone = points, alone
+        self.points, self.alone, self.head_is_plain = points, alone, head_is_plain
+        self.cache_checked = False
         self.embedding, self._base, self._safe_id, self._mask_id = embedding, base, safe_id, mask_id
         self._device = device
         self._row: Tensor | None = None
@@ -314,6 +357,7 @@ def _attached(
         device=model.cfg.device,
         points=points,
         alone=not has_foreign_hooks(model, points),
+        head_is_plain=head_is_plain(model) and agrees(model, "output head"),
     )
     placed: list[tuple[HookPoint, Any]] = [
         (points["embed.hook_in"], virtual.on_ids),

@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons.models.batches import batch_tokens_on, length_batches
+from tl_skillneurons.models.lengths import length_limit
 from tl_skillneurons.models.sites import is_causal, max_length
 from tl_skillneurons.models.tokenizing import (
     mask_id,
@@ -34,6 +35,9 @@ class TextLayout:
         padding_side: "left" or "right".
         max_length: Longest sequence, virtual tokens included; ``None`` where the model states no limit.
         pads: Whether texts of different lengths may stand in one batch: padding was seen to change nothing.
+        limit: Texts of up to so many tokens, virtual ones included, stand in no batch with longer ones, beside which
+            the model's positions mean something else (:mod:`~tl_skillneurons.models.lengths`); ``None`` where
+            all may.
     """
 
     model: TransformerBridge
@@ -42,6 +46,7 @@ class TextLayout:
     padding_side: str
     max_length: int | None
     pads: bool
+    limit: int | None
 
     @classmethod
     def of(
@@ -66,13 +71,16 @@ class TextLayout:
             prepend_bos = prompt.prepend_bos
         side = padding_side or ("left" if is_causal(model) else "right")
         require_option(side, "padding_side", PADDING_SIDES)
+        longest = _max_length(model, prompt, max_length)
+        limit = length_limit(model)
         return cls(
             model,
             prompt,
             resolve_prepend_bos(model, prepend_bos),
             side,
-            _max_length(model, prompt, max_length),
+            longest,
             agrees(model, f"padding {side}"),
+            limit if limit is not None and (longest is None or limit < longest) else None,
         )
 
     @property
@@ -101,6 +109,12 @@ class TextLayout:
         base = self.model.W_E.shape[0]
         if not self.pads and len(set(self.lengths(text_ids))) > 1:
             require(self.model, f"padding {self.padding_side}")
+        if self.limit is not None and len({n > self.limit for n in self.lengths(text_ids)}) > 1:
+            raise ValueError(
+                f"texts of up to {self.limit} tokens (virtual ones included) and longer ones can't stand in one batch "
+                f"of {self.model.cfg.model_name}, whose positions change with the longest; run them apart, or give "
+                f"max_length={self.limit}"
+            )
         tokens = arrange(
             text_ids,
             virtual_ids=range(base, base + self.n_virtual_tokens),
@@ -122,7 +136,9 @@ class TextLayout:
         batch_tokens = run.batch_tokens
         if batch_tokens is None and run.batch_size is None:
             batch_tokens = batch_tokens_on(self.model.cfg.device)
-        return length_batches(self.lengths(text_ids), batch_tokens, run.batch_size, padded=self.pads)
+        return length_batches(
+            self.lengths(text_ids), batch_tokens, run.batch_size, padded=self.pads, limit=self.limit
+        )
 
     def cut(self, text_ids: list[list[int]]) -> list[list[int]]:
         """The texts as they stand beside the prompt: without what is more than the model takes."""

@@ -43,6 +43,7 @@ from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import has_language_model_head, is_causal, require_supported
 from tl_skillneurons.models.tokenizing import text_token_ids
+from tl_skillneurons.models.verification import verified
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, task_terms
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
@@ -206,6 +207,7 @@ def _prepare(model: TransformerBridge, task: Task, settings: dict[str, Any]) -> 
             "model": model_record(model),
             "units": "embed.hook_out",
             "embedding_scale": embedding_scale,
+            "times_inputs_embeds": verified(model).embedding_scale,
             "task": {"name": task.name, "fingerprint": task.fingerprint, "role": "train", **task_terms(task)},
             "label_words": {str(k): v for k, v in task.label_words.items()},
             "n_trained": len(trained),

@@ -410,3 +410,8 @@ def test_positions_are_recorded_so_that_they_can_be_read_again():
     for positions in ("prompt", [0, -1], slice(1, None)):
         assert positions_of(positions_record(positions)) == positions
     assert positions_record(torch.tensor([0, 2])) == [0, 2]
+
+
+def test_a_hook_is_written_out_in_a_few_words_without_its_tensors():
+    [(_, function)] = skn.ablate(ONE, how="mean", values=VALUES, positions="prompt")
+    assert repr(function) == "ActsAt('prompt', FeatureEdit)"

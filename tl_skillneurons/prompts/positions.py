@@ -57,6 +57,11 @@ class ActsAt:
     def __call__(self, act: Tensor, hook: Any) -> Tensor | None:
         return self.function(act, hook=hook)
 
+    def __repr__(self) -> str:
+        # TransformerLens asks for it of each hook that it is given; to write out tensors takes longer than their edit
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        return f"ActsAt({self.positions!r}, {name})"
+
 
 def all_act_at(positions: str, hooks: Iterable[tuple[Any, Any]]) -> bool:
     """Whether every one of these hooks declares just these positions."""

@@ -38,6 +38,7 @@ from tl_skillneurons.attention._heads import by_head
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
+from tl_skillneurons.models.verification import require
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -195,6 +196,7 @@ class _Names:
     """The hook points that a decomposition up to one layer reads and cuts."""
 
     def __init__(self, model: TransformerBridge, last: int, projection: str, layers: list[int]) -> None:
+        require(model, "neurons", "heads")
         points = model.hook_dict
         self.layers = range(last + 1)
         self.embed = "blocks.0.hook_in"

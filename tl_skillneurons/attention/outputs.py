@@ -24,6 +24,7 @@ from tl_skillneurons.interventions.references import GivenValues
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.sites import head_hooks
+from tl_skillneurons.models.verification import require
 from tl_skillneurons.prompts.positions import NAMED
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
@@ -166,6 +167,7 @@ def _sum_over_positions(
     if positions == "prompt" and prompted.prompt is None:
         raise ValueError("without a prompt there are no prompt positions; use positions='text'")
     ids = prompted.encode(texts)
+    require(prompted.model, "heads")
     names = head_hooks(prompted.model)
     with prompted.attached() as virtual, torch.no_grad():
 

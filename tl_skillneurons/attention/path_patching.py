@@ -44,6 +44,7 @@ from tl_skillneurons.attention.head_ablation import controls_of_heads
 from tl_skillneurons.interventions.twins import Twins, logit_diff, no_fraction, twins_of, twins_record
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
+from tl_skillneurons.models.verification import require
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.positions import PromptedTokens, columns
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -255,6 +256,7 @@ class _Runs:
     ) -> None:
         self.prompted, self.virtual, self.tokens, self.neurons = prompted, virtual, base, neurons
         model = prompted.model
+        require(model, "neurons", "heads")
         self.heads = head_hooks(model)
         self.mlps = [f"blocks.{layer}.mlp.out.hook_out" for layer in range(len(model.blocks))]
         self.posts = {layer: neuron_hooks(model)[layer] for layer in neurons.by_layer()}

@@ -46,6 +46,7 @@ from tl_skillneurons.interventions.twins import (
 from tl_skillneurons.models.hooks import Hook, Hooks
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
+from tl_skillneurons.models.verification import require
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.positions import PromptedTokens, columns
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -228,6 +229,7 @@ def _attribute(
     steps: int,
 ) -> tuple[Float[Tensor, "layer neuron"], Float[Tensor, " batch"]]:
     """The estimated changes, summed over the batch, and each pair's gap."""
+    require(prompted.model, "neurons")
     names = neuron_hooks(prompted.model)
     embeds: dict[str, Tensor] = {}
     acts: dict[str, list[Tensor]] = {"base": [], "source": []}

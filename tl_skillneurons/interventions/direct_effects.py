@@ -28,6 +28,7 @@ from transformer_lens.hook_points import HookPoint
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.sites import neuron_hooks
+from tl_skillneurons.models.verification import require
 from tl_skillneurons.prompts.positions import PromptedTokens, published
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import VirtualTokens
@@ -56,6 +57,7 @@ def direct_logits(
         raise ValueError("direct effects need gradients; call this outside torch.inference_mode()")
     changed = [intact.clone().double() for _ in interventions]
     ids = prompted.encode(texts)
+    require(prompted.model, "neurons", "output head")
     names = neuron_hooks(prompted.model)
     layer_of = {f"blocks.{layer}.mlp.hook_post": layer for layer in range(len(names))}
     with prompted.attached() as virtual, torch.enable_grad():

@@ -33,6 +33,7 @@ from tl_skillneurons.models.hooks import Hook, Hooks
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_shape
+from tl_skillneurons.models.verification import require
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.positions import NAMED
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -143,6 +144,7 @@ def measure_effects(
     if run.cache is None and places == ["prompt"] and runs_text_apart(model):
         run = replace(run, cache=InputCache(model))
     runs = [_TaskRun(model, one, t, examples, run) for t, one in [(task, prompts), *beyond.other_tasks]]
+    require(model, "neurons")
     plain = PromptedModel(model, None, max_length=examples.max_length, run=run)
     if len(beyond.plain_texts):
         require_head(plain)

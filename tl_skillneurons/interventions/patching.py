@@ -48,6 +48,7 @@ from tl_skillneurons.interventions.twins import (
 from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
+from tl_skillneurons.models.verification import require
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -255,6 +256,7 @@ def patch_neurons(
     prompted = PromptedModel.for_task(model, prompt, task, max_length=max_length, run=run)
     pairs = twins_of(task, twins)
     index, conditions = conditions_of(neurons, curves, n_random, seed)
+    require(model, "neurons")
     names = {layer: neuron_hooks(model)[layer] for layer in neurons.by_layer()}
     diffs = {d: torch.empty(len(index) + 2, len(pairs.pairs), dtype=torch.float64) for d in directions}
     total = len(directions) * len(pairs.pairs)

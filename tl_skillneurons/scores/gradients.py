@@ -26,6 +26,7 @@ from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
+from tl_skillneurons.models.verification import require
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
@@ -169,6 +170,7 @@ def _pushes(
     prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, steps: int
 ) -> Float[Tensor, "example layer position neuron"]:
     """Of one batch: gradient times activation, or with ``steps`` the conductance; float64."""
+    require(prompted.model, "neurons")
     names = neuron_hooks(prompted.model)
     read = reading(tokens, "prompt")
     is_text = tokens.is_text[..., None]

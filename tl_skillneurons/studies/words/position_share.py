@@ -25,6 +25,7 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
+from tl_skillneurons.models.verification import require
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
@@ -65,6 +66,7 @@ def position_share(
     ids = prompted.encode(texts)
     if len(ids) < 2:
         raise ValueError(f"the share of variance that places explain takes at least 2 texts, got {len(ids)}")
+    require(model, "neurons")
     names = neuron_hooks(model)
     columns = {layer: (neurons.layer == layer).nonzero()[:, 0] for layer in sorted(neurons.by_layer())}
     count = torch.zeros(max(map(len, ids)), dtype=torch.int64)

@@ -1,8 +1,6 @@
 """The script runs, prints a row for each test, and tells an error that is too high."""
 
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,17 +15,15 @@ def script(monkeypatch):
     return runpy.run_path(str(FOLDER / "run.py"))
 
 
-def test_no_error_is_higher_than_promised_and_forgotten_units_are_found_out():
-    """In a process of its own, where shapes aren't checked call by call: it makes thousands of calls."""
-    command = [sys.executable, str(FOLDER / "run.py"), "--quick"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) > 40 and "60 shuffles of each row" in lines[-1] and "0 errors too high" in lines[-1]
+def test_no_error_is_higher_than_promised_and_forgotten_units_are_found_out(script, capsys):
+    """20 shuffles of each, which find an error of 0.3 nearly always; the script itself takes 500."""
+    assert script["main"](["--quick"]) == 0, capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 60 and "20 shuffles of each row" in lines[-1] and "0 errors too high" in lines[-1]
     for setting in ("groups of 8", "word pairs"):
         [fault] = [line for line in lines if line.startswith(setting) and line.endswith("FAULT")]
         low = float(fault.split(" to ")[0].split()[-1])
-        assert low > 0.5  # of 60 shuffles that mean nothing
+        assert low > 0.4  # of 20 shuffles that mean nothing
 
 
 def test_an_error_above_the_nominal_one_is_measured_again_and_told(script):

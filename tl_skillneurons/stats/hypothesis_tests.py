@@ -43,6 +43,7 @@ neurons that chose what is tested. No p-value here is corrected for the number o
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -382,6 +383,7 @@ def _flipped_tail(sums: Float[Tensor, " unit"]) -> float:
     return min(1.0, float(mass[extreme].sum()))
 
 
+@lru_cache(maxsize=1024)  # runs are compared again and again, on equally many answers
 def _differs_p(n_lost: int, n_gained: int, n: int, margin: float | int) -> float:
     """The exact p-value of "worse by ``margin`` or more" for so many answers lost and gained of ``n``."""
     lost = np.arange(n + 1)

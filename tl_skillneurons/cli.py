@@ -55,7 +55,9 @@ class Data:
             "movie_reviews is built in."
         ),
     ] = BUILT_IN
-    template: Annotated[str, typer.Option(help="The text of an example, with columns in braces.")] = "{text}"
+    template: Annotated[
+        str, typer.Option(help="The text of an example, with columns in braces; {year!s} takes numbers too.")
+    ] = "{text}"
     label: Annotated[str, typer.Option(help="The column that holds the label.")] = "label"
     label_words: Annotated[
         str,

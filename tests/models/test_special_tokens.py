@@ -215,6 +215,20 @@ def test_a_token_that_the_model_has_no_row_for_is_refused_as_the_text_to_start_f
         start_ids(model, [word])
 
 
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        (None, TypeError, "text 1 must be a string, got NoneType None"),
+        (3, TypeError, "text 1 must be a string, got int 3"),
+        (["good"], TypeError, "text 1 must be a string, got list"),
+        ("good \ud800", ValueError, "text 1 must be text that UTF-8 can write"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_its_number(text, error, message):
+    with pytest.raises(error, match=message):
+        skn.PromptedModel(tiny.bridge("gpt2"), None).layout.encode(["good film", text])
+
+
 def test_a_pad_token_without_a_row_is_never_run_and_a_mask_token_without_one_is_refused():
     from tl_skillneurons.models.tokenizing import mask_id
 

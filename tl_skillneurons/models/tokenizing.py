@@ -8,6 +8,7 @@ from torch import Tensor
 from transformer_lens import utilities as tl_utilities
 from transformer_lens.model_bridge import TransformerBridge
 
+from tl_skillneurons._checks import require_text
 from tl_skillneurons.models.sites import has_language_model_head, is_causal
 
 
@@ -24,7 +25,13 @@ def text_token_ids(model: TransformerBridge, texts: list[str], prepend_bos: bool
 
     A bidirectional model's text keeps all the special tokens its tokenizer gives it (``prepend_bos`` is
     ``None``).
+
+    Raises:
+        TypeError: For a text that is no string.
+        ValueError: For half of a surrogate pair, or a token that the model has no row for.
     """
+    for number, text in enumerate(texts):
+        require_text(text, f"text {number}")
     tokenizer, cfg = model.tokenizer, model.cfg
     adds_bos = bool(getattr(cfg, "tokenizer_prepends_bos", True))
     if prepend_bos and not adds_bos:

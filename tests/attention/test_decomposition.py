@@ -1,5 +1,6 @@
 """Decomposition of pre-activations: the parts sum to the whole, and planted heads are named."""
 
+import families
 import planted
 import pytest
 import tiny
@@ -31,6 +32,30 @@ def test_the_parts_sum_to_the_pre_activation_in_float64(family, projection):
     assert parts.remainder.abs().max() < 1e-9 * scale
     torch.testing.assert_close(parts.sources.sum(-1), parts.heads, rtol=1e-6, atol=1e-7)
     assert parts.heads[:, :, 0].abs().max() > 1e-3  # there is something to explain
+
+
+@pytest.mark.parametrize("family", ["olmo", "nanochat", "gemma4", "youtu", "bitnet", "nemotron"])
+def test_norms_without_weights_or_hook_points_and_latent_heads_leave_nothing_unexplained(family):
+    model = families.bridge(family, dtype=torch.float64)
+    told = family not in (
+        "gemma4",
+        "bitnet",
+    )  # whose values or heads pass a norm before the output projection
+    parts = decompose(model, prompt(family), TEXT, NEURONS, by_source=told)
+    assert parts.unexplained < 1e-9
+    assert parts.heads[:, :, 0].abs().max() > 1e-3
+    if not told:
+        with pytest.raises(ValueError, match="use by_source=False"):
+            decompose(model, prompt(family), TEXT, NEURONS)
+
+
+def test_what_neither_heads_nor_mlps_wrote_is_told():
+    model = tiny.bridge("llama")
+    more = lambda act, hook: act + 0.5 * act.square()  # noqa: E731
+    model.hook_dict["blocks.1.hook_in"].add_hook(more, is_permanent=True)
+    with pytest.warns(UserWarning, match=r"the parts leave \d.* of the pre-activations of .* unexplained"):
+        parts = decompose(model, prompt("llama"), TEXT, NEURONS)
+    assert parts.unexplained > 1e-3 and "of the largest pre-activation" in repr(parts)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])

@@ -1,11 +1,12 @@
 """What heads write on average: a slow loop without padding, and the numbers that ablations take from it."""
 
+import families
 import pytest
 import tiny
 import torch
 
 from tl_skillneurons import PromptedModel, RunOptions, SoftPrompt
-from tl_skillneurons.attention import head_outputs, mean_head_outputs
+from tl_skillneurons.attention import ablate_heads, head_outputs, mean_head_outputs
 
 TEXTS = ["the film was good", "a dull plot and a slow scene but not bad", "music"]
 
@@ -13,6 +14,39 @@ TEXTS = ["the film was good", "a dull plot and a slow scene but not bad", "music
 def prompt(family="llama"):
     rows = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     return SoftPrompt(rows, placement="prefix" if family in tiny.BIDIRECTIONAL else "suffix")
+
+
+def test_heads_with_values_of_their_own_width_are_whole_heads():
+    """Latent attention: 4 heads, values of 6 numbers, where TransformerLens shows 6 heads of 4."""
+    model, untouched, own = families.bridge("youtu"), families.hf_model("youtu"), prompt()
+    found = mean_head_outputs(model, own, TEXTS[:1])
+    seen = []
+    for layer in untouched.model.layers:
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda part, args: seen.append(args[0]))
+    with torch.no_grad():
+        embed = untouched.get_input_embeddings()(model.to_tokens(TEXTS[0]))
+        untouched(inputs_embeds=torch.cat([embed, own.embedding[None]], dim=1))
+    expected = torch.stack([z[0, -3:].mean(0).view(4, 6) for z in seen])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_ablating_a_head_with_values_of_its_own_width_zeroes_its_columns_in_the_untouched_model():
+    model, untouched, own = families.bridge("youtu"), families.hf_model("youtu"), prompt()
+    with torch.no_grad():
+        untouched.model.layers[0].self_attn.o_proj.weight[:, 12:18] = 0  # head 2 of values of 6
+        embed = untouched.get_input_embeddings()(model.to_tokens(TEXTS[0]))
+        expected = untouched(inputs_embeds=torch.cat([embed, own.embedding[None]], dim=1)).logits
+        found = PromptedModel(model, own).run_with_hooks(TEXTS[:1], ablate_heads([(0, 2)], how="zero"))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [("lfm2", "layer 0 of .* has no attention heads"), ("gemma4", r"\[\[4, 8\], \[4, 512\]\]")],
+)
+def test_heads_that_are_missing_or_differ_from_layer_to_layer_are_refused(family, message):
+    with pytest.raises(ValueError, match=message):
+        mean_head_outputs(families.bridge(family), prompt(), TEXTS[:1])
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])

@@ -49,7 +49,7 @@ def test_ranks_agree_with_exact_patching_where_there_is_something_to_rank(model)
     assert ((top.estimate - top.exact).abs() < 0.25 * top.exact).all()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "opt"])
 @pytest.mark.parametrize("positions", ["prompt", "all"])
 def test_an_estimate_is_the_slope_of_a_small_patch(family, positions):
     model, task = tiny.bridge(family, dtype=torch.float64), tiny.task()

@@ -2,6 +2,7 @@
 
 import warnings
 
+import families
 import pytest
 import tiny
 import torch
@@ -17,7 +18,10 @@ def prompted(family, dtype=torch.float32, **run):
     placement = "prefix" if family in tiny.BIDIRECTIONAL else "suffix"
     rows = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     return PromptedModel(
-        tiny.bridge(family, dtype=dtype), SoftPrompt(rows, placement=placement), WORDS, run=RunOptions(**run)
+        families.bridge(family, dtype=dtype),
+        SoftPrompt(rows, placement=placement),
+        WORDS,
+        run=RunOptions(**run),
     )
 
 
@@ -32,25 +36,29 @@ def test_without_interventions_nothing_changes_and_two_add_up():
     assert (a != intact).all()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "olmo", "lfm2"])
 def test_the_last_layers_direct_effect_is_its_write_through_the_last_norm_at_the_intact_scale(family):
     one = prompted(family)
-    hf = tiny.hf_model(family)
-    norm, eps = (hf.model.norm, 1e-6) if family == "llama" else (hf.transformer.ln_f, 1e-5)
+    hf = families.hf_model(family)
+    norm = {"gpt2": lambda: hf.transformer.ln_f, "lfm2": lambda: hf.model.embedding_norm}.get(
+        family, lambda: hf.model.norm
+    )()
+    eps, centred_norm = 1e-6 if family == "llama" else 1e-5, family in ("gpt2", "olmo")
+    last = len(one.model.blocks) - 1
     kept = {}
-    hooks = ablate(NeuronSet([1] * 3, [0, 7, 20]), how="zero", positions="prompt")
+    hooks = ablate(NeuronSet([last] * 3, [0, 7, 20]), how="zero", positions="prompt")
     for text in TEXTS:
         with torch.no_grad():
             intact = one.class_logits([text])
             capture = [
                 ("ln_final.hook_in", lambda act, hook: kept.update(x=act[0, -1])),
-                ("blocks.1.mlp.hook_post", lambda act, hook: kept.update(a=act[0, -1])),
+                (f"blocks.{last}.mlp.hook_post", lambda act, hook: kept.update(a=act[0, -1])),
             ]
             one.run_with_hooks([text], capture)
-            write = -kept["a"][[0, 7, 20]] @ one.model.blocks[1].mlp.W_out[[0, 7, 20]]
-            centred = kept["x"] - (kept["x"].mean() if family == "gpt2" else 0)
-            moved = write - (write.mean() if family == "gpt2" else 0)
-            hidden = moved / (centred.square().mean() + eps).sqrt() * norm.weight
+            write = -kept["a"][[0, 7, 20]] @ one.model.blocks[last].mlp.W_out[[0, 7, 20]]
+            centred = kept["x"] - (kept["x"].mean() if centred_norm else 0)
+            moved = write - (write.mean() if centred_norm else 0)
+            hidden = moved / (centred.square().mean() + eps).sqrt() * getattr(norm, "weight", 1)
             expected = intact[0] + hidden @ one.model.W_U[:, one.label_ids]
         [direct] = direct_logits(one, [text], intact, [hooks])
         torch.testing.assert_close(direct[0], expected, rtol=1e-4, atol=1e-5)
@@ -103,6 +111,13 @@ def test_it_is_the_run_with_everything_later_frozen_by_hooks(family):
     expected = frozen_run(one, TEXTS[0], hooks) - intact
     torch.testing.assert_close(change, expected, rtol=1e-2 if family in bends else 1e-6, atol=1e-9)
     assert change.abs().max() > (1e-7 if family in bends else 1e-3)
+
+
+def test_a_read_out_that_bends_behind_the_last_residual_is_refused():
+    one = prompted("modernbert_decoder")  # its head has a norm and an activation of its own
+    intact = one.class_logits(TEXTS).detach()
+    with pytest.raises(ValueError, match=r"no direct effects in .*ModernBertDecoder.*measure total effects"):
+        direct_logits(one, TEXTS, intact, [ablate(NeuronSet([0], [3]), positions="prompt")])
 
 
 def test_direct_effects_do_not_depend_on_the_batches():

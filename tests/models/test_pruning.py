@@ -1,5 +1,6 @@
 """A pruned model equals the full one with the dropped neurons held by hooks, in every family."""
 
+import families
 import pytest
 import tiny
 import torch
@@ -20,15 +21,15 @@ def shape_of(model):
     return len(model.blocks), skn.models.sites.neuron_shape(model)[1]
 
 
-@pytest.mark.parametrize("family", tiny.CONFIGS)
+@pytest.mark.parametrize("family", [*tiny.CONFIGS, "falcon", "lfm2", "modernbert_decoder", "youtu"])
 def test_it_is_the_model_with_the_dropped_neurons_held(family):
-    model = tiny.bridge(family)
+    model = families.bridge(family)
     n_layers, d_mlp = shape_of(model)
     keep = skn.NeuronSet([0, 0, 0, 1], [5, 2, d_mlp - 1, 7])
     values = torch.randn(n_layers, d_mlp, generator=torch.Generator().manual_seed(1))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     small = skn.prune(model, keep, values)
-    assert widths(small) == [3, 1] and widths(model) == [d_mlp, d_mlp]
+    assert widths(small) == [3, 1, 0][:n_layers] and widths(model) == [d_mlp] * n_layers
     words = {0: "negative", 1: "positive"}
     hooks = skn.ablate(keep.complement(n_layers, d_mlp), how="mean", values=values)
     with torch.no_grad():
@@ -87,6 +88,32 @@ def test_a_prompt_is_tuned_on_the_smaller_model_and_its_hooks_show_its_widths(fa
 def test_what_cannot_be_pruned_is_refused(keep, values, layers, message):
     with pytest.raises(ValueError, match=message):
         skn.prune(tiny.bridge("gpt2"), skn.NeuronSet(*keep), values, layers=layers)
+
+
+def test_gpt1_is_pruned_and_takes_three_tokens_as_it_takes_others():
+    """In padded batches TransformerLens' GPT-1 loses its causal mask, so prompts are refused; the model runs."""
+    model = families.bridge("gpt1")
+    values = torch.randn(2, 128, generator=torch.Generator().manual_seed(1))
+    keep = skn.NeuronSet([0, 1], [5, 7])
+    hooks = skn.ablate(keep.complement(2, 128), how="mean", values=values)
+    for ids in (torch.tensor([[1, 6, 7]]), torch.tensor([[1, 6, 7, 8, 9]])):
+        with torch.no_grad():
+            expected = model.run_with_hooks(ids, fwd_hooks=hooks)
+            torch.testing.assert_close(skn.prune(model, keep, values)(ids), expected, rtol=0, atol=2e-5)
+
+
+def test_an_mlp_that_normalises_its_neurons_together_is_refused():
+    model = families.bridge("bitnet")
+    with pytest.raises(ValueError, match=r"layer 0 .*BitNet.* can't be pruned: .*ffn_sub_norm.*by ablate"):
+        skn.prune(model, skn.NeuronSet([0], [3]), torch.zeros(2, 48))
+
+
+def test_a_smaller_model_that_is_not_the_whole_one_with_neurons_held_is_refused():
+    model = tiny.bridge("llama")
+    bend = lambda act, hook: act * act.mean(-1, keepdim=True)  # noqa: E731
+    model.hook_dict["blocks.0.mlp.hook_post"].add_hook(bend, is_permanent=True)
+    with pytest.raises(ValueError, match=r"smaller one's logits are off by .* hold neurons by ablate"):
+        skn.prune(model, skn.NeuronSet([0], [3]), torch.ones(2, 48), layers=[0])
 
 
 def on_disk(family, folder):

@@ -36,6 +36,7 @@ from tl_skillneurons._checks import require_option
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._heads import by_head
 from tl_skillneurons.models.hooks import Hook
+from tl_skillneurons.models.norms import frozen_norms
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
 from tl_skillneurons.models.verification import require
@@ -47,6 +48,8 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
 PROJECTIONS = {"pre": "hook_pre", "up": "hook_pre_linear"}
 """The pre-activation proper (of a gated MLP: the gate's), and what a gated MLP multiplies it with."""
 
+_ROUNDING = {True: 1e-3, False: 5e-2}
+"""Largest share that may be left unexplained without a word, in float32 and wider or narrower."""
 _PARTS = ("embed", "heads", "sources", "mlps", "bias", "total")
 
 
@@ -87,6 +90,11 @@ class PreActivationParts:
         heads = self.heads.sum((-2, -1)) if self.sources is None else self.sources.sum((-3, -2, -1))
         return self.total - (self.embed + heads + self.mlps.sum(-1) + self.bias)
 
+    @property
+    def unexplained(self) -> float:
+        """The largest remainder as a share of the largest pre-activation; above 1e-3 a warning tells it."""
+        return float(self.remainder.abs().max() / self.total.abs().max())
+
     def to_dataframe(self) -> pd.DataFrame:
         """One row per text, neuron and part, averaged over prompt positions, in the pre-activation's own units.
 
@@ -116,8 +124,8 @@ class PreActivationParts:
     def __repr__(self) -> str:
         n_texts, n_positions, n_neurons = self.total.shape
         numbers = {"n_texts": n_texts, "n_prompt_positions": n_positions, "n_neurons": n_neurons}
-        unexplained = f"{float(self.remainder.abs().max()):.1e}"
-        return one_line(self, projection=self.projection, **numbers, largest_remainder=unexplained)
+        share = f"{self.unexplained:.1e} of the largest pre-activation"
+        return one_line(self, projection=self.projection, **numbers, remainder=share)
 
     def _repr_html_(self) -> str:
         return html_of(self)
@@ -175,9 +183,11 @@ def decompose_batch(
     if torch.is_inference_mode_enabled():
         raise ValueError("a decomposition needs gradients; call it outside torch.inference_mode()")
     names = _Names(model, int(neurons.layer.max()), PROJECTIONS[projection], sorted(neurons.by_layer()))
-    with torch.enable_grad():
-        run = _Run(prompted, tokens, virtual, names)
-    bias = _written_nothing(prompted, tokens, virtual, names, run)
+    with frozen_norms(model) as norms:
+        with torch.enable_grad():
+            run = _Run(prompted, tokens, virtual, names)
+        with norms.replayed():
+            bias = _written_nothing(prompted, tokens, virtual, names, run)
     n_layers = len(model.blocks)
     parts: dict[str, list[Tensor]] = {name: [] for name in _PARTS}
     order: list[int] = []
@@ -189,7 +199,14 @@ def decompose_batch(
     place = torch.tensor(order).argsort()
     joined = {name: torch.cat(values, dim=2)[:, :, place] for name, values in parts.items() if values}
     sources = joined.pop("sources", None)
-    return PreActivationParts(neurons, projection, tokens, sources=sources, **joined)
+    found = PreActivationParts(neurons, projection, tokens, sources=sources, **joined)
+    if not found.unexplained <= _ROUNDING[model.W_E.dtype.itemsize >= 4]:
+        warnings.warn(
+            f"the parts leave {found.unexplained:.2g} of the pre-activations of {model_label(model)} unexplained: its "
+            "residual stream is written to or read in another way than by embedding, heads, MLPs and norms",
+            stacklevel=3,
+        )
+    return found
 
 
 class _Names:
@@ -205,7 +222,6 @@ class _Names:
         self.patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in self.layers]
         self.values = [f"blocks.{layer}.attn.hook_v" for layer in self.layers]
         self.pre = {layer: f"blocks.{layer}.mlp.{projection}" for layer in layers}
-        self.scales = [name for name in points if name.endswith(".hook_scale")]
         self.stop = neuron_hooks(model)[last]
         for layer, name in self.pre.items():
             if name not in points:
@@ -230,9 +246,7 @@ class _Run:
         self.names = names
         self.leaves: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
-        self.scales: dict[str, Tensor] = {}
         hooks: list[Hook] = [(name, self._begin(name)) for name in names.written]
-        hooks += [(name, self._scale(name)) for name in names.scales]
         hooks += [(name, self._keep(name, self._asked)) for name in names.patterns]
         hooks += [(name, self._keep(name, Tensor.detach)) for name in names.values]
         hooks += [(name, self._keep(name, self._at_prompt)) for name in names.pre.values()]
@@ -244,13 +258,6 @@ class _Run:
             return act.detach().index_put(self.at, self.leaves[name])
 
         return begin
-
-    def _scale(self, name: str) -> Callable[..., Tensor]:
-        def cut(act: Tensor, hook: HookPoint) -> Tensor:
-            self.scales[name] = act.detach()
-            return act.detach()
-
-        return cut
 
     def _keep(self, name: str, part: Callable[[Tensor], Tensor]) -> Callable[..., None]:
         def keep(act: Tensor, hook: HookPoint) -> None:
@@ -276,10 +283,7 @@ def _forward(
     def stop(act: Tensor, hook: HookPoint) -> None:
         raise StopAtLayerException(act)
 
-    with warnings.catch_warnings():
-        # a scale that is handed back is computed by TransformerLens, not natively
-        warnings.filterwarnings("ignore", message="A forward hook edited hook_scale")
-        prompted.forward(tokens, virtual, [*hooks, (last, stop)])
+    prompted.forward(tokens, virtual, [*hooks, (last, stop)])
 
 
 def _written_nothing(
@@ -291,9 +295,6 @@ def _written_nothing(
     def nothing(act: Tensor, hook: HookPoint) -> Tensor:
         return torch.zeros_like(act)
 
-    def scale(name: str) -> Callable[..., Tensor]:
-        return lambda act, hook: run.scales[name]
-
     def keep(layer: int) -> Callable[..., None]:
         def note(act: Tensor, hook: HookPoint) -> None:
             found[layer] = act[run.at]
@@ -301,7 +302,6 @@ def _written_nothing(
         return note
 
     hooks: list[Hook] = [(name, nothing) for name in names.written]
-    hooks += [(name, scale(name)) for name in run.scales]
     hooks += [(name, keep(layer)) for layer, name in names.pre.items()]
     with torch.no_grad():
         _forward(prompted, tokens, virtual, hooks, names.stop)
@@ -386,19 +386,23 @@ def _attention(
     """
     pattern = run.kept[run.names.patterns[layer]]
     n_heads, d_head = z.shape[-2:]
-    value = run.kept[run.names.values[layer]]
-    value = by_head(value, value[0, 0].numel() // d_head)
-    sharing = n_heads // value.shape[2]  # grouped: several heads share one
-    value = repeat(value, "batch source group d_head -> batch source (group sharing) d_head", sharing=sharing)
-    pattern = pattern.to(z.dtype)
-    again = einsum(
-        pattern,
-        value,
-        "batch head prompt_pos source, batch source head d_head -> batch prompt_pos head d_head",
-    )
-    if not torch.allclose(again, z, rtol=1e-2, atol=1e-2 * float(z.abs().max())):
-        raise ValueError(
-            f"pattern and values of layer {layer} do not give what its heads wrote, so sources can't be told apart; "
-            "use by_source=False"
+    kept = run.kept[run.names.values[layer]]
+    orders = [kept, kept.transpose(1, 2)] if kept.ndim == 4 else [kept]  # latent attention shows heads first
+    for value in orders:
+        n_groups = value[0, 0].numel() // d_head  # grouped: several heads share one
+        if value.shape[1] != pattern.shape[-1] or not n_groups or n_heads % n_groups:
+            continue
+        value = by_head(value, n_groups).repeat_interleave(n_heads // n_groups, dim=2)
+        if value.shape[2:] != z.shape[2:]:
+            continue
+        again = einsum(
+            pattern.to(z.dtype),
+            value,
+            "batch head prompt_pos source, batch source head d_head -> batch prompt_pos head d_head",
         )
-    return pattern, value
+        if torch.allclose(again, z, rtol=1e-2, atol=1e-2 * float(z.abs().max())):
+            return pattern.to(z.dtype), value
+    raise ValueError(
+        f"pattern and values of layer {layer} do not give what its heads wrote, so sources can't be told apart; "
+        "use by_source=False"
+    )

@@ -45,7 +45,7 @@ from tl_skillneurons.interventions.kinds import How, Intervention, as_interventi
 from tl_skillneurons.interventions.references import reference_rows
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
+from tl_skillneurons.models.sites import head_output_weights, neuron_hooks, neuron_shape
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.positions import NAMED, ActsAt, current_tokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -273,8 +273,10 @@ def head_effects(
 def output_weight_norms(model: TransformerBridge) -> Float[Tensor, "layer head"]:
     """Of each head the Frobenius norm of the weights that carry its output to the residual stream."""
     norms = [
-        reduce(block.attn.W_O.detach().double().square(), "head d_head d_model -> head", "sum").sqrt()
-        for block in model.blocks
+        reduce(
+            head_output_weights(model, layer).detach().double().square(), "head d_head d_model -> head", "sum"
+        ).sqrt()
+        for layer in range(len(model.blocks))
     ]
     return torch.stack([one.cpu() for one in norms])
 

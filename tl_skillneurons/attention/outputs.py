@@ -23,6 +23,7 @@ from tl_skillneurons._checks import require_option
 from tl_skillneurons.interventions.references import GivenValues
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hook
+from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import head_hooks
 from tl_skillneurons.models.verification import require
 from tl_skillneurons.prompts.positions import NAMED
@@ -186,6 +187,13 @@ def _sum_over_positions(
 
             hooks: list[Hook] = [(name, keep(layer)) for layer, name in enumerate(names)]
             prompted.forward(tokens, virtual, hooks)
+            shapes = {tuple(one.shape[1:]) for one in found.values()}
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"heads of {model_label(prompted.model)} differ from layer to layer, [head, d_head] is "
+                    f"{sorted(map(list, shapes))}, so they don't go into one table; study one kind of layer by hooks "
+                    "at blocks.{layer}.attn.o.hook_in"
+                )
             add(batch, torch.stack([found[layer] for layer in range(len(names))], dim=1), where.sum(1).cpu())
 
         run_batches(prompted.batches(ids), run)

@@ -263,8 +263,9 @@ def _attribute(
         def start(act: Tensor, hook: HookPoint, between: Tensor = between) -> Tensor:
             return between.clone().requires_grad_(True)
 
-        def hold(act: Tensor, hook: HookPoint, live: list[Tensor] = live) -> None:
+        def hold(act: Tensor, hook: HookPoint, live: list[Tensor] = live) -> Tensor:
             live.append(act)
+            return act  # which OPT, that shows a view, would else go on without
 
         hooks = [("embed.hook_out", start), *((name, hold) for name in names)]
         total = _diff(prompted, base, virtual, hooks, sign).sum()

@@ -16,7 +16,6 @@ scales cut out of the graph, the gradient of a class logit is the bracket above,
 Positions other than the read-out have no direct effect on it.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -26,9 +25,12 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from tl_skillneurons.models.batches import run_batches
-from tl_skillneurons.models.hooks import Hooks
-from tl_skillneurons.models.sites import neuron_hooks
+from tl_skillneurons.models.hooks import Hook, Hooks
+from tl_skillneurons.models.norms import frozen_norms
+from tl_skillneurons.models.records import model_label
+from tl_skillneurons.models.sites import mixer_outputs, neuron_hooks
 from tl_skillneurons.models.verification import require
+from tl_skillneurons.prompts._forward import stopping_at
 from tl_skillneurons.prompts.positions import PromptedTokens, published
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import VirtualTokens
@@ -47,7 +49,8 @@ def direct_logits(
         interventions: Each the hooks that :func:`~tl_skillneurons.ablate` makes for "prompt" positions.
 
     Raises:
-        ValueError: Under ``torch.inference_mode()``, where there can be no gradient.
+        ValueError: Under ``torch.inference_mode()``, where there can be no gradient; for a model in which what an MLP
+            writes reaches the logits in other ways than through the residual stream and norms.
 
     Example:
         >>> intact = prompted.class_logits(texts).detach()
@@ -60,10 +63,15 @@ def direct_logits(
     require(prompted.model, "neurons", "output head")
     names = neuron_hooks(prompted.model)
     layer_of = {f"blocks.{layer}.mlp.hook_post": layer for layer in range(len(names))}
+    seen = False
     with prompted.attached() as virtual, torch.enable_grad():
 
         def run(batch: list[int]) -> None:
+            nonlocal seen
             tokens = prompted.assemble([ids[i] for i in batch], batch)
+            if not seen:
+                _require_straight(prompted, tokens, virtual)
+                seen = True
             acts, gain = readout_gain(prompted, tokens, virtual)
             alone = _readout_alone(tokens.example)
             with _point(alone) as point, torch.no_grad():
@@ -95,14 +103,10 @@ def readout_gain(
         return act.detach()
 
     model = prompted.model
-    neurons = [(name, begin) for name in neuron_hooks(model)]
-    attention = [(f"blocks.{layer}.attn.o.hook_out", cut) for layer in range(len(model.blocks))]
-    scales = [(name, cut) for name in model.hook_dict if name.endswith(".hook_scale")]
-    with (
-        warnings.catch_warnings()
-    ):  # a scale that is handed back is computed by TransformerLens, not natively
-        warnings.filterwarnings("ignore", message="A forward hook edited hook_scale")
-        logits = prompted.read_out(tokens, virtual, [("embed.hook_out", cut), *attention, *scales, *neurons])
+    hooks = [("embed.hook_out", cut), *((name, cut) for name in mixer_outputs(model))]
+    hooks += [(name, begin) for name in neuron_hooks(model)]
+    with frozen_norms(model):
+        logits = prompted.read_out(tokens, virtual, hooks)
     rows = torch.arange(len(tokens), device=tokens.readout.device)
     gains: list[list[Tensor]] = [[] for _ in leaves]
     for number in range(logits.shape[1]):
@@ -111,6 +115,58 @@ def readout_gain(
             gain.append(gradient[rows, tokens.readout])
     at_readout = [leaf.detach()[rows, tokens.readout] for leaf in leaves]
     return at_readout, [torch.stack(gain, dim=1) for gain in gains]
+
+
+def _require_straight(prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens) -> None:
+    """Refuse a model whose read-out is not linear in what its MLPs write, all else held as it was.
+
+    Neurons are halved at the read-out; where it is linear, the gradient tells where that moves the last residual.
+    """
+    model = prompted.model
+    neurons, mixers = neuron_hooks(model), mixer_outputs(model)
+    rows = torch.arange(len(tokens), device=tokens.readout.device)
+    kept: dict[str, Tensor] = {}
+
+    def keep(act: Tensor, hook: HookPoint) -> Tensor:
+        kept[hook.name or ""] = act.detach().requires_grad_(hook.name in neurons)
+        return kept[hook.name or ""]
+
+    def halve(act: Tensor, hook: HookPoint) -> Tensor:
+        changed = kept[hook.name or ""].detach().clone()
+        changed[rows, tokens.readout] /= 2
+        return changed
+
+    def again(act: Tensor, hook: HookPoint) -> Tensor:
+        return kept[hook.name or ""]
+
+    def last_residual(hooks: list[Hook]) -> Tensor:
+        ends, _ = stopping_at(tokens.readout, head=prompted.head, runs_head=False)
+        return prompted.forward(tokens, virtual, [*hooks, *ends])
+
+    with frozen_norms(model) as norms:
+        whole = last_residual([*((name, keep) for name in mixers), *((name, keep) for name in neurons)])
+        direction = torch.linspace(-1, 1, whole.shape[-1], dtype=whole.dtype, device=whole.device)
+        leaves = [kept[name] for name in neurons]
+        gradients = torch.autograd.grad((whole @ direction).sum(), leaves)
+        with norms.replayed(), torch.no_grad():
+            halved = last_residual(
+                [*((name, again) for name in mixers), *((name, halve) for name in neurons)]
+            )
+    at = (rows, tokens.readout)
+    parts = torch.stack(
+        [
+            -(g[at] * leaf.detach()[at]).sum(-1).double().cpu() / 2
+            for g, leaf in zip(gradients, leaves, strict=True)
+        ]
+    )
+    moved = ((halved - whole.detach()) @ direction).double().cpu()
+    off = float((moved - parts.sum(0)).abs().max() / parts.abs().sum(0).max().clamp(min=1e-30))
+    if not off <= (1e-3 if whole.dtype in (torch.float32, torch.float64) else 5e-2):
+        raise ValueError(
+            f"there are no direct effects in {model_label(model)}: what its MLPs write reaches the read-out in other "
+            f"ways than through the residual stream and norms (which miss {off:.2g} of it); measure "
+            "total effects"
+        )
 
 
 @contextmanager

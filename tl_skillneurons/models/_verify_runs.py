@@ -21,7 +21,7 @@ from tl_skillneurons.models._quiet_run import made_up_text, plain_run, quietly
 from tl_skillneurons.models.causality import measured_sight
 from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.prefill import fork, prefill
-from tl_skillneurons.models.sites import head_hooks, hf_config, neuron_hooks
+from tl_skillneurons.models.sites import head_hooks, heads_shown, hf_config, neuron_hooks
 from tl_skillneurons.models.untouched import Untouched
 
 _LONG, _SHORT, _VIRTUAL = 9, 5, 3
@@ -65,7 +65,7 @@ class Subject:
     @cached_property
     def plain(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The long text through the bridge: logits, and what passes its hook points."""
-        names = [*self.sites, *head_hooks(self.model), "embed.hook_out", "unembed.hook_in"]
+        names = [*self.sites, *heads_shown(self.model).values(), "embed.hook_out", "unembed.hook_in"]
         return self.run(self.texts[0][None], keep=names)
 
     @cached_property
@@ -300,10 +300,10 @@ def heads(s: Subject) -> float:
             raise ValueError(f"layer {layer} has no projection out of its heads that runs")
         own = entered[-1 - layer]
         worst = max(worst, difference(s.plain[1][name].reshape(1, _LONG, -1), own.reshape(1, _LONG, -1)))
-        n_heads, d_head = s.model.cfg.n_heads, s.model.cfg.d_head
-        if own.shape[-1] != n_heads * d_head:
+        shown, n_heads = list(s.plain[1][name].shape[2:]), s.model.cfg.n_heads
+        if len(shown) != 2 or shown[0] != n_heads:
             raise ValueError(
-                f"layer {layer} has {own.shape[-1]} values of its heads, its config says {n_heads} heads of {d_head}"
+                f"layer {layer} shows {own.shape[-1]} values of its heads as {shown}, its config says {n_heads} heads"
             )
     return worst
 

@@ -19,6 +19,7 @@ from tl_skillneurons.models.sites import (
     config_refusal,
     has_language_model_head,
     hf_config,
+    mend_head_shapes,
     neuron_widths,
     require_supported,
 )
@@ -103,6 +104,7 @@ def load_model(
     model.requires_grad_(False)
     model.eval()
     require_supported(model)
+    mend_head_shapes(model)
     described = _describe(model.cfg.model_name, model, dtype)
     if not is_switched_off():
         described += "".join(f"\n  {c.name} {c.told}" for c in verify(model, own).surprises)

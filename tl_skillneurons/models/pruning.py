@@ -11,7 +11,7 @@ What it does not show: that the rest was useless. Compare with keeping random ne
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers.pytorch_utils import Conv1D
 
 from tl_skillneurons.models.copies import copy_model
-from tl_skillneurons.models.sites import neuron_shape
+from tl_skillneurons.models.hooks import hooked
+from tl_skillneurons.models.records import model_label
+from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.neurons import NeuronSet
 
 Linear = nn.Linear | Conv1D
@@ -46,7 +48,9 @@ def prune(
 
     Raises:
         ValueError: For neurons or values of another model, layers that the model lacks, values that are not finite,
-            or when nothing at all would be kept.
+            when nothing at all would be kept, or for MLPs that can't be cut: which normalise their neurons together
+            (BitNet), or whose projections are of another kind. The result is compared with the model whose neurons
+            are held, and refused where it differs.
 
     Example:
         >>> small = skn.prune(model, scores.top(0.1), scores.mean_baseline())
@@ -72,7 +76,9 @@ def prune(
     smaller = copy_model(model)
     smaller.cfg.d_mlp = shape[1]  # the width before; not every architecture adapter gets it right
     for layer in pruned:
+        _require_cuttable(model, layer, shape[1])
         _cut(smaller.blocks[layer].mlp, kept[layer], values[layer])
+    _require_equal(model, smaller, {layer: (kept[layer], values[layer]) for layer in pruned})
     return smaller
 
 
@@ -81,12 +87,91 @@ def widths(model: TransformerBridge) -> list[int]:
     return [_n_inputs(block.mlp.out.original_component) for block in model.blocks]
 
 
+def _require_cuttable(model: TransformerBridge, layer: int, d_mlp: int) -> None:
+    """Refuse an MLP that is more than projections in and out and what happens to each neuron alone."""
+    mlp: Any = model.blocks[layer].mlp
+    where = f"layer {layer} of {model_label(model)} can't be pruned"
+    whole = (
+        mlp.original_component if mlp.name is not None else None
+    )  # BERT's and OPT's is no module of its own
+    norms = (
+        []
+        if whole is None
+        else [n for n, part in whole.named_modules() if "norm" in type(part).__name__.lower()]
+    )
+    if norms:
+        raise ValueError(
+            f"{where}: its MLP normalises all neurons together ({norms[0]}), so dropping some changes the rest; hold "
+            "them instead, by ablate"
+        )
+    for name in ("in", "gate", "out"):
+        part = getattr(getattr(mlp, name, None), "original_component", None)
+        if part is None and name == "gate":
+            continue
+        n = _neurons_of(part, name) if isinstance(part, Linear) else 0
+        if n not in ((d_mlp,) if name == "out" else (d_mlp, 2 * d_mlp)):
+            what = (
+                "missing"
+                if part is None
+                else f"a {type(part).__name__} for {n or 'an unknown number of'} neurons"
+            )
+            raise ValueError(
+                f"{where}: its {name} projection is {what}, it must be an nn.Linear or Conv1D for {d_mlp}; hold "
+                "neurons instead, by ablate"
+            )
+
+
+def _neurons_of(linear: Linear, name: str) -> int:
+    return _weight(linear).shape[1 if name == "out" else 0]
+
+
+@torch.no_grad()
+def _require_equal(
+    model: TransformerBridge,
+    smaller: TransformerBridge,
+    dropped: Mapping[int, tuple[Int[Tensor, " kept"], Float[Tensor, " neuron"]]],
+) -> None:
+    """Refuse a smaller model that is not the whole one with the dropped neurons held."""
+    names = neuron_hooks(model)
+
+    def held(layer: int) -> Callable[..., Tensor]:
+        kept, value = dropped[layer]
+
+        def hook_function(act: Tensor, hook: Any) -> Tensor:
+            new = value.to(act).expand(act.shape).clone()
+            new[..., kept.to(act.device)] = act[..., kept.to(act.device)]
+            return new
+
+        return hook_function
+
+    ids = torch.arange(1, 7, device=model.cfg.device)[None] % model.W_E.shape[0]
+    with hooked(model, [(names[layer], held(layer)) for layer in dropped]):
+        expected = model(ids).double()
+    try:
+        found = smaller(ids).double()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{model_label(model)} can't be pruned, the smaller one doesn't run ({error}); hold neurons by ablate"
+        ) from error
+    exact = 1e-3 if model.W_E.dtype in (torch.float32, torch.float64) else 5e-2
+    off = float((found - expected).abs().max() / expected.abs().max())
+    if not off <= exact:
+        raise ValueError(
+            f"{model_label(model)} can't be pruned, the smaller one's logits are off by {off:.2g} of the largest; "
+            "hold neurons by ablate"
+        )
+
+
 def _cut(mlp: Any, keep: Int[Tensor, " kept"], value: Float[Tensor, " neuron"]) -> None:
     """Make one MLP smaller, in place."""
     for name in ("in", "gate"):
         part = getattr(mlp, name, None)
         if part is not None and getattr(part, "original_component", None) is not None:
-            part.set_original_component(_outputs(part.original_component, keep))
+            linear = part.original_component
+            fused = _neurons_of(linear, name) == 2 * len(value)  # ModernBERT's: what is gated, then the gate
+            part.set_original_component(
+                _outputs(linear, torch.cat([keep, keep + len(value)]) if fused else keep)
+            )
     out = mlp.out.original_component
     mlp.out.set_original_component(_inputs(out, keep, value))
 

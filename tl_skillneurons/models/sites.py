@@ -8,7 +8,9 @@ after ``enable_compatibility_mode()``: a hook under its canonical name fires onc
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons.models.causality import measured_sight
@@ -54,6 +56,11 @@ def config_refusal(config: Any) -> str | None:
     )
     if experts > 1:
         return f"it is a mixture of experts ({experts}): {_MIXTURE}"
+    if getattr(text, "hidden_size_per_layer_input", 0):
+        return (
+            "it looks the tokens' ids up again in every layer (per-layer inputs), and virtual tokens have none; use a "
+            "model without them"
+        )
     kinds = [str(getattr(config, "model_type", "")), *map(str, getattr(text, "layer_types", None) or ())]
     if any(word in kind for kind in kinds for word in ("mamba", "rwkv", "recurrent", "linear_attention")):
         return _STATE_SPACE
@@ -113,8 +120,74 @@ def neuron_hooks(model: TransformerBridge) -> list[str]:
 
 
 def head_hooks(model: TransformerBridge) -> list[str]:
-    """The hook point of each layer at which its heads' outputs stand, before the output projection mixes them."""
-    return [f"blocks.{layer}.attn.o.hook_in" for layer in range(len(model.blocks))]
+    """The hook point of each layer at which its heads' outputs stand, before the output projection mixes them.
+
+    Raises:
+        ValueError: When a layer has no attention, with its name.
+    """
+    found = heads_shown(model)
+    missing = [layer for layer in range(len(model.blocks)) if layer not in found]
+    if missing:
+        raise ValueError(
+            f"layer {missing[0]} of {model_label(model)} has no attention heads (its parts: "
+            f"{model.layer_types()[missing[0]]}), so heads can't be compared over all layers; neurons can be found, "
+            "ablated and pruned all the same"
+        )
+    return list(found.values())
+
+
+def heads_shown(model: TransformerBridge) -> dict[int, str]:
+    """The same of the layers that have attention, by layer."""
+    names = {layer: f"blocks.{layer}.attn.o.hook_in" for layer in range(len(model.blocks))}
+    points = model.hook_dict
+    return {layer: name for layer, name in names.items() if name in points}
+
+
+def head_output_weights(model: TransformerBridge, layer: int) -> Float[Tensor, "head d_head d_model"]:
+    """What each head's output is multiplied with, the heads being those that :func:`mend_head_shapes` shows."""
+    attention = model.blocks[layer].attn
+    if not hasattr(attention.original_component, "v_head_dim"):
+        return attention.W_O
+    weight, width = attention.o.original_component.weight, attention.original_component.v_head_dim
+    return rearrange(weight, "d_model (head d_head) -> head d_head d_model", d_head=width)
+
+
+def mixer_outputs(model: TransformerBridge) -> list[str]:
+    """The hook point of each layer at which its attention, or the convolution in its place, writes to the stream.
+
+    Raises:
+        ValueError: When a layer has neither, with its name.
+    """
+    points = model.hook_dict
+    found = []
+    for layer in range(len(model.blocks)):
+        known = [f"blocks.{layer}.{part}.hook_out" for part in ("attn.o", "conv.out", "attn")]
+        name = next((name for name in known if name in points), None)
+        if name is None:
+            raise ValueError(
+                f"layer {layer} of {model_label(model)} has neither attention nor a convolution "
+                f"(its parts: {model.layer_types()[layer]}), so what its MLP writes can't be told from the rest"
+            )
+        found.append(name)
+    return found
+
+
+def mend_head_shapes(model: TransformerBridge) -> None:
+    """Let the hook point of each layer's head outputs show the heads that run.
+
+    TransformerLens cuts what enters the output projection into pieces of ``cfg.d_head``. In latent attention (DeepSeek)
+    that is the width of the keys, and the values have one of their own, ``v_head_dim``: pieces of heads would be taken
+    for heads. Only the view is changed, never a number.
+    """
+    for block in model.blocks:
+        attention = block._modules.get("attn")
+        width = getattr(getattr(attention, "original_component", None), "v_head_dim", None)
+        if not isinstance(width, int):
+            continue
+        conversion: Any = attention.o.hook_in.hook_conversion
+        n_inputs = attention.o.original_component.weight.shape[-1]
+        if conversion is not None and n_inputs % width == 0:
+            conversion.n_heads, conversion.d_head = n_inputs // width, width
 
 
 def neuron_widths(model: TransformerBridge) -> list[int]:

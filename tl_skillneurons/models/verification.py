@@ -28,7 +28,7 @@ from tl_skillneurons.models._quiet_run import quietly
 from tl_skillneurons.models._verify_runs import Subject
 from tl_skillneurons.models.causality import forget
 from tl_skillneurons.models.records import model_label
-from tl_skillneurons.models.sites import hf_config, require_supported
+from tl_skillneurons.models.sites import hf_config, mend_head_shapes, require_supported
 from tl_skillneurons.models.special_tokens import token_differences
 from tl_skillneurons.models.untouched import Untouched, untouched
 
@@ -125,6 +125,7 @@ def verify(model: TransformerBridge, tokenizer: Any = None) -> Verification:
         >>> print(skn.models.verify(model))
     """
     require_supported(model)
+    mend_head_shapes(model)
     with quietly(model):
         forget(model)
         subject, compared_with = _subject(model)

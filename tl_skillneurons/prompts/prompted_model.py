@@ -232,7 +232,12 @@ class PromptedModel:
     @cached_property
     def last_mlp(self) -> str | None:
         """The hook point at which the last MLP's input can be cut to one position that is read, if any."""
-        return last_mlp_that_can_be_cut(self.model, "unembed.hook_in" if self.causal else "mlm_head.hook_in")
+        return last_mlp_that_can_be_cut(self.model, self.head)
+
+    @property
+    def head(self) -> str:
+        """The last hook point that every position passes, before the language-model head."""
+        return "unembed.hook_in" if self.causal else "mlm_head.hook_in"
 
     def runs_apart(self, virtual: VirtualTokens, fwd_hooks: Hooks = ()) -> bool:
         """Whether a run with these hooks may take the text's keys and values as they are without them.
@@ -271,11 +276,10 @@ class PromptedModel:
         self._require_read_out(fwd_hooks)
         n = self.layout.n_virtual_tokens
         columns = tokens.readout if past is None else tokens.last(n).readout
-        head = "unembed.hook_in" if self.causal else "mlm_head.hook_in"
         runs_head = not self.causal and self.linear is None
         if self.linear is None and not virtual.head_is_plain:
             return self._logits_of_the_module(self.forward(tokens, virtual, fwd_hooks, past), columns)
-        ends, (_, keep) = stopping_at(columns, head=head, runs_head=runs_head)
+        ends, (_, keep) = stopping_at(columns, head=self.head, runs_head=runs_head)
         if all_act_at("all", fwd_hooks) and virtual.alone and self.last_mlp is not None:
             fwd_hooks = [*fwd_hooks, (self.last_mlp, keep)]  # the last MLP runs at the read-out alone
         hidden = self.forward(tokens, virtual, [*fwd_hooks, *ends], past)

@@ -32,8 +32,9 @@ from tl_skillneurons.models.records import model_differences
 from tl_skillneurons.models.sites import (
     SITE,
     embedding_width,
-    head_hooks,
+    heads_shown,
     is_causal,
+    mend_head_shapes,
     neuron_hooks,
     require_supported,
 )
@@ -346,6 +347,7 @@ def attach(
 def _attached(
     model: TransformerBridge, embedding: Float[Tensor, "virtual_token d_embed"]
 ) -> Iterator[VirtualTokens]:
+    mend_head_shapes(model)
     tokenizer = model.tokenizer
     pad_id = getattr(tokenizer, "pad_token_id", None)
     points = model.hook_dict
@@ -364,7 +366,7 @@ def _attached(
         (points["embed.hook_out"], virtual.on_embed),
     ]
     handles = []
-    sites = [points[name] for name in (*neuron_hooks(model), *head_hooks(model)) if name in points]
+    sites = [points[name] for name in (*neuron_hooks(model), *heads_shown(model).values()) if name in points]
     try:
         # permanent, so that a reset_hooks() in the context leaves them; first, so that other hooks see the rows
         for point, function in placed:

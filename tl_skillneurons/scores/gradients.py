@@ -182,8 +182,9 @@ def _pushes(
             scaled = torch.where(is_text.to(act.device), share * act.detach(), act.detach())
             return scaled.requires_grad_(gradients)
 
-        def hold(act: Tensor, hook: HookPoint) -> None:
+        def hold(act: Tensor, hook: HookPoint) -> Tensor:
             live.append(act)
+            return act  # which OPT, that shows a view, would else go on without
 
         hooks: list[Hook] = [("embed.hook_out", start), *((name, hold) for name in names)]
         with torch.set_grad_enabled(gradients):

@@ -2,6 +2,7 @@
 
 import re
 
+import families
 import pytest
 import tiny
 import torch
@@ -142,3 +143,10 @@ def test_which_way_attention_looks_is_measured(family, change, causal, monkeypat
             skn.InputCache(model)
         with pytest.raises(ValueError, match="bidirectional"):
             skn.SoftPrompt(torch.randn(2, 32), placement="suffix").require_fits(model)
+
+
+def test_gpt1_is_refused_a_prompt_since_its_bridge_is_off_with_any_mask():
+    model = families.bridge("gpt1")
+    assert skn.models.verify(model)["logits"].ok
+    with pytest.raises(ValueError, match=r"prompt differs by 0\.\d+ of the largest value"):
+        skn.PromptedModel(model, skn.SoftPrompt(torch.randn(3, 32), placement="suffix"))

@@ -41,6 +41,7 @@ from tl_skillneurons.attention._heads import Head, require_heads
 from tl_skillneurons.attention._over_task import POSITIONS, settings_of
 from tl_skillneurons.attention.chosen import require_apart
 from tl_skillneurons.attention.head_ablation import controls_of_heads
+from tl_skillneurons.interventions._measured import units_record, units_said, units_told
 from tl_skillneurons.interventions.twins import Twins, logit_diff, no_fraction, twins_of, twins_record
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
@@ -52,6 +53,7 @@ from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws
 from tl_skillneurons.stats.ranks import median
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task
 
 KIND = "PathPatching"
@@ -67,7 +69,8 @@ class PathPatching:
         logit_diff: Base, source, then each condition; logit of the clean twin's label minus the other's. Base is
             the corrupted twin, source the clean one.
         activations: The neurons', averaged over prompt positions, likewise.
-        settings: Model, task, prompt, ``max_length``, neurons, site, twins, draws and their seed.
+        settings: Model, task, prompt, ``max_length``, neurons, site, twins, the units of their pairs, how many texts
+            were cut, draws and their seed.
 
     Example:
         >>> found = skn.attention.patch_heads_to_neurons(model, prompt, task, writers.top_heads(3), skill)
@@ -84,7 +87,7 @@ class PathPatching:
         """How far the mean logit diff went from base to source.
 
         Raises:
-            ValueError: When the gap between base and source is zero, or its interval over pairs holds zero.
+            ValueError: When the gap between base and source is zero, or its interval over units of pairs holds zero.
         """
         if doubt := self._no_answer():
             raise ValueError(f"{doubt}; read logit_diff")
@@ -92,14 +95,32 @@ class PathPatching:
         return (torch.stack(patched) - base) / (source - base)
 
     def _no_answer(self) -> str | None:
-        return no_fraction(self.logit_diff[1] - self.logit_diff[0])
+        return no_fraction(self.logit_diff[1] - self.logit_diff[0], self.units)
+
+    @property
+    def units(self) -> Units:
+        """Which pairs belong together."""
+        return units_told(self.settings.get("units"), self.logit_diff.shape[1])
 
     @property
     def recovered_activation(self) -> Float[Tensor, " condition"]:
-        """How far the neurons went: their change projected on that from base to source, over pairs and neurons."""
+        """How far the neurons went: their change projected on that from base to source, over pairs and neurons.
+
+        Raises:
+            ValueError: When no neuron differs between base and source, or one's activation is not finite.
+        """
+        if doubt := self._no_way():
+            raise ValueError(f"{doubt}; read activations")
         base, source = self.activations[:2]
         way = source - base
         return ((self.activations[2:] - base) * way).sum((1, 2)) / way.square().sum()
+
+    def _no_way(self) -> str | None:
+        if not self.activations.isfinite().all():
+            return "activations are not finite: there is no fraction of their change"
+        if not (self.activations[1] - self.activations[0]).square().sum() > 0:
+            return "the neurons are the same in base and source: there is no change to recover"
+        return None
 
     def to_dataframe(self) -> pd.DataFrame:
         """Two rows, ``measure`` "activation" and "answer": ``recovered``, and of the random heads median, range and
@@ -107,15 +128,16 @@ class PathPatching:
         ``smallest_p``, what so many distinct draws allow, and ``drawn_from`` which layers;
         ``heads_chosen`` "on other examples", "on these examples" (by insistence) or "unknown".
 
-        Where :attr:`recovered_answer` is refused its row holds NaN, and a warning says why.
+        Where :attr:`recovered_activation` or :attr:`recovered_answer` is refused its row holds NaN, and a warning says
+        why. ``n_pairs`` twins in ``n_units`` of what ``unit`` says; ``n_cut`` of their texts lost their end.
         """
-        doubt = self._no_answer()
-        if doubt:
-            warnings.warn(f"{doubt}; what the answer recovered is NaN, read logit_diff", stacklevel=2)
         rows: list[dict[str, Any]] = []
-        for name in ("activation", "answer"):
-            if name == "answer" and doubt:
-                rows.append({**dict.fromkeys(rows[0], torch.nan), "measure": name})
+        doubts = {"activation": (self._no_way(), "activations"), "answer": (self._no_answer(), "logit_diff")}
+        for name, (doubt, instead) in doubts.items():
+            if doubt:
+                warnings.warn(f"{doubt}; what the {name} recovered is NaN, read {instead}", stacklevel=2)
+                columns = ("recovered", "random_median", "random_min", "random_max", "p_random")
+                rows.append({"measure": name, **dict.fromkeys(columns, torch.nan)})
                 continue
             recovered, *drawn = getattr(self, f"recovered_{name}").tolist()
             row = {"measure": name, "recovered": recovered, "random_median": median(drawn)}
@@ -125,6 +147,9 @@ class PathPatching:
             smallest_p=1 / len(self.heads),
             drawn_from=self.settings["drawn_from"],
             n_pairs=self.logit_diff.shape[1],
+            unit=self.units.what,
+            n_units=len(self.units),
+            n_cut=self.settings.get("n_cut"),
             heads_chosen=self.settings["heads_chosen"],
         )
 
@@ -135,7 +160,8 @@ class PathPatching:
             n_neurons=self.activations.shape[2],
             n_random=len(self.heads) - 1,
             n_pairs=self.logit_diff.shape[1],
-            recovered_activation=float(self.recovered_activation[0]),
+            units=units_said(self.units),
+            recovered_activation=None if self._no_way() else float(self.recovered_activation[0]),
             recovered_answer=None if self._no_answer() else float(self.recovered_answer[0]),
         )
 
@@ -235,6 +261,8 @@ def patch_heads_to_neurons(
         site=SITE,
         positions=POSITIONS,
         twins=twins_record(twins),
+        units=units_record(pairs.together),
+        n_cut=pairs.n_cut(prompted),
         drawn_from=drawn_from,
         heads_chosen=where_chosen,
         n_random=n_random,

@@ -124,6 +124,18 @@ def units_recorded(record: dict[str, Any] | None) -> Units | None:
     return Units(torch.tensor(record["member"], dtype=torch.int64), record["what"])
 
 
+def units_told(record: dict[str, Any] | None, n: int, what: str = "pair of twins") -> Units:
+    """The units of ``n`` examples by their record, with their name; each its own, called ``what``, without one."""
+    if record is None:
+        return Units(torch.arange(n), what)
+    return units_recorded(record) or Units(torch.arange(n), record["what"])
+
+
+def units_said(units: Units) -> str:
+    """How a result's line says them."""
+    return f"{len(units)} ({units.what})"
+
+
 def intervals_of(
     measured: Measured,
     prompt: int | str,

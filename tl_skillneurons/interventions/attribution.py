@@ -32,6 +32,7 @@ from tl_skillneurons._checks import differing, require_int, require_option, requ
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons.interventions._measured import units_record, units_said, units_told
 from tl_skillneurons.interventions.ablation import Positions, positions_of, positions_record
 from tl_skillneurons.interventions.patching import patch_neurons
 from tl_skillneurons.interventions.twins import (
@@ -53,6 +54,7 @@ from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
 from tl_skillneurons.stats.ranks import spearman
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task
 
 KIND = "NeuronAttribution"
@@ -66,7 +68,8 @@ class NeuronAttribution:
         effect: In logits; for "denoise" positive values recover the clean answer, for "noise" negative values
             take it away.
         gaps: Of each pair the logit diff of the source run minus that of the base run: what there is to move.
-        settings: Model, prompt, task, site, direction, positions and their frame, twins, steps.
+        settings: Model, prompt, task, site, direction, positions and their frame, twins, the units of their pairs, how
+            many texts were cut, steps.
 
     Example:
         >>> found = skn.attribute_neurons(model, prompt, task)
@@ -83,13 +86,18 @@ class NeuronAttribution:
         return float(self.gaps.sum()) / len(self.gaps)
 
     @property
+    def units(self) -> Units:
+        """Which pairs belong together."""
+        return units_told(self.settings.get("units"), len(self.gaps))
+
+    @property
     def recovered(self) -> Float[Tensor, "layer neuron"]:
         """The same as a fraction of the gap, as :meth:`NeuronPatching.recovered` has it.
 
         Raises:
-            ValueError: When the gap is zero, or its interval over pairs holds zero.
+            ValueError: When the gap is zero, or its interval over units of pairs holds zero.
         """
-        if doubt := no_fraction(self.gaps):
+        if doubt := no_fraction(self.gaps, self.units):
             raise ValueError(f"{doubt}; read effect, in logits")
         return self.effect / self.gap
 
@@ -110,7 +118,7 @@ class NeuronAttribution:
     def _no_ranking(self) -> str | None:
         if not self.effect.isfinite().all():
             return f"{int((~self.effect.isfinite()).sum())} effects are not finite"
-        return no_fraction(self.gaps)
+        return no_fraction(self.gaps, self.units)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per neuron, in the model's order: ``layer``, ``index``, ``effect`` in logits, ``recovered``.
@@ -119,7 +127,7 @@ class NeuronAttribution:
         """
         frame = NeuronSet.from_mask(torch.ones_like(self.effect, dtype=torch.bool)).to_dataframe()
         frame["effect"] = rearrange(self.effect, "layer neuron -> (layer neuron)").tolist()
-        if doubt := no_fraction(self.gaps):
+        if doubt := no_fraction(self.gaps, self.units):
             warnings.warn(f"{doubt}; recovered is NaN, read effect, in logits", stacklevel=2)
             return frame.assign(recovered=float("nan"))
         frame["recovered"] = rearrange(self.recovered, "layer neuron -> (layer neuron)").tolist()
@@ -152,7 +160,8 @@ class NeuronAttribution:
         best = None if self._no_ranking() else list(self.top(3))
         names = ("direction", "positions", "steps")
         shown = {name: self.settings.get(name) for name in names}
-        return one_line(self, shape=list(self.effect.shape), gap=self.gap, best=best, **shown)
+        told = {"n_pairs": len(self.gaps), "units": units_said(self.units)}
+        return one_line(self, shape=list(self.effect.shape), gap=self.gap, best=best, **told, **shown)
 
     def _repr_html_(self) -> str:
         return html_of(self)
@@ -214,6 +223,8 @@ def attribute_neurons(
         "positions": positions_record(positions),
         "positions_frame": "with virtual tokens",
         "twins": twins_record(twins),
+        "units": units_record(pairs.together),
+        "n_cut": pairs.n_cut(prompted),
         "steps": steps,
     }
     return NeuronAttribution(effect / n_pairs, gaps, settings)

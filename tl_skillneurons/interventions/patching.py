@@ -36,6 +36,7 @@ from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.interventions._exchange import PLACES, Layers, conditions_of, exchange_hooks, keep
+from tl_skillneurons.interventions._measured import units_record, units_said, units_told
 from tl_skillneurons.interventions.ablation import Positions, positions_record
 from tl_skillneurons.interventions.twins import (
     DIRECTIONS,
@@ -54,9 +55,10 @@ from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
-from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws
+from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws, sign_flip_test
 from tl_skillneurons.stats.intervals import ratio_interval
 from tl_skillneurons.stats.ranks import median
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task
 
 KIND = "NeuronPatching"
@@ -71,7 +73,8 @@ class NeuronPatching:
         results: By direction a TransformerLens ``PatchingResult``: the logit diff of each patched run,
             ``[condition, pair]``, over the base's as its baseline, with its intervals and tests.
         source: By direction the logit diff of the source run, ``[pair]``.
-        settings: Model, prompt, task, neurons, site, positions and their frame, twins, seed.
+        settings: Model, prompt, task, neurons, site, positions and their frame, twins, the units of their pairs, how
+            many texts were cut, seed.
 
     Example:
         >>> found = skn.patch_neurons(model, prompt, task, skill)
@@ -86,10 +89,10 @@ class NeuronPatching:
         """The fraction of the logit diff that each condition recovers, in the order of ``index_df``.
 
         Raises:
-            ValueError: When the gap between clean and corrupted runs is zero, or its interval over pairs holds zero.
+            ValueError: When the gap between clean and corrupted runs is zero, or its interval over units holds zero.
         """
         gap = self._gap(direction)
-        if doubt := no_fraction(gap):
+        if doubt := no_fraction(gap, self.units):
             raise ValueError(
                 f"{doubt}; does the prompt tell the classes apart? (to_dataframe() has the change in logits, the runs "
                 "themselves are in results and source)"
@@ -108,27 +111,32 @@ class NeuronPatching:
 
         Columns: ``direction``, ``curve`` ("whole", "layer", "cumulative", "neuron"), ``layer`` and ``index``
         where the set has one, ``n_neurons``; ``change`` of the mean logit diff, in logits, with its sign-flip p
-        (``p_zero``); ``recovered``, that change as a fraction of the gap, with its bootstrap interval over pairs
-        (``low``, ``high``: of the ratio, change and gap of the same drawn pairs); of the random neurons
+        (``p_zero``); ``recovered``, that change as a fraction of the gap, with its bootstrap interval over units
+        (``low``, ``high``: of the ratio, change and gap of the same drawn units); of the random neurons
         and of the placebo median, range and rank p of recovering as much (``random_...``, ``placebo_...``;
         single neurons have none of their own: they are ranked among those of the random sets).
 
-        Where the gap is zero, or its interval over pairs holds zero, there is no fraction of it: ``recovered``, its
+        Signs are flipped and pairs resampled by units (``unit``, ``n_units``); ``n_pairs`` twins, of whose texts
+        ``n_cut`` lost their end.
+
+        Where the gap is zero, or its interval over units holds zero, there is no fraction of it: ``recovered``, its
         interval and the controls' columns are NaN, and a warning says why.
         """
         require_seed(seed)
-        rows = []
+        rows, units = [], self.units
         for direction, result in self.results.items():
             frame = result.index_df
             change, gap = self._change(direction), self._gap(direction)
             share = low = high = torch.full_like(change, torch.nan)
-            doubt = no_fraction(gap, confidence=confidence, seed=seed)
+            doubt = no_fraction(gap, units, confidence=confidence, seed=seed)
             if doubt:
                 warnings.warn(f"{direction}: {doubt}; recovered is NaN, read change, in logits", stacklevel=2)
             else:
                 share = change / float(gap.mean())
-                low, high = ratio_interval(result.effect(), gap, confidence=confidence, seed=seed)
-            p_zero = result.permutation_pvalue(seed=seed)
+                low, high = ratio_interval(
+                    result.effect(), gap, confidence=confidence, seed=seed, units=units
+                )
+            p_zero = sign_flip_test(result.effect(), units=units, seed=seed)
             chosen = frame[frame.kind == "chosen"]
             for number, (_, row) in zip(chosen.index.tolist(), chosen.iterrows(), strict=True):
                 own = {"direction": direction, **row.drop(["kind", "draw"]).to_dict()}
@@ -147,7 +155,13 @@ class NeuronPatching:
                     rank = torch.nan if doubt else rank_p_value(float(share[number]), drawn, "greater")
                     own[f"p_{kind}"] = rank
                 rows.append(own)
-        return pd.DataFrame(rows).assign(n_pairs=self.n_pairs)
+        told = {"unit": units.what, "n_units": len(units), "n_cut": self.settings.get("n_cut")}
+        return pd.DataFrame(rows).assign(n_pairs=self.n_pairs, **told)
+
+    @property
+    def units(self) -> Units:
+        """Which pairs belong together."""
+        return units_told(self.settings.get("units"), self.n_pairs)
 
     @property
     def n_pairs(self) -> int:
@@ -190,7 +204,7 @@ class NeuronPatching:
         settings = self.settings
         shares = {
             direction: None
-            if no_fraction(self._gap(direction))
+            if no_fraction(self._gap(direction), self.units)
             else round(float(self.recovered(direction)[0]), 3)
             for direction in self.results
         }
@@ -199,6 +213,7 @@ class NeuronPatching:
             task=settings.get("task", {}).get("name"),
             recovered=shares,
             n_pairs=self.n_pairs,
+            units=units_said(self.units),
             n_neurons=len(settings.get("neurons", [])),
             positions=settings.get("positions"),
             n_random=settings.get("n_random"),
@@ -235,8 +250,8 @@ def patch_neurons(
         max_length: Longest sequence in tokens; ``None`` for what the prompt was tuned with.
 
     Raises:
-        ValueError: For pairs of unequal length, neurons of another model, or fewer draws than a p-value of 0.05
-            needs.
+        ValueError: For pairs of unequal length or that cutting makes the same, neurons of another model, or fewer
+            draws than a p-value of 0.05 needs.
 
     Example:
         >>> found = skn.patch_neurons(model, prompt, task, skill, curves=("layer",))
@@ -276,6 +291,8 @@ def patch_neurons(
         "positions": positions_record(positions),
         "positions_frame": "with virtual tokens",
         "twins": twins_record(twins),
+        "units": units_record(pairs.together),
+        "n_cut": pairs.n_cut(prompted),
         "n_random": n_random,
         "seed": seed,
     }

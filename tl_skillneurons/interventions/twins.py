@@ -2,19 +2,23 @@
 
 With ``z`` the class logits of a run, ``d = z[label of the clean twin] - z[the other label]`` is its logit diff,
 whichever of the two runs: what patching, attribution and path patching move.
+
+Pairs that share a text, and of a built-in task all pairs of one word pair, are one unit
+(:mod:`~tl_skillneurons.stats.units`): intervals draw them together, and sign flips turn them together.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_skillneurons.interventions._measured import units_record, units_told
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.stats.intervals import doubtful_gap
-from tl_skillneurons.stats.units import Units
+from tl_skillneurons.stats.units import Units, require_units
 from tl_skillneurons.tasks.task import Task
 
 DIRECTIONS = ("denoise", "noise")
@@ -25,8 +29,11 @@ DIRECTIONS = ("denoise", "noise")
 class Twins:
     """Pairs of texts (clean, corrupted), and the class of each clean one, of two classes.
 
+    Attributes:
+        units: Which pairs belong together; ``None`` for pairs that share a text.
+
     Raises:
-        ValueError: For no pair, or classes that don't go with the pairs.
+        ValueError: For no pair, or classes or units that don't go with the pairs.
 
     Example:
         >>> Twins([("a good film", "a bad film")], clean_labels=[1])
@@ -34,6 +41,7 @@ class Twins:
 
     pairs: Sequence[tuple[str, str]]
     clean_labels: Sequence[int]
+    units: Units | None = None
 
     def __post_init__(self) -> None:
         labels = list(self.clean_labels)
@@ -42,11 +50,26 @@ class Twins:
                 f"give at least one pair of twins, with the class of each clean text in clean_labels (0 or 1); got "
                 f"{len(self.pairs)} pairs and clean_labels={labels}"
             )
+        require_units(len(labels), self.units)
+
+    @property
+    def together(self) -> Units:
+        """The units: those given, or of pairs that share a text."""
+        if self.units is not None:
+            return self.units
+        n = len(self.pairs)
+        sides = [text for side in (0, 1) for text in (pair[side] for pair in self.pairs)]
+        member = Units.of([sides, [*range(n), *range(n)]]).member[:n]
+        return Units.of([member.tolist()], what="pair of twins")
 
     @property
     def record(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {"pairs": [list(pair) for pair in self.pairs], "clean_labels": list(self.clean_labels)}
+        return {
+            "pairs": [list(pair) for pair in self.pairs],
+            "clean_labels": list(self.clean_labels),
+            "units": units_record(self.together),
+        }
 
     @property
     def sign(self) -> Float[Tensor, " pair"]:
@@ -57,7 +80,7 @@ class Twins:
         """Token ids of the clean texts, and of the corrupted ones.
 
         Raises:
-            ValueError: For twins of unequal token length.
+            ValueError: For twins of unequal token length, and for those of which cutting leaves the same.
         """
         clean, corrupted = (prompted.encode([pair[side] for pair in self.pairs]) for side in (0, 1))
         for number, (one, other) in enumerate(zip(clean, corrupted, strict=True)):
@@ -67,7 +90,21 @@ class Twins:
                     f"({self.pairs[number][0]!r}, {self.pairs[number][1]!r}); make twins with "
                     "minimal_pairs(tokenizer=...)"
                 )
+        same = [
+            number
+            for number, (one, other) in enumerate(zip(clean, corrupted, strict=True))
+            if one != other and prompted.cut([one]) == prompted.cut([other])
+        ]
+        if same:
+            raise ValueError(
+                f"{len(same)} of {len(clean)} pairs of twins are the same when they are cut to {prompted.max_length} "
+                f"tokens, pair {same[0]} first; give a larger max_length, or twins that differ within it"
+            )
         return clean, corrupted
+
+    def n_cut(self, prompted: PromptedModel) -> int:
+        """How many of the texts lose their end."""
+        return prompted.n_truncated([text for pair in self.pairs for text in pair])
 
 
 def twins_of(task: Task, twins: Twins | str) -> Twins:
@@ -81,7 +118,11 @@ def twins_of(task: Task, twins: Twins | str) -> Twins:
     if isinstance(twins, Twins):
         return twins
     pairs = [(one, zero) for zero, one in task.pairs(twins)]
-    return Twins(pairs, [1] * len(pairs))
+    first: dict[Any, int] = {}
+    for row, pair in enumerate(task.split(twins)["pair"]):
+        first.setdefault(pair, row)  # the order that task.pairs has
+    units = replace(task.units(twins).take(torch.tensor(list(first.values()))), pair=None)
+    return Twins(pairs, [1] * len(pairs), units)
 
 
 def twins_record(twins: Twins | str) -> Any:
@@ -93,7 +134,8 @@ def twins_recorded(record: Any) -> Twins | str:
     """The twins that :func:`twins_record` recorded."""
     if isinstance(record, str):
         return record
-    return Twins([(clean, corrupted) for clean, corrupted in record["pairs"]], record["clean_labels"])
+    pairs = [(clean, corrupted) for clean, corrupted in record["pairs"]]
+    return Twins(pairs, record["clean_labels"], units_told(record["units"], len(pairs)))
 
 
 def logit_diff(
@@ -103,10 +145,9 @@ def logit_diff(
     return sign.to(logits) * (logits[:, 1] - logits[:, 0])
 
 
-def no_fraction(gap: Float[Tensor, " pair"], *, confidence: float = 0.95, seed: int = 0) -> str | None:
+def no_fraction(
+    gap: Float[Tensor, " pair"], units: Units, *, confidence: float = 0.95, seed: int = 0
+) -> str | None:
     """Why fractions of the gap between the runs of twins mean nothing, in words; ``None`` where they do."""
-    if not gap.isfinite().all():
-        return "the gap is not finite for every pair: there is no fraction of it to recover"
-    units = Units(torch.arange(len(gap)), "pair of twins")
     doubt = doubtful_gap(gap, confidence=confidence, seed=seed, units=units)
     return f"{doubt}: there is nothing to recover, or too few pairs to say how much" if doubt else None

@@ -11,7 +11,7 @@ from tl_skillneurons._controls import (
     distinct_draws,
     draw_controls,
     few_alternatives,
-    least_predictive,
+    less_predictive,
     standardised_differences,
 )
 from tl_skillneurons.neurons import NeuronSet
@@ -100,23 +100,64 @@ def test_the_difference_is_in_standard_deviations_of_each_ones_layer():
     assert standardised_differences(one, [other], torch.ones(2, 5)).item() == 0
 
 
-def test_the_least_predictive_as_active_are_taken_none_twice():
+def test_the_least_predictive_are_the_lower_half_of_each_layer_and_draws_come_from_it():
     generator = torch.Generator().manual_seed(1)
     predictivity, activation = torch.rand(2, 3, 200, generator=generator)
     skill = NeuronSet.from_mask(predictivity >= predictivity.topk(5, dim=1).values[:, -1:])
-    control = least_predictive(skill, predictivity, activation, n_nearest=20)
-    assert control.counts_per_layer() == skill.counts_per_layer() and not len(control & skill)
-    assert (control.layer == skill.layer).all() and control.d_mlp == 200
-    assert predictivity[control.layer, control.index].max() < 0.4
-    assert standardised_differences(skill, [control], activation).abs() < 0.1
-    one = NeuronSet([1], skill.by_layer()[1][:1], n_layers=3, d_mlp=200)
-    apart = (activation[1] - activation[1, one.index]).abs()
-    apart[one.index] = torch.inf
-    nearest = apart.argsort()[:20]
-    expected = nearest[predictivity[1, nearest].argmin()]
-    assert least_predictive(one, predictivity, activation, n_nearest=20).index == expected
-    again = least_predictive(skill, predictivity, activation, n_nearest=20)
-    assert list(again) == list(control)
+    among = less_predictive(predictivity)
+    assert among.equal(predictivity < predictivity.quantile(0.5, dim=1, keepdim=True))
+    assert less_predictive(torch.full((1, 4), 0.5)).tolist() == [[True, True, False, False]]
+    found = draw_controls(skill, 20, match=activation, among=among)
+    assert len(set(found.sets)) == 20 and found.differences.abs() < 0.1
+    for one in found.sets:
+        assert (one.layer == skill.layer).all() and among[one.layer, one.index].all()
+    alone = NeuronSet([1], skill.by_layer()[1][:1], n_layers=3, d_mlp=200)
+    apart = (activation[1] - activation[1, alone.index]).abs().masked_fill(~among[1], torch.inf)
+    drawn = draw_controls(alone, 40, match=activation, among=among).sets
+    assert sorted(one.index.item() for one in drawn) == sorted(apart.argsort()[:20].tolist())
+    few = draw_controls(
+        NeuronSet([0], [3], n_layers=1, d_mlp=8), 20, among=less_predictive(torch.arange(8.0)[None])
+    )
+    assert sorted(one.index.item() for one in few.sets) == [0, 1, 2] and few.n_alternatives == 3
+
+
+def test_more_draws_begin_with_the_same_and_end_with_all_there_are():
+    few = NeuronSet(
+        [1, 0, 1], [2, 3, 0], n_layers=2, d_mlp=6
+    )  # 3 * 5 * ... alternatives, in no order of layers
+    every = draw_controls(few, 500, seed=3)
+    assert every.n_alternatives == len(every.sets) == len(set(every.sets)) == 5 * 6
+    for n in (1, 7, 29, 30):
+        assert [list(one) for one in draw_controls(few, n, seed=3).sets] == [
+            list(one) for one in every.sets[:n]
+        ]
+    for one in every.sets:  # neuron i stands for neuron i, also where all alternatives are listed
+        assert one.layer.tolist() == [1, 0, 1]
+
+
+def test_what_is_listed_stands_neuron_by_neuron_for_the_set(monkeypatch):
+    monkeypatch.setattr(_controls, "_PATIENCE", 1)  # so that most are listed, not drawn
+    few = NeuronSet([1, 0, 1], [2, 3, 0], n_layers=2, d_mlp=6)
+    found = draw_controls(few, 500)
+    assert len(set(found.sets)) == 30 and all(one.layer.tolist() == [1, 0, 1] for one in found.sets)
+
+
+@pytest.mark.parametrize("quantities", [1, 2])
+def test_the_half_per_cent_most_active_have_no_like_and_such_controls_can_be_refused(quantities):
+    """The 4 most active of 768: their nearest are half as active, and with a second quantity a third as active."""
+    generator = torch.Generator().manual_seed(0)
+    activation, norm = (0.8 * torch.randn(2, 1, 768, generator=generator)).exp() / 2
+    most = NeuronSet.from_mask(activation >= activation.topk(4, dim=1).values[:, -1:])
+    match = activation if quantities == 1 else torch.stack([activation, norm])
+    found = draw_controls(most, 20, match=match)
+    own = activation[0, most.index].mean()
+    controls = torch.stack([activation[0, one.index].mean() for one in found.sets]).mean()
+    assert controls < 0.6 * own and found.differences[0] < -1
+    assert "standard deviations of their layers" in found.warnings[0]
+    with pytest.raises(ValueError, match=r"may differ by 0.1 standard deviations, and .* match on less"):
+        draw_controls(most, 20, match=match, most_difference=0.1)
+    middle = NeuronSet([0], [activation[0].argsort()[384].item()], n_layers=1, d_mlp=768)
+    assert draw_controls(middle, 19, match=activation, most_difference=0.1).warnings == ()
 
 
 def test_draws_end_where_there_is_nothing_new():
@@ -131,14 +172,11 @@ def test_draws_end_where_there_is_nothing_new():
         (lambda: draw_controls(NeuronSet([0, 0], [0, 1], n_layers=1, d_mlp=3), 9), "has 1 neurons to draw 2"),
         (lambda: draw_controls(NeuronSet([0], [0]), 9), "know its model's d_mlp"),
         (
-            lambda: least_predictive(NeuronSet([0, 0], [0, 1]), torch.rand(1, 3), torch.rand(1, 3)),
-            "layer 0 has 1 neurons without the set's own, 2 are needed",
+            lambda: draw_controls(
+                NeuronSet([0], [0], n_layers=1, d_mlp=3), 9, among=torch.zeros(1, 3).bool()
+            ),
+            "layer 0 has 0 neurons to draw 1 random ones from",
         ),
-        (
-            lambda: least_predictive(SKILL, torch.rand(3, 50), torch.rand(3, 40)),
-            r"must be .* of one model, got shapes",
-        ),
-        (lambda: least_predictive(SKILL, torch.rand(2, 50), torch.rand(2, 50)), "must belong to one model"),
     ],
 )
 def test_what_can_not_be_drawn_is_refused(make, message):

@@ -12,27 +12,32 @@ and the draws::
 Above 0.1 in absolute value they are not alike (Austin, 2009): of the most active neurons there may be no others as
 active, and then what is done to the set differs from what is done to its controls by more than what the neurons encode.
 
-The third control is neurons as active and least predictive (:func:`least_predictive`): if predictivity says anything
-about what a model uses, they do least. What it does not show: that they are alike in anything but activation.
+The third control is neurons as active, drawn from the half of their layer that is least predictive
+(:func:`less_predictive`): if predictivity says anything about what a model uses, they do least. The very least
+predictive are one set only, which gives no p-value; of half a layer there are as many draws as of random neurons. What
+it does not show: that they are alike in anything but what they were matched on.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons._matching import finite_match, nearest_in_value
+from tl_skillneurons._matching import finite_match
 from tl_skillneurons.neurons import NeuronSet
 
 ALIKE = 0.1
 """Standardised differences up to here count as alike."""
+
+LEAST = 0.5
+"""The share of a layer that counts as least predictive."""
 
 _PATIENCE = 400
 """So many draws in a row without a new one: there are no more."""
@@ -68,10 +73,8 @@ class Controls:
         if note := few_alternatives(len(self.sets), self.n_asked):
             found.append(note)
         if (self.differences.abs() > ALIKE).any():
-            by = ", ".join(f"{value:+.2f}" for value in self.differences.tolist())
             found.append(
-                f"matched controls differ from the set by {by} standard deviations of their layers in what they were "
-                f"matched on (up to {ALIKE:g} is alike): the set has neurons that no others are like"
+                f"{_unlike(self.differences)} (up to {ALIKE:g} is alike): the set has neurons that no others are like"
             )
         return tuple(found)
 
@@ -84,14 +87,21 @@ def draw_controls(
     d_mlp: int | None = None,
     match: Float[Tensor, "layer neuron"] | Float[Tensor, "quantity layer neuron"] | None = None,
     n_nearest: int = 20,
+    among: Bool[Tensor, "layer neuron"] | None = None,
+    most_difference: float | None = None,
 ) -> Controls:
-    """``n`` distinct random sets of the same layers, or all that there are; draw ``k`` is ``random_like(seed + k)``.
+    """``n`` distinct random sets of the same layers, or all that there are; draw ``k`` is ``random_like(seed + k)``
+    where that is new, and the first of more draws are the same.
 
     Args:
-        match: A number for every neuron, or several, as :meth:`NeuronSet.random_like` takes them.
+        match, among: A number for every neuron, or several, and which may be drawn, as
+            :meth:`NeuronSet.random_like` takes them.
+        most_difference: Refuse controls that differ by more standard deviations than this in what they are matched on;
+            ``None`` tells it in :attr:`Controls.warnings`.
 
     Raises:
-        ValueError: When a layer has too few neurons to draw from, and for whatever ``random_like`` refuses.
+        ValueError: When a layer has too few neurons to draw from, for controls that differ too much, and for whatever
+            ``random_like`` refuses.
 
     Example:
         >>> found = draw_controls(NeuronSet([0], [3], n_layers=1, d_mlp=9), 20)
@@ -99,25 +109,47 @@ def draw_controls(
         (8, 8, 0.111)
     """
     require_int(n, "n")
-    first = neurons.random_like(
-        seed, d_mlp=d_mlp, match=match, n_nearest=n_nearest
-    )  # refuses what can't be drawn
+    draw = partial(neurons.random_like, d_mlp=d_mlp, match=match, n_nearest=n_nearest, among=among)
+    first = draw(seed)  # refuses what can't be drawn
     assert first.d_mlp is not None  # for type checkers: random_like knows it or refuses
-    there_are = _n_alternatives(neurons, first.d_mlp, None if match is None else n_nearest)
-    if match is None and there_are is not None and there_are <= n:
-        sets = _all_alternatives(neurons, first)
-    else:
-        sets = distinct_draws(
-            lambda own_seed: neurons.random_like(own_seed, d_mlp=d_mlp, match=match, n_nearest=n_nearest),
-            n if there_are is None else min(n, there_are),
-            seed=seed,
-        )
+    pools = _pools(neurons, first.d_mlp, among)
+    free = {layer: len(pool) for layer, pool in pools.items()}
+    there_are = _n_alternatives(free, neurons.counts_per_layer(), None if match is None else n_nearest)
+    wanted = n if there_are is None else min(n, there_are)
+    sets = distinct_draws(draw, wanted, seed=seed)
+    if match is None and len(sets) < wanted:  # the last few of all are seldom drawn
+        drawn = set(sets)
+        others = (one for one in _all_alternatives(neurons, pools, first) if one not in drawn)
+        sets += itertools.islice(others, wanted - len(sets))
     if len(sets) < n:
         there_are = len(sets)
     differences = torch.zeros(0, dtype=torch.float64)
     if match is not None and len(neurons):
         differences = standardised_differences(neurons, sets, match)
-    return Controls(tuple(sets), n, there_are, differences)
+    found = Controls(tuple(sets), n, there_are, differences)
+    if most_difference is not None and (differences.abs() > most_difference).any():
+        raise ValueError(
+            f"matched controls may differ by {most_difference:g} standard deviations, and "
+            f"{_unlike(differences)}; match on less, draw from fewer nearest, or allow a larger difference"
+        )
+    return found
+
+
+def _pools(
+    neurons: NeuronSet, d_mlp: int, among: Bool[Tensor, "layer neuron"] | None
+) -> dict[int, list[int]]:
+    """Layer -> which others can be drawn there."""
+    pools = {}
+    for layer, index in neurons.by_layer().items():
+        allowed = range(d_mlp) if among is None else among[layer].nonzero().flatten().tolist()
+        pools[layer] = sorted(set(allowed) - set(index.tolist()))
+    return pools
+
+
+def _unlike(differences: Float[Tensor, " quantity"]) -> str:
+    by = ", ".join(f"{value:+.2f}" for value in differences.tolist())
+    matched = "in what they were matched on"
+    return f"matched controls differ from the set by {by} standard deviations of their layers {matched}"
 
 
 def distinct_draws(
@@ -190,83 +222,42 @@ def standardised_differences(
     return total / max(1, len(controls))
 
 
-def least_predictive(
-    neurons: NeuronSet,
-    predictivity: Float[Tensor, "layer neuron"],
-    activation: Float[Tensor, "layer_of_activation neuron_of_activation"],
-    *,
-    n_nearest: int = 50,
-) -> NeuronSet:
-    """For each neuron one of its layer that is as active, and the least predictive of those: the third control.
-
-    Args:
-        predictivity: Of every neuron, as the set was chosen by it.
-        activation: Of every neuron, e.g. the mean absolute one.
-        n_nearest: Among how many of the nearest in activation, the set's own left out, the least predictive is taken.
-
-    Returns:
-        Neuron ``i`` stands for neuron ``i`` of the set and is of the same layer; none twice; nothing is random.
-
-    Raises:
-        ValueError: When a layer has too few other neurons, when the shapes differ, or for a number that isn't finite.
+def less_predictive(
+    score: Float[Tensor, "layer neuron"], share: float | int = LEAST
+) -> Bool[Tensor, "layer neuron"]:
+    """Which neurons are of the ``share`` of their layer that has the lowest scores; the lowest index among equals.
 
     Example:
-        >>> skill = NeuronSet([0], [1], n_layers=1, d_mlp=4)
-        >>> predictivity, activation = torch.tensor([[0.6, 0.9, 0.7, 0.5]]), torch.tensor([[1.0, 1.1, 1.2, 9.0]])
-        >>> list(least_predictive(skill, predictivity, activation, n_nearest=2))
-        [(0, 0)]
+        >>> less_predictive(torch.tensor([[0.6, 0.9, 0.7, 0.5]]))
+        tensor([[ True, False, False,  True]])
     """
-    require_int(n_nearest, "n_nearest")
-    if predictivity.shape != activation.shape:
-        raise ValueError(
-            "predictivity and activation must be [layer, neuron] of one model, got shapes "
-            f"{tuple(predictivity.shape)} and {tuple(activation.shape)}"
-        )
-    predictivity, activation = finite_match(predictivity), finite_match(activation)
-    neurons.require_fits(*activation.shape)
-    chosen = torch.empty_like(neurons.index)
-    for layer, index in neurons.by_layer().items():
-        free = torch.ones(activation.shape[1], dtype=torch.bool)
-        free[index] = False
-        if int(free.sum()) < len(index):
-            raise ValueError(
-                f"layer {layer} has {int(free.sum())} neurons without the set's own, {len(index)} are needed"
-            )
-        chosen[neurons.layer == layer] = nearest_in_value(
-            activation[layer],
-            index,
-            free.nonzero().flatten(),
-            n_nearest,
-            partial(_lowest, predictivity[layer]),
-        )
-    n_layers, d_mlp = activation.shape
-    return NeuronSet(neurons.layer, chosen, n_layers=n_layers, d_mlp=d_mlp, model=neurons.model)
+    n = int(share * score.shape[1])
+    lowest = score.argsort(dim=1, stable=True)[:, :n]
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(1, lowest, True)
 
 
-def _lowest(values: Float[Tensor, " neuron"], among: list[int]) -> int:
-    return int(values[among].argmin())
+def _n_alternatives(free: Mapping[int, int], counts: Mapping[int, int], n_nearest: int | None) -> int | None:
+    """How many distinct controls there are; ``None`` where only drawing tells.
 
-
-def _n_alternatives(neurons: NeuronSet, d_mlp: int, n_nearest: int | None) -> int | None:
-    """How many distinct controls there are; ``None`` where only drawing tells."""
-    counts = neurons.counts_per_layer()
+    Args:
+        free: Layer -> how many neurons can be drawn there.
+        counts: Layer -> how many are wanted.
+    """
     if n_nearest is None:
-        return math.prod(math.comb(d_mlp - n, n) for n in counts.values())
+        return math.prod(math.comb(free[layer], n) for layer, n in counts.items())
     if any(n > 1 for n in counts.values()):
         return None
-    return math.prod(min(n_nearest, d_mlp - n) for n in counts.values())
+    return math.prod(min(n_nearest, free[layer]) for layer in counts)
 
 
-def _all_alternatives(neurons: NeuronSet, like: NeuronSet) -> list[NeuronSet]:
-    """Every set with as many other neurons of each layer."""
-    assert like.d_mlp is not None  # for type checkers
-    choices = []
-    for layer, index in neurons.by_layer().items():
-        pool = sorted(set(range(like.d_mlp)) - set(index.tolist()))
-        choices.append([[(layer, i) for i in chosen] for chosen in itertools.combinations(pool, len(index))])
-    return [
-        NeuronSet.from_pairs(
-            itertools.chain.from_iterable(one), n_layers=like.n_layers, d_mlp=like.d_mlp, model=like.model
-        )
-        for one in itertools.product(*choices)
-    ]
+def _all_alternatives(
+    neurons: NeuronSet, pools: Mapping[int, Sequence[int]], like: NeuronSet
+) -> Iterator[NeuronSet]:
+    """Every set with as many other neurons of each layer; neuron ``i`` is of the layer of the set's neuron ``i``."""
+    places = {layer: (neurons.layer == layer).nonzero().flatten() for layer in pools}
+    choices = [itertools.combinations(pools[layer], len(at)) for layer, at in places.items()]
+    for one in itertools.product(*choices):
+        index = torch.empty_like(neurons.index)
+        for at, chosen in zip(places.values(), one, strict=True):
+            index[at] = torch.tensor(chosen, dtype=index.dtype)
+        yield NeuronSet(neurons.layer, index, like.n_layers, like.d_mlp, like.model)

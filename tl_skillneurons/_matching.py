@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -23,6 +23,7 @@ def draw_like(
     exclude: bool,
     match: Float[Tensor, "layer d_mlp"] | Float[Tensor, "quantity layer d_mlp"] | None,
     n_nearest: int,
+    among: Bool[Tensor, "layer d_mlp"] | None = None,
 ) -> Int[Tensor, " neuron"]:
     """The indices of the neurons that stand for neurons ``(layer[i], index[i])``, each of the same layer.
 
@@ -30,6 +31,7 @@ def draw_like(
         exclude: Whether the given neurons may not be drawn.
         match: Finite numbers for every neuron (:func:`finite_match`); ``None`` draws any neuron of the layer.
         n_nearest: Among how many of the nearest by ``match`` each stand-in is drawn.
+        among: Which neurons may be drawn; all without.
 
     Raises:
         ValueError: When a layer has too few neurons to draw from.
@@ -39,8 +41,9 @@ def draw_like(
     for here in layer.unique().tolist():
         own = (layer == here).nonzero().flatten()
         own = own[index[own].argsort()]  # the draw must not depend on the neurons' order
-        free = torch.ones(d_mlp, dtype=torch.bool)
-        free[index[own]] = not exclude
+        free = torch.ones(d_mlp, dtype=torch.bool) if among is None else among[here].clone()
+        if exclude:
+            free[index[own]] = False
         pool = free.nonzero().flatten()
         if len(pool) < len(own):
             raise ValueError(

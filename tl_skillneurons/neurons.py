@@ -21,18 +21,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_skillneurons._checks import listed, require_int, require_seed, selection_size
-from tl_skillneurons._files import FORMAT, package_version, read_json, sound, write_json_lines
+from tl_skillneurons._choice import Choice, joint
+from tl_skillneurons._files import sound
 from tl_skillneurons._indices import form_of, integers, one_shape, require_distinct, require_inside
 from tl_skillneurons._matching import draw_like, finite_match
 from tl_skillneurons._overlap import Overlap, overlap_beside_chance
 from tl_skillneurons._results import html_of
+from tl_skillneurons._set_files import KIND, read_set, write_set
 
 SITE = "mlp.hook_post"
 """The hook point, below ``blocks.{layer}.``, whose coordinates are the neurons: the input of the MLP's output
 projection. For a gated MLP it is ``act(gate) * up``. Every artifact records it, for other tools call other
 things neurons."""
-
-KIND = "NeuronSet"
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -49,6 +49,8 @@ class NeuronSet:
         n_layers: Layers of the model the set belongs to, if known.
         d_mlp: Neurons per layer of that model, if known.
         model: The model's name, kept for the record; compared with nothing.
+        choice: Which examples chose it, by which score, where that is known; compared with nothing. What is measured
+            on these examples is refused, or marked.
 
     Raises:
         TypeError: When layers or indices are not integers (a bool is not one).
@@ -67,6 +69,7 @@ class NeuronSet:
     n_layers: int | None
     d_mlp: int | None
     model: str | None
+    choice: Choice | None
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class NeuronSet:
         n_layers: int | None = None,
         d_mlp: int | None = None,
         model: str | None = None,
+        choice: Choice | None = None,
     ) -> None:
         # written out because it takes lists, while the fields are always tensors
         fields = {
@@ -83,6 +87,7 @@ class NeuronSet:
             "n_layers": None if n_layers is None else require_int(n_layers, "n_layers"),
             "d_mlp": None if d_mlp is None else require_int(d_mlp, "d_mlp"),
             "model": model,
+            "choice": choice,
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -102,13 +107,14 @@ class NeuronSet:
         n_layers: int | None = None,
         d_mlp: int | None = None,
         model: str | None = None,
+        choice: Choice | None = None,
     ) -> "NeuronSet":
         """The neurons in a list of ``(layer, index)``, in its order."""
         pairs = list(pairs)
         for pair in pairs:
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise TypeError(f"each neuron must be a pair (layer, index), got {pair!r}")
-        return cls([p[0] for p in pairs], [p[1] for p in pairs], n_layers=n_layers, d_mlp=d_mlp, model=model)
+        return cls([p[0] for p in pairs], [p[1] for p in pairs], n_layers, d_mlp, model, choice)
 
     @classmethod
     def from_mask(cls, mask: Bool[Tensor, "layer neuron"], *, model: str | None = None) -> "NeuronSet":
@@ -163,7 +169,7 @@ class NeuronSet:
             )
         n_layers, d_mlp = self._shape(len(projections), widths.pop())
         name = getattr(model.cfg, "model_name", None)
-        return NeuronSet(self.layer, self.index, n_layers=n_layers, d_mlp=d_mlp, model=name or self.model)
+        return NeuronSet(self.layer, self.index, n_layers, d_mlp, name or self.model, self.choice)
 
     def by_layer(self) -> dict[int, Int[Tensor, " neuron"]]:
         """Layer -> indices of its neurons, in the set's order; lowest layer first, empty ones left out."""
@@ -195,7 +201,7 @@ class NeuronSet:
             raise ValueError(
                 f"the set has {counts[few]} neurons in layer {few}, can't take the first {n} of each layer"
             )
-        return NeuronSet.from_pairs(kept, n_layers=self.n_layers, d_mlp=self.d_mlp, model=self.model)
+        return self._part(kept)
 
     def nested(self, amounts: Sequence[float | int], d_mlp: int | None = None) -> dict[str, "NeuronSet"]:
         """The first of each layer, in several sizes: ``str(amount)`` -> set, each within the next larger one.
@@ -255,6 +261,7 @@ class NeuronSet:
         exclude: bool = True,
         match: Float[Tensor, "layer neuron"] | Float[Tensor, "quantity layer neuron"] | None = None,
         n_nearest: int = 20,
+        among: Bool[Tensor, "layer neuron"] | None = None,
     ) -> "NeuronSet":
         """Equally many random neurons of each layer: the control for whatever is done to this set.
 
@@ -270,6 +277,7 @@ class NeuronSet:
                 stand-in is then drawn uniformly among the ``n_nearest`` that come nearest to it in this number
                 (of several: in their ranks within the layer) and are still free.
             n_nearest: Fewer match better and vary less from seed to seed.
+            among: Which neurons may be drawn; all without.
 
         Raises:
             ValueError: When a layer has too few neurons to draw from, when ``d_mlp`` is unknown, or when
@@ -288,7 +296,14 @@ class NeuronSet:
         if d_mlp is None:
             raise ValueError("the set doesn't know its model's d_mlp; give random_like(seed, d_mlp=...)")
         drawn = draw_like(
-            self.layer, self.index, d_mlp, seed=seed, exclude=exclude, match=match, n_nearest=n_nearest
+            self.layer,
+            self.index,
+            d_mlp,
+            seed=seed,
+            exclude=exclude,
+            match=match,
+            n_nearest=n_nearest,
+            among=among,
         )
         return NeuronSet(self.layer, drawn, n_layers=n_layers, d_mlp=d_mlp, model=self.model)
 
@@ -298,18 +313,8 @@ class NeuronSet:
         ``layers`` lists the neurons of each layer in ascending order, ``ranked`` all ``[layer, index]`` in
         the set's order.
         """
-        header = {
-            "kind": KIND,
-            "format": FORMAT,
-            "package_version": package_version(),
-            "model": self.model,
-            "site": SITE,
-            "n_layers": self.n_layers,
-            "d_mlp": self.d_mlp,
-            "n_neurons": len(self),
-        }
-        layers = {str(layer): index.sort().values.tolist() for layer, index in self.by_layer().items()}
-        return write_json_lines(path, {**header, "layers": layers, "ranked": list(self)})
+        shape = {"n_layers": self.n_layers, "d_mlp": self.d_mlp, "model": self.model}
+        return write_set(path, self, site=SITE, shape=shape, choice=self.choice)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "NeuronSet":
@@ -319,23 +324,9 @@ class NeuronSet:
             FileNotFoundError: When there is no such file.
             ValueError: When the file is corrupt, holds something else, or contradicts itself.
         """
-        content = read_json(path, KIND)
-        if content.get("site") != SITE:
-            raise ValueError(
-                f"{path} names neurons at {content.get('site')!r}; only those at {SITE!r} can be read"
-            )
+        pairs, known = read_set(path, SITE)
         with sound(path, KIND):
-            shape = {name: content[name] for name in ("n_layers", "d_mlp", "model")}
-            neurons = cls.from_pairs([tuple(pair) for pair in content["ranked"]], **shape)
-            listed = {
-                (int(layer), index) for layer, indices in content["layers"].items() for index in indices
-            }
-        if listed != set(neurons):
-            raise ValueError(
-                f"{path} contradicts itself: 'layers' and 'ranked' must name the same neurons, and "
-                f"{min(listed ^ set(neurons), key=str)} is in only one of them"
-            )
-        return neurons
+            return cls.from_pairs(pairs, **known)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per neuron in the set's order, with columns ``layer`` and ``index``."""
@@ -361,7 +352,8 @@ class NeuronSet:
 
     def __sub__(self, other: "NeuronSet") -> "NeuronSet":
         others = set(other)
-        return self._like(other, [pair for pair in self if pair not in others])
+        left = self._like(other, [pair for pair in self if pair not in others])
+        return self._part(left, left.n_layers, left.d_mlp)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NeuronSet):
@@ -390,4 +382,12 @@ class NeuronSet:
         """``pairs`` as a set of the model that both sets belong to."""
         n_layers, d_mlp = one_shape((self.n_layers, self.d_mlp), (other.n_layers, other.d_mlp))
         model = self.model if self.model == other.model else None
-        return NeuronSet.from_pairs(pairs, n_layers=n_layers, d_mlp=d_mlp, model=model)
+        choice = joint(self.choice, other.choice)
+        return NeuronSet.from_pairs(pairs, n_layers=n_layers, d_mlp=d_mlp, model=model, choice=choice)
+
+    def _part(
+        self, pairs: Iterable[tuple[int, int]], n_layers: int | None = None, d_mlp: int | None = None
+    ) -> "NeuronSet":
+        """Some of its own neurons, chosen as it was."""
+        shape = {"n_layers": n_layers or self.n_layers, "d_mlp": d_mlp or self.d_mlp}
+        return NeuronSet.from_pairs(pairs, **shape, model=self.model, choice=self.choice)

@@ -18,7 +18,8 @@ from tl_skillneurons.stats.intervals import clopper_pearson
 
 N_SHOWN = 10
 ALPHA = 0.05
-CONTROLS = ("random", "matched")
+CONTROLS = {"random": "random", "matched": "matched", "least": "least predictive"}
+"""The kinds of control, as a reader calls them; the last where the set knows which score chose it."""
 METRICS = ("accuracy", "logit_diff")
 DECIDES = "logit_diff"
 """What the verdict goes by: it sees how far every answer moved, not only those that tipped over."""
@@ -168,41 +169,50 @@ def _effects(findings: Findings, frame: pd.DataFrame) -> dict[str, Any]:
 
 def _row(row: "pd.Series[Any]") -> dict[str, float]:
     columns = ["intact", "value", "change_low", "change_high"]
-    for control in CONTROLS:
+    for control in _controls_of(row):
         columns += [f"{control}_median", f"{control}_min", f"{control}_max", f"p_{control}"]
     return {column: float(row[column]) for column in columns}
+
+
+def _controls_of(row: "pd.Series[Any] | dict[str, float]") -> list[str]:
+    """The kinds of control that stand beside a row."""
+    return [control for control in CONTROLS if f"{control}_median" in row]
 
 
 def verdict(effects: dict[str, Any]) -> str:
     """What the effect shows, in a sentence or two, whatever it is.
 
-    "Uses" takes a smaller logit diff than the median control, at p <= 0.05, for every prompt and both kinds of control.
+    "Uses" takes a smaller logit diff than the median control, at p <= 0.05, for every prompt and every kind of control.
     """
     rows = effects["metrics"][DECIDES]["each_prompt"]
     beyond = [
         row[f"p_{control}"] <= ALPHA and row["value"] < row[f"{control}_median"]
         for row in rows
-        for control in CONTROLS
+        for control in _controls_of(row)
     ]
     pooled = effects["metrics"][DECIDES]["pooled"]
+    kinds = _controls_of(pooled)
+    *first, last = (CONTROLS[control] for control in kinds)
+    others = f"{', '.join(first)} and {last} neurons"
     lost = f"logit diff lost: {pooled['intact'] - pooled['value']:.3f}, "
     lost += ", ".join(
-        f"{control} controls {pooled['intact'] - pooled[f'{control}_median']:.3f}" for control in CONTROLS
+        f"{CONTROLS[control]} controls {pooled['intact'] - pooled[f'{control}_median']:.3f}"
+        for control in kinds
     )
     prompts = "the prompt" if len(rows) == 1 else f"each of {len(rows)} prompts"
     if all(beyond):
         return (
-            f"Held at their mean, the skill neurons cost more than random and matched ones do, for {prompts} at "
+            f"Held at their mean, the skill neurons cost more than {others} do, for {prompts} at "
             f"p <= {ALPHA} ({lost}): the model uses what they carry."
         )
     if not any(beyond):
         return (
-            f"Held at their mean, the skill neurons are not seen to cost more than random or matched ones do ({lost}): "
+            f"Held at their mean, the skill neurons are not seen to cost more than {others} do ({lost}): "
             "however well the label can be read off them, nothing here shows that the model uses them."
         )
     return (
         f"Held at their mean, the skill neurons cost more than controls do at p <= {ALPHA} in {sum(beyond)} of "
-        f"{len(beyond)} comparisons (prompts, and random or matched controls; {lost}): that the model uses them is not "
+        f"{len(beyond)} comparisons (prompts and kinds of control; {lost}): that the model uses them is not "
         "established."
     )
 
@@ -306,13 +316,21 @@ def _neuron_table(skill: dict[str, Any]) -> Table:
 
 
 def _effect_table(effects: dict[str, Any]) -> Table:
+    kinds = _controls_of(effects["metrics"][DECIDES]["pooled"])
     caption = (
         f"{effects['n_examples']} examples of {effects['role']}; at {effects['positions']} positions, held at the mean "
-        f"over baseline. Controls: {effects['n_random']} sets of random neurons of the same layers, and as many of "
-        "neurons also alike in activation and output norm: median (range), two-sided rank p."
+        f"over baseline. Controls: {effects['n_random']} sets of random neurons of the same layers, as many of neurons "
+        "also alike in activation and output norm"
+        + (", and of such of their layers' less predictive half" if "least" in kinds else "")
+        + ": median (range), two-sided rank p."
     )
     table = _table(
-        f"What {effects['n_neurons']} skill neurons do", "", "intact", "held", *CONTROLS, caption=caption
+        f"What {effects['n_neurons']} skill neurons do",
+        "",
+        "intact",
+        "held",
+        *(CONTROLS[kind] for kind in kinds),
+        caption=caption,
     )
     table.columns[0].justify = "left"
     for metric, rows in effects["metrics"].items():
@@ -321,7 +339,7 @@ def _effect_table(effects: dict[str, Any]) -> Table:
         for name, row in [*named, ("all prompts" if named else "the prompt", rows["pooled"])]:
             controls = [
                 f"{row[f'{c}_median']:.3f} ({row[f'{c}_min']:.3f} to {row[f'{c}_max']:.3f}), p {row[f'p_{c}']:.3f}"
-                for c in CONTROLS
+                for c in kinds
             ]
             table.add_row(
                 shown(f"{metric.replace('_', ' ')}, {name}"),

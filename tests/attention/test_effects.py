@@ -228,9 +228,8 @@ def test_heads_are_not_measured_on_the_examples_that_chose_them_unless_by_insist
     args = (model, planted.prompt(), some)
     with pytest.raises(ValueError, match="6 of the 6 examples"):
         head_effects(*args, heads[:1], planted.NEURONS, examples=Examples(role="select"), **how)
-    insisted = head_effects(
-        *args, heads, planted.NEURONS, examples=Examples(role="select"), on_chosen_examples=True, **how
-    )
+    insist = Examples(role="select", on_chosen_examples=True)
+    insisted = head_effects(*args, heads, planted.NEURONS, examples=insist, **how)
     assert set(insisted.to_dataframe().heads_chosen) == {"on these examples"}
     assert "heads_chosen='on these examples'" in repr(insisted)
     by_hand = head_effects(*args, list(heads), planted.NEURONS, **how)

@@ -9,8 +9,8 @@ import torch
 from toy import QUIET
 
 from tl_skillneurons import NeuronSet, RunOptions, SoftPrompt
+from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons.attention import ChosenHeads, PathPatching, patch_heads_to_neurons
-from tl_skillneurons.attention.chosen import text_fingerprints
 from tl_skillneurons.interventions import Twins
 
 PAIRS = planted.twins(6)
@@ -103,7 +103,11 @@ def test_heads_are_not_patched_between_the_twins_that_chose_them_unless_by_insis
         ValueError, match="1 of the 12 examples to measure on are among those of role 'select'"
     ):
         run(heads)
-    assert set(run(heads, on_chosen_examples=True).to_dataframe().heads_chosen) == {"on these examples"}
+    insisted = run(heads, twins=replace(TWINS, on_chosen_examples=True)).to_dataframe()
+    assert set(insisted.heads_chosen) == {"on these examples"} and set(insisted.neurons_chosen) == {"unknown"}
+    skill = NeuronSet(planted.NEURONS.layer, planted.NEURONS.index, choice=Choice("select", heads.texts))
+    with pytest.raises(ValueError, match=r"chose these neurons, .*insist with twins=Twins\.of"):
+        run(list(heads), skill)
     apart = run(ChosenHeads(tuple(planted.HEADS), "select", frozenset(text_fingerprints(["another text"]))))
     assert set(apart.to_dataframe().heads_chosen) == {"on other examples"}
 
@@ -118,3 +122,17 @@ def test_it_comes_back_from_its_file_and_shows_itself_in_a_line(tmp_path):
     fewer = replace(found, logit_diff=found.logit_diff[:5], activations=found.activations[:5])
     with pytest.raises(ValueError, match="it tells 20 conditions, and holds 3"):
         PathPatching.load(fewer.save(tmp_path / "paths.safetensors"))
+
+
+def test_neurons_that_no_twin_moves_have_no_fraction_of_their_change():
+    found = run(planted.HEADS)
+    for broken, said in ((found.activations[:1].expand_as(found.activations), "are the same in base and source"),
+                         (found.activations * torch.nan, "are not finite")):  # fmt: skip
+        one = replace(found, activations=broken)
+        assert "recovered_activation=None" in repr(one)
+        with pytest.raises(ValueError, match=f"{said}.*read activations"):
+            one.recovered_activation  # noqa: B018
+        with pytest.warns(UserWarning, match="what the activation recovered is NaN"):
+            frame = one.to_dataframe().set_index("measure")
+        assert frame.loc["activation", ["recovered", "random_max", "p_random"]].isna().all()
+        assert frame.loc["answer", "recovered"] > 0.9

@@ -4,7 +4,9 @@ import planted
 import pytest
 from toy import QUIET
 
-from tl_skillneurons.attention import SourceWords, coloured_sources, source_words
+from tl_skillneurons import NeuronSet
+from tl_skillneurons._choice import Choice, text_fingerprints
+from tl_skillneurons.attention import ChosenHeads, SourceWords, coloured_sources, source_words
 
 QUICK = {"run": QUIET}
 
@@ -51,3 +53,20 @@ def test_it_comes_back_from_its_file_and_shows_itself_in_a_line(model, tmp_path)
     assert (again.heads, again.role, again.settings) == (found.heads, "report", found.settings)
     assert repr(found).startswith(f"SourceWords(n_tokens={len(found.words)}, strongest=['")
     assert "share_label_1" in found._repr_html_()
+
+
+def test_heads_and_neurons_are_not_read_on_the_examples_that_chose_them_unless_by_insistence(model):
+    task = planted.task()
+    texts = frozenset(text_fingerprints(task.split("report")["text"]))
+    heads = ChosenHeads(tuple(planted.HEADS), "report", texts)
+    skill = NeuronSet(planted.NEURONS.layer, planted.NEURONS.index, choice=Choice("report", texts))
+    settings = {"projection": "up", **QUICK}
+    args = (model, planted.prompt(), task)
+    with pytest.raises(ValueError, match=r"16 of the 16 examples .* chose these heads"):
+        source_words(*args, planted.NEURONS, heads, **settings)
+    with pytest.raises(ValueError, match=r"16 of the 16 examples .* chose these neurons"):
+        source_words(*args, skill, planted.HEADS, **settings)
+    frame = source_words(*args, skill, heads, on_chosen_examples=True, **settings).to_dataframe()
+    assert set(frame.heads_chosen) == set(frame.neurons_chosen) == {"on these examples"}
+    apart = source_words(*args, skill, heads, role="select", **settings).to_dataframe()
+    assert set(apart.heads_chosen) == {"on other examples"}

@@ -7,7 +7,9 @@ import tiny
 import torch
 from toy import QUIET
 
+import tl_skillneurons as skn
 from tl_skillneurons import InputCache, NeuronSet, PromptedModel, RunOptions, SoftPrompt, ablate
+from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons.interventions import (
     Beyond,
     Examples,
@@ -18,7 +20,7 @@ from tl_skillneurons.interventions import (
     effects,
     measure_effects,
 )
-from tl_skillneurons.interventions.controls import output_norms
+from tl_skillneurons.interventions.controls import output_norms, with_controls
 
 FEW = Examples(n_reference=16)
 
@@ -364,3 +366,104 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_written(model, task, tmp_
 def test_no_prompt_at_all_is_refused(model, task):
     with pytest.raises(ValueError, match="prompts must hold at least one soft prompt, got none"):
         measure_effects(model, [], task, planted.NEURONS, run=QUIET)
+
+
+# What chose the neurons
+
+
+def chosen_by(task, role="select", neurons=planted.NEURONS):
+    """The neurons as a score on ``role`` chooses them: they and the decoy score high, the others by their number."""
+    score = torch.arange(planted.D_MLP).repeat(planted.N_LAYERS, 1) / 1000
+    for layer, index in [*planted.NEURONS, *planted.DECOY]:
+        score[layer, index] = 1
+    texts = frozenset(text_fingerprints(task.split(role)["text"]))
+    return NeuronSet(neurons.layer, neurons.index, choice=Choice(role, texts, score))
+
+
+def test_the_least_predictive_as_active_stand_beside_them_and_the_file_keeps_them(model, task, tmp_path):
+    path = tmp_path / "effects.safetensors"
+    panel = run(model, task, chosen_by(task), interventions="mean", path=path, n_random=19)
+    frame = panel.to_dataframe()
+    found = at(frame)
+    assert found.least_median == found.least_min == found.intact == 1 and found.p_least == 1 / 20
+    assert found.smallest_p_least == found.smallest_p_random == 1 / 20
+    assert set(frame.neurons_chosen) == {"on other examples"}
+    told = panel.settings["controls"]["whole"]
+    assert [told[kind]["distinct"] for kind in ("random", "matched", "least")] == [19, 19, 19]
+    assert len(told["least"]["differ"]) == 2 and told["random"]["differ"] == []
+    drawn = panel.draws()
+    assert (drawn.neurons == "least").sum() == 19 * drawn.metric.nunique()
+    pd.testing.assert_frame_equal(skn.EffectPanel.load(path).to_dataframe(), frame)
+    assert "least_median" in panel._repr_html_()
+
+
+def test_every_one_of_the_least_is_of_the_less_predictive_half_of_its_layer(model, task):
+    drawn = with_controls({"whole": chosen_by(task)}, model, None, 19, 0)
+    least = [one for (_, kind, _), one in drawn.sets.items() if kind == "least"]
+    assert len(least) == 19
+    for one in least:
+        assert (one.index <= planted.D_MLP / 2 + len(planted.NEURONS) + 1).all()
+        assert one.layer.equal(planted.NEURONS.layer)
+
+
+def test_without_a_score_the_panel_says_why_there_is_no_third_control(model, task):
+    panel = run(model, task, interventions="zero")
+    assert "least_median" not in panel.to_dataframe()
+    [note] = [one for one in panel.notes if one.startswith("least")]
+    assert note.startswith("least: not drawn, for the set doesn't know by which score") and note in repr(
+        panel
+    )
+    assert panel.to_dataframe().attrs["notes"] == list(panel.notes)
+    most = NeuronSet([0] * 30, range(30), choice=Choice("select", frozenset(), torch.zeros(3, 48)))
+    [note] = [one for one in run(model, task, most, interventions="zero").notes if one.startswith("least")]
+    assert "for in the less predictive half layer 0 has 0 neurons to draw 30" in note
+
+
+def test_neurons_are_not_measured_on_the_examples_that_chose_them_unless_by_insistence(model, task):
+    skill, how = chosen_by(task, "report"), {"interventions": "zero"}
+    with pytest.raises(
+        ValueError, match=r"16 of the 16 .*chose these neurons.*Examples\(on_chosen_examples=True\)"
+    ):
+        run(model, task, skill, **how)
+    insist = Examples(n_reference=16, on_chosen_examples=True)
+    panel = run(model, task, {"top": skill, "hand": planted.NEURONS}, examples=insist, **how)
+    by_set = panel.to_dataframe().groupby("set").neurons_chosen.unique()
+    assert by_set["top"] == ["on these examples"] and by_set["hand"] == ["unknown"]
+    assert "neurons_chosen='on these examples'" in repr(panel)
+    assert set(run(model, task, chosen_by(task), **how).to_dataframe().neurons_chosen) == {
+        "on other examples"
+    }
+
+
+def test_matched_controls_that_differ_too_much_can_be_refused(model, task):
+    with pytest.raises(ValueError, match="matched controls may differ by 1e-09 standard deviations, and"):
+        run(model, task, interventions="zero", beyond=Beyond(most_difference=1e-9))
+
+
+def test_the_panel_says_how_many_texts_were_cut_and_what_its_intervals_speak_for(model, task):
+    prompt = planted.prompt()
+    longest = max(len(text.split()) for text in task.split("report")["text"])
+    cut = Examples(reference=None, max_length=longest + prompt.n_virtual_tokens - 1)
+    panel = run(model, task, interventions="zero", examples=cut)
+    n_cut = sum(len(text.split()) == longest for text in task.split("report")["text"])
+    frame = panel.to_dataframe()
+    assert n_cut and set(frame.n_cut) == {n_cut} and f"n_cut={n_cut}" in repr(panel)
+    assert frame.about.str.startswith("this prompt alone (3 or more would speak for others)").all()
+
+
+def test_a_ratio_to_what_other_tasks_lose_is_told_only_where_they_lose(model, task):
+    other = planted.task(seed=5)
+    panel = run(model, task, interventions="mean", beyond=Beyond(other_tasks=[(other, planted.prompt())]))
+    row = panel.specificity().iloc[0]
+    assert row.other_drop_low <= row.other_drop <= row.other_drop_high
+    assert row.ratio == pytest.approx(row["drop"] / row.other_drop) and row.other_drop_low > 0
+    none = run(
+        model,
+        task,
+        planted.DECOY,
+        interventions="mean",
+        beyond=Beyond(other_tasks=[(other, planted.prompt())]),
+    )
+    with pytest.warns(UserWarning, match="the interval of other_drop holds zero"):
+        row = none.specificity("logit_diff").iloc[0]
+    assert pd.isna(row.ratio) and row.other_drop_low <= 0 <= row.other_drop_high

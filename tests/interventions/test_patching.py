@@ -1,5 +1,8 @@
 """Exchanging neurons between twins: the planted ones carry the whole answer, a decoy and controls none of it."""
 
+import json
+from dataclasses import replace
+
 import pandas as pd
 import planted
 import pytest
@@ -8,9 +11,12 @@ import torch
 from toy import QUIET
 
 from tl_skillneurons import NeuronSet, PromptedModel, RunOptions, SoftPrompt, minimal_pairs
+from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons._files import load_tensors, save_tensors
 from tl_skillneurons.interventions import NeuronPatching, Twins, patch_neurons
+from tl_skillneurons.interventions.twins import twins_recorded
 from tl_skillneurons.stats import ratio_interval
+from tl_skillneurons.stats.units import Units
 
 QUICK = {"n_random": 19, "run": QUIET}
 PAIRS = planted.twins()
@@ -216,3 +222,72 @@ def test_a_file_that_is_not_sound_is_refused(model, tmp_path):
         NeuronPatching.load(save_tensors(path, "NeuronPatching", tensors, header))
     with pytest.raises(ValueError, match="'directions' is missing"):
         NeuronPatching.load(save_tensors(path, "NeuronPatching", tensors, {"index": header["index"]}))
+
+
+# Units, cutting, and what chose
+
+
+def test_a_built_in_tasks_pairs_of_one_word_pair_are_one_unit():
+    task = minimal_pairs("movie_reviews", n_pairs=40)
+    pairs = Twins.of(task, "report")
+    of_task = task.units("report")
+    rows = {text: row for row, text in enumerate(task.split("report")["text"])}
+    member = [of_task.member[rows[clean]].item() for clean, _ in pairs.pairs]
+    assert pairs.together.what == "word pair" and len(pairs.together) == len(of_task) < len(pairs.pairs)
+    own = pairs.together.member.tolist()
+    assert all(
+        (own[i] == own[j]) == (member[i] == member[j]) for i in range(len(own)) for j in range(len(own))
+    )
+
+
+def test_pairs_that_share_a_text_on_either_side_are_one_unit_and_a_file_keeps_them():
+    pairs = [("a b", "c d"), ("e f", "a b"), ("g h", "i j"), ("g h", "k l"), ("m n", "o p")]
+    twins = Twins(pairs, [1, 0, 1, 1, 1])
+    assert twins.together.member.tolist() == [0, 0, 1, 1, 2] and twins.together.what == "pair of twins"
+    again = twins_recorded(json.loads(json.dumps(twins.record)))
+    assert again.together.member.tolist() == [0, 0, 1, 1, 2] and list(again.pairs) == pairs
+    with pytest.raises(ValueError, match="units must be of the 5 examples, got those of 4"):
+        Twins(pairs, [1, 0, 1, 1, 1], Units.single(4))
+
+
+def test_signs_and_fractions_go_by_units(model, tmp_path):
+    units = Units.of([[0, 0, 1, 1, 2, 2, 3, 3]], what="author")
+    found = run(model, twins=Twins(PAIRS, TWINS.clean_labels, units), curves=())
+    assert "units='4 (author)'" in repr(found)
+    for one in (found, NeuronPatching.load(found.save(tmp_path / "p.safetensors"))):
+        frame = one.to_dataframe()
+        assert set(frame.unit) == {"author"} and set(frame.n_units) == {4} and set(frame.n_cut) == {0}
+        for row, (direction, result) in zip(frame.itertuples(), one.results.items(), strict=True):
+            assert row.p_zero == 2 / 2**4  # all four turn one way: two of all signs
+            gap = one.source[direction] - result.baseline
+            low, high = ratio_interval(result.effect()[0], gap, units=units)
+            assert (row.low, row.high) == (low.item(), high.item())
+
+
+def test_a_gap_of_copies_of_one_pair_is_as_sure_as_that_pair(model):
+    """Six copies of one pair whose answer turns and two of one where it turns the other way: two units."""
+    labels = [TWINS.clean_labels[0]] * 6 + [1 - TWINS.clean_labels[1]] * 2
+    copies = Twins([PAIRS[0]] * 6 + [PAIRS[1]] * 2, labels)
+    assert len(copies.together) == 2
+    require_no_fraction(run(model, twins=copies, curves=()))
+
+
+def test_twins_that_cutting_makes_the_same_are_refused_with_their_number(model):
+    ends = [("the plot was good", "the plot was bad"), ("the good plot was", "the bad plot was")]
+    room = planted.prompt().n_virtual_tokens
+    with pytest.raises(ValueError, match=rf"1 of 2 pairs .* cut to {3 + room} tokens, pair 0 first"):
+        run(model, twins=Twins(ends, [1, 1]), curves=(), max_length=3 + room)
+    found = run(model, twins=Twins(ends[1:], [1]), curves=(), max_length=3 + room)
+    assert found.settings["n_cut"] == 2
+    assert set(run(model, twins=Twins(ends, [1, 1]), curves=()).to_dataframe().n_cut) == {0}
+
+
+def test_neurons_are_not_patched_between_the_twins_that_chose_them_unless_by_insistence(model):
+    texts = frozenset(text_fingerprints(TWINS.texts))
+    skill = NeuronSet(planted.NEURONS.layer, planted.NEURONS.index, choice=Choice("select", texts))
+    with pytest.raises(ValueError, match=r"that chose these neurons, .*Twins.of\(task, role, on_chosen"):
+        run(model, skill, curves=())
+    insisted = run(model, skill, curves=(), twins=replace(TWINS, on_chosen_examples=True))
+    assert set(insisted.to_dataframe().neurons_chosen) == {"on these examples"}
+    assert "neurons_chosen='on these examples'" in repr(insisted)
+    assert set(run(model, curves=()).to_dataframe().neurons_chosen) == {"unknown"}

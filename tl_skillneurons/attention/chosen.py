@@ -6,15 +6,12 @@ chosen heads still separate them more than others do. What is measured is measur
 What it does not show: for heads given as a plain list nobody knows what chose them; a table then says "unknown".
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
+from tl_skillneurons._choice import Choice, require_apart
 from tl_skillneurons.attention._heads import Head
-
-APART, THESE, UNKNOWN = "on other examples", "on these examples", "unknown"
-"""Where heads were chosen, as a table says it."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,25 +51,11 @@ class ChosenHeads(Sequence[Head]):
         return f"{list(self.heads)} (chosen on {self.role})"
 
 
-def text_fingerprints(texts: Iterable[str]) -> list[str]:
-    """One for each text, the same for texts that are equal up to white space."""
-    return [hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16] for text in texts]
-
-
-def require_apart(heads: Sequence[Head], texts: Iterable[str], *, insist: bool) -> str:
-    """Where ``heads`` were chosen, seen from the texts that measure them: one of the words above.
+def require_heads_apart(heads: Sequence[Head], texts: Iterable[str], *, insist: bool, by: str) -> str:
+    """Where ``heads`` were chosen, seen from the texts that measure them (:mod:`~tl_skillneurons._choice`).
 
     Raises:
         ValueError: When some of these texts chose them, unless the caller insists.
     """
-    if not isinstance(heads, ChosenHeads):
-        return UNKNOWN
-    measured = text_fingerprints(texts)
-    n_shared = sum(one in heads.texts for one in measured)
-    if n_shared and not insist:
-        raise ValueError(
-            f"{n_shared} of the {len(measured)} examples to measure on are among those of role {heads.role!r} that "
-            "chose these heads, on which they look better than they are; measure on another role, choose on another "
-            "(head_writers(role='select')), or insist with on_chosen_examples=True"
-        )
-    return THESE if n_shared else APART
+    choice = Choice(heads.role, heads.texts) if isinstance(heads, ChosenHeads) else None
+    return require_apart(choice, texts, insist=insist, what="heads", by=by)

@@ -31,16 +31,17 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_option, require_seed
+from tl_skillneurons._choice import require_apart
 from tl_skillneurons._controls import ALIKE, few_alternatives, standardised_differences
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._heads import Head, require_heads
 from tl_skillneurons.attention._over_task import settings_of
-from tl_skillneurons.attention.chosen import require_apart
+from tl_skillneurons.attention.chosen import require_heads_apart
 from tl_skillneurons.attention.head_ablation import ablate_heads, controls_of_heads
 from tl_skillneurons.attention.outputs import HeadOutputs, head_outputs
-from tl_skillneurons.interventions.effects import Examples
+from tl_skillneurons.interventions.asked import Examples
 from tl_skillneurons.interventions.kinds import How, Intervention, as_intervention
 from tl_skillneurons.interventions.references import reference_rows
 from tl_skillneurons.models.hooks import Hook
@@ -100,8 +101,9 @@ class HeadEffects:
 
         Columns ``intact``, ``ablated``, and for each control the median and range over its draws and the two-sided
         rank p-value of being as far from the middle (``random_median``, ``random_min``, ``random_max``, ``p_random``,
-        and ``matched_...``), beside ``smallest_p_random``, what so many distinct draws allow; ``heads_chosen`` "on
-        other examples", "on these examples" (by insistence) or "unknown".
+        and ``matched_...``), beside ``smallest_p_random``, what so many distinct draws allow; ``n_cut``, how many texts
+        lost their end; ``heads_chosen`` and ``neurons_chosen`` "on other examples", "on these examples" (by insistence)
+        or "unknown".
         """
         values = {
             metric: torch.stack([per_example(metric, z, self.labels).mean() for z in self.logits])
@@ -123,6 +125,7 @@ class HeadEffects:
             rows.append(row)
         chosen = self.settings["heads_chosen"]
         frame = pd.DataFrame(rows).assign(n_examples=len(self.labels), role=self.role, heads_chosen=chosen)
+        frame = frame.assign(neurons_chosen=self.settings["neurons_chosen"], n_cut=self.settings["n_cut"])
         frame.attrs["notes"] = list(self.notes)
         return frame
 
@@ -188,7 +191,6 @@ def head_effects(
     n_random: int = 20,
     seed: int = 0,
     examples: Examples = Examples(),
-    on_chosen_examples: bool = False,
     run: RunOptions = RunOptions(),
 ) -> HeadEffects:
     """Ablate ``heads``, then up to ``n_random`` controls of each kind, and look at neurons and answers each time.
@@ -198,13 +200,12 @@ def head_effects(
         how: An intervention, as in :func:`ablate_heads`.
         positions: Where the heads' outputs are held: "prompt" (what the prompt positions get), "text" or "all".
         n_random: Distinct draws of each control, or all that there are; 19 at least, as a p-value of 0.05 needs.
-        examples: Whose answers count; whose ``n_reference``, evenly from all classes, give the heads' means.
-
-        on_chosen_examples: Measure heads on the examples that chose them all the same; every row says so.
+        examples: Whose answers count; whose ``n_reference``, evenly from all classes and units, give the heads' means.
+            Not those that chose the heads or the neurons, unless ``Examples(on_chosen_examples=True)`` insists.
 
     Raises:
-        ValueError: For heads or neurons of another model, heads that these examples chose, an intervention without
-            its reference, or fewer draws than a p-value of 0.05 needs.
+        ValueError: For heads or neurons of another model or that these examples chose, an intervention without its
+            reference, or fewer draws than a p-value of 0.05 needs.
 
     Example:
         >>> found = skn.attention.head_effects(model, prompt, task, [(5, 1), (7, 3)], skill)
@@ -222,7 +223,9 @@ def head_effects(
     pairs = require_heads(heads, n_layers, n_heads)
     split = task.split(examples.role)
     texts, labels = list(split["text"]), torch.tensor(split["label"])
-    chosen = require_apart(heads, texts, insist=on_chosen_examples)
+    insist, by = examples.on_chosen_examples, "Examples(on_chosen_examples=True)"
+    chosen = require_heads_apart(heads, texts, insist=insist, by=by)
+    neurons_chosen = require_apart(neurons.choice, texts, insist=insist, by=by)
     if run.cache is None and positions == "prompt" and runs_text_apart(model):
         run = replace(run, cache=InputCache(model))
     prompted = PromptedModel.for_task(model, prompt, task, max_length=examples.max_length, run=run)
@@ -255,6 +258,8 @@ def head_effects(
         neurons=[list(pair) for pair in neurons],
         site=SITE,
         heads_chosen=chosen,
+        neurons_chosen=neurons_chosen,
+        n_cut=prompted.n_truncated(texts),
         how=what.name,
         positions=positions,
         positions_frame="with virtual tokens",

@@ -39,10 +39,10 @@ from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._heads import Head, require_heads
 from tl_skillneurons.attention._over_task import POSITIONS, settings_of
-from tl_skillneurons.attention.chosen import require_apart
+from tl_skillneurons.attention.chosen import require_heads_apart
 from tl_skillneurons.attention.head_ablation import controls_of_heads
 from tl_skillneurons.interventions._measured import units_record, units_said, units_told
-from tl_skillneurons.interventions.twins import Twins, logit_diff, no_fraction, twins_of, twins_record
+from tl_skillneurons.interventions.twins import INSIST, Twins, logit_diff, no_fraction, twins_of, twins_record
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
 from tl_skillneurons.models.verification import require
@@ -126,7 +126,7 @@ class PathPatching:
         """Two rows, ``measure`` "activation" and "answer": ``recovered``, and of the random heads median, range and
         the rank p of recovering as much (``random_median``, ``random_min``, ``random_max``, ``p_random``);
         ``smallest_p``, what so many distinct draws allow, and ``drawn_from`` which layers;
-        ``heads_chosen`` "on other examples", "on these examples" (by insistence) or "unknown".
+        ``heads_chosen`` and ``neurons_chosen`` "on other examples", "on these examples" (by insistence) or "unknown".
 
         Where :attr:`recovered_activation` or :attr:`recovered_answer` is refused its row holds NaN, and a warning says
         why. ``n_pairs`` twins in ``n_units`` of what ``unit`` says; ``n_cut`` of their texts lost their end.
@@ -151,6 +151,7 @@ class PathPatching:
             n_units=len(self.units),
             n_cut=self.settings.get("n_cut"),
             heads_chosen=self.settings["heads_chosen"],
+            neurons_chosen=self.settings["neurons_chosen"],
         )
 
     def __repr__(self) -> str:
@@ -202,21 +203,20 @@ def patch_heads_to_neurons(
     n_random: int = 20,
     seed: int = 0,
     max_length: int | None = None,
-    on_chosen_examples: bool = False,
     run: RunOptions = RunOptions(),
 ) -> PathPatching:
     """Patch the paths from ``heads`` at the prompt positions to ``neurons``, clean into corrupted.
 
     Args:
         task: Gives the label words, and the twins where it has them (:func:`~tl_skillneurons.minimal_pairs`).
-        twins: The role of the task whose twins are taken, or other pairs of equal token length, ``Twins(...)``.
+        twins: The role of the task whose twins are taken, or other pairs of equal token length, ``Twins(...)``. Not
+            those that chose the heads or the neurons, unless ``Twins.of(task, role, on_chosen_examples=True)`` insists.
         n_random: Distinct draws of random heads, or all that there are; 19 at least, as a p-value of 0.05 needs.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
-        on_chosen_examples: Patch heads between twins that chose them all the same; the table says so.
 
     Raises:
-        ValueError: For pairs of unequal length, heads that these twins chose, heads or neurons of another model, or
-            fewer draws than a p-value of 0.05 needs.
+        ValueError: For pairs of unequal length, heads or neurons of another model or that these twins chose, or fewer
+            draws than a p-value of 0.05 needs.
 
     Example:
         >>> found = skn.attention.patch_heads_to_neurons(model, prompt, task, writers.top_heads(3), skill)
@@ -236,8 +236,8 @@ def patch_heads_to_neurons(
     conditions = [chosen, *draws]
     prompted = PromptedModel.for_task(model, prompt, task, max_length=max_length, run=run)
     pairs = twins_of(task, twins)
-    measured = [text for pair in pairs.pairs for text in pair]
-    where_chosen = require_apart(heads, measured, insist=on_chosen_examples)
+    where_chosen = require_heads_apart(heads, pairs.texts, insist=pairs.on_chosen_examples, by=INSIST)
+    neurons_chosen = pairs.where_chosen(neurons)
     clean, corrupted = pairs.encode(prompted)
     diffs = torch.empty(len(conditions) + 2, len(clean), dtype=torch.float64)
     acts = torch.empty(len(conditions) + 2, len(clean), len(neurons), dtype=torch.float64)
@@ -265,6 +265,7 @@ def patch_heads_to_neurons(
         n_cut=pairs.n_cut(prompted),
         drawn_from=drawn_from,
         heads_chosen=where_chosen,
+        neurons_chosen=neurons_chosen,
         n_random=n_random,
         seed=seed,
     )

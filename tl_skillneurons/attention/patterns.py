@@ -149,7 +149,7 @@ def attention_over_task(
         name: rearrange(rearrange(total, "label ... -> ... label") / counts, "... label -> label ...")
         for name, total in sums.items()
     }
-    settings = settings_of(prompted, task)
+    settings = settings_of(prompted, task, n_cut=prompted.n_truncated(texts))
     return PromptAttention(**means, role=role, n_examples=tuple(counts.tolist()), settings=settings)
 
 

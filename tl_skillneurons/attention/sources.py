@@ -23,11 +23,13 @@ from rich.text import Text
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from tl_skillneurons._choice import require_apart
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._heads import Head, require_heads
 from tl_skillneurons.attention._over_task import POSITIONS, decomposed, settings_of, small_batches
+from tl_skillneurons.attention.chosen import require_heads_apart
 from tl_skillneurons.attention.decomposition import PreActivationParts
 from tl_skillneurons.attention.patterns import token_names
 from tl_skillneurons.neurons import SITE, NeuronSet
@@ -65,9 +67,11 @@ class SourceWords:
 
         Columns: ``token``, ``contribution`` (summed over the heads, averaged over neurons, prompt positions and
         the token's occurrences, signed), ``n`` occurrences, ``share_label_1`` of the occurrences, and ``share`` of
-        the absolute contributions of all occurrences.
+        the absolute contributions of all occurrences; ``heads_chosen`` and ``neurons_chosen`` "on other examples", "on
+        these examples" (by insistence) or "unknown".
         """
-        return self.words.copy()
+        chosen = {name: self.settings[name] for name in ("heads_chosen", "neurons_chosen")}
+        return self.words.assign(**chosen)
 
     def __repr__(self) -> str:
         strongest = list(self.words.token[:5])
@@ -113,6 +117,7 @@ def source_words(
     projection: str = "pre",
     role: str = "report",
     max_length: int | None = None,
+    on_chosen_examples: bool = False,
     run: RunOptions = RunOptions(),
 ) -> SourceWords:
     """Which source tokens the heads move something from into the neurons, over all examples of ``role``.
@@ -120,10 +125,12 @@ def source_words(
     Args:
         projection: "pre", or "up" of a gated MLP (:func:`~tl_skillneurons.attention.decompose`).
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
+        on_chosen_examples: Read heads and neurons on the examples that chose them all the same; every row says so.
         run: Without a limit of its own, batches hold 512 tokens.
 
     Raises:
-        ValueError: For heads outside the model, or what a decomposition refuses.
+        ValueError: For heads outside the model, heads or neurons that these examples chose, or what a decomposition
+            refuses.
 
     Example:
         >>> words = skn.attention.source_words(model, prompt, task, skill, [(5, 1), (7, 3)])
@@ -132,6 +139,9 @@ def source_words(
     prompted = PromptedModel(model, prompt, max_length=max_length, run=small_batches(run))
     split = task.split(role)
     texts, labels = list(split["text"]), list(split["label"])
+    insist, by = on_chosen_examples, "on_chosen_examples=True"
+    heads_chosen = require_heads_apart(heads, texts, insist=insist, by=by)
+    neurons_chosen = require_apart(neurons.choice, texts, insist=insist, by=by)
     tally: dict[str, list[float]] = {}
     with progress_bar(f"from which words, on {role}", len(texts), show=run.progress) as advance:
         for batch, parts in decomposed(prompted, texts, neurons, projection, by_source=True):
@@ -165,6 +175,9 @@ def source_words(
         positions=POSITIONS,
         projection=projection,
         neurons=[list(pair) for pair in neurons],
+        heads_chosen=heads_chosen,
+        neurons_chosen=neurons_chosen,
+        n_cut=prompted.n_truncated(texts),
     )
     return SourceWords(frame.loc[order].reset_index(drop=True), tuple(pairs), role, settings)
 
@@ -180,6 +193,8 @@ def coloured_sources(
     max_length: int | None = None,
 ) -> Text:
     """One text, each token shaded by what the heads move from it into the neurons: red up, blue down.
+
+    A picture of one text, no measurement: whether it chose the heads isn't asked.
 
     Args:
         projection: "pre", or "up" of a gated MLP (:func:`~tl_skillneurons.attention.decompose`).

@@ -29,11 +29,12 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_seed
+from tl_skillneurons._choice import text_fingerprints
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._over_task import POSITIONS, decomposed, settings_of, small_batches
-from tl_skillneurons.attention.chosen import ChosenHeads, text_fingerprints
+from tl_skillneurons.attention.chosen import ChosenHeads
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
@@ -260,6 +261,7 @@ def head_writers(
         site=SITE,
         positions=POSITIONS,
         projection=projection,
+        n_cut=prompted.n_truncated(texts),
         n_permutations=n_permutations,
         seed=seed,
         unit=units.what,

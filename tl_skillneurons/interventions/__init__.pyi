@@ -1,13 +1,13 @@
 from ._measured import Condition as Condition
 from ._measured import Measured as Measured
 from .ablation import ablate as ablate
+from .asked import Beyond as Beyond
+from .asked import Examples as Examples
 from .attribution import NeuronAttribution as NeuronAttribution
 from .attribution import attribute_neurons as attribute_neurons
 from .attribution import compare_with_exact as compare_with_exact
 from .direct_effects import direct_logits as direct_logits
 from .effect_panel import EffectPanel as EffectPanel
-from .effects import Beyond as Beyond
-from .effects import Examples as Examples
 from .effects import measure_effects as measure_effects
 from .kinds import ClassMean as ClassMean
 from .kinds import Intervention as Intervention

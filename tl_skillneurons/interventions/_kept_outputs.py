@@ -19,8 +19,8 @@ from tl_skillneurons.interventions.effect_panel import KIND, EffectPanel, tensor
 from tl_skillneurons.models.hooks import Hooks
 
 _SECONDS_BETWEEN_WRITES = 5.0
-_IN_NAMES = ("interventions", "positions", "n_random")
-"""Settings that each output's name tells: more of them go into the same file."""
+_IN_NAMES = ("interventions", "positions", "n_random", "controls", "notes")
+"""Settings that each output's name tells, or that follow from these: more of them go into the same file."""
 _LONGEST = 200
 
 

@@ -31,7 +31,7 @@ class Condition:
         intervention: Its name, for example ``"noise 0.5"``.
         positions: "all", "prompt" or "text".
         set: The set's name; ``"whole"`` where there is one without a name.
-        neurons: "chosen", or the control: "random" or "matched".
+        neurons: "chosen", or the control: "random", "matched" or "least".
         draw: Which control; 0 for the chosen neurons.
         n_neurons: How many neurons the set has.
 

@@ -16,7 +16,7 @@ reads can still get a small score through the scale of a norm.
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import differing, require_int, require_option, require_seed
+from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
@@ -102,7 +103,7 @@ class NeuronAttribution:
         return self.effect / self.gap
 
     def top(self, n: int) -> NeuronSet:
-        """The neurons that recover most by this estimate, highest first.
+        """The neurons that recover most by this estimate, highest first; they remember the twins that chose them.
 
         Raises:
             ValueError: When the gap is zero, its interval over pairs holds zero, or an effect is not finite.
@@ -113,7 +114,10 @@ class NeuronAttribution:
         flat = rearrange(toward, "layer neuron -> (layer neuron)")
         order = flat.argsort(descending=True, stable=True)[: require_int(n, "n")]
         n_layers, d_mlp = self.effect.shape
-        return NeuronSet(order // d_mlp, order % d_mlp, n_layers, d_mlp, self.settings["model"]["name"])
+        choice = Choice.recorded(self.settings.get("chose"))
+        choice = None if choice is None else replace(choice, score=toward)
+        name = self.settings["model"]["name"]
+        return NeuronSet(order // d_mlp, order % d_mlp, n_layers, d_mlp, name, choice)
 
     def _no_ranking(self) -> str | None:
         if not self.effect.isfinite().all():
@@ -172,7 +176,7 @@ def attribute_neurons(
     prompt: SoftPrompt,
     task: Task,
     *,
-    twins: Twins | str = "report",
+    twins: Twins | str = "select",
     direction: str = "denoise",
     positions: Positions = "prompt",
     steps: int = 1,
@@ -182,7 +186,8 @@ def attribute_neurons(
     """Estimate for every neuron what :func:`~tl_skillneurons.patch_neurons` would find for it alone.
 
     Args:
-        task, twins, positions, max_length: As in :func:`~tl_skillneurons.patch_neurons`.
+        task, positions, max_length: As in :func:`~tl_skillneurons.patch_neurons`.
+        twins: Likewise; by default those of ``select``, for this chooses neurons (:meth:`NeuronAttribution.top`).
         steps: Runs between base and source whose gradients are averaged; 1 takes that of the base run.
 
     Raises:
@@ -225,6 +230,9 @@ def attribute_neurons(
         "twins": twins_record(twins),
         "units": units_record(pairs.together),
         "n_cut": pairs.n_cut(prompted),
+        "chose": Choice(
+            twins if isinstance(twins, str) else "twins", frozenset(text_fingerprints(pairs.texts))
+        ).record,
         "steps": steps,
     }
     return NeuronAttribution(effect / n_pairs, gaps, settings)
@@ -309,11 +317,13 @@ def compare_with_exact(
 ) -> pd.DataFrame:
     """Patch neurons one at a time, the highest by attribution and a random sample, and compare.
 
-    Twins, positions, direction and length are those that the attribution was made with.
+    Twins, positions, direction and length are those that the attribution was made with: this compares two measures on
+    the same twins, on which the highest look better than they are.
 
     Returns:
         One row per neuron: ``group`` ("top" or "sample"), ``layer``, ``index``, ``estimate`` and ``exact``, both
-        fractions of the gap, and the group's Spearman correlation of the two, ``rank_agreement``.
+        fractions of the gap, the group's Spearman correlation of the two, ``rank_agreement``, and ``neurons_chosen``
+        "on these examples" for the highest.
 
     Raises:
         ValueError: For another model, prompt or task than the attribution's.
@@ -339,7 +349,8 @@ def compare_with_exact(
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(n_layers * d_mlp, generator=generator)[: require_int(n_sample, "n_sample")]
     groups = {"top": top, "sample": NeuronSet(drawn // d_mlp, drawn % d_mlp, n_layers, d_mlp)}
-    direction, twins = settings["direction"], settings["twins"]
+    direction = settings["direction"]
+    twins = replace(twins_of(task, twins_recorded(settings["twins"])), on_chosen_examples=True)
     frames = []
     for group, neurons in groups.items():
         found = patch_neurons(
@@ -347,7 +358,7 @@ def compare_with_exact(
             prompt,
             task,
             neurons,
-            twins=twins_recorded(twins),
+            twins=twins,
             directions=(direction,),
             positions=positions_of(settings["positions"]),
             curves=("neuron",),
@@ -362,5 +373,9 @@ def compare_with_exact(
         exact = found.recovered(direction)[single]
         frame = neurons.to_dataframe().assign(group=group)
         frame["estimate"], frame["exact"] = estimate.tolist(), exact.tolist()
-        frames.append(frame.assign(rank_agreement=spearman(estimate, exact)))
+        told = {
+            "rank_agreement": spearman(estimate, exact),
+            "neurons_chosen": found.settings["neurons_chosen"],
+        }
+        frames.append(frame.assign(**told))
     return pd.concat(frames, ignore_index=True)

@@ -14,8 +14,9 @@ intervention; direct effect: later layers and norm scales as in the intact run, 
 
 Larger is better for the first three, worse for the last two; ``change`` is value minus intact.
 
-Two controls stand beside each: random neurons of the same layers, and random neurons matched on mean absolute
-activation and output-weight norm. Their p-value is the two-sided rank p
+Controls stand beside each: random neurons of the same layers, random neurons matched on mean absolute activation and
+output-weight norm, and matched ones of the less predictive half of their layers, where the set knows which score chose
+it (:mod:`~tl_skillneurons.interventions.controls`). Their p-value is the two-sided rank p
 (:func:`~tl_skillneurons.stats.rank_p_value`): how many of the controls' values are as far from the middle of all
 as the chosen neurons' is, whichever way; which way it is, ``value`` beside the control's median says. With several
 prompts every number is there for each, and pooled: the mean over prompts, among the controls' means.
@@ -25,8 +26,10 @@ what is missing: compare direct and total effect); anything beyond this role's e
 row, not corrected for the number of rows.
 """
 
+import math
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,18 +39,22 @@ import torch
 from torch import Tensor
 
 from tl_skillneurons._checks import require_option, require_seed
+from tl_skillneurons._choice import THESE
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.interventions._measured import (
+    POOLED,
     TASK_METRICS,
     Condition,
     Measured,
     exact_of,
     intervals_of,
     units_recorded,
+    units_told,
 )
 from tl_skillneurons.interventions.controls import CONTROLS
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value
+from tl_skillneurons.stats.intervals import interval_scope
 from tl_skillneurons.stats.ranks import median
 
 KIND = "EffectPanel"
@@ -62,7 +69,8 @@ class EffectPanel:
         measured: The task's total effects first, then its direct ones, other tasks and plain text, where asked
             for.
         role: Whose examples of the task answered.
-        settings: What made the panel: model, site, prompts, neurons, reference, seed.
+        settings: What made the panel: model, site, prompts, neurons and where they were chosen, units, how many texts
+            were cut, controls and how alike they are, reference, seed.
 
     Example:
         >>> panel = skn.EffectPanel.load("effects.safetensors")
@@ -84,8 +92,11 @@ class EffectPanel:
         ``change_high``; the same resampled examples for all rows of a task); for accuracy the exact interval of
         ``value`` (where examples are independent) and McNemar's p against the intact model (``value_low``,
         ``value_high``, ``p_mcnemar``), resampled and turned by units (``unit``, ``n_units``); for
-        each control the median and range of ``value`` over its draws and the two-sided rank p (``random_median``,
-        ``random_min``, ``random_max``, ``p_random``, and ``matched_...``).
+        each control the median and range of ``value`` over its draws, the two-sided rank p and the smallest that so
+        many distinct draws allow (``random_median``, ``random_min``, ``random_max``, ``p_random``,
+        ``smallest_p_random``; ``matched_...``, and ``least_...`` where there is the third control; :attr:`notes` says
+        why not); ``n_cut``, how many of the texts lost their end; ``neurons_chosen`` "on other examples", "on these
+        examples" (by insistence) or "unknown"; ``about``, what other prompts and examples the intervals speak for.
 
         With several prompts each has its rows (``prompt`` 0, 1, ...), and the rows "pooled" are of the means over
         prompts, their interval over prompts and examples; exact interval and McNemar's test are of single prompts.
@@ -94,7 +105,14 @@ class EffectPanel:
             each_prompt: False for the pooled rows alone (those of the prompt, where there is one).
         """
         require_seed(seed)
-        return pd.DataFrame(list(self._rows(confidence, seed, each_prompt)))
+        frame = pd.DataFrame(list(self._rows(confidence, seed, each_prompt)))
+        frame.attrs["notes"] = list(self.notes)
+        return frame
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the p-values must know, in words: controls that are too few, not alike, or not drawn."""
+        return tuple(self.settings.get("notes", ()))
 
     def draws(self) -> pd.DataFrame:
         """One row per task, effect, prompt, condition and metric: the chosen neurons' value and each control's."""
@@ -112,7 +130,8 @@ class EffectPanel:
         """How much more the chosen neurons' intervention costs this task than the others.
 
         One row per intervention, positions and set: the drop on the task (its mean over prompts), the mean drop on
-        the other tasks, their ratio (NaN where the others lose nothing), the same two drops of the median random
+        the other tasks with its 95 % interval (``other_drop_low``, ``other_drop_high``; each task's in quadrature) and
+        their ratio (NaN, with a warning, where that interval holds zero), the same two drops of the median random
         control, and the increase of plain text's cross-entropy (NaN where it was not measured).
 
         Raises:
@@ -126,7 +145,7 @@ class EffectPanel:
                 "beyond=Beyond(other_tasks=[(task, prompt)])"
             )
         plain = next((m for m in self.measured if m.labels is None), None)
-        rows = []
+        rows, unsure = [], False
         for condition in self.conditions:
             if condition.neurons != "chosen":
                 continue
@@ -134,6 +153,9 @@ class EffectPanel:
             controls = self._draws_of(condition, "random")
             on_random, *off_random = (median([_drop(m, c, metric) for c in controls]) for m in total)
             off_mean = sum(off) / len(off)
+            low, high = self._drop_interval(total[1:], condition, metric)
+            certain = low > 0 or high < 0
+            unsure = unsure or not certain
             in_plain = plain is not None and condition.key in plain.outputs
             rows.append(
                 {
@@ -141,7 +163,9 @@ class EffectPanel:
                     "metric": metric,
                     "drop": on,
                     "other_drop": off_mean,
-                    "ratio": on / off_mean if off_mean else float("nan"),
+                    "other_drop_low": low,
+                    "other_drop_high": high,
+                    "ratio": on / off_mean if certain else float("nan"),
                     "random_drop": on_random,
                     "random_other_drop": sum(off_random) / len(off_random),
                     "cross_entropy_increase": -_drop(plain, condition, "cross_entropy")
@@ -149,7 +173,27 @@ class EffectPanel:
                     else float("nan"),
                 }
             )
+        if unsure:
+            warnings.warn(
+                "the other tasks may lose nothing (the interval of other_drop holds zero): ratio is NaN there, read "
+                "the drops",
+                stacklevel=2,
+            )
         return pd.DataFrame(rows)
+
+    def _drop_interval(
+        self, tasks: Sequence[Measured], condition: Condition, metric: str
+    ) -> tuple[float, float]:
+        """Of the mean drop over tasks: their half-widths on either side add in quadrature."""
+        drops, down, up = [], [], []
+        for one in tasks:
+            units = units_recorded(self.settings.get("units", {}).get(one.task))
+            [(low, high)] = intervals_of(one, one.prompts[-1], [(condition, metric)], 0.95, 0, units)
+            drops.append(_drop(one, condition, metric))
+            down.append(drops[-1] + high)  # a drop is minus a change
+            up.append(-low - drops[-1])
+        middle = sum(drops) / len(drops)
+        return middle - math.hypot(*down) / len(drops), middle + math.hypot(*up) / len(drops)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the panel as safetensors, whole or not at all; returns its path."""
@@ -213,7 +257,23 @@ class EffectPanel:
             positions=list(dict.fromkeys(c.positions for c in self.conditions)),
             n_neurons={c.set: c.n_neurons for c in self.conditions},
             n_random=1 + max(c.draw for c in self.conditions),
+            **self._told(),
         )
+
+    def _told(self) -> dict[str, Any]:
+        """What a line says only where there is something to say."""
+        first = self.measured[0].task
+        chosen = self.settings.get("neurons_chosen", {}).get(first, {})
+        told: dict[str, Any] = {}
+        if units := self.settings.get("units", {}).get(first):
+            told["units"] = f"{units['n']} ({units['what']})"
+        if any(cut := self.settings.get("n_cut", {}).get(first, [])):
+            told["n_cut"] = max(cut)
+        if THESE in chosen.values():
+            told["neurons_chosen"] = THESE
+        if self.notes:
+            told["notes"] = list(self.notes)
+        return told
 
     def _repr_html_(self) -> str:
         return html_of(self)
@@ -234,6 +294,9 @@ class EffectPanel:
             record = self.settings.get("units", {}).get(measured.task)
             units = units_recorded(record)
             told = {"unit": record["what"], "n_units": record["n"]} if record else {}
+            cut = self.settings.get("n_cut", {}).get(measured.task)
+            where_chosen = self.settings.get("neurons_chosen", {}).get(measured.task, {})
+            controls = [c for c in CONTROLS if any(one.neurons == c for one in self.conditions)]
             chosen = [c for c in self._conditions_of(measured) if c.neurons == "chosen"]
             asked = [(condition, metric) for condition in chosen for metric in measured.metrics]
             for prompt in measured.prompts if each_prompt else measured.prompts[-1:]:
@@ -245,12 +308,20 @@ class EffectPanel:
                     row |= {"intact": intact, "value": value, "change": value - intact}
                     row |= {"change_low": low, "change_high": high}
                     row |= exact_of(metric, measured, prompt, condition, confidence, units)
-                    for control in CONTROLS:
+                    for control in controls:
                         drawn = [
                             measured.value(metric, c.key, prompt) for c in self._draws_of(condition, control)
                         ]
                         row |= _beside(control, value, drawn)
-                    yield {**row, "n_examples": measured.intact.shape[1], **told, "role": self.role}
+                    if cut is not None:
+                        told["n_cut"] = cut[prompt] if isinstance(prompt, int) else max(cut)
+                    if condition.set in where_chosen:
+                        told["neurons_chosen"] = where_chosen[condition.set]
+                    n = measured.intact.shape[1]
+                    told["about"] = interval_scope(
+                        len(measured.intact) if prompt == POOLED else 1, units_told(record, n, "text")
+                    )
+                    yield {**row, "n_examples": n, **told, "role": self.role}
 
 
 def tensor_name(measured: int, prompt: int | None, what: str) -> str:
@@ -296,6 +367,9 @@ def _drop(measured: Measured, condition: Condition, metric: str) -> float:
 
 
 def _beside(control: str, value: float, drawn: list[float]) -> dict[str, float]:
+    if not drawn:
+        return {}
     found = {"median": median(drawn), "min": min(drawn), "max": max(drawn)}
     named = {f"{control}_{name}": number for name, number in found.items()}
-    return {**named, f"p_{control}": rank_p_value(value, drawn, "two-sided")}
+    named[f"p_{control}"] = rank_p_value(value, drawn, "two-sided")
+    return {**named, f"smallest_p_{control}": 1 / (len(drawn) + 1)}

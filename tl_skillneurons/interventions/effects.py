@@ -19,10 +19,12 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option, require_seed
+from tl_skillneurons._choice import require_apart
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.interventions._kept_outputs import KeptOutputs
 from tl_skillneurons.interventions._measured import Condition, Measured, units_record
 from tl_skillneurons.interventions.ablation import ablate_where_known
+from tl_skillneurons.interventions.asked import Beyond, Examples
 from tl_skillneurons.interventions.controls import with_controls
 from tl_skillneurons.interventions.direct_effects import direct_logits
 from tl_skillneurons.interventions.effect_panel import EffectPanel
@@ -43,49 +45,6 @@ from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.tasks.task import Task
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Whose answers count, and whose activations give reference values.
-
-    Attributes:
-        role: Whose examples answer; ``"report"`` has selected nothing.
-        reference: Whose examples give means, spreads and values to resample. ``None`` for none: then only
-            interventions that need none, and controls are matched on output weights alone.
-        n_reference: Up to how many of them, evenly from the classes; ``None`` for all.
-        max_length: Longest sequence in tokens; ``None`` for what each prompt was tuned with.
-
-    Example:
-        >>> skn.measure_effects(model, prompt, task, skill, examples=Examples(role="select", n_reference=None))
-    """
-
-    role: str = "report"
-    reference: str | None = "baseline"
-    n_reference: int | None = 256
-    max_length: int | None = None
-
-
-@dataclass(frozen=True)
-class Beyond:
-    """What else is looked at, beside the total effect on the task.
-
-    Attributes:
-        direct: Whether to give direct effects too (:mod:`~tl_skillneurons.interventions.direct_effects`).
-        other_tasks: Tasks with a prompt of their own, or several, that the same neurons are tried on, held at their
-            own reference values; they answer with the same role.
-        plain_texts: Texts whose cross-entropy is measured without a prompt, under interventions at "text" and
-            "all" positions; the neurons of such a run are held at the task's reference at the text, with its first
-            prompt.
-
-    Example:
-        >>> beyond = Beyond(direct=True, other_tasks=[(other, its_prompt)])
-        >>> skn.measure_effects(model, prompt, task, skill, beyond=beyond).specificity()
-    """
-
-    direct: bool = False
-    other_tasks: Sequence[tuple[Task, SoftPrompt | Sequence[SoftPrompt]]] = ()
-    plain_texts: Sequence[str] = ()
-
-
 def measure_effects(
     model: TransformerBridge,
     prompts: SoftPrompt | Sequence[SoftPrompt],
@@ -101,7 +60,10 @@ def measure_effects(
     path: str | os.PathLike[str] | None = None,
     run: RunOptions = RunOptions(),
 ) -> EffectPanel:
-    """What every intervention on ``neurons`` does to the task, beside ``n_random`` draws of two controls.
+    """What every intervention on ``neurons`` does to the task, beside ``n_random`` draws of each control.
+
+    The controls are random neurons, matched ones and least predictive ones
+    (:mod:`~tl_skillneurons.interventions.controls`); the last where the set knows which score chose it.
 
     Args:
         prompts: One, or several: each then has its own numbers, with its own reference values, and the same
@@ -111,7 +73,8 @@ def measure_effects(
             ``Noise(0.5)``, short names, functions ``(act, hook) -> act``.
         positions: One or several of "prompt", "text" and "all"; where only the prompt is touched, the keys and
             values of the texts are computed once for all conditions (causal models, suffix prompts).
-        n_random: Draws of each control; 19 at least, for fewer can't give a p-value of 0.05.
+        n_random: Distinct draws of each control, or all that there are; 19 at least, for fewer can't give a p-value of
+            0.05.
         seed: Of the controls and of what interventions draw.
         examples: Whose answers count, and where reference values come from.
         beyond: Direct effects, other tasks, plain text.
@@ -123,8 +86,9 @@ def measure_effects(
         A panel; ``to_dataframe()`` has a row per prompt, intervention, positions, set and metric.
 
     Raises:
-        ValueError: For neurons of another model, an intervention without its reference, fewer draws than a
-            p-value needs, or a ``path`` of other settings; nothing is run then.
+        ValueError: For neurons of another model, neurons that these examples chose, an intervention without its
+            reference, fewer draws than a p-value needs, controls that differ by more than is allowed, or a ``path`` of
+            other settings; nothing is run then, but references for the controls.
 
     Example:
         >>> panel = skn.measure_effects(model, prompts, task, skill, interventions=["mean", Noise(0.5)])
@@ -145,6 +109,7 @@ def measure_effects(
         run = replace(run, cache=InputCache(model))
     runs = [_TaskRun(model, one, t, examples, run) for t, one in [(task, prompts), *beyond.other_tasks]]
     require(model, "neurons")
+    where_chosen = {one.task.name: one.where_chosen(sets) for one in runs}
     plain = PromptedModel(model, None, max_length=examples.max_length, run=run)
     if len(beyond.plain_texts):
         require_head(plain)
@@ -155,13 +120,17 @@ def measure_effects(
             )
     settings = _settings(model, runs, sets, examples, beyond)
     settings |= {"interventions": [one.name for one in chosen], "positions": places}
-    settings |= {"n_random": n_random, "seed": seed}
+    settings |= {"n_random": n_random, "seed": seed, "neurons_chosen": where_chosen}
     kept = KeptOutputs(None if path is None else Path(path), settings)
     needed = ["prompt"]  # controls are matched there
     needed += ["text"] if set(places) & {"text", "all"} else []
     for one in runs:
         one.measure_references(needed)
-    plan = _Plan(chosen, places, with_controls(sets, model, runs[0].mean_absolute, n_random, seed), seed)
+    drawn = with_controls(
+        sets, model, runs[0].mean_absolute, n_random, seed, most_difference=beyond.most_difference
+    )
+    settings |= {"controls": drawn.told, "notes": drawn.notes}
+    plan = _Plan(chosen, places, drawn.sets, seed)
     n_runs = sum(len(one.prompted) for one in runs) * (1 + len(plan.conditions))
     n_runs += beyond.direct * len(runs[0].prompted)
     n_runs += bool(len(beyond.plain_texts)) * (1 + len(plan.in_plain_text))
@@ -252,6 +221,21 @@ class _TaskRun:
         self.records = [prompt_record(prompt) for prompt in chosen]
         self.references: list[References] = [{} for _ in chosen]
 
+    def where_chosen(self, sets: Mapping[str, NeuronSet]) -> dict[str, str]:
+        """Where each set was chosen, seen from these examples.
+
+        Raises:
+            ValueError: When they chose one, and nobody insists.
+        """
+        insist, by = self.examples.on_chosen_examples, "Examples(on_chosen_examples=True)"
+        return {
+            name: require_apart(one.choice, self.texts, insist=insist, by=by) for name, one in sets.items()
+        }
+
+    def n_cut(self) -> list[int]:
+        """How many of the texts are too long for each prompt and lose their end."""
+        return [one.n_truncated(self.texts) for one in self.prompted]
+
     def measure_references(self, places: Sequence[str]) -> None:
         """Reference values for each prompt, where any are asked for."""
         role, n = self.examples.reference, self.examples.n_reference
@@ -337,7 +321,7 @@ def _require_sets(
         one.require_fits(*shape)
         if not len(one):
             raise ValueError(f"neurons must hold at least one neuron, got none in {name!r}")
-        sets[name] = NeuronSet(one.layer, one.index, *shape, one.model)
+        sets[name] = NeuronSet(one.layer, one.index, *shape, one.model, one.choice)
     return sets
 
 
@@ -366,6 +350,7 @@ def _settings(
         "site": SITE,
         "tasks": [[one.task.name, one.task.fingerprint] for one in runs],
         "units": {one.task.name: units_record(one.task.units(examples.role)) for one in runs},
+        "n_cut": {one.task.name: one.n_cut() for one in runs},
         "prompts": [one.records for one in runs],
         "role": examples.role,
         "neurons": {name: [list(pair) for pair in one] for name, one in sets.items()},

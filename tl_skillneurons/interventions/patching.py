@@ -32,6 +32,7 @@ from transformer_lens.patching import PatchingResult
 from transformers import DynamicCache
 
 from tl_skillneurons._checks import require_option, require_seed
+from tl_skillneurons._choice import THESE, UNKNOWN
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
@@ -117,7 +118,8 @@ class NeuronPatching:
         single neurons have none of their own: they are ranked among those of the random sets).
 
         Signs are flipped and pairs resampled by units (``unit``, ``n_units``); ``n_pairs`` twins, of whose texts
-        ``n_cut`` lost their end.
+        ``n_cut`` lost their end; ``neurons_chosen`` "on other examples", "on these examples" (by insistence) or
+        "unknown".
 
         Where the gap is zero, or its interval over units holds zero, there is no fraction of it: ``recovered``, its
         interval and the controls' columns are NaN, and a warning says why.
@@ -156,6 +158,7 @@ class NeuronPatching:
                     own[f"p_{kind}"] = rank
                 rows.append(own)
         told = {"unit": units.what, "n_units": len(units), "n_cut": self.settings.get("n_cut")}
+        told["neurons_chosen"] = self.settings.get("neurons_chosen", UNKNOWN)
         return pd.DataFrame(rows).assign(n_pairs=self.n_pairs, **told)
 
     @property
@@ -214,6 +217,7 @@ class NeuronPatching:
             recovered=shares,
             n_pairs=self.n_pairs,
             units=units_said(self.units),
+            **({"neurons_chosen": THESE} if settings.get("neurons_chosen") == THESE else {}),
             n_neurons=len(settings.get("neurons", [])),
             positions=settings.get("positions"),
             n_random=settings.get("n_random"),
@@ -242,7 +246,8 @@ def patch_neurons(
 
     Args:
         task: Gives the label words, and the twins where it has them (:func:`~tl_skillneurons.minimal_pairs`).
-        twins: The role of the task whose twins are taken, or other pairs of equal token length, ``Twins(...)``.
+        twins: The role of the task whose twins are taken, or other pairs of equal token length, ``Twins(...)``. Not
+            those that chose the neurons, unless ``Twins.of(task, role, on_chosen_examples=True)`` insists.
         directions: Of "denoise" (clean into corrupted) and "noise" (corrupted into clean).
         positions: As in :func:`~tl_skillneurons.ablate`; the set's values are exchanged there alone.
         curves: "layer": the set's neurons of each layer; "cumulative": its first 1, 2, 4, ... neurons in the
@@ -250,8 +255,8 @@ def patch_neurons(
         max_length: Longest sequence in tokens; ``None`` for what the prompt was tuned with.
 
     Raises:
-        ValueError: For pairs of unequal length or that cutting makes the same, neurons of another model, or fewer
-            draws than a p-value of 0.05 needs.
+        ValueError: For pairs of unequal length or that cutting makes the same, neurons of another model or that these
+            twins chose, or fewer draws than a p-value of 0.05 needs.
 
     Example:
         >>> found = skn.patch_neurons(model, prompt, task, skill, curves=("layer",))
@@ -259,7 +264,7 @@ def patch_neurons(
     """
     shape = neuron_shape(model)
     neurons.require_fits(*shape)
-    neurons = NeuronSet(neurons.layer, neurons.index, *shape, neurons.model)
+    neurons = NeuronSet(neurons.layer, neurons.index, *shape, neurons.model, neurons.choice)
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
     require_draws(n_random)
@@ -270,6 +275,7 @@ def patch_neurons(
         require_option(one, "curves", CURVES)
     prompted = PromptedModel.for_task(model, prompt, task, max_length=max_length, run=run)
     pairs = twins_of(task, twins)
+    where_chosen = pairs.where_chosen(neurons)
     index, conditions = conditions_of(neurons, curves, n_random, seed)
     require(model, "neurons")
     names = {layer: neuron_hooks(model)[layer] for layer in neurons.by_layer()}
@@ -287,6 +293,7 @@ def patch_neurons(
         "max_length": prompted.max_length,
         "task": {"name": task.name, "fingerprint": task.fingerprint},
         "neurons": [list(pair) for pair in neurons],
+        "neurons_chosen": where_chosen,
         "site": SITE,
         "positions": positions_record(positions),
         "positions_frame": "with virtual tokens",

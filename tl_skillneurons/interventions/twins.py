@@ -15,7 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_skillneurons._choice import require_apart
 from tl_skillneurons.interventions._measured import units_record, units_told
+from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.stats.intervals import doubtful_gap
 from tl_skillneurons.stats.units import Units, require_units
@@ -24,6 +26,8 @@ from tl_skillneurons.tasks.task import Task
 DIRECTIONS = ("denoise", "noise")
 """Denoising puts the clean run into the corrupted one, noising the corrupted into the clean one."""
 
+INSIST = "twins=Twins.of(task, role, on_chosen_examples=True)"
+
 
 @dataclass(frozen=True)
 class Twins:
@@ -31,6 +35,7 @@ class Twins:
 
     Attributes:
         units: Which pairs belong together; ``None`` for pairs that share a text.
+        on_chosen_examples: Measure neurons or heads between twins that chose them all the same; every row says so.
 
     Raises:
         ValueError: For no pair, or classes or units that don't go with the pairs.
@@ -42,6 +47,7 @@ class Twins:
     pairs: Sequence[tuple[str, str]]
     clean_labels: Sequence[int]
     units: Units | None = None
+    on_chosen_examples: bool = False
 
     def __post_init__(self) -> None:
         labels = list(self.clean_labels)
@@ -51,6 +57,25 @@ class Twins:
                 f"{len(self.pairs)} pairs and clean_labels={labels}"
             )
         require_units(len(labels), self.units)
+
+    @classmethod
+    def of(cls, task: Task, role: str, *, on_chosen_examples: bool = False) -> "Twins":
+        """Those of a role of the task, clean the one of class 1, with the task's units.
+
+        Raises:
+            ValueError: For a task without twins.
+        """
+        pairs = [(one, zero) for zero, one in task.pairs(role)]
+        first: dict[Any, int] = {}
+        for row, pair in enumerate(task.split(role)["pair"]):
+            first.setdefault(pair, row)  # the order that task.pairs has
+        units = replace(task.units(role).take(torch.tensor(list(first.values()))), pair=None)
+        return cls(pairs, [1] * len(pairs), units, on_chosen_examples)
+
+    @property
+    def texts(self) -> list[str]:
+        """All of them, clean and corrupted."""
+        return [text for pair in self.pairs for text in pair]
 
     @property
     def together(self) -> Units:
@@ -104,7 +129,15 @@ class Twins:
 
     def n_cut(self, prompted: PromptedModel) -> int:
         """How many of the texts lose their end."""
-        return prompted.n_truncated([text for pair in self.pairs for text in pair])
+        return prompted.n_truncated(self.texts)
+
+    def where_chosen(self, neurons: NeuronSet) -> str:
+        """Where the neurons were chosen, seen from these twins.
+
+        Raises:
+            ValueError: When they chose them, and nobody insists.
+        """
+        return require_apart(neurons.choice, self.texts, insist=self.on_chosen_examples, by=INSIST)
 
 
 def twins_of(task: Task, twins: Twins | str) -> Twins:
@@ -117,12 +150,7 @@ def twins_of(task: Task, twins: Twins | str) -> Twins:
         raise ValueError(f"twins need two classes, {task.name} has {task.n_classes}; take a binary subtask")
     if isinstance(twins, Twins):
         return twins
-    pairs = [(one, zero) for zero, one in task.pairs(twins)]
-    first: dict[Any, int] = {}
-    for row, pair in enumerate(task.split(twins)["pair"]):
-        first.setdefault(pair, row)  # the order that task.pairs has
-    units = replace(task.units(twins).take(torch.tensor(list(first.values()))), pair=None)
-    return Twins(pairs, [1] * len(pairs), units)
+    return Twins.of(task, twins)
 
 
 def twins_record(twins: Twins | str) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import differing
+from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons.models.records import model_differences, model_record
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -92,13 +93,19 @@ def provenance_of(prompted: Sequence[PromptedModel]) -> dict[str, Any]:
 def task_provenance(prompted: PromptedModel, task: Task, roles: Sequence[str]) -> dict[str, Any]:
     """What scores record of the task that they were measured on, as plain JSON values: ``task``, with a fingerprint of
     the examples and of the tokens of each role used, ``n_cut``, how many texts of these were too long and lost their
-    end, and ``units`` of the role that chose, the last."""
+    end, ``units`` of the role that chose, the last, and what ``chose``: that role and a fingerprint of each text."""
     ids = {role: prompted.encode(list(task.split(role)["text"])) for role in roles}
     return {
         "task": {**_task_record(task, roles), "tokens": {role: _digest(ids[role]) for role in roles}},
         "n_cut": {role: prompted.layout.n_cut(ids[role]) for role in roles},
         "units": unit_record(task.units(roles[-1])),
+        "chose": chose_record(roles[-1], list(task.split(roles[-1])["text"])),
     }
+
+
+def chose_record(role: str, texts: Sequence[str]) -> dict[str, Any]:
+    """What scores record of the examples that choose by them, as plain JSON values."""
+    return Choice(role, frozenset(text_fingerprints(texts))).record
 
 
 def unit_record(units: Units) -> dict[str, Any]:

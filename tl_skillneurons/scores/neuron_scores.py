@@ -177,7 +177,7 @@ class NeuronScores:
             ValueError: When that is no neuron, or more than there are.
         """
         name = self.provenance.get("model", {}).get("name")
-        return top_neurons(self.predictivity, amount, per=per, model=name)
+        return top_neurons(self.predictivity, amount, per=per, model=name, chose=self.provenance.get("chose"))
 
     def significant(self, alpha: float = 0.05, *, correction: str = "family") -> NeuronSet:
         """The neurons whose score luck does not explain, best first; the set may be empty.
@@ -191,7 +191,8 @@ class NeuronScores:
             ValueError: Without a permutation null, or with too few permutations for ``alpha``.
         """
         name = self.provenance.get("model", {}).get("name")
-        return called_significant(self.predictivity, self._null(), alpha, correction, model=name)
+        chose = self.provenance.get("chose")
+        return called_significant(self.predictivity, self._null(), alpha, correction, model=name, chose=chose)
 
     def with_null(self, n_permutations: int = 1000, *, seed: int = 0) -> "NeuronScores":
         """These scores with the permutation null that their kept outcomes give.

@@ -111,7 +111,7 @@ class NeuronStatistic:
 
     def top(self, amount: float | int, *, per: str = "layer") -> NeuronSet:
         """The neurons of highest score, as :meth:`NeuronScores.top`."""
-        return top_neurons(self.score, amount, per=per, model=self._model)
+        return top_neurons(self.score, amount, per=per, model=self._model, chose=self.provenance.get("chose"))
 
     def significant(self, alpha: float = 0.05, *, correction: str = "family") -> NeuronSet:
         """The neurons whose score luck does not explain, as :meth:`NeuronScores.significant`.
@@ -121,7 +121,8 @@ class NeuronStatistic:
         """
         if self.null is None:
             raise ValueError(f"this {self.name} has no permutation null; measure it with n_permutations=1000")
-        return called_significant(self.score, self.null, alpha, correction, model=self._model)
+        chose = self.provenance.get("chose")
+        return called_significant(self.score, self.null, alpha, correction, model=self._model, chose=chose)
 
     @property
     def _model(self) -> str | None:

@@ -1,10 +1,15 @@
 """From a score of every neuron to a set of neurons: the best of each layer or of the model, or the significant."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_skillneurons._checks import require_option, selection_size
+from tl_skillneurons._choice import Choice
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.scores.null import PermutationNull
 from tl_skillneurons.stats.hypothesis_tests import require_draws
@@ -13,11 +18,17 @@ CORRECTIONS = ("family", "fdr")
 
 
 def top_neurons(
-    score: Float[Tensor, "layer neuron"], amount: float | int, *, per: str = "layer", model: str | None = None
+    score: Float[Tensor, "layer neuron"],
+    amount: float | int,
+    *,
+    per: str = "layer",
+    model: str | None = None,
+    chose: Mapping[str, Any] | None = None,
 ) -> NeuronSet:
     """The neurons of highest score, best first, the lowest layer and index first among equals.
 
     Args:
+        chose: What the scores record of the examples that choose; the set remembers them, and the scores.
         amount: A share such as 0.02, of which int(share * neurons) are taken, or an integer count.
         per: ``"layer"`` takes so many in each layer (Wang et al., 2022), ``"model"`` in the whole model.
     """
@@ -31,7 +42,7 @@ def top_neurons(
         flat = torch.arange(score.numel())
     order = score.flatten()[flat].argsort(descending=True, stable=True)
     flat = flat[order][: count * (n_layers if per == "layer" else 1)]
-    return NeuronSet(flat // d_mlp, flat % d_mlp, n_layers=n_layers, d_mlp=d_mlp, model=model)
+    return NeuronSet(flat // d_mlp, flat % d_mlp, n_layers, d_mlp, model, _choice(score, chose))
 
 
 def called_significant(
@@ -41,6 +52,7 @@ def called_significant(
     correction: str = "family",
     *,
     model: str | None = None,
+    chose: Mapping[str, Any] | None = None,
 ) -> NeuronSet:
     """The neurons that are significant at ``alpha`` by the null's combined scores, best first."""
     require_option(correction, "correction", CORRECTIONS)
@@ -52,7 +64,12 @@ def called_significant(
     called = (p.flatten() <= alpha).nonzero().flatten()
     flat = called[score.flatten()[called].argsort(descending=True, stable=True)]
     n_layers, d_mlp = score.shape
-    return NeuronSet(flat // d_mlp, flat % d_mlp, n_layers=n_layers, d_mlp=d_mlp, model=model)
+    return NeuronSet(flat // d_mlp, flat % d_mlp, n_layers, d_mlp, model, _choice(score, chose))
+
+
+def _choice(score: Float[Tensor, "layer neuron"], chose: Mapping[str, Any] | None) -> Choice | None:
+    known = Choice.recorded(None if chose is None else dict(chose))
+    return None if known is None else replace(known, score=score)
 
 
 def every_neuron(n_layers: int, d_mlp: int) -> tuple[Int[Tensor, " neuron"], Int[Tensor, " neuron"]]:

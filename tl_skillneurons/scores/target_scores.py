@@ -29,7 +29,13 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.streaming import READINGS
 from tl_skillneurons.scores.kinds import KINDS
 from tl_skillneurons.scores.label_scores import score_texts
-from tl_skillneurons.scores.measured import prompted_set, provenance_of, require_alike, unit_record
+from tl_skillneurons.scores.measured import (
+    chose_record,
+    prompted_set,
+    provenance_of,
+    require_alike,
+    unit_record,
+)
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task, require_two_classes
@@ -140,6 +146,7 @@ def score_targets(
         "weights": None if weights is None else fingerprint(weights),
         "n_cut": {given.role: max(one.n_truncated(texts) for one in prompted)},
         "units": unit_record(units),
+        "chose": chose_record(given.role, list(texts)),
     }
     return NeuronStatistic(
         name=kind,

@@ -26,7 +26,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of, one_line
-from tl_skillneurons.interventions.effects import Examples as EffectExamples
+from tl_skillneurons.interventions.asked import Examples as EffectExamples
 from tl_skillneurons.interventions.effects import measure_effects
 from tl_skillneurons.interventions.kinds import How
 from tl_skillneurons.models.copies import copy_model

@@ -132,6 +132,14 @@ def _effects(panels: Mapping[str, EffectPanel], names: list[str], metric: str) -
         raise ValueError(f"the panels must be of equally large sets, got n_neurons {sizes.to_dict()}")
     joined = joined.assign(change=joined.value - joined.intact)
     wanted = ["score", "intervention", "n_neurons", "intact", "value", "change", "change_low", "change_high"]
-    wanted += ["random_median", "random_min", "p_random", "matched_median", "p_matched"]
+    wanted += [
+        "random_median",
+        "random_min",
+        "p_random",
+        "matched_median",
+        "p_matched",
+        "least_median",
+        "p_least",
+    ]
     order = joined.sort_values(["intervention", "n_neurons", "change"], kind="stable")
     return order[[name for name in wanted if name in order]].reset_index(drop=True)

@@ -9,7 +9,7 @@ from rich.console import Console
 from toy import QUIET, TASK, prompt_for, task_of
 
 import tl_skillneurons as skn
-from tl_skillneurons.interventions.effects import Examples
+from tl_skillneurons.interventions.asked import Examples
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_seed
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._terminal import shown
-from tl_skillneurons.interventions.effects import Examples, measure_effects
+from tl_skillneurons.interventions.asked import Examples
+from tl_skillneurons.interventions.controls import CONTROLS
+from tl_skillneurons.interventions.effects import measure_effects
 from tl_skillneurons.interventions.kinds import How
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.run import RunOptions
@@ -35,7 +37,6 @@ from tl_skillneurons.tasks.task import Task
 
 KIND = "TaskDamage"
 _ALPHA = 0.05
-_CONTROLS = tuple(f"{kind}_{name}" for kind in ("random", "matched") for name in ("median", "min", "max"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,8 @@ class TaskDamage:
         pairs: A row per ``ablated`` and ``measured`` task: accuracy ``intact``, ``ablated_accuracy``, the random
             controls' ``random_median``, ``random_min``, ``random_max``, ``damage`` (random median minus ablated:
             positive is more harm than random neurons do), the two-sided rank p-value ``p_random``; the same of the
-            matched controls (``matched_median``, ..., ``p_matched``); ``n_neurons`` and ``role``.
+            matched controls (``matched_median``, ..., ``p_matched``), and of the least predictive ones where the sets
+            know which score chose them (``least_median``, ...); ``n_neurons`` and ``role``.
         names: The tasks.
         settings: What each measured task's panel records, by its name, as plain JSON values.
 
@@ -97,7 +99,8 @@ class TaskDamage:
         for ablated in self.names:
             of_ablated = [cells[ablated, measured] for measured in self.names]
             stars = [
-                "*" if max(cell["p_random"], cell["p_matched"]) <= _ALPHA else " " for cell in of_ablated
+                "*" if max(cell[f"p_{kind}"] for kind in _kinds(cell)) <= _ALPHA else " "
+                for cell in of_ablated
             ]
             losses = (f"{cell['damage']:+.3f}{star}" for cell, star in zip(of_ablated, stars, strict=True))
             table.add_row(shown(ablated), *losses)
@@ -188,11 +191,18 @@ def cross_task_damage(
                     "measured": measured,
                     "intact": row.intact,
                     "ablated_accuracy": row.value,
-                    **{name: row[name] for name in _CONTROLS},
                     "damage": row.random_median - row.value,
-                    "p_random": row.p_random,
-                    "p_matched": row.p_matched,
+                    **{
+                        name: row[name]
+                        for kind in _kinds(row)
+                        for name in (f"{kind}_median", f"{kind}_min", f"{kind}_max", f"p_{kind}")
+                    },
                     "n_neurons": len(chosen),
                 }
             )
     return TaskDamage(pd.DataFrame(rows).assign(role=examples.role), tuple(tasks), {"panels": settings})
+
+
+def _kinds(row: Any) -> list[str]:
+    """The kinds of control that stand beside a row."""
+    return [kind for kind in CONTROLS if pd.notna(row.get(f"p_{kind}"))]

@@ -1,0 +1,49 @@
+"""Neurons remember what chose them, through their algebra and their files."""
+
+import pytest
+import torch
+
+from tl_skillneurons import NeuronSet
+from tl_skillneurons._choice import APART, THESE, UNKNOWN, Choice, joint, require_apart, text_fingerprints
+
+SCORE = torch.arange(8.0).reshape(2, 4)
+CHOICE = Choice("select", frozenset(text_fingerprints(["a film", "a plot"])), SCORE)
+SKILL = NeuronSet([1, 0, 1], [3, 3, 2], n_layers=2, d_mlp=4, choice=CHOICE)
+
+
+def test_parts_of_a_set_were_chosen_as_it_was_and_controls_by_nothing():
+    for part in (
+        SKILL.first_per_layer(1),
+        SKILL.nested([1])["1"],
+        SKILL - NeuronSet([1], [3], n_layers=2, d_mlp=4),
+    ):
+        assert part.choice is CHOICE
+    assert SKILL.random_like(0).choice is None and SKILL.complement().choice is None
+
+
+def test_two_sets_together_were_chosen_by_all_that_chose_either():
+    other = Choice("report", frozenset(text_fingerprints(["an end"])), SCORE.flip(1))
+    for both in (SKILL | NeuronSet([0], [0], choice=other), SKILL & NeuronSet([1], [2], choice=other)):
+        assert both.choice.role == "select and report" and both.choice.texts == CHOICE.texts | other.texts
+        assert both.choice.score.equal(torch.maximum(SCORE, SCORE.flip(1))) and both.choice.whole
+    known = (SKILL | NeuronSet([0], [0])).choice
+    assert known.texts == CHOICE.texts and not known.whole and known.score is None
+    assert joint(None, None) is None
+
+
+def test_a_file_keeps_the_examples_that_chose(tmp_path):
+    again = NeuronSet.from_json(SKILL.to_json(tmp_path / "skill.json"))
+    assert again == SKILL and list(again) == list(SKILL)
+    assert (again.choice.role, again.choice.texts, again.choice.score) == ("select", CHOICE.texts, None)
+    assert NeuronSet.from_json(NeuronSet([0], [0]).to_json(tmp_path / "hand.json")).choice is None
+
+
+def test_examples_that_chose_are_known_again_up_to_white_space():
+    assert require_apart(CHOICE, ["an end"], insist=False, by="") == APART
+    assert require_apart(None, ["a film"], insist=False, by="") == UNKNOWN
+    assert require_apart((SKILL | NeuronSet([0], [0])).choice, ["an end"], insist=False, by="") == UNKNOWN
+    assert require_apart(CHOICE, ["a  film "], insist=True, by="") == THESE
+    with pytest.raises(
+        ValueError, match=r"1 of the 2 examples .* role 'select' that chose these neurons, .* with x=1"
+    ):
+        require_apart(CHOICE, ["a  film ", "an end"], insist=False, by="x=1")

@@ -1,5 +1,7 @@
 """First-order attribution: the gradient a loop of small changes gives, and the planted neurons on top."""
 
+from dataclasses import replace
+
 import planted
 import pytest
 import tiny
@@ -110,11 +112,15 @@ def test_exact_patching_takes_twins_positions_and_direction_from_the_attribution
     frame = compare_with_exact(model, planted.prompt(), planted.task(), found, n_top=3, n_sample=2, run=QUIET)
     exact = patch_neurons(
         model, planted.prompt(), planted.task(), found.top(3), curves=("neuron",), directions=("noise",),
-        positions=positions, n_random=19, **PLANTED,
+        positions=positions, n_random=19, **{**PLANTED, "twins": replace(PLANTED["twins"], on_chosen_examples=True)},
     )  # fmt: skip
     rows = exact.to_dataframe()
     expected = rows[rows.curve == "neuron"].recovered.tolist()
     assert frame[frame.group == "top"].exact.tolist() == pytest.approx(expected, abs=1e-9)
+    chosen = frame.groupby("group").neurons_chosen.unique()
+    assert chosen["top"] == ["on these examples"] and chosen["sample"] == ["unknown"]
+    with pytest.raises(ValueError, match="that chose these neurons"):
+        patch_neurons(model, planted.prompt(), planted.task(), found.top(3), n_random=19, **PLANTED)
 
 
 def test_exact_patching_refuses_what_the_attribution_was_not_made_with(model):

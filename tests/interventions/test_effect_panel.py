@@ -100,12 +100,14 @@ def test_several_prompts_are_told_apart_and_pooled():
 
 
 def test_specificity_compares_the_drop_with_that_on_other_tasks():
-    one = panel(HARMED, INTACT)
+    labels, intact = LABELS.repeat(10), INTACT.repeat(10, 1)
+    one = panel(HARMED.repeat(10, 1), intact, labels=labels, intact=intact)
     [first] = one.measured
     half = HARMED.clone()
-    half[0] = INTACT[0]  # one wrong
+    half[0] = INTACT[0]  # one of four wrong
     key = one.conditions[0].key
-    other = Measured("other", "total", LABELS, INTACT[None], {**first.outputs, key: half[None]})
+    outputs = {**first.outputs, key: half.repeat(10, 1)[None]}
+    other = Measured("other", "total", labels, intact[None], outputs)
     plain = Measured("plain text", "total", None, torch.ones(1, 2, 1), {key: torch.full((1, 2, 1), 1.5)})
     found = EffectPanel(one.conditions, (first, other, plain), "report", {}).specificity().iloc[0]
     assert (found["drop"], found["other_drop"], found["ratio"]) == (0.5, 0.25, 2.0)

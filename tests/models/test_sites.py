@@ -1,3 +1,4 @@
+import families
 import pytest
 import torch
 import transformers as hf
@@ -222,3 +223,16 @@ def test_inside_frozen_no_weight_is_in_the_graph():
     with frozen(model):
         assert not model(torch.tensor([[5, 6, 7]])).requires_grad
     assert model(torch.tensor([[5, 6, 7]])).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("llava", "parts for images or sound"),
+        ("gemma3_multimodal", "parts for images or sound"),
+        ("gemma4_per_layer_input", "per-layer inputs"),
+    ],
+)
+def test_models_with_eyes_or_per_layer_inputs_are_refused_from_their_config(sites, family, message):
+    assert message in sites.config_refusal(families.config_of(family))
+    assert sites.config_refusal(families.config_of("gemma4")) is None

@@ -50,6 +50,14 @@ def config_refusal(config: Any) -> str | None:
             "it is an encoder-decoder model, with two stacks of layers, so a layer and a neuron do not name "
             "one place; use a causal model or a BERT-like encoder"
         )
+    if (
+        getattr(config, "vision_config", None) is not None
+        or getattr(config, "audio_config", None) is not None
+    ):
+        return (
+            "it has parts for images or sound, which are not checked here; use a model of text alone, such as its "
+            "language model saved on its own"
+        )
     text = getattr(config, "text_config", None) or config
     experts = max(
         (n for n in (getattr(text, name, None) for name in _EXPERT_COUNTS) if isinstance(n, int)), default=0

@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import tl_skillneurons as skn
-from tl_skillneurons.stats.hypothesis_tests import equivalence
+from tl_skillneurons.stats.paired_equivalence import equivalence
 
 SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
 SHARES = (0.1,) if SMALL else (0.02, 0.05, 0.1, 0.3)

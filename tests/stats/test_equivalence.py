@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tl_skillneurons.stats.hypothesis_tests import equivalence
+from tl_skillneurons.stats.paired_equivalence import equivalence
 from tl_skillneurons.stats.units import Units
 
 

@@ -30,16 +30,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons._checks import require_option
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._heads import by_head
+from tl_skillneurons.attention._recorded_run import Names, RecordedRun, run_until
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.norms import frozen_norms
 from tl_skillneurons.models.records import model_label
-from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
-from tl_skillneurons.models.verification import require
+from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -182,10 +181,10 @@ def decompose_batch(
         raise ValueError("neurons must hold at least one neuron, got none")
     if torch.is_inference_mode_enabled():
         raise ValueError("a decomposition needs gradients; call it outside torch.inference_mode()")
-    names = _Names(model, int(neurons.layer.max()), PROJECTIONS[projection], sorted(neurons.by_layer()))
+    names = Names(model, int(neurons.layer.max()), PROJECTIONS[projection], sorted(neurons.by_layer()))
     with frozen_norms(model) as norms:
         with torch.enable_grad():
-            run = _Run(prompted, tokens, virtual, names)
+            run = RecordedRun(prompted, tokens, virtual, names)
         with norms.replayed():
             bias = _written_nothing(prompted, tokens, virtual, names, run)
     n_layers = len(model.blocks)
@@ -209,85 +208,8 @@ def decompose_batch(
     return found
 
 
-class _Names:
-    """The hook points that a decomposition up to one layer reads and cuts."""
-
-    def __init__(self, model: TransformerBridge, last: int, projection: str, layers: list[int]) -> None:
-        require(model, "neurons", "heads")
-        points = model.hook_dict
-        self.layers = range(last + 1)
-        self.embed = "blocks.0.hook_in"
-        self.heads = head_hooks(model)[: last + 1]
-        self.mlps = [f"blocks.{layer}.mlp.out.hook_out" for layer in range(last)]
-        self.patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in self.layers]
-        self.values = [f"blocks.{layer}.attn.hook_v" for layer in self.layers]
-        self.pre = {layer: f"blocks.{layer}.mlp.{projection}" for layer in layers}
-        self.stop = neuron_hooks(model)[last]
-        for layer, name in self.pre.items():
-            if name not in points:
-                raise ValueError(
-                    f"layer {layer} of {model_label(model)} has no {name}: its MLP has no gate; use projection='pre'"
-                )
-
-    @property
-    def written(self) -> tuple[str, ...]:
-        """Where something is written to the residual stream."""
-        return (self.embed, *self.heads, *self.mlps)
-
-
-class _Run:
-    """One run with everything that is written cut out of the graph at the prompt positions."""
-
-    def __init__(
-        self, prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, names: _Names
-    ) -> None:
-        columns = tokens.prompt_columns()
-        self.at = (torch.arange(len(tokens), device=columns.device)[:, None], columns)
-        self.names = names
-        self.leaves: dict[str, Tensor] = {}
-        self.kept: dict[str, Tensor] = {}
-        hooks: list[Hook] = [(name, self._begin(name)) for name in names.written]
-        hooks += [(name, self._keep(name, self._asked)) for name in names.patterns]
-        hooks += [(name, self._keep(name, Tensor.detach)) for name in names.values]
-        hooks += [(name, self._keep(name, self._at_prompt)) for name in names.pre.values()]
-        _forward(prompted, tokens, virtual, hooks, names.stop)
-
-    def _begin(self, name: str) -> Callable[..., Tensor]:
-        def begin(act: Tensor, hook: HookPoint) -> Tensor:
-            self.leaves[name] = act[self.at].detach().requires_grad_(True)
-            return act.detach().index_put(self.at, self.leaves[name])
-
-        return begin
-
-    def _keep(self, name: str, part: Callable[[Tensor], Tensor]) -> Callable[..., None]:
-        def keep(act: Tensor, hook: HookPoint) -> None:
-            self.kept[name] = part(act)
-
-        return keep
-
-    def _at_prompt(self, act: Float[Tensor, "batch pos neuron"]) -> Float[Tensor, "batch prompt_pos neuron"]:
-        return act[self.at]
-
-    def _asked(
-        self, pattern: Float[Tensor, "batch head query source"]
-    ) -> Float[Tensor, "batch head prompt_pos source"]:
-        rows, columns = self.at
-        return rearrange(
-            pattern.detach()[rows, :, columns], "batch prompt_pos head source -> batch head prompt_pos source"
-        )
-
-
-def _forward(
-    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, hooks: list[Hook], last: str
-) -> None:
-    def stop(act: Tensor, hook: HookPoint) -> None:
-        raise StopAtLayerException(act)
-
-    prompted.forward(tokens, virtual, [*hooks, (last, stop)])
-
-
 def _written_nothing(
-    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, names: _Names, run: _Run
+    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, names: Names, run: RecordedRun
 ) -> dict[int, Float[Tensor, "batch prompt_pos d_mlp"]]:
     """Each layer's pre-activations where nothing is written to the stream and all scales are as in the run."""
     found: dict[int, Tensor] = {}
@@ -304,12 +226,12 @@ def _written_nothing(
     hooks: list[Hook] = [(name, nothing) for name in names.written]
     hooks += [(name, keep(layer)) for layer, name in names.pre.items()]
     with torch.no_grad():
-        _forward(prompted, tokens, virtual, hooks, names.stop)
+        run_until(prompted, tokens, virtual, hooks, names.stop)
     return found
 
 
 def _parts_of(
-    run: _Run, layer: int, index: Int[Tensor, " neuron"], n_layers: int, by_source: bool
+    run: RecordedRun, layer: int, index: Int[Tensor, " neuron"], n_layers: int, by_source: bool
 ) -> dict[str, Tensor]:
     """The parts of one layer's neurons; gradients of all neurons at once."""
     names = run.names
@@ -360,7 +282,7 @@ def _parts_of(
 
 
 def _gradients(
-    run: _Run, pre: Float[Tensor, "batch pos neuron"]
+    run: RecordedRun, pre: Float[Tensor, "batch pos neuron"]
 ) -> dict[str, Float[Tensor, "neuron batch pos *d"] | None]:
     """Of each neuron's pre-activations with respect to all that was written; ``None`` where it reads nothing."""
     one_hot = torch.eye(pre.shape[-1], dtype=pre.dtype, device=pre.device)
@@ -377,7 +299,7 @@ def _gradients(
 
 
 def _attention(
-    run: _Run, layer: int, z: Float[Tensor, "batch prompt_pos head d_head"]
+    run: RecordedRun, layer: int, z: Float[Tensor, "batch prompt_pos head d_head"]
 ) -> tuple[Float[Tensor, "batch head prompt_pos source"], Float[Tensor, "batch source head d_head"]]:
     """A layer's pattern and values, once they are seen to give what the heads wrote.
 

@@ -1,9 +1,7 @@
 from .chance import ChanceLevel as ChanceLevel
 from .chance import best_of_chance as best_of_chance
-from .hypothesis_tests import Equivalence as Equivalence
 from .hypothesis_tests import LabelDifference as LabelDifference
 from .hypothesis_tests import McNemar as McNemar
-from .hypothesis_tests import equivalence as equivalence
 from .hypothesis_tests import mcnemar as mcnemar
 from .hypothesis_tests import permutation_difference as permutation_difference
 from .hypothesis_tests import rank_p_value as rank_p_value
@@ -25,6 +23,8 @@ from .metrics import value_of as value_of
 from .multiple_testing import benjamini_hochberg as benjamini_hochberg
 from .multiple_testing import critical_level as critical_level
 from .multiple_testing import family_wise_p as family_wise_p
+from .paired_equivalence import Equivalence as Equivalence
+from .paired_equivalence import equivalence as equivalence
 from .permutation import permuted_labels as permuted_labels
 from .permutation import random_orders as random_orders
 from .permutation import row_orders as row_orders

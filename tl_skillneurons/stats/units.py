@@ -332,3 +332,12 @@ def require_units(n_examples: int, units: Units | None) -> Units:
     if units is not None and units.n_examples != n_examples:
         raise ValueError(f"units must be of the {n_examples} examples, got those of {units.n_examples}")
     return Units.single(n_examples) if units is None else units
+
+
+def require_same_answers(
+    before: Bool[Tensor, " before"], after: Bool[Tensor, " after"], units: Units | None
+) -> None:
+    """Refuse answers of two runs that are not of the same examples, or units of others."""
+    if len(before) != len(after):
+        raise ValueError(f"both runs must answer the same examples, got {len(before)} and {len(after)}")
+    require_units(len(before), units)

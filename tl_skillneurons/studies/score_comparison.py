@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 
+from tl_skillneurons._checks import require_seed
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.interventions.effect_panel import EffectPanel
 from tl_skillneurons.scores.agreement import agreements
@@ -94,6 +95,7 @@ def compare_scores(
         >>> others = skn.scores.score_labels(model, prompts, task, ["auc", "mutual_information"])
         >>> found = skn.studies.compare_scores({"predictivity": scores, **others})
     """
+    require_seed(seed)
     require_one_model(scores)
     require_draws(n_permutations, name="n_permutations")
     tops = {name: score.top(amount) for name, score in scores.items()}

@@ -558,7 +558,14 @@ def test_a_prompt_carries_its_settings_and_survives_a_file(llama, tmp_path):
     (prompt,) = fit(llama, seeds=(5,))
     told = prompt.provenance
     assert told["settings"]["n_steps"] == 8 and told["settings"]["init"] == "vocabulary" and told["seed"] == 5
-    assert told["task"] == {"name": "learnable", "fingerprint": SMALL.fingerprint, "role": "train"}
+    assert told["task"] == {
+        "name": "learnable",
+        "fingerprint": SMALL.fingerprint,
+        "role": "train",
+        "template": "{text}",
+        "label_words": ["negative", "positive"],
+        "label_names": [0, 1],
+    }
     assert told["label_words"] == {"0": "negative", "1": "positive"}
     assert [entry["step"] for entry in prompt.history] == [0, 3, 6, 8]
     assert set(prompt.history[1]) == {"step", "train_loss", "loss", "accuracy"}

@@ -41,7 +41,7 @@ def test_every_pair_is_what_tuning_and_scoring_each_wording_by_hand_gives(task, 
         for seed in (0, 1):
             [prompt] = skn.fit_soft_prompts(model, other, seeds=[seed], run=QUIET, **QUICK)
             scores[name, seed] = skn.score_neurons(model, prompt, other, run=QUIET)
-            accuracy[name, seed] = skn.PromptedModel(model, prompt, words).accuracy(task)
+            accuracy[name, seed] = skn.PromptedModel(model, prompt, words).accuracy(other)
     frame = found.to_dataframe()
     assert len(frame) == len(list(combinations(scores, 2))) == 15
     for row, (one, other) in zip(frame.itertuples(), combinations(scores, 2), strict=True):

@@ -89,6 +89,7 @@ def draw_controls(
     n_nearest: int = 20,
     among: Bool[Tensor, "layer neuron"] | None = None,
     most_difference: float | None = None,
+    part: Sequence[int] | None = None,
 ) -> Controls:
     """``n`` distinct random sets of the same layers, or all that there are; draw ``k`` is ``random_like(seed + k)``
     where that is new, and the first of more draws are the same.
@@ -98,6 +99,8 @@ def draw_controls(
             :meth:`NeuronSet.random_like` takes them.
         most_difference: Refuse controls that differ by more standard deviations than this in what they are matched on;
             ``None`` tells it in :attr:`Controls.warnings`.
+        part: The places of some of the set's neurons: distinct stand-ins for these alone, which are none of the set;
+            as far as they are new, those that stand for them in the draws of the whole set.
 
     Raises:
         ValueError: When a layer has too few neurons to draw from, for controls that differ too much, and for whatever
@@ -109,10 +112,17 @@ def draw_controls(
         (8, 8, 0.111)
     """
     require_int(n, "n")
-    draw = partial(neurons.random_like, d_mlp=d_mlp, match=match, n_nearest=n_nearest, among=among)
+    of_set = partial(neurons.random_like, d_mlp=d_mlp, match=match, n_nearest=n_nearest, among=among)
+
+    def draw(seed: int) -> NeuronSet:
+        return of_set(seed) if part is None else some_of(of_set(seed), part)
+
     first = draw(seed)  # refuses what can't be drawn
     assert first.d_mlp is not None  # for type checkers: random_like knows it or refuses
     pools = _pools(neurons, first.d_mlp, among)
+    if part is not None:
+        neurons = some_of(neurons, part)
+        pools = {layer: pools[layer] for layer in neurons.by_layer()}
     free = {layer: len(pool) for layer, pool in pools.items()}
     there_are = _n_alternatives(free, neurons.counts_per_layer(), None if match is None else n_nearest)
     wanted = n if there_are is None else min(n, there_are)
@@ -133,6 +143,17 @@ def draw_controls(
             f"{_unlike(differences)}; match on less, draw from fewer nearest, or allow a larger difference"
         )
     return found
+
+
+def some_of(neurons: NeuronSet, places: Sequence[int]) -> NeuronSet:
+    """The set's neurons at these places of its order.
+
+    Example:
+        >>> list(some_of(NeuronSet([0, 0, 1], [3, 5, 2]), [2, 0]))
+        [(1, 2), (0, 3)]
+    """
+    at = list(places)
+    return NeuronSet(neurons.layer[at], neurons.index[at], neurons.n_layers, neurons.d_mlp, neurons.model)
 
 
 def _pools(

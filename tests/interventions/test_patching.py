@@ -14,6 +14,7 @@ from tl_skillneurons import NeuronSet, PromptedModel, RunOptions, SoftPrompt, mi
 from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons._files import load_tensors, save_tensors
 from tl_skillneurons.interventions import NeuronPatching, Twins, patch_neurons
+from tl_skillneurons.interventions._exchange import conditions_of
 from tl_skillneurons.interventions.twins import twins_recorded
 from tl_skillneurons.stats import ratio_interval
 from tl_skillneurons.stats.units import Units
@@ -291,3 +292,42 @@ def test_neurons_are_not_patched_between_the_twins_that_chose_them_unless_by_ins
     assert set(insisted.to_dataframe().neurons_chosen) == {"on these examples"}
     assert "neurons_chosen='on these examples'" in repr(insisted)
     assert set(run(model, curves=()).to_dataframe().neurons_chosen) == {"unknown"}
+
+
+# Controls
+
+
+def test_no_control_of_a_set_or_of_a_part_of_it_is_drawn_twice():
+    neurons = NeuronSet([0, 0], [1, 2], n_layers=1, d_mlp=9)
+    frame, interventions, notes = conditions_of(neurons, ("layer", "cumulative", "neuron"), 20, 0)
+    moved = [
+        tuple(layers[0](torch.zeros(1, 9), torch.ones(1, 9))[0].nonzero().flatten().tolist())
+        for layers in interventions
+    ]
+    random = frame[frame.kind == "random"].groupby(["curve", "point"])
+    drawn = {point: [moved[row] for row in rows.index] for point, rows in random}
+    n_drawn = {point: len(sets) for point, sets in drawn.items()}
+    assert n_drawn == {
+        ("whole", 0): 20,
+        ("layer", 0): 20,
+        ("cumulative", 1): 7,  # of nine neurons seven are not of the set
+        ("cumulative", 2): 20,
+        ("neuron", 0): 1,
+        ("neuron", 1): 1,
+    }
+    for sets in drawn.values():
+        assert len(set(sets)) == len(sets) and not any({1, 2} & set(one) for one in sets)
+    assert drawn["whole", 0][0] == tuple(sorted(one[0] for point in (0, 1) for one in drawn["neuron", point]))
+    assert [note.split(":")[0] for note in notes] == ["cumulative 1", "neuron"]
+    assert "only 7 distinct controls (20 were asked for): p > 0.12" in notes[0]
+
+
+def test_the_table_tells_the_smallest_p_that_the_draws_allow(model, tmp_path):
+    found = run(model, curves=("neuron",))
+    for one in (found, NeuronPatching.load(found.save(tmp_path / "p.safetensors"))):
+        frame = one.to_dataframe()
+        assert (frame.p_random >= frame.smallest_p_random).all()
+        assert (frame.smallest_p_random == frame.curve.map({"whole": 1 / 20, "neuron": 1 / 4})).all()
+        assert frame.smallest_p_placebo.equals(frame.smallest_p_random)
+        [note] = frame.attrs["notes"]
+        assert note.startswith("neuron: only 3 distinct controls (19 were asked for)") and note in repr(one)

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.tools.analysis.interchange import NormMatchedPlacebo, SubspaceInterchange, neuron_basis
 
+from tl_skillneurons._controls import draw_controls, few_alternatives, some_of
 from tl_skillneurons.interventions.ablation import Positions
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.neurons import NeuronSet
@@ -39,25 +40,32 @@ def placebo(neurons: NeuronSet, random: NeuronSet) -> Layers:
 
 def conditions_of(
     neurons: NeuronSet, curves: Sequence[str], n_random: int, seed: int
-) -> tuple[pd.DataFrame, list[Layers]]:
-    """What is exchanged in each condition, by the rows of a frame, and how."""
-    draws = [neurons.random_like(seed + draw) for draw in range(n_random)]
+) -> tuple[pd.DataFrame, list[Layers], list[str]]:
+    """What is exchanged in each condition, by the rows of a frame, and how; and which controls are too few, in words.
+
+    Every point of a curve has distinct controls: what stands for its neurons in the draws of the whole set, where that
+    is new. A single neuron of a thousand is often drawn once, one of nine again and again.
+    """
     rows: list[dict[str, Any]] = []
     interventions: list[Layers] = []
+    notes: list[str] = []
+    whole = draw_controls(neurons, n_random, seed=seed)
 
-    def part(whole: NeuronSet, chosen: list[int]) -> NeuronSet:
-        return NeuronSet(whole.layer[chosen], whole.index[chosen], whole.n_layers, whole.d_mlp, whole.model)
+    def drawn(curve: str, point: int, chosen: list[int]) -> list[NeuronSet]:
+        if curve == "neuron":  # the first draw's neurons, each alone, are the control of all
+            return [some_of(whole.sets[0], chosen)]
+        found = whole if curve == "whole" else draw_controls(neurons, n_random, seed=seed, part=chosen)
+        name = curve if curve == "whole" else f"{curve} {point}"
+        notes.extend(f"{name}: {note}" for note in found.warnings)
+        return list(found.sets)
 
     def add(curve: str, point: int, chosen: list[int], **names: int) -> None:
-        own = part(neurons, chosen)
+        own = some_of(neurons, chosen)
         row = {"curve": curve, "point": point, "layer": names.get("layer"), "index": names.get("index")}
         row |= {"n_neurons": len(chosen)}
         rows.append({**row, "kind": "chosen", "draw": 0})
         interventions.append(interchange(own))
-        for draw, whole in enumerate(draws):
-            if curve == "neuron" and draw:  # the first draw's neurons, each alone, are the control of all
-                break
-            other = part(whole, chosen)  # neuron i of a draw stands for neuron i of the set
+        for draw, other in enumerate(drawn(curve, point, chosen)):
             rows.append({**row, "kind": "random", "draw": draw})
             interventions.append(interchange(other))
             rows.append({**row, "kind": "placebo", "draw": draw})
@@ -75,7 +83,9 @@ def conditions_of(
     if "neuron" in curves:
         for number, (layer, index) in enumerate(neurons):
             add("neuron", number, [number], layer=layer, index=index)
-    return pd.DataFrame(rows).astype(dict.fromkeys(PLACES, float)), interventions
+        if note := few_alternatives(len(neurons), n_random):
+            notes.append(f"neuron: {note}")
+    return pd.DataFrame(rows).astype(dict.fromkeys(PLACES, float)), interventions, notes
 
 
 def keep(names: Mapping[int, str], kept: dict[int, Tensor]) -> list[Hook]:

@@ -12,8 +12,9 @@ twin's label minus the other's::
 2024).
 
 Beside the set stand as many random neurons of the same layers, and a placebo: the same random neurons moved
-as far as the set was (TransformerLens' ``NormMatchedPlacebo``). What it does not show: neurons that act
-together can each recover nothing alone; more than one set can recover all.
+as far as the set was (TransformerLens' ``NormMatchedPlacebo``). No control of a set, or of a part of it, is
+drawn twice. What it does not show: neurons that act together can each recover nothing alone; more than one set
+can recover all.
 """
 
 import os
@@ -115,7 +116,9 @@ class NeuronPatching:
         (``p_zero``); ``recovered``, that change as a fraction of the gap, with its bootstrap interval over units
         (``low``, ``high``: of the ratio, change and gap of the same drawn units); of the random neurons
         and of the placebo median, range and rank p of recovering as much (``random_...``, ``placebo_...``;
-        single neurons have none of their own: they are ranked among those of the random sets).
+        single neurons have none of their own: they are ranked among those of the first random set), beside
+        ``smallest_p_random`` and ``smallest_p_placebo``, what so many distinct draws allow; :attr:`notes` says where
+        these are too few, and is in ``attrs``.
 
         Signs are flipped and pairs resampled by units (``unit``, ``n_units``); ``n_pairs`` twins, of whose texts
         ``n_cut`` lost their end; ``neurons_chosen`` "on other examples", "on these examples" (by insistence) or
@@ -155,11 +158,18 @@ class NeuronPatching:
                     own |= {f"{kind}_median": median(drawn), f"{kind}_min": float(drawn.min())}
                     own[f"{kind}_max"] = float(drawn.max())
                     rank = torch.nan if doubt else rank_p_value(float(share[number]), drawn, "greater")
-                    own[f"p_{kind}"] = rank
+                    own |= {f"p_{kind}": rank, f"smallest_p_{kind}": 1 / (len(drawn) + 1)}
                 rows.append(own)
         told = {"unit": units.what, "n_units": len(units), "n_cut": self.settings.get("n_cut")}
         told["neurons_chosen"] = self.settings.get("neurons_chosen", UNKNOWN)
-        return pd.DataFrame(rows).assign(n_pairs=self.n_pairs, **told)
+        table = pd.DataFrame(rows).assign(n_pairs=self.n_pairs, **told)
+        table.attrs["notes"] = list(self.notes)
+        return table
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the p-values must know, in words: which sets have too few distinct controls."""
+        return tuple(self.settings.get("notes", ()))
 
     @property
     def units(self) -> Units:
@@ -221,6 +231,7 @@ class NeuronPatching:
             n_neurons=len(settings.get("neurons", [])),
             positions=settings.get("positions"),
             n_random=settings.get("n_random"),
+            **({"notes": self.notes} if self.notes else {}),
         )
 
     def _repr_html_(self) -> str:
@@ -250,6 +261,7 @@ def patch_neurons(
             those that chose the neurons, unless ``Twins.of(task, role, on_chosen_examples=True)`` insists.
         directions: Of "denoise" (clean into corrupted) and "noise" (corrupted into clean).
         positions: As in :func:`~tl_skillneurons.ablate`; the set's values are exchanged there alone.
+        n_random: Distinct draws of each control, or all that there are.
         curves: "layer": the set's neurons of each layer; "cumulative": its first 1, 2, 4, ... neurons in the
             set's order; "neuron": each alone.
         max_length: Longest sequence in tokens; ``None`` for what the prompt was tuned with.
@@ -276,7 +288,7 @@ def patch_neurons(
     prompted = PromptedModel.for_task(model, prompt, task, max_length=max_length, run=run)
     pairs = twins_of(task, twins)
     where_chosen = pairs.where_chosen(neurons)
-    index, conditions = conditions_of(neurons, curves, n_random, seed)
+    index, conditions, notes = conditions_of(neurons, curves, n_random, seed)
     require(model, "neurons")
     names = {layer: neuron_hooks(model)[layer] for layer in neurons.by_layer()}
     diffs = {d: torch.empty(len(index) + 2, len(pairs.pairs), dtype=torch.float64) for d in directions}
@@ -301,6 +313,7 @@ def patch_neurons(
         "units": units_record(pairs.together),
         "n_cut": pairs.n_cut(prompted),
         "n_random": n_random,
+        "notes": notes,
         "seed": seed,
     }
     return NeuronPatching(results, {d: found[1] for d, found in diffs.items()}, settings)

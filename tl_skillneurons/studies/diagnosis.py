@@ -214,6 +214,7 @@ def diagnose(
         class_id=scores.class_id,
     )
     twins = nearest_outside(acts, neurons)
+    # one draw, neuron by neuron: each stand-in is another neuron, and no rank p-value is made of them
     twins["random"] = nearest_outside(acts, neurons.random_like(seed)).correlation
     settings = settings_of(
         model,

@@ -169,6 +169,7 @@ def prompt_trajectory(
             require_one_model({"the scores given": scores, f"those of prompt {number}": found})
         final = found.predictivity_by_prompt[kept_at] if scores is None else scores.predictivity
         top = top_neurons(final, amount)
+        # one draw to compare with, for all steps alike; no rank p-value is made of it
         both = top | top.random_like(seed)
         with progress_bar(f"prompt {number} on report", 2 * len(steps), show=run.progress) as advance:
             right = []

@@ -15,7 +15,7 @@ class Examples:
         role: Whose examples answer; ``"report"`` has selected nothing.
         reference: Whose examples give means, spreads and values to resample. ``None`` for none: then only
             interventions that need none, and controls are matched on output weights alone.
-        n_reference: Up to how many of them, evenly from the classes; ``None`` for all.
+        n_reference: Up to how many of them, evenly from the classes and from each class's units; ``None`` for all.
         max_length: Longest sequence in tokens; ``None`` for what each prompt was tuned with.
         on_chosen_examples: Measure neurons or heads on the examples that chose them all the same; every row says so.
 

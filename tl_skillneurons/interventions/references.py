@@ -5,6 +5,7 @@ intervention at all positions holds each position at the value of its kind. A va
 be far from usual in the text, and would harm whatever the neuron encodes.
 """
 
+import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ from tl_skillneurons._checks import require_int
 from tl_skillneurons.prompts.activations import neuron_activations
 from tl_skillneurons.prompts.positions import current_tokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task
 
 VALUES = {
@@ -225,31 +227,56 @@ def given_values(name: str, needs: tuple[str, ...], values: Tensor | None) -> Gi
 
 
 def reference_rows(task: Task, role: str, n_examples: int | None) -> Int[Tensor, " row"]:
-    """Up to ``n_examples`` of ``role``, evenly from all classes: the first of each, in the role's order.
+    """Up to ``n_examples`` of ``role``, evenly from all classes and their units (:func:`evenly`).
 
     Args:
         n_examples: ``None`` for all.
-
-    Raises:
-        ValueError: When a class has no example there.
     """
     labels = torch.tensor(task.split(role)["label"])
     most = len(labels) if n_examples is None else require_int(n_examples, "n_reference")
     quota = most if n_examples is None else max(1, most // task.n_classes)
-    rows = torch.cat([(labels == c).nonzero().flatten()[:quota] for c in range(task.n_classes)]).sort().values
-    missing = sorted(set(range(task.n_classes)) - set(labels[rows].tolist()))
-    if missing:
-        raise ValueError(
-            f"role {role!r} of {task.name} has no example of class {missing[0]} to take reference values from; "
-            "choose another reference role"
-        )
-    return rows
+    return evenly(labels, task.units(role), quota)
+
+
+def evenly(labels: Int[Tensor, " example"], units: Units, quota: int) -> Int[Tensor, " row"]:
+    """The rows of up to ``quota`` examples of each class, in their order, from as many units as can be.
+
+    Classes take turns. Each takes the example whose unit it has taken least, among these the one whose unit all classes
+    together have taken least, then the first; with units of single examples, the first ones of each class.
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 1, 1])
+        >>> evenly(labels, Units.of([["a", "a", "b", "c", "a"]]), 2).tolist()
+        [0, 2, 3, 4]
+    """
+    of_unit: dict[int, dict[int, list[int]]] = {}
+    for row, (label, unit) in enumerate(zip(labels.tolist(), units.member.tolist(), strict=True)):
+        of_unit.setdefault(label, {}).setdefault(unit, []).append(row)
+    waiting = {c: [(0, 0, rows[0]) for rows in of_unit[c].values()] for c in sorted(of_unit)}
+    taken = dict.fromkeys(range(len(units)), 0)
+    chosen = []
+    for _ in range(quota):
+        for c, heap in waiting.items():  # built in the order of rows, so it is a heap
+            while heap:
+                own, together, row = heapq.heappop(heap)
+                unit = int(units.member[row])
+                if taken[unit] == together:
+                    break
+                heapq.heappush(heap, (own, taken[unit], row))  # another class has taken of it since
+            else:
+                continue
+            chosen.append(row)
+            taken[unit] += 1
+            rows = of_unit[c][unit]
+            if own + 1 < len(rows):
+                heapq.heappush(heap, (own + 1, taken[unit], rows[own + 1]))
+    return torch.tensor(sorted(chosen), dtype=torch.int64)
 
 
 def measure_references(
     prompted: PromptedModel, task: Task, role: str, n_examples: int | None, places: Iterable[str]
 ) -> dict[str, Reference]:
-    """Activations on up to ``n_examples`` of ``role``, evenly from all classes: the first of each.
+    """Activations on up to ``n_examples`` of ``role``, evenly from all classes and units (:func:`reference_rows`).
 
     Keeps ``n_examples * n_layers * d_mlp`` numbers for each of ``places`` ("prompt", "text").
 
@@ -257,7 +284,7 @@ def measure_references(
         n_examples: ``None`` for all.
 
     Raises:
-        ValueError: When a class has no example there, or activations are not finite.
+        ValueError: When activations are not finite.
     """
     split = task.split(role)
     labels = torch.tensor(split["label"])

@@ -1,0 +1,80 @@
+"""Reference examples are drawn evenly by class and by units."""
+
+import doctest
+
+import pytest
+import torch
+
+from tl_skillneurons import Task, minimal_pairs
+from tl_skillneurons.interventions import references
+from tl_skillneurons.interventions.references import evenly, reference_rows
+from tl_skillneurons.stats.units import Units
+
+
+def by_scanning(labels, units, quota):
+    """Classes in turn, and of each class the row that is lowest by the rule as it is written."""
+    chosen = []
+    for _ in range(quota):
+        for c in labels.unique().tolist():
+            places = []
+            for row in (labels == c).nonzero().flatten().tolist():
+                same = [labels[one] == c for one in chosen if units.member[one] == units.member[row]]
+                if row not in chosen:
+                    places.append((sum(map(int, same)), len(same), row))
+            chosen += [row for _, _, row in sorted(places)[:1]]
+    return sorted(chosen)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_classes_take_turns_and_each_takes_the_unit_it_has_taken_least(seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (60,), generator=generator)
+    units = Units.of([torch.randint(12, (60,), generator=generator).tolist()])
+    for quota in (1, 5, 9, 60):
+        rows = evenly(labels, units, quota)
+        assert rows.tolist() == by_scanning(labels, units, quota)
+        for c in range(3):
+            there = units.member[labels == c].unique()
+            own = units.member[rows[labels[rows] == c]]
+            assert len(own.unique()) == min(len(there), len(own))  # no unit twice before each was taken
+
+
+def test_of_single_texts_they_are_the_first_of_each_class():
+    labels = torch.tensor([0] * 7 + [1] * 3)
+    assert evenly(labels, Units.single(10), 4).tolist() == [0, 1, 2, 3, 7, 8, 9]
+    assert evenly(labels, Units.single(10), 10).tolist() == list(range(10))
+
+
+def test_a_task_gives_as_many_of_its_groups_as_it_can():
+    def some(authors):
+        return [
+            {"text": f"text {author} {n}", "label": n % 2, "author": str(author)}
+            for author in authors
+            for n in range(8)
+        ]
+
+    task = Task.from_datasets(
+        {"train": some([0, 1]), "validation": some([2, 3]), "test": some([4, 5])},
+        roles={"select": "validation", "report": "test"},
+        template="{text}",
+        label_words={0: " bad", 1: " good"},
+        group="author",
+        name="authors",
+    )
+    chosen = reference_rows(task, "report", 4)  # the first two of each class are all of one author
+    assert task.units("report").what == "group"
+    assert {task.split("report")["text"][row].split()[1] for row in chosen.tolist()} == {"4", "5"}
+
+
+def test_a_built_in_tasks_references_are_of_distinct_word_pairs_while_there_are_some():
+    task = minimal_pairs("movie_reviews", n_pairs=100)
+    units, labels = task.units("baseline"), torch.tensor(task.split("baseline")["label"])
+    rows = reference_rows(task, "baseline", 2 * len(units))
+    assert len(rows) == 2 * len(units)
+    for c in (0, 1):
+        assert len(units.member[rows[labels[rows] == c]].unique()) == len(units)
+
+
+def test_the_examples_in_docstrings_give_what_they_say():
+    run = doctest.DocTestFinder().find(evenly, "evenly", globs=vars(references))
+    assert [doctest.DocTestRunner().run(one).failed for one in run] == [0]

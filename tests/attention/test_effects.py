@@ -168,6 +168,21 @@ def test_both_controls_are_told_with_median_range_and_two_sided_p(found):
     assert len(values) == 39
 
 
+def test_a_neuron_that_is_constant_in_the_intact_run_is_left_out_of_the_separation_and_counted(found):
+    """However it moves when heads are ablated: by how many of its standard deviations nobody can say."""
+    silent = torch.full_like(found.activations[..., :1], 0.3)
+    silent[1:] += found.activations[1:, :, :1]
+    more = replace(found, activations=torch.cat([found.activations, silent], dim=2))
+    assert more.separation[:, -1].isnan().all() and torch.equal(more.separation[:, :-1], found.separation)
+    note = "separation: 1 of 4 neurons are constant in the intact run and left out of it"
+    frame = more.to_dataframe()
+    assert note in more.notes and note in frame.attrs["notes"] and note in repr(more)
+    assert frame.drop(columns="neurons_chosen").equals(found.to_dataframe().drop(columns="neurons_chosen"))
+    alone = replace(found, activations=silent).to_dataframe().set_index("measure")
+    nothing = ["intact", "ablated", "random_median", "random_max", "p_random", "p_matched"]
+    assert alone.loc["separation", nothing].isna().all() and alone.loc["accuracy", nothing].notna().all()
+
+
 def test_whose_answers_count_and_whose_means_are_taken_can_be_chosen(model):
     examples = Examples(role="select", reference="train", n_reference=4, max_length=9)
     args = (model, planted.prompt(), planted.task(), planted.HEADS, planted.NEURONS)

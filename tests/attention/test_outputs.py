@@ -7,6 +7,7 @@ import torch
 
 from tl_skillneurons import PromptedModel, RunOptions, SoftPrompt
 from tl_skillneurons.attention import ablate_heads, head_outputs, mean_head_outputs
+from tl_skillneurons.interventions import ClassMean, OtherClassMean
 
 TEXTS = ["the film was good", "a dull plot and a slow scene but not bad", "music"]
 
@@ -84,6 +85,20 @@ def test_outputs_of_each_text_give_mean_spread_class_means_and_sizes(positions):
     torch.testing.assert_close(found.size, each.norm(dim=-1).mean(0), rtol=1e-5, atol=1e-6)
     assert found.n_positions.tolist() == ([3, 3, 3] if positions == "prompt" else [5, 11, 2])  # with BOS
     assert head_outputs(prompted, TEXTS).class_mean is None
+
+
+def test_a_class_without_an_example_has_no_mean_and_is_named():
+    prompted = PromptedModel(tiny.bridge("llama"), prompt())
+    found = head_outputs(prompted, TEXTS, labels=[0, 2, 2])
+    for how in (ClassMean(), OtherClassMean()):
+        with pytest.raises(ValueError, match=r"no example of class 1, .* every class from 0 to 2"):
+            ablate_heads([(0, 1)], how=how, values=found, classes=[0])
+    assert len(ablate_heads([(0, 1)], how="mean", values=found)) == 1  # which asks for no class
+    one = ablate_heads(
+        [(0, 1)], how=OtherClassMean(), values=head_outputs(prompted, TEXTS, labels=[0] * 3), classes=[0]
+    )
+    with pytest.raises(ValueError, match=r"the mean of class 0 alone"):
+        prompted.run_with_hooks(TEXTS[:1], one)
 
 
 def test_texts_are_cut_to_the_length_that_was_asked_for_or_tuned_with():

@@ -1,5 +1,7 @@
 """Which heads bring the label, on planted truth: the two planted ones, from the label's word, and no other."""
 
+import math
+
 import planted
 import pytest
 import tiny
@@ -150,6 +152,12 @@ def writers_of(values, labels, member, pair=None):
         tuple(map(str, range(n))),
         {"n_permutations": 19, "seed": 0, "projection": "pre"},
     )
+
+
+def test_where_no_head_separates_none_has_a_share():
+    values, labels = torch.ones(8), torch.arange(8) % 2
+    [row] = writers_of(values, labels, torch.arange(8)).to_dataframe().itertuples()
+    assert row.difference == 0 and math.isnan(row.share) and row.p_family == 1
 
 
 def test_more_than_two_classes_are_refused(model):

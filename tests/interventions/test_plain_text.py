@@ -68,3 +68,9 @@ def test_plain_text_is_refused_where_nothing_predicts_it():
         cross_entropy(PromptedModel(model, prompt), TEXTS)
     with pytest.raises(ValueError, match=r"text 1 .* single token"):
         cross_entropy(PromptedModel(model, None, prepend_bos=False), ["the film", "good"])
+
+
+def test_a_text_without_a_token_of_its_own_is_refused_by_its_number_in_any_batch():
+    for size in (1, 2, 4):
+        with pytest.raises(ValueError, match="text 2 has no token of its own"):
+            cross_entropy(plain("bert", batch_size=size), [*TEXTS[:2], "</s>", TEXTS[2]])

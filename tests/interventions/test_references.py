@@ -75,6 +75,13 @@ def test_a_built_in_tasks_references_are_of_distinct_word_pairs_while_there_are_
         assert len(units.member[rows[labels[rows] == c]].unique()) == len(units)
 
 
+def test_a_class_without_a_reference_example_has_no_mean_and_is_named():
+    one = references.Reference(torch.ones(3, 1, 2), torch.tensor([0, 2, 2]))
+    with pytest.raises(ValueError, match=r"no example of class 1, .* every class from 0 to 2"):
+        _ = one.class_mean
+
+
 def test_the_examples_in_docstrings_give_what_they_say():
-    run = doctest.DocTestFinder().find(evenly, "evenly", globs=vars(references))
-    assert [doctest.DocTestRunner().run(one).failed for one in run] == [0]
+    for function in (evenly, references.absent_classes, references.class_means):
+        [example] = doctest.DocTestFinder().find(function, function.__name__, globs=vars(references))
+        assert doctest.DocTestRunner().run(example).failed == 0

@@ -194,6 +194,17 @@ def test_fractions_of_a_gap_that_may_be_zero_are_refused():
         ratio_interval(noise[:3], noise)
 
 
+def test_a_gap_of_a_single_unit_is_doubtful_however_large():
+    one = Units.of([[0] * 5], what="word pair")
+    for gap, units in ((torch.tensor([7.0]), None), (torch.full((5,), 7.0), one)):
+        what = "text" if units is None else "word pair"
+        assert doubtful_gap(gap, units=units) == (
+            f"the gap is 7, of a single unit ({what}), which can't tell it from zero"
+        )
+        with pytest.raises(ValueError, match=r"of a single unit .* a fraction of it may be anything"):
+            ratio_interval(gap / 2, gap, units=units)
+
+
 @pytest.mark.parametrize("odd", [math.nan, math.inf])
 def test_a_gap_or_a_part_that_is_not_finite_has_no_fraction(odd):
     sound, broken = torch.linspace(1, 2, 40), torch.linspace(1, 2, 40)

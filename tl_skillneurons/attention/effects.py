@@ -25,7 +25,7 @@ from typing import Any
 import pandas as pd
 import torch
 from einops import reduce
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
@@ -59,6 +59,7 @@ from tl_skillneurons.tasks.task import Task, require_two_classes
 
 KIND = "HeadEffects"
 _ENOUGH = 19  # distinct controls give a p-value of 0.05
+_ROUNDING = 1e-6  # of the largest activation: below it a neuron is constant
 _TENSORS = ("logits", "activations", "labels")
 
 
@@ -91,13 +92,21 @@ class HeadEffects:
 
     @property
     def separation(self) -> Float[Tensor, "condition neuron"]:
-        """How far apart each neuron holds the labels, in its intact standard deviations; with its sign."""
+        """How far apart each neuron holds the labels, in its intact standard deviations; with its sign. NaN where it is
+        constant in the intact run: there is nothing to measure it by."""
         acts = self.activations.double()
         apart = acts[:, self.labels == 1].mean(1) - acts[:, self.labels == 0].mean(1)
-        return apart / acts[0].std(0, correction=0).clamp(min=1e-12)
+        return apart / torch.where(self._constant, torch.nan, acts[0].std(0, correction=0))
+
+    @property
+    def _constant(self) -> Bool[Tensor, " neuron"]:
+        """Which neurons vary in the intact run by no more than rounding does."""
+        intact = self.activations[0].double()
+        return intact.std(0, correction=0) <= _ROUNDING * intact.abs().amax(0)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per measure: ``accuracy``, ``logit_diff`` and ``separation`` (absolute, mean over the neurons).
+        """One row per measure: ``accuracy``, ``logit_diff`` and ``separation`` (absolute, mean over the neurons that
+        vary in the intact run; :attr:`notes` says how many don't. Without any it and its columns are NaN).
 
         Columns ``intact``, ``ablated``, and for each control the median and range over its draws and the two-sided
         rank p-value of being as far from the middle (``random_median``, ``random_min``, ``random_max``, ``p_random``,
@@ -109,7 +118,7 @@ class HeadEffects:
             metric: torch.stack([per_example(metric, z, self.labels).mean() for z in self.logits])
             for metric in ("accuracy", "logit_diff")
         }
-        values["separation"] = reduce(self.separation.abs(), "condition neuron -> condition", "mean")
+        values["separation"] = self.separation.abs().nanmean(1)
         rows = []
         for name, value in values.items():
             intact, ablated, *others = value.tolist()
@@ -117,9 +126,10 @@ class HeadEffects:
             for control, draws in self.controls.items():
                 drawn, others = others[: len(draws)], others[len(draws) :]
                 row |= {f"{control}_median": median(drawn), f"{control}_min": min(drawn)}
+                ranked = name != "separation" or not self._constant.all()
                 row |= {
                     f"{control}_max": max(drawn),
-                    f"p_{control}": rank_p_value(ablated, drawn, "two-sided"),
+                    f"p_{control}": rank_p_value(ablated, drawn, "two-sided") if ranked else torch.nan,
                     f"smallest_p_{control}": 1 / (len(draws) + 1),
                 }
             rows.append(row)
@@ -131,8 +141,14 @@ class HeadEffects:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the p-values must know, in words: controls that are too few, or not alike."""
-        return tuple(self.settings["notes"])
+        """What a reader of the p-values must know, in words: controls that are too few, or not alike; and how many
+        neurons the separation leaves out."""
+        found = list(self.settings["notes"])
+        if n := int(self._constant.sum()):
+            found.append(
+                f"separation: {n} of {len(self._constant)} neurons are constant in the intact run and left out of it"
+            )
+        return tuple(found)
 
     def __repr__(self) -> str:
         return one_line(

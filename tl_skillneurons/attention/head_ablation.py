@@ -252,6 +252,8 @@ def _reference(
 ) -> tuple[ReferenceValues | None, tuple[int, int] | None]:
     """Where the intervention's values come from, and of how many layers and heads they are, where that is known."""
     if isinstance(values, HeadOutputs):
+        if "class_mean" in what.needs:
+            _ = values.class_mean  # refuses a class without an example, by its number
         return values.values, (values.activations.shape[1], values.n_heads)
     if values is not None and not isinstance(values, Tensor):
         return values, None

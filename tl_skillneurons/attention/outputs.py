@@ -20,7 +20,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_option
-from tl_skillneurons.interventions.references import GivenValues
+from tl_skillneurons.interventions.references import GivenValues, absent_classes, class_means
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.records import model_label
@@ -100,16 +100,18 @@ class HeadOutputs:
 
     @cached_property
     def class_mean(self) -> Float[Tensor, "class layer feature"] | None:
-        """Mean over the examples of each class; ``None`` without labels."""
-        if self.labels is None:
-            return None
-        classes = range(int(self.labels.max()) + 1)
-        return torch.stack([self.activations[self.labels == c].double().mean(0) for c in classes]).float()
+        """Mean over the examples of each class; ``None`` without labels.
+
+        Raises:
+            ValueError: When there is no example of a class below the highest one.
+        """
+        return None if self.labels is None else class_means(self.activations, self.labels)
 
     @cached_property
     def values(self) -> GivenValues:
-        """All of them, as interventions read them."""
-        return GivenValues(self.mean, self.std, self.class_mean, self.activations)
+        """All of them, as interventions read them; class means where every class has examples."""
+        whole = self.labels is not None and not absent_classes(self.labels)
+        return GivenValues(self.mean, self.std, self.class_mean if whole else None, self.activations)
 
     @cached_property
     def size(self) -> Float[Tensor, "layer head"]:

@@ -99,16 +99,17 @@ class HeadWriters:
         """One row per head, strongest first.
 
         Columns: ``layer``, ``head``; ``difference``, the absolute difference of class means averaged over the
-        neurons; ``share``, of the sum over all heads; ``n_significant``, the neurons at which it is beyond the
-        family-wise 5 % level; and of the neuron where it separates most ``neuron_layer``, ``neuron_index``,
-        ``at_most`` with its bootstrap interval over units (of each class where a unit has one label), and its
-        ``p_family``.
+        neurons; ``share``, of the sum over all heads (NaN where none separates the labels at all);
+        ``n_significant``, the neurons at which it is beyond the family-wise 5 % level; and of the neuron where it
+        separates most ``neuron_layer``, ``neuron_index``, ``at_most`` with its bootstrap interval over units (of each
+        class where a unit has one label), and its ``p_family``.
         """
         require_seed(seed)
         found = self.separation
         strength = found.difference.abs().mean(0)
         best = found.difference.abs().argmax(0)
         low, high = self._interval(confidence, seed)
+        whole = float(strength.sum()) or torch.nan
         rows = []
         for layer, head in self.top_heads(strength.numel()):
             at = int(best[layer, head])
@@ -117,7 +118,7 @@ class HeadWriters:
                     "layer": layer,
                     "head": head,
                     "difference": float(strength[layer, head]),
-                    "share": float(strength[layer, head] / strength.sum()),
+                    "share": float(strength[layer, head]) / whole,
                     "n_significant": int((found.p_family[:, layer, head] <= 0.05).sum()),
                     "neuron_layer": int(self.neurons.layer[at]),
                     "neuron_index": int(self.neurons.index[at]),

@@ -136,6 +136,10 @@ class OtherClassMean(Intervention):
     uses = ("class_mean",)
 
     def edit(self, old: Edited, at: At) -> Edited:
+        if len(at.class_mean) < 2:
+            raise ValueError(
+                "the reference has the mean of class 0 alone, so there is none of another class; give examples of all"
+            )
         following = (at.classes + 1) % len(at.class_mean)
         return at.class_mean[following].to(old)[:, None].expand_as(old)
 

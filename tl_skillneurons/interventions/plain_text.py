@@ -39,7 +39,8 @@ def cross_entropy(
         seed: Draws what is masked, for masked language models; the same whatever the hooks.
 
     Raises:
-        ValueError: With a prompt, for a model without a language-model head, or a text of a single token.
+        ValueError: With a prompt, for a model without a language-model head, or a text of which no token can be asked
+            for: a single one, or for masked language models none but special ones.
 
     Example:
         >>> plain = skn.PromptedModel(model, None)

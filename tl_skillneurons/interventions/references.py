@@ -74,9 +74,8 @@ class Reference:
 
     @cached_property
     def class_mean(self) -> Float[Tensor, "class layer neuron"]:
-        """Mean over the reference examples of each class."""
-        classes = range(int(self.labels.max()) + 1)
-        return torch.stack([self.activations[self.labels == c].double().mean(0) for c in classes]).float()
+        """Mean over the reference examples of each class (:func:`class_means`)."""
+        return class_means(self.activations, self.labels)
 
     @cached_property
     def std(self) -> Float[Tensor, "layer neuron"]:
@@ -87,6 +86,37 @@ class Reference:
     def mean_absolute(self) -> Float[Tensor, "layer neuron"]:
         """Mean of the absolute activation."""
         return self.activations.double().abs().mean(0).float()
+
+
+def absent_classes(labels: Int[Tensor, " example"]) -> list[int]:
+    """Classes below the highest one that no example has.
+
+    Example:
+        >>> absent_classes(torch.tensor([0, 3, 1]))
+        [2]
+    """
+    return sorted(set(range(int(labels.max()) + 1)) - set(labels.tolist()))
+
+
+def class_means(
+    activations: Float[Tensor, "example layer feature"], labels: Int[Tensor, " example"]
+) -> Float[Tensor, "class layer feature"]:
+    """Mean over the examples of each class, from class 0 to the highest one.
+
+    Raises:
+        ValueError: When there is no example of a class.
+
+    Example:
+        >>> class_means(torch.tensor([[[1.0]], [[3.0]], [[8.0]]]), torch.tensor([0, 0, 1])).flatten().tolist()
+        [2.0, 8.0]
+    """
+    if absent := absent_classes(labels):
+        raise ValueError(
+            f"the reference has no example of class {absent[0]}, so there is no mean of it; give examples of every "
+            f"class from 0 to {int(labels.max())}"
+        )
+    n_classes = int(labels.max()) + 1
+    return torch.stack([activations[labels == c].double().mean(0) for c in range(n_classes)]).float()
 
 
 ReferenceValues = Reference | GivenValues

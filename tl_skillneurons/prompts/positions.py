@@ -150,7 +150,8 @@ def arrange(
     virtual = list(virtual_ids)
     n_prompt = len(before) + len(virtual)
     rows, kinds, readouts, n_truncated = [], [], [], 0
-    for number, ids in enumerate(text_ids):
+    numbers = list(range(len(text_ids)) if example is None else example)
+    for number, ids in zip(numbers, text_ids, strict=True):
         cut = truncate(ids, n_prompt, special_ids, max_length)
         if not any(i not in special_ids for i in cut):
             raise ValueError(f"text {number} has no token of its own; give texts that are not empty")
@@ -179,7 +180,7 @@ def arrange(
         is_text=kind >= 2,
         is_special=kind == 3,
         readout=readout,
-        example=torch.arange(len(rows)) if example is None else torch.tensor(list(example)),
+        example=torch.tensor(numbers),
         n_truncated=n_truncated,
     )
 

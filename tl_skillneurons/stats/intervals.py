@@ -267,7 +267,9 @@ def doubtful_gap(
     seed: int = 0,
     units: Units | None = None,
 ) -> str | None:
-    """Why fractions of a gap's mean mean nothing, in words: its interval holds zero, or it isn't finite; else ``None``.
+    """Why fractions of a gap's mean mean nothing, in words; ``None`` where they do.
+
+    Its interval holds zero, it is of a single unit, which has no scatter to make an interval of, or it isn't finite.
 
     Example:
         >>> doubtful_gap(torch.tensor([1.0, -1.0] * 20))
@@ -279,6 +281,9 @@ def doubtful_gap(
     units = require_units(len(gap), units)
     if odd := int((~gap.isfinite()).sum()):
         return f"the gap is not finite for {odd} of {len(gap)} examples"
+    if len(units) == 1:
+        size = f"the gap is {float(gap.double().mean()):.3g}"
+        return f"{size}, of a single unit ({units.what}), which can't tell it from zero"
     low, high = bootstrap_mean(gap, n_draws=n_draws, confidence=confidence, seed=seed, units=units)
     if not low <= 0 <= high:
         return None

@@ -9,6 +9,7 @@ import torch
 from toy import QUIET, task_of
 
 from tl_skillneurons import NeuronSet, RunOptions, SoftPrompt, Task
+from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons.attention import HeadWriters, decompose, head_writers
 from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.stats.units import Units
@@ -158,6 +159,19 @@ def test_where_no_head_separates_none_has_a_share():
     values, labels = torch.ones(8), torch.arange(8) % 2
     [row] = writers_of(values, labels, torch.arange(8)).to_dataframe().itertuples()
     assert row.difference == 0 and math.isnan(row.share) and row.p_family == 1
+
+
+@pytest.mark.parametrize(("role", "told"), [("select", "on these examples"), ("report", "on other examples")])
+def test_the_table_tells_where_the_neurons_were_chosen(model, tmp_path, role, told):
+    texts = frozenset(text_fingerprints(planted.task().split("select")["text"]))
+    known = NeuronSet(*planted.NEURONS.to_dataframe().values.T, choice=Choice("select", texts))
+    args = (model, planted.prompt(), planted.task())
+    found = head_writers(*args, known, projection="up", role=role, n_permutations=19, **QUICK)
+    for one in (found, HeadWriters.load(found.save(tmp_path / "writers.safetensors"))):
+        assert set(one.to_dataframe().neurons_chosen) == {told}
+        assert ("neurons_chosen='on these examples'" in repr(one)) == (role == "select")
+    bare = head_writers(*args, planted.NEURONS, projection="up", n_permutations=19, **QUICK)
+    assert set(bare.to_dataframe().neurons_chosen) == {"unknown"}
 
 
 def test_more_than_two_classes_are_refused(model):

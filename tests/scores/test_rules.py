@@ -98,6 +98,20 @@ def test_a_set_is_evaluated_on_examples_that_did_not_choose_it_with_intervals(sc
     assert "<table" in found._repr_html_()
 
 
+def test_a_table_tells_where_its_neurons_were_chosen(scored):
+    model, prompts, scores = scored["bert"]
+    top = scores.top(4, per="model")
+    bare = skn.NeuronSet(top.layer, top.index)
+    for neurons, role, told in (
+        (top, "report", "on other examples"),
+        (top, "select", "on these examples"),
+        (bare, "select", "unknown"),
+    ):
+        found = evaluate_rules(model, prompts, TASK, scores, neurons, role=role, run=QUIET)
+        assert set(found.to_dataframe().neurons_chosen) == {told}
+        assert ("neurons chosen on these examples" in repr(found)) == (told == "on these examples")
+
+
 def test_what_was_evaluated_comes_back_from_its_file(scored, tmp_path):
     model, prompts, scores = scored["bert"]
     every = evaluate_rules(model, prompts, TASK, scores, run=QUIET)
@@ -112,6 +126,7 @@ def test_what_was_evaluated_comes_back_from_its_file(scored, tmp_path):
     assert again.table.equals(some.table) and again.seed == 3
     assert (again.mean, again.low, again.high) == (some.mean, some.low, some.high)
     assert again.provenance == some.provenance == every.provenance and repr(again) == repr(some)
+    assert again.to_dataframe().equals(some.to_dataframe())
     assert again.to_dataframe().attrs == some.to_dataframe().attrs
     with pytest.raises(ValueError, match="holds a AllRules, expected a NeuronScores"):
         skn.NeuronScores.load(tmp_path / "rules.safetensors")

@@ -9,6 +9,8 @@ labels at a neuron by::
 The null deals the labels out anew to the examples' units (:mod:`~tl_skillneurons.stats.units`), the same for all heads
 and neurons; the family-wise p-value compares with the largest difference, in standard deviations, of all of them
 (Westfall and Young, 1993). This chooses heads, so it looks at ``select``, and its heads remember what chose them.
+Neurons that ``select`` chose hold its labels further apart than other examples', and so do the heads that write into
+them: the table says where the neurons were chosen.
 
 What it does not show: that the model needs the head (ablate it), nor where the head got it from beyond the
 position it read (:mod:`~tl_skillneurons.attention.sources` tells the positions). Control: the same for random neurons
@@ -29,7 +31,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_seed
-from tl_skillneurons._choice import text_fingerprints
+from tl_skillneurons._choice import THESE, UNKNOWN, require_apart, text_fingerprints
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
@@ -59,7 +61,7 @@ class HeadWriters:
         units: Which examples belong together; labels are permuted and examples resampled by them.
         texts: A fingerprint of each example's text.
         settings: Model, task, prompt, ``max_length``, projection, neuron site, frame of positions, permutations and
-            their seed, the unit and how many there are.
+            their seed, the unit and how many there are, where the neurons were chosen.
 
     Example:
         >>> writers = skn.attention.head_writers(model, prompt, task, skill)
@@ -102,7 +104,8 @@ class HeadWriters:
         neurons; ``share``, of the sum over all heads (NaN where none separates the labels at all);
         ``n_significant``, the neurons at which it is beyond the family-wise 5 % level; and of the neuron where it
         separates most ``neuron_layer``, ``neuron_index``, ``at_most`` with its bootstrap interval over units (of each
-        class where a unit has one label), and its ``p_family``.
+        class where a unit has one label), and its ``p_family``;
+        ``neurons_chosen`` "on these examples", on which separations are too large, "on other examples" or "unknown".
         """
         require_seed(seed)
         found = self.separation
@@ -128,7 +131,7 @@ class HeadWriters:
                     "p_family": float(found.p_family[at, layer, head]),
                 }
             )
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows).assign(neurons_chosen=self.settings.get("neurons_chosen", UNKNOWN))
 
     @property
     def _by_neuron(self) -> Float[Tensor, "neuron layer head example"]:
@@ -167,7 +170,9 @@ class HeadWriters:
         n_examples, n_neurons, n_layers, n_heads = self.heads.shape
         shape = {"n_neurons": n_neurons, "n_layers": n_layers, "n_heads": n_heads, "n_examples": n_examples}
         units = f"{len(self.units)} ({self.units.what})"
-        return one_line(self, **shape, role=self.role, units=units, projection=self.settings["projection"])
+        chosen = {"neurons_chosen": THESE} if self.settings.get("neurons_chosen") == THESE else {}
+        told = {"role": self.role, "units": units, "projection": self.settings["projection"]}
+        return one_line(self, **shape, **told, **chosen)
 
     def _repr_html_(self) -> str:
         return html_of(self)
@@ -263,6 +268,9 @@ def head_writers(
         positions=POSITIONS,
         projection=projection,
         n_cut=prompted.n_truncated(texts),
+        neurons_chosen=require_apart(
+            neurons.choice, texts, insist=True, by=""
+        ),  # it chooses, so it may look there
         n_permutations=n_permutations,
         seed=seed,
         unit=units.what,

@@ -27,6 +27,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_seed
+from tl_skillneurons._choice import THESE, UNKNOWN, require_apart
 from tl_skillneurons._files import (
     FORMAT,
     load_tensors,
@@ -51,7 +52,19 @@ from tl_skillneurons.stats.intervals import interval_scope, two_level_bootstrap
 from tl_skillneurons.tasks.task import Task
 
 ALL_RULES, RULE_ACCURACY = "AllRules", "RuleAccuracy"
-_PLAIN = ("mean", "low", "high", "role", "n_examples", "seed", "unit", "n_units", "about", "provenance")
+_PLAIN = (
+    "mean",
+    "low",
+    "high",
+    "role",
+    "n_examples",
+    "seed",
+    "unit",
+    "n_units",
+    "about",
+    "neurons_chosen",
+    "provenance",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +100,8 @@ class AllRules:
                     f"{name} must be [prompt, layer, neuron] = {[n_prompts, n_layers, d_mlp]} as accuracy is, got "
                     f"{list(getattr(self, name).shape)}"
                 )
-        if (
-            self.position.numel()
-            and not 0 <= int(self.position.min()) <= int(self.position.max()) < n_positions
-        ):
+        at = self.position
+        if at.numel() and not 0 <= int(at.min()) <= int(at.max()) < n_positions:
             raise ValueError(f"position must be in [0, {n_positions}), where accuracy has values")
 
     def __repr__(self) -> str:
@@ -173,6 +184,7 @@ class RuleAccuracy:
         seed: Of the bootstrap.
         unit, n_units: What was resampled, and how many of them there were.
         about: What other prompts and examples the intervals speak for.
+        neurons_chosen: "on these examples", on which they look better than they are, "on other examples" or "unknown".
         provenance: That of the scores, with how many texts of ``role`` were cut.
 
     Example:
@@ -190,6 +202,7 @@ class RuleAccuracy:
     unit: str = "text"
     n_units: int | None = None
     about: str = ""
+    neurons_chosen: str = UNKNOWN
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -200,14 +213,16 @@ class RuleAccuracy:
 
     def __repr__(self) -> str:
         about = f"; intervals speak for {self.about}" if self.about else ""
-        return f"RuleAccuracy({self}{about})"
+        chosen = f"; neurons chosen {THESE}" if self.neurons_chosen == THESE else ""
+        return f"RuleAccuracy({self}{about}{chosen})"
 
     def _repr_html_(self) -> str:
         return html_of(self)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """The table, the role and whether it chose them; ``attrs`` name unit, number and what intervals are about."""
-        frame = self.table.assign(role=self.role, chose_them=self.role == "select")
+        """The table, role, whether it chose the rules (``chose_them``), where neurons were chosen; ``attrs``: units."""
+        told: dict[str, Any] = {"chose_them": self.role == "select", "neurons_chosen": self.neurons_chosen}
+        frame = self.table.assign(role=self.role, **told)
         frame.attrs.update(unit=self.unit, n_units=self.n_units, about=self.about)
         return frame
 
@@ -278,7 +293,7 @@ def evaluate_rules(
     Args:
         prompts: Those that were scored, in the same order; ``None`` for scores of the bare text.
         neurons: A set, or ``None`` for every neuron.
-        role: Examples that chose nothing; on ``"select"`` the rules are too good.
+        role: Examples that chose nothing; on ``"select"`` the rules are too good; a set's table tells what chose it.
         seed: Of the bootstrap, for a set: of the examples' units, and from three prompts on of the prompts too.
         max_length: Longest sequence in tokens; ``None`` is what the prompts were tuned with. It must be what the scores
             were measured with.
@@ -299,20 +314,21 @@ def evaluate_rules(
     require_seed(seed)
     if neurons is None:
         require_measured_here(scores, model, prompts, task=task, max_length=max_length)
-        prompted = [PromptedModel(model, one, max_length=max_length, run=run) for one in as_list(prompts)]
+        each = [PromptedModel(model, one, max_length=max_length, run=run) for one in as_list(prompts)]
         position, direction = scores.rules()
         return AllRules(
-            accuracy=every_accuracy(prompted, task, scores, role, run.progress),
+            accuracy=every_accuracy(each, task, scores, role, run.progress),
             position=position,
             direction=direction,
             role=role,
             n_examples=task.n_examples[role],
             positions=scores.positions,
-            provenance=_with_cut(scores.provenance, prompted[0], task, role),
+            provenance=_with_cut(scores.provenance, each[0], task, role),
         )
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
     answers = rule_answers(model, prompts, task, scores, neurons, role=role, max_length=max_length, run=run)
+    prompted = PromptedModel(model, as_list(prompts)[0], max_length=max_length)
     right, units = answers.mean(0), task.units(role)
     each_low, each_high = two_level_bootstrap(
         rearrange(answers, "prompt example chosen -> chosen prompt example"), seed=seed, units=units
@@ -342,9 +358,8 @@ def evaluate_rules(
         unit=units.what,
         n_units=len(units),
         about=interval_scope(len(answers), units),
-        provenance=_with_cut(
-            scores.provenance, PromptedModel(model, as_list(prompts)[0], max_length=max_length), task, role
-        ),
+        neurons_chosen=require_apart(neurons.choice, list(task.split(role)["text"]), insist=True, by=""),
+        provenance=_with_cut(scores.provenance, prompted, task, role),
     )
 
 

@@ -73,7 +73,7 @@ print(
 # %% Other label words: do they change the set more than another seed does? MiniLM has no head to read any with
 if len(sys.argv) == 1:
     model = skn.load_model("smollm2")
-    task = skn.minimal_pairs("movie_reviews", n_pairs=48 if SMALL else 100, tokenizer=model.tokenizer)
+    task = skn.minimal_pairs("movie_reviews", n_pairs=40 if SMALL else 100, tokenizer=model.tokenizer)
     settings = {"n_virtual_tokens": 4, "n_steps": 2 if SMALL else 40}
 compared = skn.studies.compare_label_words(
     model,

@@ -23,6 +23,15 @@ LATENT = {
     "v_head_dim": 6,  # its own, narrower than the keys'
 }
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+DEEPSEEK = {
+    **LLAMA,
+    "num_key_value_heads": 4,
+    **LATENT,
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    **EXPERTS,
+}
 MAMBA = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_expand": 2}
 VISION = {
     "hidden_size": 16,
@@ -283,16 +292,8 @@ RECIPES = {
         {**PLAIN, "cls_token_id": 1, "sep_token_id": 2, "local_attention": 6},
     ),
     "youtu": ("YoutuForCausalLM", {**LLAMA, "num_key_value_heads": 4, **LATENT}),
-    "deepseek_v3_dense": (
-        "DeepseekV3ForCausalLM",
-        {**LLAMA, "num_key_value_heads": 4, **LATENT, "first_k_dense_replace": 2, "n_routed_experts": 4}
-        | {"n_group": 1, "topk_group": 1, **EXPERTS},
-    ),
-    "deepseek_v2_dense": (
-        "DeepseekV2ForCausalLM",
-        {**LLAMA, "num_key_value_heads": 4, **LATENT, "first_k_dense_replace": 2, "n_routed_experts": 4}
-        | {"n_group": 1, "topk_group": 1, **EXPERTS},
-    ),
+    "deepseek_v3_dense": ("DeepseekV3ForCausalLM", {**DEEPSEEK, "first_k_dense_replace": 2}),
+    "deepseek_v2_dense": ("DeepseekV2ForCausalLM", {**DEEPSEEK, "first_k_dense_replace": 2}),
     "lfm2": (
         "Lfm2ForCausalLM",
         {
@@ -321,16 +322,8 @@ RECIPES = {
         "Qwen3MoeForCausalLM",
         {**LLAMA, **HEADS, "num_experts": 4, **EXPERTS, "mlp_only_layers": [0]},
     ),
-    "deepseek_v3": (
-        "DeepseekV3ForCausalLM",
-        {**LLAMA, "num_key_value_heads": 4, **LATENT, "first_k_dense_replace": 1, "n_routed_experts": 4}
-        | {"n_group": 1, "topk_group": 1, **EXPERTS},
-    ),
-    "deepseek_v2": (
-        "DeepseekV2ForCausalLM",
-        {**LLAMA, "num_key_value_heads": 4, **LATENT, "first_k_dense_replace": 1, "n_routed_experts": 4}
-        | {"n_group": 1, "topk_group": 1, **EXPERTS},
-    ),
+    "deepseek_v3": ("DeepseekV3ForCausalLM", {**DEEPSEEK, "first_k_dense_replace": 1}),
+    "deepseek_v2": ("DeepseekV2ForCausalLM", {**DEEPSEEK, "first_k_dense_replace": 1}),
     "glm4_moe": (
         "Glm4MoeForCausalLM",
         {**LLAMA, **HEADS, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, **EXPERTS}

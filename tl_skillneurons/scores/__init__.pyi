@@ -12,8 +12,8 @@ from .predictivity import score_classes as score_classes
 from .predictivity import score_neurons as score_neurons
 from .ranked import Scored as Scored
 from .ranked import top_union as top_union
-from .rules import AllRules as AllRules
-from .rules import RuleAccuracy as RuleAccuracy
+from .rule_accuracy import AllRules as AllRules
+from .rule_accuracy import RuleAccuracy as RuleAccuracy
 from .rules import evaluate_rules as evaluate_rules
 from .target_scores import Targets as Targets
 from .target_scores import answer_targets as answer_targets

@@ -33,9 +33,9 @@ from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
 from tl_skillneurons.prompts.tuning.schedule import TrainingOptions
+from tl_skillneurons.scores.evaluated_rules import AllRules
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.predictivity import require_orders, score_neurons
-from tl_skillneurons.scores.rule_accuracy import AllRules
 from tl_skillneurons.scores.rules import evaluate_rules
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.tasks.task import Task, require_two_classes

@@ -2,6 +2,8 @@ from .agreement import Agreement as Agreement
 from .agreement import score_agreement as score_agreement
 from .calibration import Calibration as Calibration
 from .calibration import check_calibration as check_calibration
+from .evaluated_rules import AllRules as AllRules
+from .evaluated_rules import RuleAccuracy as RuleAccuracy
 from .gradients import score_gradients as score_gradients
 from .label_scores import score_labels as score_labels
 from .neuron_scores import NeuronScores as NeuronScores
@@ -12,8 +14,6 @@ from .predictivity import score_classes as score_classes
 from .predictivity import score_neurons as score_neurons
 from .ranked import Scored as Scored
 from .ranked import top_union as top_union
-from .rule_accuracy import AllRules as AllRules
-from .rule_accuracy import RuleAccuracy as RuleAccuracy
 from .rules import evaluate_rules as evaluate_rules
 from .target_scores import Targets as Targets
 from .target_scores import answer_targets as answer_targets

@@ -30,10 +30,10 @@ from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, as_list
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.directions import common_direction, direction_columns
+from tl_skillneurons.scores.evaluated_rules import AllRules, RuleAccuracy
 from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.passes import chosen_activations, every_accuracy
-from tl_skillneurons.scores.rule_accuracy import AllRules, RuleAccuracy
 from tl_skillneurons.stats.intervals import interval_scope, two_level_bootstrap
 from tl_skillneurons.tasks.task import Task
 

@@ -8,7 +8,7 @@ import torch
 from toy import LABEL_WORDS, QUIET
 
 import tl_skillneurons as skn
-from tl_skillneurons.scores.rule_accuracy import AllRules
+from tl_skillneurons.scores.evaluated_rules import AllRules
 from tl_skillneurons.studies._common import file_name
 from tl_skillneurons.studies.checkpoints.comparison import Measures, compare_checkpoints
 from tl_skillneurons.studies.checkpoints.places import stated_shape

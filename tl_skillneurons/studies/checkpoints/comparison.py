@@ -19,8 +19,8 @@ from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._terminal import shown
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.scores.agreement import Agreement, agreements
+from tl_skillneurons.scores.evaluated_rules import AllRules
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.scores.rule_accuracy import AllRules
 from tl_skillneurons.scores.selection import top_neurons
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value
 from tl_skillneurons.stats.intervals import bootstrap_mean

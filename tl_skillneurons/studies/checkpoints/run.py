@@ -35,9 +35,9 @@ from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
+from tl_skillneurons.scores.evaluated_rules import AllRules
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.predictivity import require_orders, score_neurons
-from tl_skillneurons.scores.rule_accuracy import AllRules
 from tl_skillneurons.scores.rules import evaluate_rules
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.studies._common import file_name, plain, right_answers

@@ -76,9 +76,9 @@ def test_every_table_that_a_study_prints_shows_names_as_they_are(text):
 
 @pytest.mark.parametrize("text", NASTY)
 def test_a_hint_or_an_error_is_told_as_it_is(text, capsys):
-    from tl_skillneurons import cli
+    from tl_skillneurons.cli import _errors
 
-    cli._tell("Error:", "red", f"pip install {text!s}")
+    _errors.tell("Error:", "red", f"pip install {text!s}")
     assert f"Error: pip install {text}" in capsys.readouterr().err
 
 
@@ -121,20 +121,20 @@ def test_a_notebooks_table_is_escaped():
     ],
 )
 def test_label_words_of_the_command_keep_their_spelling(given, words):
-    from tl_skillneurons.cli import _label_words
+    from tl_skillneurons.cli._options import label_words_of
 
-    assert _label_words(given) == words
+    assert label_words_of(given) == words
 
 
 def test_a_label_twice_is_refused():
-    from tl_skillneurons.cli import _label_words
+    from tl_skillneurons.cli._options import label_words_of
 
     with pytest.raises(ValueError, match="name each label once, got '0' twice"):
-        _label_words("0=a,0=b")
+        label_words_of("0=a,0=b")
 
 
 def test_folders_of_data_in_any_script_have_names_of_their_own():
-    from tl_skillneurons.cli import _slug
+    from tl_skillneurons.cli._options import slug
 
-    assert _slug("数据") != _slug("資料") != ""
-    assert _slug("a[bold]b/c d") == "a-bold-b-c-d"
+    assert slug("数据") != slug("資料") != ""
+    assert slug("a[bold]b/c d") == "a-bold-b-c-d"

@@ -349,8 +349,8 @@ def test_the_verdict_says_that_the_model_uses_them_only_where_every_prompt_and_c
     assert ("the model uses what they carry" in sentence) == ("for " in said and "p <=" in said)
 
 
-def test_messages_name_options_and_leave_other_words_alone(cli):
-    said = cli.in_own_words(
-        "n_steps: 4 there; label_words must be; model.label_words, batch_size() and amounts"
-    )
+def test_messages_name_options_and_leave_other_words_alone():
+    from tl_skillneurons.cli._errors import in_own_words
+
+    said = in_own_words("n_steps: 4 there; label_words must be; model.label_words, batch_size() and amounts")
     assert said == "--steps: 4 there; --label-words must be; model.label_words, batch_size() and amounts"

@@ -296,7 +296,11 @@ def test_bad_data_is_refused_by_name(data, changes, message):
 @pytest.mark.parametrize(
     ("data", "changes", "message"),
     [
-        (5, {}, "data must be a DatasetDict, .* got int for 'data'"),
+        (
+            5,
+            {},
+            "data must be a Dataset, a pandas frame .* got int for 'data'; lists of .* to Task.from_texts",
+        ),
         ({"text": ["a"], "label": [0]}, {}, "got list for 'text'"),
         ({"train": iter([])}, {}, "nothing that streams"),
         (with_row("train", label=[1]), {}, "row 3: a label must be an integer or a string, got list"),

@@ -139,6 +139,11 @@ def label_token_ids(model: TransformerBridge, label_words: Mapping[int, str | in
             f"{model.cfg.model_name} has no language-model head, so label words can't be read; "
             "use a prompt with a linear read-out (fit_soft_prompts trains one)"
         )
+    if not label_words:
+        raise ValueError(
+            f"{model.cfg.model_name} answers with words, and the task has none for its labels: give label_words, "
+            "such as {'bad': ' bad', 'good': ' good'} with one for each label, or train prompts with readout='linear'"
+        )
     if len(label_words) < 2:
         raise ValueError(
             f"label_words must hold a word for each of at least two classes, got {dict(label_words)}"
@@ -189,4 +194,6 @@ def _single_token(tokenizer: Any, word: str) -> int:
         else "is not in the vocabulary"
     )
     advice = f"try {works[0]!r}" if works else "choose another word, or give a token id"
+    if works and works[0].strip() == stem:  # they differ in the blank alone
+        advice += ", for the blank before a word is part of its token"
     raise ValueError(f"label word {word!r} {told}; each label word must be one token ({advice})")

@@ -78,7 +78,7 @@ def task_terms(task: Task) -> dict[str, Any]:
     return {
         "label_names": list(task.label_names),
         "template": task.template,
-        "label_words": [task.label_words[k] for k in range(task.n_classes)],
+        "label_words": [task.label_words[k] for k in sorted(task.label_words)],
     }
 
 

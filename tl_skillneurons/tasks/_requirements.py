@@ -9,14 +9,15 @@ from tl_skillneurons.tasks.columns import columns_of
 
 
 def require_classes(label_words: dict[int, str | int], label_names: tuple[int | str, ...]) -> None:
-    """Refuse label words that can't tell classes apart, and names that no file can hold."""
-    n_classes = len(label_words)
+    """Refuse label words that can't tell classes apart, and names that no file can hold; no words at all are fine."""
+    n_classes = len(label_words or label_names)
     if n_classes < 2:
-        raise ValueError(f"a task needs at least two labels, got {n_classes} in label_words")
+        where = "label_words" if label_words else f"the data ({listed(label_names)})"
+        raise ValueError(f"a task needs at least two labels, got {n_classes} in {where}")
     for name in label_names:
         if isinstance(name, str):
             require_text(name, "the name of a label")
-    if sorted(label_words) != list(range(n_classes)) or len(label_names) != n_classes:
+    if (label_words and sorted(label_words) != list(range(n_classes))) or len(label_names) != n_classes:
         raise ValueError(
             "label_words must number the classes from 0 and label_names name each, "
             f"got {label_words} and {label_names}"
@@ -28,7 +29,7 @@ def require_classes(label_words: dict[int, str | int], label_names: tuple[int | 
             require_text(word, "a label word")
         if word == "" or (isinstance(word, int) and word < 0):
             raise ValueError(f"a label word must be a word or a token id of at least 0, got {word!r}")
-    if len(set(label_words.values())) < n_classes:
+    if len(set(label_words.values())) < len(label_words):
         raise ValueError(f"each class needs a label word of its own, got {listed(label_words.values())}")
 
 

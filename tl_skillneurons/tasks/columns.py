@@ -1,8 +1,11 @@
 """Examples as columns of plain values, to and from ``datasets``."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
+import pandas as pd
 from datasets import Dataset, Features, Value
 
 Rows: TypeAlias = Dataset | Sequence[Mapping[str, Any]]
@@ -67,3 +70,32 @@ def each_once(by_role: Mapping[str, From], function: Callable[[From], To]) -> di
         if id(value) not in results:
             results[id(value)] = function(value)
     return {role: results[id(value)] for role, value in by_role.items()}
+
+
+def plain_list(values: Any) -> list[Any]:
+    """A list, tensor, array or column of a frame as a list of plain values; what is missing is ``None``."""
+    listed_ones = values.tolist() if hasattr(values, "tolist") else list(values)
+    plain = [value.item() if isinstance(value, np.generic) else value for value in listed_ones]
+    return [None if is_missing(value) else value for value in plain]
+
+
+def frame_rows(frame: pd.DataFrame, name: str) -> list[dict[str, Any]]:
+    """A frame's rows as dicts of plain values; what is missing is ``None``.
+
+    Raises:
+        ValueError: For two columns of one name.
+    """
+    twice = frame.columns[frame.columns.duplicated()].tolist()
+    if twice:
+        raise ValueError(
+            f"the frame {name!r} has the column {twice[0]!r} twice; each column needs a name of its own"
+        )
+    columns = {str(one): plain_list(frame[one]) for one in frame.columns}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing, whatever a frame writes for that."""
+    return (
+        value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value))
+    )

@@ -12,10 +12,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import pandas as pd
 from datasets import ClassLabel, Dataset
 
 from tl_skillneurons._checks import listed, near, require_text
-from tl_skillneurons.tasks.columns import Columns, Rows, column, column_names
+from tl_skillneurons.tasks.columns import Columns, Rows, column, column_names, frame_rows
 
 HIDDEN = -1
 """The label that the Hub's benchmarks give to examples whose label is kept secret."""
@@ -77,12 +78,16 @@ def as_splits(data: Any) -> dict[str, Rows]:
         raise ValueError("data has no split; give at least one")
     for name, rows in splits.items():
         is_rows = isinstance(rows, (list, tuple)) and all(isinstance(row, Mapping) for row in rows)
-        if not isinstance(rows, Dataset) and not is_rows:
+        if not isinstance(rows, (Dataset, pd.DataFrame)) and not is_rows:
             raise TypeError(
-                "data must be a DatasetDict, a dict of split name to Dataset or list of dicts, one Dataset "
-                f"or one list of dicts (nothing that streams), got {type(rows).__name__} for {name!r}"
+                "data must be a Dataset, a pandas frame or a list of dicts, or a DatasetDict or dict of split name to "
+                f"such (nothing that streams), got {type(rows).__name__} for {name!r}; lists of texts and labels go "
+                "to Task.from_texts"
             )
-    return splits
+    return {
+        name: frame_rows(rows, name) if isinstance(rows, pd.DataFrame) else rows
+        for name, rows in splits.items()
+    }
 
 
 def read(
@@ -164,7 +169,7 @@ def pair_values(rows: Rows, where: str, pair: str, labels: list[int]) -> list[in
 def class_names_of(splits: Mapping[str, Rows], label: str) -> list[str] | None:
     """What the first split that names its classes (a ``ClassLabel`` column) calls them, by number."""
     for rows in splits.values():
-        feature = _class_label(rows, label)
+        feature = class_label(rows, label)
         if feature is not None:
             return list(feature.names)
     return None
@@ -173,7 +178,7 @@ def class_names_of(splits: Mapping[str, Rows], label: str) -> list[str] | None:
 def notes_on_names(splits: Mapping[str, Rows], label: str) -> list[str]:
     """A sentence for each split whose classes are numbered otherwise than those of the first that names them."""
     names = class_names_of(splits, label)
-    features = {split: _class_label(rows, label) for split, rows in splits.items()}
+    features = {split: class_label(rows, label) for split, rows in splits.items()}
     return [
         f"split {split!r} numbers its classes otherwise ({listed(feature.names)}); they are matched by name."
         for split, feature in features.items()
@@ -181,7 +186,8 @@ def notes_on_names(splits: Mapping[str, Rows], label: str) -> list[str]:
     ]
 
 
-def _class_label(rows: Rows, label: str) -> ClassLabel | None:
+def class_label(rows: Rows, label: str) -> ClassLabel | None:
+    """What a ``Dataset`` declares of its labels: their names by number; ``None`` where it doesn't."""
     feature = rows.features.get(label) if isinstance(rows, Dataset) else None
     return feature if isinstance(feature, ClassLabel) else None
 
@@ -265,7 +271,7 @@ def _values(
     An integer label also goes by its spelling, which is what a CSV file has; and where a split names its classes, by
     its name, whatever number another split gives that name.
     """
-    feature = _class_label(rows, label)
+    feature = class_label(rows, label)
     class_of: dict[Any, int] = {}
     for number, key in enumerate(keys):
         by_number = isinstance(key, int)

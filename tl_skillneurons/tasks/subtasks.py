@@ -51,7 +51,7 @@ class Classes:
 
     def title(self, class_id: int) -> str:
         """What to call a class in a name: as the data has it, or its label word where that is only a number."""
-        name, word = self.names[class_id], self.words[class_id]
+        name, word = self.names[class_id], self.words.get(class_id)
         return word.strip() if isinstance(name, int) and isinstance(word, str) else str(name)
 
     def titles(self, grouping: Grouping) -> tuple[str, str]:
@@ -64,6 +64,8 @@ class Classes:
         one, other = grouping.one, grouping.other
         sides = zip((one, other), self.titles(grouping), strict=True)
         first, second = (self.names[side[0]] if len(side) == 1 else title for side, title in sides)
+        if not self.words:
+            return Classes((second, first), {})
         words = {
             0: rest_word if len(other) > 1 else self.words[other[0]],
             1: rest_word if len(one) > 1 and len(other) == 1 else self.words[one[0]],

@@ -13,7 +13,6 @@ permutation, bootstrap and split (:meth:`Task.units`). Which class is label 1:
 """
 
 import hashlib
-import itertools
 import json
 import random
 from collections import Counter
@@ -27,20 +26,11 @@ from datasets import Dataset
 from tl_skillneurons._checks import listed, require_int, require_option, require_seed, require_text
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks._requirements import require_classes, require_examples, require_one_numbering
+from tl_skillneurons.tasks.assembly import assembled, named_words, rows_of
 from tl_skillneurons.tasks.columns import as_dataset, columns_of, each_once, take
 from tl_skillneurons.tasks.drawing import draw
-from tl_skillneurons.tasks.groups import notes_on_units, units_of, with_groups, with_pairs
-from tl_skillneurons.tasks.reading import (
-    as_splits,
-    class_names_of,
-    group_values,
-    notes_on_names,
-    order_labels,
-    pair_values,
-    parse_template,
-    read,
-)
-from tl_skillneurons.tasks.roles import ROLES, choose_splits, make_roles, settle_overlap, where
+from tl_skillneurons.tasks.groups import units_of
+from tl_skillneurons.tasks.roles import ROLES
 from tl_skillneurons.tasks.subtasks import Classes, Grouping, groupings, regroup
 
 
@@ -50,7 +40,8 @@ class Task:
 
     Args:
         name: What the task is called in tables.
-        label_words: The word (or its token id) that stands for each class; classes are numbered from 0.
+        label_words: The word (or its token id) that stands for each class; classes are numbered from 0. Empty where
+            no model reads words: encoders without a language-model head, linear read-outs.
         splits: The examples of each role: ``text`` as rendered, ``label`` (the class) and, for tasks whose
             examples have twins, ``pair`` (the number that two twins share); where groups were asked for,
             ``group``; for built-in tasks ``unit`` (the word pair that a text was made from).
@@ -96,16 +87,17 @@ class Task:
         cls,
         data: Any,
         *,
-        template: str,
+        template: str | None = None,
         label: str = "label",
-        label_words: Mapping[Any, Any],
-        name: str,
+        label_words: Mapping[Any, Any] | None = None,
+        name: str | None = None,
         roles: Mapping[str, Any] | None = None,
         seed: int = 0,
         overlap: str = "drop",
         group: str | None = None,
         near_duplicates: float | int | None = None,
         pair: str | None = "pair",
+        drop_empty: bool = False,
     ) -> "Task":
         """The task that ``data`` holds.
 
@@ -116,17 +108,20 @@ class Task:
         itself, so that roles keep the labels' shares.
 
         Args:
-            data: A ``DatasetDict``, a dict of split name to ``Dataset`` or list of dicts, one ``Dataset``, or
-                one list of dicts.
+            data: A ``Dataset``, a pandas frame or a list of dicts; or a ``DatasetDict`` or a dict of split name to
+                such.
             template: The text of an example, with columns in braces: ``"{premise} {hypothesis}"``. They must hold
-                strings, which stay as they are spelled; ``{year!s}`` takes numbers as well.
+                strings, which stay as they are spelled; ``{year!s}`` takes numbers as well. Without, the column
+                ``text``, or the only other column that holds text.
             label: The column of the labels.
             label_words: The word (or its token id) for each label that stands in the column, such as
                 ``{0: " negative", 1: " positive"}``. Integer labels become classes in rising order, strings
                 in the order given; of a ``ClassLabel`` column either the numbers or the names will do. Numbers are
                 those of the first split that is used: in others that number their classes otherwise, classes are
                 matched by name. An integer label also matches its spelling (``"1"``, as CSV files have it).
-            name: What to call the task.
+                Without words (or with ``None`` for each) the labels are those found, which does for encoders and
+                linear read-outs; a language-model head reads words, and asks for them.
+            name: What to call the task; else what the data calls itself, or "task".
             roles: Role to split name, or several names, where the splits are called something else. Without
                 ``"baseline"``, it is whatever train is.
             seed: Draws what is drawn.
@@ -139,48 +134,88 @@ class Task:
             pair: The column, where there is one, whose equal values are two twins: texts of different labels that
                 differ in what tells the label. An example whose value is None has no twin. Twins never straddle
                 train, select and report.
+            drop_empty: Drop examples without a text or a label, with a note; else they are refused.
 
         Raises:
             TypeError: When ``data``, a label or a label word is of a kind that can't be used.
             ValueError: When anything else about the input is wrong; the message says what and where.
+
+        Example:
+            >>> frame = pd.DataFrame({"review": [f"Film {k}" for k in range(20)], "stars": [1, 5] * 10})
+            >>> task = Task.from_datasets(frame, label="stars")
+            >>> task.template, task.label_names, task.n_examples["report"]
+            ('{review}', (1, 5), 4)
         """
-        require_option(overlap, "overlap", ("drop", "refuse"))
-        require_seed(seed)
-        parts = parse_template(template)
-        keys = order_labels(label_words)
-        splits = as_splits(data)
-        chosen, notes = choose_splits(splits, dict(roles or {}), label, keys)
-        used = {
-            split: splits[split] for split in dict.fromkeys(itertools.chain.from_iterable(chosen.values()))
-        }
-        names, made_of_names = class_names_of(used, label), notes_on_names(used, label)
-        tables = {
-            split: read(rows, where(split, chosen), parts, label, keys, names) for split, rows in used.items()
-        }
-        given = (
-            None if group is None else {n: group_values(splits[n], where(n, chosen), group) for n in tables}
-        )
-        tables = with_groups(tables, given, near_duplicates)
-        if pair is not None:
-            twins = {n: pair_values(splits[n], where(n, chosen), pair, tables[n]["label"]) for n in tables}
-            tables = with_pairs(tables, twins)
-        columns, made = make_roles(chosen, tables, seed)
-        columns, dropped = settle_overlap(columns, overlap)
-        made += notes_on_units(columns)
         return cls(
-            name=name,
-            label_words={i: label_words[key] for i, key in enumerate(keys)},
-            splits=each_once(columns, as_dataset),
-            label_names=tuple(keys),
+            **assembled(
+                data,
+                template=template,
+                label=label,
+                label_words=label_words,
+                name=name,
+                roles=roles,
+                seed=seed,
+                overlap=overlap,
+                group=group,
+                near_duplicates=near_duplicates,
+                pair=pair,
+                drop_empty=drop_empty,
+            )
+        )
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str | None],
+        labels: Iterable[Any],
+        *,
+        label_words: Mapping[Any, Any] | None = None,
+        label_names: Sequence[str] | Mapping[Any, str] | None = None,
+        groups: Iterable[Any] | None = None,
+        pairs: Iterable[Any] | None = None,
+        template: str = "{text}",
+        name: str | None = None,
+        seed: int = 0,
+        near_duplicates: float | int | None = None,
+        drop_empty: bool = False,
+    ) -> "Task":
+        """The task of these texts and labels, divided by ``seed`` into 60% train, 20% select and 20% report.
+
+        Args:
+            texts: Strings, in a list, an array or a column of a frame; ``labels`` likewise, integers or strings.
+            label_words: The word (or its token id) for each label; this and the rest as in :meth:`from_datasets`.
+            label_names: What labels are called: by label (``{0: "bad", 1: "good"}``), or in order from 0.
+            groups: Of each text what it belongs to (an author); equal ones never straddle train, select and report.
+            pairs: Of each text the number of its pair of twins, ``None`` for none.
+            template: What stands around the text: ``"Review: {text} It was"``.
+
+        Raises:
+            TypeError: For one string in the place of several, or labels of a kind that can't be used.
+            ValueError: When texts and labels differ in number, or anything else about them is wrong.
+
+        Example:
+            >>> texts = [f"film {k} is {'good' if k % 2 else 'bad'}" for k in range(20)]
+            >>> task = Task.from_texts(texts, [k % 2 for k in range(20)], label_names=["bad", "good"])
+            >>> task.label_names, task.n_examples["report"]
+            (('bad', 'good'), 4)
+        """
+        rows = rows_of(texts, labels, label_names, groups, pairs)
+        return cls.from_datasets(
+            rows,
             template=template,
-            dropped=dropped,
-            notes=(*notes, *made_of_names, *made),
+            label_words=label_words if label_names is None else named_words(label_words, label_names),
+            name=name,
+            seed=seed,
+            group=None if groups is None else "group",
+            near_duplicates=near_duplicates,
+            pair=None if pairs is None else "pair",
+            drop_empty=drop_empty,
         )
 
     @property
     def n_classes(self) -> int:
         """How many classes the task has."""
-        return len(self.label_words)
+        return len(self.label_names)
 
     @property
     def n_examples(self) -> dict[str, int]:
@@ -220,7 +255,7 @@ class Task:
     def fingerprint(self) -> str:
         """SHA-256 of roles, texts, labels, template and label words; the same in every process."""
         digest = hashlib.sha256()
-        words = [self.label_words[i] for i in range(self.n_classes)]
+        words = [self.label_words[i] for i in sorted(self.label_words)]
         digest.update(json.dumps([self.template, words]).encode())
         for role in ROLES:
             columns = columns_of(self.splits[role])

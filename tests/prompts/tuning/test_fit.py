@@ -14,7 +14,7 @@ import tiny
 import torch
 from tuned import QUICK, SMALL, TASK, assert_same_bits, fit, learnable, stop_at
 
-from tl_skillneurons import PromptedModel, SoftPrompt, Task
+from tl_skillneurons import PromptedModel, SoftPrompt, Task, score_neurons
 from tl_skillneurons._files import save_tensors
 from tl_skillneurons.models.sites import neuron_hooks
 from tl_skillneurons.prompts.tuning import fit as tuning
@@ -628,8 +628,22 @@ def test_label_words_that_cant_be_read_are_refused_before_anything_runs(llama, e
     monkeypatch.setattr(tuning, "_prepare", lambda *args: pytest.fail("it ran"))
     with pytest.raises(ValueError, match="label word 'very good' is 2 tokens"):
         fit(llama, replace(SMALL, label_words={0: "very good", 1: "bad"}))
+    with pytest.raises(
+        ValueError, match=r"tiny answers with words, and the task has none .* such as \{'bad': ' bad'"
+    ):
+        fit(llama, replace(SMALL, label_words={}))
     with pytest.raises(ValueError, match="has no language-model head"):
         fit(encoder, readout="label_words")
+
+
+def test_an_encoder_needs_no_label_words_and_gives_the_same_without_them(encoder):
+    without = replace(SMALL, label_words={})
+    [one], [other] = fit(encoder, without, n_steps=2), fit(encoder, SMALL, n_steps=2)
+    assert torch.equal(one.embedding, other.embedding) and torch.equal(one.readout, other.readout)
+    same = [PromptedModel.for_task(encoder, p, t).accuracy(t) for p, t in ((one, without), (other, SMALL))]
+    assert same[0] == same[1]
+    scores = [score_neurons(encoder, [p], t) for p, t in ((one, without), (other, SMALL))]
+    assert torch.equal(scores[0].predictivity, scores[1].predictivity)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = "attention interop interventions models plots prompts scores stats studies tasks".split()
+ROOMS = "attention find interop interventions models plots prompts report scores stats studies tasks".split()
 TOP = """
 EffectPanel Findings InputCache NeuronScores NeuronSet PromptedModel RunOptions SoftPrompt Task ablate attribute_neurons
-find_skill_neurons fit_soft_prompts load_model measure_effects minimal_pairs packaged_model patch_neurons plot_scores
-prune score_neurons
+find_skill_neurons fit_soft_prompts load_model load_run measure_effects minimal_pairs packaged_model patch_neurons
+plot_scores prune score_neurons
 """.split()
 """What most work needs; everything else is reached through its room."""
 FOLDER = Path(__file__).parents[1] / "tl_skillneurons"

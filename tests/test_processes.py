@@ -104,7 +104,7 @@ def test_one_process_joins_nobody(monkeypatch):
 
 
 def test_a_run_that_is_kept_in_a_folder_is_refused_to_several_processes(monkeypatch, tmp_path):
-    from tl_skillneurons import find
+    from tl_skillneurons.find import phases as find
 
     monkeypatch.setattr(find, "rank_and_count", lambda: (1, 2))
     with pytest.raises(ValueError, match="kept by one process, and a launcher started several"):

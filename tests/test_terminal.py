@@ -47,7 +47,7 @@ def test_what_would_move_the_cursor_or_has_no_bytes_is_spelled_out():
 
 @pytest.mark.parametrize("text", NASTY)
 def test_every_table_that_a_study_prints_shows_names_as_they_are(text):
-    from tl_skillneurons.report import _neuron_table, _prompt_table
+    from tl_skillneurons.report.terminal import _neuron_table, _prompt_table
     from tl_skillneurons.studies.across_tasks.damage import TaskDamage
     from tl_skillneurons.studies.across_tasks.similarity import TaskComparison
 

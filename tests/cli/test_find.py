@@ -81,6 +81,7 @@ def test_find_writes_a_run_folder_whose_json_holds_every_number_it_prints(finish
         "rules_on_report.safetensors",
         "run.json",
         "scores.safetensors",
+        "task.json",
     ]
     said = recorded["numbers"]
     printed = printed.replace("\n", " ")
@@ -133,7 +134,7 @@ def test_the_printed_numbers_are_those_of_the_plain_python_calls(data, finished,
 
 
 def test_a_finished_run_is_not_computed_again(cli, data, finished, folder, monkeypatch):
-    from tl_skillneurons import find
+    from tl_skillneurons.find import phases as find
     from tl_skillneurons.prompts.tuning import fit as tuning
 
     for module, name in (
@@ -153,7 +154,7 @@ def test_a_finished_run_is_not_computed_again(cli, data, finished, folder, monke
 def test_an_interrupted_run_says_so_and_goes_on_to_the_same_numbers(
     cli, data, finished, tmp_path, monkeypatch, broken
 ):
-    from tl_skillneurons import find
+    from tl_skillneurons.find import phases as find
 
     calls = []
     real = getattr(find, broken)
@@ -340,7 +341,7 @@ def effects_with(values, p=1 / 21, matched_p=1 / 21):
     ],
 )
 def test_the_verdict_says_that_the_model_uses_them_only_where_every_prompt_and_control_agree(effects, said):
-    from tl_skillneurons.report import verdict
+    from tl_skillneurons.report.terminal import verdict
 
     sentence = verdict(effects)
     assert re.search(said, sentence)

@@ -49,10 +49,11 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search) -> None:
         from rich.console import Console
 
         from tl_skillneurons._terminal import shown
-        from tl_skillneurons.find import RUN, find_skill_neurons, record
+        from tl_skillneurons.find.folder import RUN, record
+        from tl_skillneurons.find.phases import find_skill_neurons
         from tl_skillneurons.models.loading import load_model
         from tl_skillneurons.prompts.tuning.schedule import TrainingOptions
-        from tl_skillneurons.report import numbers, show
+        from tl_skillneurons.report.terminal import numbers, show
 
         console = Console()
         folder = search.out or Path(f"skill-neurons-{slug(model.model)}-{slug(data.data)}")
@@ -79,7 +80,7 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search) -> None:
             seed=search.seed,
         )
         said = numbers(findings)
-        record(folder, said)
+        record(folder, numbers=said)
         show(said, console)
         console.print(
             shown("Everything is in ") + shown(folder, "bold") + shown(f"; all numbers above are in {RUN}.")

@@ -6,22 +6,28 @@ report prints.
 """
 
 import os
-import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-from jaxtyping import Float
-from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import differing, require_int, require_seed, selection_size
-from tl_skillneurons._files import load_tensors, package_version, read_json, write_json
+from tl_skillneurons._checks import require_int, require_seed, selection_size
+from tl_skillneurons._files import load_tensors
 from tl_skillneurons._processes import rank_and_count
-from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons.find.findings import Findings
+from tl_skillneurons.find.folder import (
+    EFFECTS,
+    NEURONS,
+    PROMPTS,
+    RULES,
+    SCORES,
+    begin,
+    describe_task,
+    measured_with,
+    record,
+    require_of,
+)
 from tl_skillneurons.interventions.effect_panel import KIND, EffectPanel
 from tl_skillneurons.interventions.effects import measure_effects
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
@@ -39,63 +45,6 @@ from tl_skillneurons.scores.predictivity import require_orders, score_neurons
 from tl_skillneurons.scores.rules import evaluate_rules
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.tasks.task import Task, require_two_classes
-
-RUN, PROMPTS, SCORES, NEURONS, RULES, EFFECTS = (
-    "run.json",
-    "prompts",
-    "scores.safetensors",
-    "neurons.json",
-    "rules_on_report.safetensors",
-    "effects.safetensors",
-)
-_RECORDED = ("transformer-lens", "torch", "transformers", "datasets", "safetensors", "numpy")
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Findings:
-    """What one run found.
-
-    Attributes:
-        task: The labelled text.
-        prompts: The soft prompts, one per seed.
-        scores: Every neuron's scores, thresholds from ``baseline``, accuracies on ``select``.
-        skill: The skill neurons, best first.
-        on_select: Accuracy of each skill neuron's rule on ``select``, which chose it: too good.
-        on_report: The same on ``report``, which chose nothing.
-        effects: What holding the skill neurons at their mean at the prompt positions does to the answers on
-            ``report``, beside random and matched neurons; for each prompt, and pooled.
-
-    Example:
-        >>> found = skn.find_skill_neurons(model, task, out="run")
-        >>> found.effects.to_dataframe(each_prompt=False)
-    """
-
-    task: Task
-    prompts: list[SoftPrompt]
-    scores: NeuronScores
-    skill: NeuronSet
-    on_select: Float[Tensor, " neuron"]
-    on_report: Float[Tensor, " neuron"]
-    effects: EffectPanel
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per skill neuron, best first: layer, index, on_select, on_report."""
-        return self.skill.to_dataframe().assign(
-            on_select=self.on_select.numpy(), on_report=self.on_report.numpy()
-        )
-
-    def __repr__(self) -> str:
-        return one_line(
-            self,
-            task=self.task.name,
-            n_prompts=len(self.prompts),
-            n_skill_neurons=len(self.skill),
-            on_select=float(self.on_select.mean()),
-            on_report=float(self.on_report.mean()),
-        )
-
-    def _repr_html_(self) -> str:
-        return html_of(self)
 
 
 def find_skill_neurons(
@@ -167,7 +116,7 @@ def find_skill_neurons(
         "seeds": seeds,
         "effects": {"interventions": ["mean"], "positions": "prompt", "reference": "baseline"},
     }
-    _begin(out / RUN, settings)
+    begin(out, settings, task)
     if run.cache is None and runs_text_apart(model):
         run = replace(run, cache=InputCache(model))
     prompts = fit_soft_prompts(
@@ -185,57 +134,18 @@ def find_skill_neurons(
     skill.to_json(out / NEURONS)
     rules = _rules(model, prompts, task, scores, out / RULES, run)
     effects = _effects(model, prompts, task, skill, out / EFFECTS, (n_random, seed), run)
+    record(out, finished=True)
     return Findings(
         task=task,
+        model=settings["model"],
         prompts=prompts,
         scores=scores,
         skill=skill,
-        on_select=scores.accuracy_of(skill),
-        on_report=rules.accuracy_of(skill),
+        rules=rules,
         effects=effects,
+        settings=settings,
+        folder=out,
     )
-
-
-def record(out: str | os.PathLike[str], numbers: dict[str, Any]) -> Path:
-    """Add ``numbers`` (what the report prints) to the finished run in ``out``."""
-    path = Path(out) / RUN
-    return write_json(path, {**read_json(path, "run"), "finished": True, "numbers": numbers})
-
-
-def describe_task(task: Task) -> dict[str, Any]:
-    """What a run records of its task: enough to know the data again."""
-    return {
-        "name": task.name,
-        "fingerprint": task.fingerprint,
-        "template": task.template,
-        "label_words": {str(k): v for k, v in task.label_words.items()},
-        "n_examples": task.n_examples,
-        "dropped_as_also_in_a_later_role": task.dropped,
-        "notes": list(task.notes),
-    }
-
-
-def _begin(path: Path, settings: dict[str, Any]) -> None:
-    if path.exists():
-        differs = differing(read_json(path, "run")["settings"], settings)
-        if differs:
-            raise ValueError(
-                f"{path.parent} holds a run of other settings ({'; '.join(differs)}); "
-                "choose another folder for this one"
-            )
-        return
-    content = {"kind": "run", "format": 1, "versions": _versions(), "settings": settings, "finished": False}
-    write_json(path, content)
-
-
-def _versions() -> dict[str, str]:
-    found = {"tl_skillneurons": package_version(), "python": platform.python_version()}
-    for name in _RECORDED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _scores(
@@ -251,18 +161,18 @@ def _scores(
     described = [prompt_record(prompt) for prompt in prompts]
     if whole.exists():
         scores = NeuronScores.load(whole)
-        _require_of(whole, scores.provenance, described, task)
+        require_of(whole, scores.provenance, described, task)
         return scores
     parts = []
     for prompt, description in zip(prompts, described, strict=True):
         part = out / PROMPTS / f"scores-seed{prompt.seed}.safetensors"
         if part.exists():
-            _require_of(part, NeuronScores.load(part).provenance, [description], task)
+            require_of(part, NeuronScores.load(part).provenance, [description], task)
         else:
             score_neurons(model, prompt, task, keep_outcomes=True, run=run).save(part)
         parts.append(part)
     scores = NeuronScores.of_prompts([NeuronScores.load(part) for part in parts])
-    scores = replace(scores.with_null(permutations[0], seed=permutations[1]), outcomes=None)
+    scores = scores.with_null(permutations[0], seed=permutations[1])
     scores.save(whole)
     for part in parts:
         part.unlink()
@@ -281,7 +191,7 @@ def _rules(
     if not path.exists():
         evaluate_rules(model, prompts, task, scores, run=run).save(path)
     rules = AllRules.load(path)
-    _require_of(path, rules.provenance, scores.provenance["prompts"], task)
+    require_of(path, rules.provenance, scores.provenance["prompts"], task)
     return rules
 
 
@@ -298,11 +208,7 @@ def _effects(
     n_random, seed = draws
     if path.exists() and load_tensors(path, KIND)[1].get("finished"):
         panel = EffectPanel.load(path)
-        was = {
-            "prompts": panel.settings["prompts"][0],
-            "task": {"fingerprint": panel.settings["tasks"][0][1]},
-        }
-        _require_of(path, was, [prompt_record(prompt) for prompt in prompts], task)
+        require_of(path, measured_with(panel), [prompt_record(prompt) for prompt in prompts], task)
         return panel
     return measure_effects(
         model,
@@ -315,10 +221,3 @@ def _effects(
         path=path,
         run=run,
     )
-
-
-def _require_of(path: Path, was: Mapping[str, Any], prompts: Sequence[dict[str, Any]], task: Task) -> None:
-    if was["prompts"] != prompts or was["task"]["fingerprint"] != task.fingerprint:
-        raise ValueError(
-            f"{path} was measured with other prompts or another task; delete it, or choose another folder"
-        )

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tl_skillneurons._terminal import shown
-from tl_skillneurons.find import Findings
+from tl_skillneurons.find.findings import Findings
 from tl_skillneurons.scores.null import PermutationNull
 from tl_skillneurons.stats.intervals import clopper_pearson
 

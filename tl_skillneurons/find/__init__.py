@@ -1,0 +1,9 @@
+"""The whole discovery, from labelled text to skill neurons with their evidence, phase by phase, in a folder.
+
+:func:`find_skill_neurons` runs what a folder does not hold yet and gives :class:`Findings`; :func:`load_run` gives them
+of a finished run, without a model.
+"""
+
+from tl_skillneurons._rooms import open_room
+
+__getattr__, __dir__, __all__ = open_room(__name__, __file__)

@@ -1,0 +1,202 @@
+"""A run's folder: what is written there, and the run read back from it.
+
+Every phase leaves a file when it is finished; ``run.json`` holds the settings, the versions and what was found in
+numbers, ``task.json`` the labelled text. Reading needs no model and writes nothing, so a folder may be read-only.
+"""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tl_skillneurons._checks import differing
+from tl_skillneurons._files import package_version, read_json, sound, write_json
+from tl_skillneurons.find.findings import Findings
+from tl_skillneurons.interventions.effect_panel import EffectPanel
+from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.prompts.run import prompt_record
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+from tl_skillneurons.scores.evaluated_rules import AllRules
+from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.tasks.columns import as_dataset, columns_of
+from tl_skillneurons.tasks.roles import ROLES
+from tl_skillneurons.tasks.task import Task
+
+RUN, TASK, PROMPTS, SCORES, NEURONS, RULES, EFFECTS = (
+    "run.json",
+    "task.json",
+    "prompts",
+    "scores.safetensors",
+    "neurons.json",
+    "rules_on_report.safetensors",
+    "effects.safetensors",
+)
+KIND, TASK_KIND = "run", "Task"
+_RECORDED = ("transformer-lens", "torch", "transformers", "datasets", "safetensors", "numpy")
+
+
+def load_run(folder: str | os.PathLike[str]) -> Findings:
+    """What the finished run in ``folder`` found; no model is needed, and nothing is written.
+
+    Raises:
+        FileNotFoundError: When there is no run, or a file of it is missing.
+        ValueError: When the run is not finished, or a file is corrupt, or of other prompts or another task.
+
+    Example:
+        >>> found = skn.load_run("skill-neurons-smollm2-movie_reviews")
+        >>> found.scores.significant(), found.skill, found.effects
+    """
+    folder = Path(folder)
+    if not (folder / RUN).is_file():
+        raise FileNotFoundError(
+            f"there is no run in {folder} (no {RUN}); give the folder that a run was kept in"
+        )
+    run = read_json(folder / RUN, KIND)
+    if not run["finished"]:
+        raise ValueError(
+            f"the run in {folder} is not finished; the same call or command that began it goes on where it stopped"
+        )
+    with sound(folder / RUN, KIND):
+        settings = run["settings"]
+        model, seeds, top = settings["model"], settings["seeds"], settings["top"]
+        fingerprint = settings["task"]["fingerprint"]
+    task = load_task(folder / TASK)
+    if task.fingerprint != fingerprint:
+        raise ValueError(f"{folder / TASK} is of another task than the run; take it from a backup")
+    prompts = [SoftPrompt.load(folder / PROMPTS / f"prompt-seed{seed}.safetensors") for seed in seeds]
+    described = [prompt_record(prompt) for prompt in prompts]
+    scores = NeuronScores.load(folder / SCORES)
+    require_of(folder / SCORES, scores.provenance, described, task)
+    rules = AllRules.load(folder / RULES)
+    require_of(folder / RULES, rules.provenance, described, task)
+    effects = EffectPanel.load(folder / EFFECTS)
+    require_of(folder / EFFECTS, measured_with(effects), described, task)
+    skill = scores.top(top)
+    if NeuronSet.from_json(folder / NEURONS) != skill:
+        raise ValueError(
+            f"{folder / NEURONS} holds others than the skill neurons of this run; take it from a backup"
+        )
+    return Findings(
+        task=task,
+        model=model,
+        prompts=prompts,
+        scores=scores,
+        skill=skill,
+        rules=rules,
+        effects=effects,
+        settings=settings,
+        folder=folder,
+    )
+
+
+def begin(folder: Path, settings: dict[str, Any], task: Task) -> None:
+    """Start a run in ``folder``, or see that the one there is the same.
+
+    Raises:
+        ValueError: When it is another.
+    """
+    if (folder / RUN).exists():
+        differs = differing(read_json(folder / RUN, KIND)["settings"], settings)
+        if differs:
+            raise ValueError(
+                f"{folder} holds a run of other settings ({'; '.join(differs)}); choose another folder for this one"
+            )
+    else:
+        content = {"kind": KIND, "format": 1, "versions": versions(), "settings": settings, "finished": False}
+        write_json(folder / RUN, content)
+    if not (folder / TASK).exists():
+        save_task(folder / TASK, task)
+
+
+def record(folder: str | os.PathLike[str], **found: Any) -> Path:
+    """Add ``found``, plain JSON values, to the run in ``folder``; what is there already is not written again."""
+    path = Path(folder) / RUN
+    was = read_json(path, KIND)
+    return path if {**was, **found} == was else write_json(path, {**was, **found})
+
+
+def describe_task(task: Task) -> dict[str, Any]:
+    """What a run records of its task: enough to know the data again."""
+    return {
+        "name": task.name,
+        "fingerprint": task.fingerprint,
+        "template": task.template,
+        "label_words": {str(k): v for k, v in task.label_words.items()},
+        "n_examples": task.n_examples,
+        "dropped_as_also_in_a_later_role": task.dropped,
+        "notes": list(task.notes),
+    }
+
+
+def save_task(path: Path, task: Task) -> Path:
+    """Write a task with its texts as JSON, whole or not at all; a role with the examples of an earlier one names it."""
+    columns = {role: columns_of(task.split(role)) for role in ROLES}
+    roles: dict[str, Any] = {}
+    for role in ROLES:
+        same = [other for other in roles if columns[other] == columns[role]]
+        roles[role] = same[0] if same else columns[role]
+    content = {
+        "kind": TASK_KIND,
+        "format": 1,
+        "name": task.name,
+        "template": task.template,
+        "label_words": [task.label_words[k] for k in range(task.n_classes)],
+        "label_names": list(task.label_names),
+        "dropped": task.dropped,
+        "notes": list(task.notes),
+        "roles": roles,
+    }
+    return write_json(path, content)
+
+
+def load_task(path: Path) -> Task:
+    """The task that :func:`save_task` wrote.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When it is corrupt, or holds something else.
+    """
+    content = read_json(path, TASK_KIND)
+    with sound(path, TASK_KIND):
+        splits: dict[str, Any] = {}
+        for role, columns in content["roles"].items():
+            splits[role] = splits[columns] if isinstance(columns, str) else as_dataset(columns)
+        return Task(
+            name=content["name"],
+            label_words=dict(enumerate(content["label_words"])),
+            splits=splits,
+            label_names=tuple(content["label_names"]),
+            template=content["template"],
+            dropped=content["dropped"],
+            notes=tuple(content["notes"]),
+        )
+
+
+def measured_with(panel: EffectPanel) -> dict[str, Any]:
+    """Prompts and task of a panel, as scores record theirs."""
+    return {"prompts": panel.settings["prompts"][0], "task": {"fingerprint": panel.settings["tasks"][0][1]}}
+
+
+def require_of(path: Path, was: Mapping[str, Any], prompts: Sequence[dict[str, Any]], task: Task) -> None:
+    """Refuse a file of other prompts or another task.
+
+    Raises:
+        ValueError: Then.
+    """
+    if was["prompts"] != prompts or was["task"]["fingerprint"] != task.fingerprint:
+        raise ValueError(
+            f"{path} was measured with other prompts or another task; delete it, or choose another folder"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Of this package, of Python and of the libraries that numbers come from."""
+    found = {"tl_skillneurons": package_version(), "python": platform.python_version()}
+    for name in _RECORDED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,2 @@
+from .terminal import numbers as numbers
+from .terminal import show as show

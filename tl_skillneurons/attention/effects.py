@@ -262,10 +262,11 @@ def head_effects(
     conditions = [[], hooks_of(pairs)]
     conditions += [hooks_of(drawn) for draws in controls.values() for drawn in draws]
     logits, acts = [], []
-    with progress_bar("ablating heads", len(conditions), show=run.progress) as advance, torch.no_grad():
+    progress = progress_bar("ablating heads", len(conditions), show=run.progress)
+    with progress as advance, prompted.answering(texts) as answers, torch.no_grad():
         for hooks in conditions:
             kept = torch.empty(len(texts), len(neurons), dtype=model.W_E.dtype)
-            logits.append(prompted.class_logits(texts, [*hooks, *_readers(model, neurons, kept)]).cpu())
+            logits.append(answers([*hooks, *_readers(model, neurons, kept)]).cpu())
             acts.append(kept)
             advance()
     settings = settings_of(

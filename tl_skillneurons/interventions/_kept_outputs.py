@@ -67,7 +67,7 @@ class KeptOutputs:
             what = "intact" if condition is None else condition.key
             name = tensor_name(measured, prompt, what)
             if name not in self.outputs:
-                self.outputs[name] = run([] if condition is None else hooks(condition))
+                self.outputs[name] = run([] if condition is None else hooks(condition)).cpu()
                 if time.monotonic() - self.written > _SECONDS_BETWEEN_WRITES:
                     self._write({"settings": self.settings, "finished": False})
             found[what] = self.outputs[name]

@@ -251,10 +251,10 @@ class _TaskRun:
 
     def total(self, plan: _Plan, kept: KeptOutputs, number: int, advance: Advance) -> Measured:
         """What the model answers under every condition."""
-        found = [
-            kept.each(number, k, partial(self._logits, k), self._hooks(plan, k), plan.conditions, advance)
-            for k in range(len(self.prompted))
-        ]
+        found = []
+        for k, one in enumerate(self.prompted):
+            with one.answering(self.texts) as logits, torch.no_grad():
+                found.append(kept.each(number, k, logits, self._hooks(plan, k), plan.conditions, advance))
         intact, outputs = zip(*found, strict=True)
         return _stacked(self.task.name, "total", self.labels, intact, outputs)
 
@@ -280,10 +280,6 @@ class _TaskRun:
 
     def _hooks(self, plan: _Plan, k: int) -> Callable[..., list[Hook]]:
         return partial(plan.hooks, references=self.references[k], labels=self.labels)
-
-    def _logits(self, k: int, hooks: Hooks) -> Float[Tensor, "example n_classes"]:
-        with torch.no_grad():
-            return self.prompted[k].class_logits(self.texts, hooks).cpu()
 
 
 def _stacked(

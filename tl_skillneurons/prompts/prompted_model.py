@@ -10,9 +10,9 @@ No result depends on what else is in a batch, on its size or on the padding side
 :mod:`~tl_skillneurons.prompts.positions`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -180,27 +180,35 @@ class PromptedModel:
             ValueError: Without label words or a read-out, for hooks beyond the read-out, which would never fire,
                 or when logits are not finite.
         """
+        with self.answering(texts) as logits:
+            return logits(fwd_hooks)
+
+    @contextmanager
+    def answering(
+        self, texts: Sequence[str]
+    ) -> Iterator[Callable[[Hooks], Float[Tensor, "batch n_classes"]]]:
+        """A function from hooks to what :meth:`class_logits` gives, for as many runs of the same texts as are wanted:
+        texts are tokenized, and kept ones looked at, once for all of them."""
         ids = self.encode(texts)
         if not ids:
             raise ValueError("texts must not be empty")
-        rows: dict[int, Tensor] = {}
+        batches = self.batches(ids)
+        assembled = cache(lambda batch: self.assemble([ids[i] for i in batch], batch))
         with self.attached() as virtual:
-            apart = self.run.cache is not None and self.runs_apart(virtual, fwd_hooks)
 
-            def run(batch: list[int]) -> None:
-                tokens = self.assemble([ids[i] for i in batch], batch)
-                past = self.past(tokens) if apart else None
-                rows.update(zip(batch, self.read_out(tokens, virtual, fwd_hooks, past), strict=True))
+            def logits(fwd_hooks: Hooks = ()) -> Float[Tensor, "batch n_classes"]:
+                apart = self.run.cache is not None and self.runs_apart(virtual, fwd_hooks)
+                rows: dict[int, Tensor] = {}
 
-            run_batches(self.batches(ids), run)
-        logits = torch.stack([rows[i] for i in range(len(ids))])
-        if not logits.isfinite().all():
-            row = int((~logits.isfinite()).any(1).nonzero()[0])
-            raise ValueError(
-                f"class logits are not finite for text {row} ({texts[row]!r}); load the model in float32 "
-                "(in float64, Hugging Face's attention masks overflow beside padding: use RunOptions(batch_size=1))"
-            )
-        return logits
+                def run(batch: list[int]) -> None:
+                    tokens = assembled(tuple(batch))
+                    past = self.past(tokens) if apart else None
+                    rows.update(zip(batch, self.read_out(tokens, virtual, fwd_hooks, past), strict=True))
+
+                run_batches(batches, run)
+                return _finite(torch.stack([rows[i] for i in range(len(ids))]), texts)
+
+            yield logits
 
     def accuracy(self, task: Task, role: str = "report", fwd_hooks: Hooks = ()) -> float:
         """Share of the examples of ``role`` whose highest class logit is that of their label, in [0, 1].
@@ -352,3 +360,15 @@ class PromptedModel:
         transform = getattr(model.adapter, "apply_output_logits_transform", None)  # Gemma-2's softcap, say
         logits = logits if transform is None else transform(logits)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _finite(
+    logits: Float[Tensor, "batch n_classes"], texts: Sequence[str]
+) -> Float[Tensor, "batch n_classes"]:
+    if not logits.isfinite().all():
+        row = int((~logits.isfinite()).any(1).nonzero()[0])
+        raise ValueError(
+            f"class logits are not finite for text {row} ({texts[row]!r}); load the model in float32 "
+            "(in float64, Hugging Face's attention masks overflow beside padding: use RunOptions(batch_size=1))"
+        )
+    return logits

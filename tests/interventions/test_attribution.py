@@ -18,7 +18,7 @@ from tl_skillneurons.interventions import (
     patch_neurons,
 )
 
-PAIRS = planted.twins(4)
+PAIRS = planted.twins(6)
 PLANTED = {"twins": Twins(PAIRS, [planted.label_of(clean) for clean, _ in PAIRS]), "run": QUIET}
 OTHERS = Twins([("the film was good", "the film was bad"), ("good plot", "bad plot")], [1, 0])
 
@@ -172,7 +172,7 @@ def test_of_a_gap_that_may_be_zero_there_is_no_fraction_and_no_best_neuron(gaps)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_sound_gap_gives_the_fractions_and_their_order(sign):
     effect = torch.tensor([[0.5, -1.0], [2.0, 0.5]], dtype=torch.float64)
-    found = NeuronAttribution(effect, sign * torch.tensor([1.0, 2.0, 3.0]), {"model": {"name": "none"}})
+    found = NeuronAttribution(effect, sign * torch.tensor([1.0, 2.0, 3.0] * 3), {"model": {"name": "none"}})
     assert found.gap == sign * 2 and torch.equal(found.recovered, effect / (sign * 2))
     best = [(1, 0), (0, 0), (1, 1), (0, 1)] if sign > 0 else [(0, 1), (0, 0), (1, 1), (1, 0)]
     assert list(found.top(4)) == best

@@ -15,6 +15,7 @@ from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons._files import load_tensors, save_tensors
 from tl_skillneurons.interventions import NeuronPatching, Twins, patch_neurons
 from tl_skillneurons.interventions._exchange import conditions_of
+from tl_skillneurons.interventions.patching import _result
 from tl_skillneurons.interventions.twins import twins_recorded
 from tl_skillneurons.stats import ratio_interval
 from tl_skillneurons.stats.units import Units
@@ -252,14 +253,14 @@ def test_pairs_that_share_a_text_on_either_side_are_one_unit_and_a_file_keeps_th
 
 
 def test_signs_and_fractions_go_by_units(model, tmp_path):
-    units = Units.of([[0, 0, 1, 1, 2, 2, 3, 3]], what="author")
+    units = Units.of([[0, 0, 1, 1, 2, 3, 4, 5]], what="author")
     found = run(model, twins=Twins(PAIRS, TWINS.clean_labels, units), curves=())
-    assert "units='4 (author)'" in repr(found)
+    assert "units='6 (author)'" in repr(found)
     for one in (found, NeuronPatching.load(found.save(tmp_path / "p.safetensors"))):
         frame = one.to_dataframe()
-        assert set(frame.unit) == {"author"} and set(frame.n_units) == {4} and set(frame.n_cut) == {0}
+        assert set(frame.unit) == {"author"} and set(frame.n_units) == {6} and set(frame.n_cut) == {0}
         for row, (direction, result) in zip(frame.itertuples(), one.results.items(), strict=True):
-            assert row.p_zero == 2 / 2**4  # all four turn one way: two of all signs
+            assert row.p_zero == 2 / 2**6  # all six turn one way: two of all signs
             gap = one.source[direction] - result.baseline
             low, high = ratio_interval(result.effect()[0], gap, units=units)
             assert (row.low, row.high) == (low.item(), high.item())
@@ -280,7 +281,7 @@ def test_twins_that_cutting_makes_the_same_are_refused_with_their_number(model):
         run(model, twins=Twins(ends, [1, 1]), curves=(), max_length=3 + room)
     found = run(model, twins=Twins(ends[1:], [1]), curves=(), max_length=3 + room)
     assert found.settings["n_cut"] == 2
-    assert set(run(model, twins=Twins(ends, [1, 1]), curves=()).to_dataframe().n_cut) == {0}
+    assert run(model, twins=Twins(ends, [1, 1]), curves=()).settings["n_cut"] == 0
 
 
 def test_neurons_are_not_patched_between_the_twins_that_chose_them_unless_by_insistence(model):
@@ -312,22 +313,46 @@ def test_no_control_of_a_set_or_of_a_part_of_it_is_drawn_twice():
         ("layer", 0): 20,
         ("cumulative", 1): 7,  # of nine neurons seven are not of the set
         ("cumulative", 2): 20,
-        ("neuron", 0): 1,
-        ("neuron", 1): 1,
+        ("neuron", 0): 7,  # both neurons' control
     }
     for sets in drawn.values():
         assert len(set(sets)) == len(sets) and not any({1, 2} & set(one) for one in sets)
-    assert drawn["whole", 0][0] == tuple(sorted(one[0] for point in (0, 1) for one in drawn["neuron", point]))
-    assert [note.split(":")[0] for note in notes] == ["cumulative 1", "neuron"]
-    assert "only 7 distinct controls (20 were asked for): p > 0.12" in notes[0]
+    assert sorted(drawn["neuron", 0]) == [(index,) for index in (0, 3, 4, 5, 6, 7, 8)]
+    assert [note.split(":")[0] for note in notes] == ["cumulative 1", "neuron, layer 0"]
+    assert all("only 7 distinct controls (20 were asked for): p > 0.12" in note for note in notes)
 
 
-def test_the_table_tells_the_smallest_p_that_the_draws_allow(model, tmp_path):
+def test_a_single_neuron_is_ranked_among_single_neurons_of_its_own_layer(model, tmp_path):
+    """19 of them, where the neurons of the first random set, of all layers, were the control: three at most."""
     found = run(model, curves=("neuron",))
     for one in (found, NeuronPatching.load(found.save(tmp_path / "p.safetensors"))):
         frame = one.to_dataframe()
-        assert (frame.p_random >= frame.smallest_p_random).all()
-        assert (frame.smallest_p_random == frame.curve.map({"whole": 1 / 20, "neuron": 1 / 4})).all()
-        assert frame.smallest_p_placebo.equals(frame.smallest_p_random)
-        [note] = frame.attrs["notes"]
-        assert note.startswith("neuron: only 3 distinct controls (19 were asked for)") and note in repr(one)
+        single = frame[frame.curve == "neuron"]
+        assert (single.p_random == 1 / 20).all() and (single.smallest_p_random == 1 / 20).all()
+        assert single.p_placebo.isna().all() and frame.p_placebo.notna().sum() == 2
+        assert frame.attrs["notes"] == []
+        for direction, result in one.results.items():
+            index = result.index_df
+            for row in single[single.direction == direction].itertuples():
+                own = index[(index.curve == "neuron") & (index.layer == row.layer)]
+                drawn = own[own.kind == "random"]
+                chosen = set(single[single.layer == row.layer]["index"])
+                assert drawn["index"].nunique() == 19 and not set(drawn["index"]) & chosen
+                best = max(one.recovered(direction)[drawn.index.tolist()].tolist())
+                assert row.random_max == best < row.recovered
+
+
+def test_the_table_tells_the_smallest_p_that_the_draws_allow():
+    """Of 21 neurons two are the set: any part of one has 19 alternatives, of 15 it has 13."""
+    for d_mlp, told in ((21, 1 / 20), (15, 1 / 14)):
+        neurons = NeuronSet([0, 0], [1, 2], n_layers=1, d_mlp=d_mlp)
+        frame, conditions, notes = conditions_of(neurons, ("neuron",), 19, 0)
+        pairs = torch.linspace(1, 2, 8, dtype=torch.float64)
+        values = torch.rand(len(conditions), 8, generator=torch.Generator().manual_seed(0)).double() * pairs
+        found = NeuronPatching(
+            {"denoise": _result(values, 0 * pairs, frame)}, {"denoise": pairs}, {"notes": notes}
+        )
+        rows = found.to_dataframe()
+        single = rows[rows.curve == "neuron"]
+        assert (single.smallest_p_random == told).all() and (rows.p_random >= rows.smallest_p_random).all()
+        assert (len(rows.attrs["notes"]) == 0) == (d_mlp == 21)

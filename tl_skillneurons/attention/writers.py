@@ -163,7 +163,11 @@ class HeadWriters:
         share = [weight[usable] / weight[usable].sum(1, keepdim=True) for weight in weights]
         drawn = self._by_neuron.double() @ (share[1] - share[0]).T
         flat = rearrange(drawn, "neuron layer head draw -> (neuron layer head) draw")
-        low, high = bootstrap_ends(flat, confidence, self.units)
+        rows = rearrange(self._by_neuron.double(), "neuron layer head example -> (neuron layer head) example")
+        own = [(self.labels == c).double() / int((self.labels == c).sum()) for c in (0, 1)]
+        of_class = [(rows - (rows @ weight)[:, None]) * weight for weight in own]
+        pulls = of_class[1] - of_class[0]
+        low, high = bootstrap_ends(flat, confidence, self.units, rows @ (own[1] - own[0]), pulls)
         return low.reshape(drawn.shape[:-1]), high.reshape(drawn.shape[:-1])
 
     def __repr__(self) -> str:

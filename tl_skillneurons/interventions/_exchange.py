@@ -1,18 +1,25 @@
 """What is exchanged between twins in each condition, and the hooks that do it: TransformerLens' own interventions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.tools.analysis.interchange import NormMatchedPlacebo, SubspaceInterchange, neuron_basis
+from transformers import DynamicCache
 
-from tl_skillneurons._controls import draw_controls, few_alternatives, some_of
+from tl_skillneurons._controls import draw_controls, some_of
 from tl_skillneurons.interventions.ablation import Positions
-from tl_skillneurons.models.hooks import Hook
+from tl_skillneurons.interventions.twins import Twins, logit_diff
+from tl_skillneurons.models.hooks import Hook, Hooks
+from tl_skillneurons.models.sites import neuron_hooks
 from tl_skillneurons.neurons import NeuronSet
-from tl_skillneurons.prompts.positions import columns
+from tl_skillneurons.prompts.positions import PromptedTokens, columns
+from tl_skillneurons.prompts.prompted_model import PromptedModel
+from tl_skillneurons.prompts.soft_prompt import VirtualTokens
 
 PLACES = ("layer", "index")
 """Columns of the frame of conditions that not every one has."""
@@ -44,47 +51,51 @@ def conditions_of(
     """What is exchanged in each condition, by the rows of a frame, and how; and which controls are too few, in words.
 
     Every point of a curve has distinct controls: what stands for its neurons in the draws of the whole set, where that
-    is new. A single neuron of a thousand is often drawn once, one of nine again and again.
+    is new. Single neurons of one layer share theirs, single neurons of that layer which are none of the set.
     """
     rows: list[dict[str, Any]] = []
     interventions: list[Layers] = []
     notes: list[str] = []
-    whole = draw_controls(neurons, n_random, seed=seed)
 
-    def drawn(curve: str, point: int, chosen: list[int]) -> list[NeuronSet]:
-        if curve == "neuron":  # the first draw's neurons, each alone, are the control of all
-            return [some_of(whole.sets[0], chosen)]
-        found = whole if curve == "whole" else draw_controls(neurons, n_random, seed=seed, part=chosen)
-        name = curve if curve == "whole" else f"{curve} {point}"
+    def add(row: dict[str, Any], kind: str, draw: int, layers: Layers) -> None:
+        rows.append({"layer": None, "index": None, **row, "kind": kind, "draw": draw})
+        interventions.append(layers)
+
+    def drawn(name: str, part: list[int] | None) -> tuple[NeuronSet, ...]:
+        found = draw_controls(neurons, n_random, seed=seed, part=part)
         notes.extend(f"{name}: {note}" for note in found.warnings)
-        return list(found.sets)
+        return found.sets
 
-    def add(curve: str, point: int, chosen: list[int], **names: int) -> None:
+    def add_sets(curve: str, point: int, chosen: list[int], **names: int) -> None:
         own = some_of(neurons, chosen)
-        row = {"curve": curve, "point": point, "layer": names.get("layer"), "index": names.get("index")}
-        row |= {"n_neurons": len(chosen)}
-        rows.append({**row, "kind": "chosen", "draw": 0})
-        interventions.append(interchange(own))
-        for draw, other in enumerate(drawn(curve, point, chosen)):
-            rows.append({**row, "kind": "random", "draw": draw})
-            interventions.append(interchange(other))
-            rows.append({**row, "kind": "placebo", "draw": draw})
-            interventions.append(placebo(own, other))
+        row = {"curve": curve, "point": point, **names, "n_neurons": len(chosen)}
+        add(row, "chosen", 0, interchange(own))
+        whole = curve == "whole"
+        for draw, other in enumerate(
+            drawn(curve if whole else f"{curve} {point}", None if whole else chosen)
+        ):
+            add(row, "random", draw, interchange(other))
+            add(row, "placebo", draw, placebo(own, other))
 
     everyone = list(range(len(neurons)))
-    add("whole", 0, everyone)
+    add_sets("whole", 0, everyone)
     if "layer" in curves:
         for layer in neurons.by_layer():
-            add("layer", layer, (neurons.layer == layer).nonzero().flatten().tolist(), layer=layer)
+            add_sets("layer", layer, (neurons.layer == layer).nonzero().flatten().tolist(), layer=layer)
     if "cumulative" in curves:
         sizes = [2**k for k in range(len(neurons).bit_length()) if 2**k < len(neurons)]
         for size in [*sizes, len(neurons)]:
-            add("cumulative", size, everyone[:size])
+            add_sets("cumulative", size, everyone[:size])
     if "neuron" in curves:
+        alone = {"curve": "neuron", "n_neurons": 1}
         for number, (layer, index) in enumerate(neurons):
-            add("neuron", number, [number], layer=layer, index=index)
-        if note := few_alternatives(len(neurons), n_random):
-            notes.append(f"neuron: {note}")
+            chosen = interchange(some_of(neurons, [number]))
+            add({**alone, "point": number, "layer": layer, "index": index}, "chosen", 0, chosen)
+        for layer in neurons.by_layer():
+            first = int((neurons.layer == layer).nonzero()[0])
+            for draw, other in enumerate(drawn(f"neuron, layer {layer}", [first])):
+                row = {**alone, "point": first, "layer": layer, "index": int(other.index[0])}
+                add(row, "random", draw, interchange(other))
     return pd.DataFrame(rows).astype(dict.fromkeys(PLACES, float)), interventions, notes
 
 
@@ -111,3 +122,63 @@ def exchange_hooks(
         return exchange
 
     return [(names[layer], at(layer, intervene)) for layer, intervene in layers.items()]
+
+
+def patched(
+    prompted: PromptedModel,
+    twins: Twins,
+    names: Mapping[int, str],
+    directions: Sequence[str],
+    positions: Positions,
+    conditions: Sequence[Layers],
+) -> Iterator[tuple[list[int], dict[str, Float[Tensor, "run batch"]]]]:
+    """For each batch of pairs its rows, and by direction the logit diffs: of base, source, each condition."""
+    clean, corrupted = twins.encode(prompted)
+    with prompted.attached() as virtual, torch.no_grad():
+        apart = isinstance(positions, str) and positions == "prompt" and prompted.runs_apart(virtual)
+        for rows in prompted.batches(clean):
+            sides = {
+                "clean": prompted.assemble([clean[i] for i in rows], rows),
+                "corrupted": prompted.assemble([corrupted[i] for i in rows], rows),
+            }
+            pasts = {side: prompted.past(tokens) if apart else None for side, tokens in sides.items()}
+            sign = twins.sign[rows]
+            intact: dict[str, Tensor] = {}
+            acts: dict[str, dict[int, Tensor]] = {}
+            for side, tokens in sides.items():
+                acts[side] = {}
+                look = keep(names, acts[side])
+                intact[side] = _diff(prompted, tokens, virtual, look, pasts[side], sign)
+            found = {}
+            for direction in directions:
+                base, source = ("corrupted", "clean") if direction == "denoise" else ("clean", "corrupted")
+                diffs = [intact[base], intact[source]]
+                for layers in conditions:
+                    hooks = exchange_hooks(layers, names, acts[source], positions)
+                    diffs.append(_diff(prompted, sides[base], virtual, hooks, pasts[base], sign))
+                found[direction] = torch.stack(diffs)
+            yield rows, found
+
+
+def recovered_alone(
+    prompted: PromptedModel, twins: Twins, neurons: NeuronSet, *, direction: str, positions: Positions
+) -> Float[Tensor, " neuron"]:
+    """The fraction of the gap that each neuron recovers when it alone is exchanged."""
+    names = {layer: neuron_hooks(prompted.model)[layer] for layer in neurons.by_layer()}
+    conditions = [interchange(some_of(neurons, [number])) for number in range(len(neurons))]
+    total = torch.zeros(len(neurons) + 2, dtype=torch.float64)
+    for _, diff in patched(prompted, twins, names, [direction], positions, conditions):
+        total += diff[direction].sum(1)
+    base, source = total[:2]
+    return (total[2:] - base) / (source - base)
+
+
+def _diff(
+    prompted: PromptedModel,
+    tokens: PromptedTokens,
+    virtual: VirtualTokens,
+    hooks: Hooks,
+    past: DynamicCache | None,
+    sign: Float[Tensor, " batch"],
+) -> Float[Tensor, " batch"]:
+    return logit_diff(prompted.read_out(tokens, virtual, hooks, past).double().cpu(), sign)

@@ -33,9 +33,9 @@ from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons.interventions._exchange import recovered_alone
 from tl_skillneurons.interventions._measured import units_record, units_said, units_told
 from tl_skillneurons.interventions.ablation import Positions, positions_of, positions_record
-from tl_skillneurons.interventions.patching import patch_neurons
 from tl_skillneurons.interventions.twins import (
     DIRECTIONS,
     Twins,
@@ -349,33 +349,15 @@ def compare_with_exact(
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(n_layers * d_mlp, generator=generator)[: require_int(n_sample, "n_sample")]
     groups = {"top": top, "sample": NeuronSet(drawn // d_mlp, drawn % d_mlp, n_layers, d_mlp)}
-    direction = settings["direction"]
     twins = replace(twins_of(task, twins_recorded(settings["twins"])), on_chosen_examples=True)
+    prompted = PromptedModel.for_task(model, prompt, task, max_length=settings["max_length"], run=run)
+    at = {"direction": settings["direction"], "positions": positions_of(settings["positions"])}
     frames = []
     for group, neurons in groups.items():
-        found = patch_neurons(
-            model,
-            prompt,
-            task,
-            neurons,
-            twins=twins,
-            directions=(direction,),
-            positions=positions_of(settings["positions"]),
-            curves=("neuron",),
-            n_random=19,
-            seed=seed,
-            max_length=settings["max_length"],
-            run=run,
-        )
-        index = found.results[direction].index_df
-        single = index[(index.curve == "neuron") & (index.kind == "chosen")].index.tolist()
+        exact = recovered_alone(prompted, twins, neurons, **at)
         estimate = attribution.recovered[neurons.layer, neurons.index]
-        exact = found.recovered(direction)[single]
         frame = neurons.to_dataframe().assign(group=group)
         frame["estimate"], frame["exact"] = estimate.tolist(), exact.tolist()
-        told = {
-            "rank_agreement": spearman(estimate, exact),
-            "neurons_chosen": found.settings["neurons_chosen"],
-        }
-        frames.append(frame.assign(**told))
+        where_chosen = twins.where_chosen(neurons)
+        frames.append(frame.assign(rank_agreement=spearman(estimate, exact), neurons_chosen=where_chosen))
     return pd.concat(frames, ignore_index=True)

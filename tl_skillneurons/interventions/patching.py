@@ -19,7 +19,7 @@ can recover all.
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,33 +30,29 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.patching import PatchingResult
-from transformers import DynamicCache
 
 from tl_skillneurons._checks import require_option, require_seed
 from tl_skillneurons._choice import THESE, UNKNOWN
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
-from tl_skillneurons.interventions._exchange import PLACES, Layers, conditions_of, exchange_hooks, keep
+from tl_skillneurons.interventions._exchange import PLACES, conditions_of, patched
 from tl_skillneurons.interventions._measured import units_record, units_said, units_told
 from tl_skillneurons.interventions.ablation import Positions, positions_record
 from tl_skillneurons.interventions.twins import (
     DIRECTIONS,
     Twins,
-    logit_diff,
     no_fraction,
     twins_of,
     twins_record,
 )
-from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.models.verification import require
 from tl_skillneurons.neurons import SITE, NeuronSet
-from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws, sign_flip_test
 from tl_skillneurons.stats.intervals import ratio_interval
 from tl_skillneurons.stats.ranks import median
@@ -116,9 +112,9 @@ class NeuronPatching:
         (``p_zero``); ``recovered``, that change as a fraction of the gap, with its bootstrap interval over units
         (``low``, ``high``: of the ratio, change and gap of the same drawn units); of the random neurons
         and of the placebo median, range and rank p of recovering as much (``random_...``, ``placebo_...``;
-        single neurons have none of their own: they are ranked among those of the first random set), beside
-        ``smallest_p_random`` and ``smallest_p_placebo``, what so many distinct draws allow; :attr:`notes` says where
-        these are too few, and is in ``attrs``.
+        single neurons, of the curve "neuron", share single random neurons of their layer and have no placebo: NaN),
+        beside ``smallest_p_random`` and ``smallest_p_placebo``, what so many distinct draws allow; :attr:`notes` says
+        where these are too few, and is in ``attrs``.
 
         Signs are flipped and pairs resampled by units (``unit``, ``n_units``); ``n_pairs`` twins, of whose texts
         ``n_cut`` lost their end; ``neurons_chosen`` "on other examples", "on these examples" (by insistence) or
@@ -150,8 +146,8 @@ class NeuronPatching:
                 own |= {"high": float(high[number]), "p_zero": float(p_zero[number])}
                 for kind in ("random", "placebo"):
                     of_kind = frame[(frame.kind == kind) & (frame.curve == row.curve)]
-                    if row.curve != "neuron":
-                        of_kind = of_kind[of_kind.point == row.point]
+                    shared = "layer" if row.curve == "neuron" else "point"
+                    of_kind = of_kind[of_kind[shared] == row[shared]]
                     drawn = share[of_kind.index.tolist()]
                     if not len(drawn):
                         continue
@@ -263,7 +259,7 @@ def patch_neurons(
         positions: As in :func:`~tl_skillneurons.ablate`; the set's values are exchanged there alone.
         n_random: Distinct draws of each control, or all that there are.
         curves: "layer": the set's neurons of each layer; "cumulative": its first 1, 2, 4, ... neurons in the
-            set's order; "neuron": each alone.
+            set's order; "neuron": each alone, beside ``n_random`` other neurons of its layer, each alone.
         max_length: Longest sequence in tokens; ``None`` for what the prompt was tuned with.
 
     Raises:
@@ -294,7 +290,7 @@ def patch_neurons(
     diffs = {d: torch.empty(len(index) + 2, len(pairs.pairs), dtype=torch.float64) for d in directions}
     total = len(directions) * len(pairs.pairs)
     with progress_bar("patching between twins", total, show=run.progress) as advance:
-        for rows, diff in _patched(prompted, pairs, names, directions, positions, conditions):
+        for rows, diff in patched(prompted, pairs, names, directions, positions, conditions):
             for direction in directions:
                 diffs[direction][:, rows] = diff[direction]
                 advance(len(rows))
@@ -336,50 +332,3 @@ def _result(
         reduced=False,
         baseline=baseline,
     )
-
-
-def _patched(
-    prompted: PromptedModel,
-    twins: Twins,
-    names: Mapping[int, str],
-    directions: Sequence[str],
-    positions: Positions,
-    conditions: Sequence[Layers],
-) -> Iterator[tuple[list[int], dict[str, Float[Tensor, "run batch"]]]]:
-    """For each batch of pairs its rows, and by direction the logit diffs: of base, source, each condition."""
-    clean, corrupted = twins.encode(prompted)
-    with prompted.attached() as virtual, torch.no_grad():
-        apart = isinstance(positions, str) and positions == "prompt" and prompted.runs_apart(virtual)
-        for rows in prompted.batches(clean):
-            sides = {
-                "clean": prompted.assemble([clean[i] for i in rows], rows),
-                "corrupted": prompted.assemble([corrupted[i] for i in rows], rows),
-            }
-            pasts = {side: prompted.past(tokens) if apart else None for side, tokens in sides.items()}
-            sign = twins.sign[rows]
-            intact: dict[str, Tensor] = {}
-            acts: dict[str, dict[int, Tensor]] = {}
-            for side, tokens in sides.items():
-                acts[side] = {}
-                look = keep(names, acts[side])
-                intact[side] = _diff(prompted, tokens, virtual, look, pasts[side], sign)
-            found = {}
-            for direction in directions:
-                base, source = ("corrupted", "clean") if direction == "denoise" else ("clean", "corrupted")
-                diffs = [intact[base], intact[source]]
-                for layers in conditions:
-                    hooks = exchange_hooks(layers, names, acts[source], positions)
-                    diffs.append(_diff(prompted, sides[base], virtual, hooks, pasts[base], sign))
-                found[direction] = torch.stack(diffs)
-            yield rows, found
-
-
-def _diff(
-    prompted: PromptedModel,
-    tokens: PromptedTokens,
-    virtual: VirtualTokens,
-    hooks: Hooks,
-    past: DynamicCache | None,
-    sign: Float[Tensor, " batch"],
-) -> Float[Tensor, " batch"]:
-    return logit_diff(prompted.read_out(tokens, virtual, hooks, past).double().cpu(), sign)

@@ -10,11 +10,13 @@ would have Student's width::
 
     tail = Phi(-sqrt(n / (n - 1)) * t_{n - 1}((1 + confidence) / 2))
 
-which is the plain percentile for many. Examples that belong together are drawn together: with ``units`` it is units
+which is the plain percentile for many. Values with a long tail need more on its side: where the interval that corrects
+for their skewness (:mod:`~tl_skillneurons.stats.skewness`) reaches further, so does this one, though not beyond the
+values themselves. Examples that belong together are drawn together: with ``units`` it is units
 that are drawn, the drawn mean is over their examples (:mod:`~tl_skillneurons.stats.units`), and ``n`` is how many units
 of equal size would vary as much (Kish, 1965). It is about other examples of the same kind, not about other prompts or
 seeds. Of fewer than :data:`FEWEST_UNITS` no two quantiles reach far enough: such an interval is too narrow; and so is
-one of a few dozen numbers that are mostly equal or have a long tail.
+one of a few dozen numbers that are mostly equal.
 
 **Two levels.** Every prompt answers the same examples, so prompts and units are crossed. The interval of the units is
 the bootstrap's; that of the prompts is Student's, on the prompts' own values and one degree of freedom less than there
@@ -38,11 +40,13 @@ import math
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Float, Int
-from scipy.special import betaincinv, ndtr, stdtrit
+from scipy.special import betaincinv, ndtr
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_open_unit, require_seed
+from tl_skillneurons.stats.hypothesis_tests import sign_flip_test
 from tl_skillneurons.stats.metrics import answer_confidence, calibration_gaps
+from tl_skillneurons.stats.skewness import skewed_ends, student_quantile
 from tl_skillneurons.stats.units import Units, require_units
 
 FEWEST_PROMPTS = 3
@@ -112,7 +116,10 @@ def bootstrap_mean(
     for start in range(0, n_draws, chunk := max(1, _MOST_NUMBERS // n)):
         counts = bootstrap_counts(n, min(chunk, n_draws - start), generator, units=units)
         means[:, start : start + len(counts)] = rows @ counts.T / counts.sum(1)
-    low, high = bootstrap_ends(means, confidence, require_units(n, units))
+    mean = rows.mean(1)
+    pulls = (rows - mean[:, None]) / n
+    low, high = bootstrap_ends(means, confidence, require_units(n, units), mean, pulls)
+    low, high = low.maximum(rows.amin(1)), high.minimum(rows.amax(1))  # as far as such values can be
     return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
 
 
@@ -132,13 +139,19 @@ def bootstrap_counts(
 
 
 def bootstrap_ends(
-    means: Float[Tensor, "row draw"], confidence: float, units: Units
+    means: Float[Tensor, "row draw"],
+    confidence: float,
+    units: Units,
+    estimate: Float[Tensor, " row"] | None = None,
+    pulls: Float[Tensor, "row example"] | None = None,
 ) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
     """The ends ``(low, high)`` of the intervals of what was drawn: its expanded quantiles; of a single unit, which has
     no scatter, the plain ones.
 
     Args:
         means: What each draw of the ``units`` gave.
+        estimate, pulls: What all examples gave, and by how much each pulls it away from the others
+            (:func:`~tl_skillneurons.stats.skewness.skewed_ends`), for a tail that is longer on one side.
 
     Example:
         >>> low, high = bootstrap_ends(torch.linspace(0, 1, 1001).double()[None], 0.95, Units.single(10))
@@ -148,8 +161,11 @@ def bootstrap_ends(
     tail = (1 - require_open_unit(confidence, "confidence")) / 2
     n = units.n_examples**2 / int(units.sizes.square().sum())
     if n > 1:
-        tail = float(ndtr(-math.sqrt(n / (n - 1)) * _student(n, confidence)))
+        tail = float(ndtr(-math.sqrt(n / (n - 1)) * student_quantile(n, confidence)))
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=1)
+    if n > 1 and estimate is not None and pulls is not None:
+        skewed_low, skewed_high = skewed_ends(estimate, units.sums(pulls), n, confidence)
+        low, high = low.minimum(skewed_low), high.maximum(skewed_high)
     return low, high
 
 
@@ -198,7 +214,7 @@ def _with_prompts(
     if n < FEWEST_PROMPTS:
         return low, high
     middle = of_prompts.mean(-1)
-    width = _student(n, confidence) * of_prompts.std(-1) / math.sqrt(n)
+    width = student_quantile(n, confidence) * of_prompts.std(-1) / math.sqrt(n)
     down, up = ((middle - low).clamp(min=0), (high - middle).clamp(min=0))
     return middle - torch.hypot(down, width), middle + torch.hypot(up, width)
 
@@ -269,11 +285,13 @@ def doubtful_gap(
 ) -> str | None:
     """Why fractions of a gap's mean mean nothing, in words; ``None`` where they do.
 
-    Its interval holds zero, it is of a single unit, which has no scatter to make an interval of, or it isn't finite.
+    Its interval holds zero, it is of a single unit, which has no scatter to make an interval of, or it isn't finite. An
+    interval of fewer than :data:`FEWEST_UNITS` units is too narrow to say: there the exact sign-flip p decides, which
+    of fewer than 6 units is never as small as 0.05.
 
     Example:
         >>> doubtful_gap(torch.tensor([1.0, -1.0] * 20))
-        'the gap is 0, its 95 % interval -0.3 to 0.3 holds zero (40 units: text)'
+        'the gap is 0, its 95 % interval -0.324 to 0.324 holds zero (40 units: text)'
         >>> doubtful_gap(torch.tensor([1.0, 2.0] * 20)) is None
         True
     """
@@ -285,11 +303,17 @@ def doubtful_gap(
         size = f"the gap is {float(gap.double().mean()):.3g}"
         return f"{size}, of a single unit ({units.what}), which can't tell it from zero"
     low, high = bootstrap_mean(gap, n_draws=n_draws, confidence=confidence, seed=seed, units=units)
-    if not low <= 0 <= high:
+    size = f"the gap is {float(gap.double().mean()):.3g}"
+    if low <= 0 <= high:
+        interval = f"its {100 * confidence:g} % interval {float(low):.3g} to {float(high):.3g} holds zero"
+        return f"{size}, {interval} ({len(units)} units: {units.what})"
+    p, alpha = float(sign_flip_test(gap, units=units)), 1 - confidence
+    if len(units) >= FEWEST_UNITS or p <= alpha + 1e-12:
         return None
+    takes = math.ceil(1 - math.log2(alpha) - 1e-9)
     return (
-        f"the gap is {float(gap.double().mean()):.3g}, its {100 * confidence:g} % interval {float(low):.3g} to "
-        f"{float(high):.3g} holds zero ({len(units)} units: {units.what})"
+        f"{size}, and of {len(units)} units ({units.what}) the exact sign-flip p is {p:.3g}: {alpha:.3g} takes "
+        f"{takes} or more that agree"
     )
 
 
@@ -328,14 +352,12 @@ def ratio_interval(
     generator = torch.Generator().manual_seed(seed)
     counts = bootstrap_counts(len(gap), require_int(n_draws, "n_draws"), generator, units=units)
     rows = rearrange(part.detach().double().cpu(), "... example -> (...) example")
-    ratios = rows @ counts.T / (counts @ gap.detach().double().cpu())
-    low, high = bootstrap_ends(ratios, confidence, require_units(len(gap), units))
+    whole = gap.detach().double().cpu()
+    ratios = rows @ counts.T / (counts @ whole)
+    ratio = rows.sum(1) / whole.sum()
+    pulls = (rows - ratio[:, None] * whole) / whole.sum()
+    low, high = bootstrap_ends(ratios, confidence, require_units(len(gap), units), ratio, pulls)
     return low.reshape(part.shape[:-1]), high.reshape(part.shape[:-1])
-
-
-def _student(n: int | float, confidence: float) -> float:
-    """How many standard errors on either side of a mean of ``n`` values hold it so often."""
-    return -float(stdtrit(n - 1, (1 - confidence) / 2))
 
 
 def _lower_end(hits: int, n: int, tail: float) -> float:

@@ -1,0 +1,14 @@
+from .agreement import plot_agreement as plot_agreement
+from .effects import plot_effects as plot_effects
+from .effects import plot_sizes as plot_sizes
+from .heads import plot_heads as plot_heads
+from .layers import plot_positions as plot_positions
+from .layers import plot_scores as plot_scores
+from .look import COLOURS as COLOURS
+from .look import theme as theme
+from .luck import plot_histogram as plot_histogram
+from .pairs import plot_prompts as plot_prompts
+from .pairs import plot_read_and_drive as plot_read_and_drive
+from .tuning import plot_checkpoints as plot_checkpoints
+from .tuning import plot_trajectory as plot_trajectory
+from .tuning import plot_tuning as plot_tuning

@@ -33,6 +33,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons._choice import THESE, UNKNOWN, require_apart, text_fingerprints
 from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons._pictures import plotted
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._over_task import POSITIONS, decomposed, settings_of, small_batches
@@ -180,6 +181,8 @@ class HeadWriters:
 
     def _repr_html_(self) -> str:
         return html_of(self)
+
+    plot = plotted("plot_heads")
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result to one safetensors file, whole or not at all."""

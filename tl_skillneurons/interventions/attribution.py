@@ -31,6 +31,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import differing, require_int, require_option, require_seed
 from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons._pictures import plotted
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.interventions._exchange import recovered_alone
@@ -169,6 +170,18 @@ class NeuronAttribution:
 
     def _repr_html_(self) -> str:
         return html_of(self)
+
+    def plot(self, scores: Any, chosen: NeuronSet | None = None) -> Any:
+        """A plotly ``Figure`` of what can be read against what moves: ``skn.plots.plot_read_and_drive``.
+
+        Args:
+            scores: Of the same model: what can be read.
+            chosen: Neurons to mark.
+
+        Raises:
+            ImportError: Without plotly.
+        """
+        return plotted("plot_read_and_drive")(scores, self, chosen)
 
 
 def attribute_neurons(

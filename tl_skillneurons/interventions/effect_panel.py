@@ -41,6 +41,7 @@ from torch import Tensor
 from tl_skillneurons._checks import require_option, require_seed
 from tl_skillneurons._choice import THESE
 from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons._pictures import plotted
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.interventions._measured import (
     POOLED,
@@ -277,6 +278,8 @@ class EffectPanel:
 
     def _repr_html_(self) -> str:
         return html_of(self)
+
+    plot = plotted("plot_effects")
 
     def _conditions_of(self, measured: Measured) -> list[Condition]:
         return [c for c in self.conditions if c.key in measured.outputs]

@@ -288,7 +288,8 @@ _LINE = ["intervention", "positions", "set", "prompt"]
 def _lines(rows: pd.DataFrame) -> list[tuple[str, tuple[Any, ...]]]:
     """What stands on each line from the top: its words, which name only what differs, and its key."""
     keys = list(dict.fromkeys(rows[_LINE].itertuples(index=False, name=None)))
-    keys.sort(key=lambda key: (keys.index(next(k for k in keys if k[:3] == key[:3])), key[3] != POOLED))
+    groups = list(dict.fromkeys(key[:3] for key in keys))
+    keys.sort(key=lambda key: (groups.index(key[:3]), key[3] != POOLED))
     varies = [len({key[at] for key in keys}) > 1 for at in range(3)]
     lines = []
     for key in keys:

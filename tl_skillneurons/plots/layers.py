@@ -54,7 +54,7 @@ def plot_scores(scores: NeuronScores | NeuronStatistic) -> Any:
             hovertemplate="layer %{x}, neuron %{customdata}: %{y:.3f}" if best else "%{y:.3f}",
         )
     for level, words in levels(scores):
-        figure.add_hline(y=level, line_dash="dash", annotation_text=words)
+        figure.add_hline(y=level, line_dash="dash", annotation_text=words, annotation_position="top left")
     figure.update_layout(
         xaxis_title="layer",
         yaxis_title=escape(name),  # plotly reads tags in titles
@@ -62,7 +62,7 @@ def plot_scores(scores: NeuronScores | NeuronStatistic) -> Any:
     figure.update_xaxes(dtick=max(1, len(layers) // 12), tick0=0)
     return told(
         figure,
-        f"{name} of {values.numel():,} neurons, {n} examples of role {role}",
+        f"{name[:1].upper()}{name[1:]} of {values.numel():,} neurons, {n} examples of role {role}",
         f"The best neuron of each layer, and how its other neurons are spread; above the dashed level a {name} "
         "is beyond luck.",
         "Not shown: whether the model uses these neurons. The role that chose them flatters the best.",
@@ -114,7 +114,10 @@ def plot_positions(scores: NeuronScores, chosen: NeuronSet | None = None) -> Any
             x=share,
             y=list(range(n_layers)),
             orientation="h",
-            marker={"color": COLOURS["skill"], "pattern": {"shape": "/", "fgcolor": "#ffffff", "size": 5}},
+            marker={
+                "color": COLOURS["skill"],
+                "pattern": {"shape": "/", "fgcolor": "#ffffff", "size": 5, "fillmode": "overlay"},
+            },
             showlegend=False,
             hovertemplate="layer %{y}: %{x:.1%} of the chosen<extra></extra>",
             row=1,

@@ -14,6 +14,7 @@ COLOURS = {
     "random": "#999999",
     "matched": "#56B4E9",
     "least": "#0072B2",
+    "luck": "#F0E442",
     "label 1": "#009E73",
     "label 0": "#CC79A7",
 }

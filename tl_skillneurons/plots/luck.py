@@ -58,7 +58,7 @@ def plot_histogram(
         at = {"row": row, "col": 1} if len(panels) > 1 else {}
         _bars(figure, own, edges, "all neurons", {"color": COLOURS["random"]}, row == 1, at)
         if taken is not None:
-            striped = {"shape": "/", "fgcolor": "#ffffff", "size": 5}
+            striped = {"shape": "/", "fgcolor": "#ffffff", "size": 5, "fillmode": "overlay"}
             marker = {"color": COLOURS["skill"], "pattern": striped}
             _bars(figure, own[taken], edges, f"the {int(taken.sum()):,} chosen", marker, row == 1, at)
             figure.add_vline(x=float(own[taken].mean()), line={"color": COLOURS["skill"], "width": 2}, **at)
@@ -70,9 +70,7 @@ def plot_histogram(
         figure.add_vline(x=level, line_dash="dash", annotation_text=f"{level:.3f} luck", **first)
         if scores.null is not None:
             low, high = scores.null.largest[-1].double().quantile(_ENDS).tolist()
-            figure.add_vrect(
-                x0=low, x1=high, fillcolor=COLOURS["matched"], opacity=0.3, line_width=0, **first
-            )
+            figure.add_vrect(x0=low, x1=high, fillcolor=COLOURS["luck"], opacity=0.35, line_width=0, **first)
     figure.update_layout(barmode="overlay", bargap=0)
     return told(
         figure,

@@ -25,6 +25,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons._pictures import plotted
 from tl_skillneurons.models.heads import head_is_plain
 from tl_skillneurons.models.hooks import has_foreign_hooks, remove_hook
 from tl_skillneurons.models.locks import held
@@ -111,6 +112,8 @@ class SoftPrompt(nn.Module):
     def n_virtual_tokens(self) -> int:
         """How many virtual tokens the prompt has."""
         return len(self.embedding)
+
+    plot = plotted("plot_tuning")
 
     def extra_repr(self) -> str:
         n, width = self.embedding.shape

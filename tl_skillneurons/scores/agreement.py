@@ -29,6 +29,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_seed
 from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons._pictures import plotted
 from tl_skillneurons._results import html_of
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.null import permuted_scores
@@ -79,6 +80,8 @@ class Agreement:
 
     def _repr_html_(self) -> str:
         return html_of(self)
+
+    plot = plotted("plot_agreement")
 
     @property
     def _by(self) -> str:

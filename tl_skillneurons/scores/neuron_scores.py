@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import differing, require_int, require_option, require_seed
 from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons._pictures import plotted
 from tl_skillneurons._results import html_of
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.scores.directions import agreement_of, common_direction, direction_columns
@@ -98,6 +99,8 @@ class NeuronScores:
 
     def _repr_html_(self) -> str:
         return html_of(self)
+
+    plot = plotted("plot_scores")
 
     @property
     def n_prompts(self) -> int:
@@ -386,10 +389,8 @@ class NeuronScores:
         Raises:
             ValueError: Otherwise.
         """
-        if (
-            self.correct.numel()
-            and not 0 <= int(self.correct.min()) <= int(self.correct.max()) <= self.n_select
-        ):
+        count = self.correct
+        if count.numel() and not 0 <= int(count.min()) <= int(count.max()) <= self.n_select:
             raise ValueError(f"correct must count examples of select, 0 to {self.n_select}")
         n_prompts, n_layers, n_positions, d_mlp = self.baseline.shape
         if self.null is not None:

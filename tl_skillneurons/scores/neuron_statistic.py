@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons._pictures import plotted
 from tl_skillneurons._results import html_of
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.scores.directions import agreement_of, common_direction, direction_columns
@@ -70,6 +71,8 @@ class NeuronStatistic:
 
     def _repr_html_(self) -> str:
         return html_of(self)
+
+    plot = plotted("plot_scores")
 
     @property
     def n_prompts(self) -> int:

@@ -28,6 +28,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_seed
+from tl_skillneurons._pictures import plotted
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
@@ -92,6 +93,8 @@ class PromptTrajectory:
 
     def _repr_html_(self) -> str:
         return html_of(self)
+
+    plot = plotted("plot_trajectory")
 
     def to_dataframe(self) -> pd.DataFrame:
         """A copy of :attr:`steps`; ``attrs`` tells the unit of the level."""

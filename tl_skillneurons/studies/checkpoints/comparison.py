@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tl_skillneurons._controls import draw_controls
+from tl_skillneurons._pictures import plotted
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._terminal import shown
 from tl_skillneurons.neurons import NeuronSet
@@ -88,6 +89,8 @@ class CheckpointComparison:
 
     def _repr_html_(self) -> str:
         return html_of(self)
+
+    plot = plotted("plot_checkpoints")
 
     def to_dataframe(self) -> pd.DataFrame:
         """A copy of :attr:`checkpoints`, the row per model; ``attrs`` tells the unit and what the draws allow."""

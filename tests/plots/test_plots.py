@@ -1,7 +1,5 @@
 """Pictures show the scores and the level of luck that the numbers have."""
 
-import sys
-
 import pytest
 import tiny
 import torch
@@ -33,10 +31,3 @@ def test_without_a_null_predictivity_shows_its_bound_and_other_scores_none(gpt2)
     figure = skn.plot_scores(auc)
     assert not figure.layout.shapes and figure.layout.yaxis.title.text == "auc"
     torch.testing.assert_close(torch.tensor(figure.data[0].y), auc.score.quantile(0.5, dim=1).float())
-
-
-def test_a_missing_plotly_is_named_with_what_to_install(gpt2, monkeypatch):
-    scores = skn.score_neurons(gpt2, prompt_for("gpt2"), TASK, run=QUIET)
-    monkeypatch.setitem(sys.modules, "plotly", None)
-    with pytest.raises(ImportError, match=r"pip install \"tl_skillneurons\[plots\]\""):
-        skn.plot_scores(scores)

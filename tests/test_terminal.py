@@ -47,7 +47,7 @@ def test_what_would_move_the_cursor_or_has_no_bytes_is_spelled_out():
 
 @pytest.mark.parametrize("text", NASTY)
 def test_every_table_that_a_study_prints_shows_names_as_they_are(text):
-    from tl_skillneurons.report.terminal import _neuron_table, _prompt_table
+    from tl_skillneurons.report.terminal import _neuron_table
     from tl_skillneurons.studies.across_tasks.damage import TaskDamage
     from tl_skillneurons.studies.across_tasks.similarity import TaskComparison
 
@@ -55,13 +55,14 @@ def test_every_table_that_a_study_prints_shows_names_as_they_are(text):
         "layer": 0, "index": 1, "high_means": text, "accuracy_on_select": 0.5, "p_family": 1.0,
         "accuracy_on_report": 0.5, "interval_95_on_report": [0.4, 0.6],
     }  # fmt: skip
-    skill = {"best": [row], "n": 1, "mean_accuracy_on_select": 0.5, "mean_accuracy_on_report": 0.5}
-    assert text in printed(_neuron_table(skill))
-    prompt = {
-        "seed": 0, "accuracy_held_back": 0.5, "accuracy_on_report": 0.5, "interval_95": [0, 1], "outcome": text,
-        "n_truncated": 0,
+    skill = {
+        "best": [row], "n": 1, "rule": "2", "mean_accuracy_on_select": 0.5, "mean_accuracy_on_report": 0.5,
     }  # fmt: skip
-    assert text in printed(_prompt_table([prompt]))
+    luck = {
+        "threshold": 0.7, "n_permutations": 99, "expected": 0.6, "n_neurons_significant": 1, "n_neurons": 9,
+        "smallest_p": 0.01,
+    }  # fmt: skip
+    assert text in printed(_neuron_table(skill, luck))
     names = (text, "other")
     cell = {"damage": 0.1, "intact": 0.9, "p_random": 0.01, "p_matched": 0.01, "role": text}
     damage = pd.DataFrame([{"ablated": a, "measured": b, **cell} for a in names for b in names])

@@ -85,6 +85,9 @@ class Search:
     controls: Annotated[
         int, typer.Option(min=19, help="Sets of random neurons, and as many matched ones, beside the effect.")
     ] = 20
+    layers: Annotated[bool, typer.Option("--layers", help="Print the best neurons of each layer too.")] = (
+        False
+    )
     seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 0
     out: Annotated[
         Path | None, typer.Option(help="The run's folder (default: skill-neurons-MODEL-DATA, here).")

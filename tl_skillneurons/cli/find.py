@@ -49,6 +49,7 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search) -> None:
         from rich.console import Console
 
         from tl_skillneurons._terminal import shown
+        from tl_skillneurons.find.evidence import Evidence
         from tl_skillneurons.find.folder import RUN, record
         from tl_skillneurons.find.phases import find_skill_neurons
         from tl_skillneurons.models.loading import load_model
@@ -76,16 +77,16 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search) -> None:
             n_steps=tuning.steps or (_BUILT_IN_STEPS if data.data == BUILT_IN else _STEPS),
             training=TrainingOptions(batch_size=tuning.batch_size),
             top=amount,
-            n_random=search.controls,
+            evidence=Evidence(n_random=search.controls),
             seed=search.seed,
         )
-        said = numbers(findings)
-        record(folder, numbers=said)
-        show(said, console)
+        record(folder, numbers=numbers(findings))
+        show(findings, console, layers=search.layers)
         console.print(
             shown("Everything is in ") + shown(folder, "bold") + shown(f"; all numbers above are in {RUN}.")
         )
-        console.print(_draw(findings.scores, folder))
+        if not findings.stopped:
+            console.print(_draw(findings.scores, folder))
 
 
 def _draw(scores: "NeuronScores", folder: Path) -> "Text":

@@ -1,3 +1,10 @@
+from .answers import PromptAnswers as PromptAnswers
+from .evidence import Evidence as Evidence
 from .findings import Findings as Findings
 from .folder import load_run as load_run
 from .phases import find_skill_neurons as find_skill_neurons
+from .price import Price as Price
+from .readability import Readability as Readability
+from .stability import Stability as Stability
+from .verdicts import RULES as RULES
+from .verdicts import Verdict as Verdict

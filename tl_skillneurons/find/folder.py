@@ -13,7 +13,12 @@ from typing import Any
 
 from tl_skillneurons._checks import differing
 from tl_skillneurons._files import package_version, read_json, sound, write_json
-from tl_skillneurons.find.findings import Findings
+from tl_skillneurons.find.answers import PromptAnswers
+from tl_skillneurons.find.evidence import examples_of
+from tl_skillneurons.find.findings import Findings, Neurons
+from tl_skillneurons.find.price import Price
+from tl_skillneurons.find.readability import load_readability
+from tl_skillneurons.find.stability import load_stability
 from tl_skillneurons.interventions.effect_panel import EffectPanel
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.run import prompt_record
@@ -24,14 +29,19 @@ from tl_skillneurons.tasks.columns import as_dataset, columns_of
 from tl_skillneurons.tasks.roles import ROLES
 from tl_skillneurons.tasks.task import Task
 
-RUN, TASK, PROMPTS, SCORES, NEURONS, RULES, EFFECTS = (
+RUN, TASK, PROMPTS, ANSWERS, SCORES, NEURONS, RULES, READABLE, EFFECTS, CURVE, AGREEMENT, PRICE = (
     "run.json",
     "task.json",
     "prompts",
+    "answers.safetensors",
     "scores.safetensors",
     "neurons.json",
     "rules_on_report.safetensors",
+    "readability",
     "effects.safetensors",
+    "curve.safetensors",
+    "stability",
+    "price.safetensors",
 )
 KIND, TASK_KIND = "run", "Task"
 _RECORDED = ("transformer-lens", "torch", "transformers", "datasets", "safetensors", "numpy")
@@ -60,34 +70,57 @@ def load_run(folder: str | os.PathLike[str]) -> Findings:
         )
     with sound(folder / RUN, KIND):
         settings = run["settings"]
-        model, seeds, top = settings["model"], settings["seeds"], settings["top"]
+        model, seeds = settings["model"], settings["seeds"]
         fingerprint = settings["task"]["fingerprint"]
     task = load_task(folder / TASK)
     if task.fingerprint != fingerprint:
         raise ValueError(f"{folder / TASK} is of another task than the run; take it from a backup")
-    prompts = [SoftPrompt.load(folder / PROMPTS / f"prompt-seed{seed}.safetensors") for seed in seeds]
+    fitted = [SoftPrompt.load(folder / PROMPTS / f"prompt-seed{seed}.safetensors") for seed in seeds]
+    answers = PromptAnswers.load(folder / ANSWERS)
+    require_of(folder / ANSWERS, answered_by(answers), [prompt_record(one) for one in fitted], task)
+    used = [fitted[number] for number in answers.beating]
+    return Findings(
+        task=task,
+        model=model,
+        fitted=fitted,
+        answers=answers,
+        neurons=_neurons(folder, task, used, settings) if used else None,
+        settings=settings,
+        seconds=run.get("seconds", {}),
+        folder=folder,
+    )
+
+
+def _neurons(folder: Path, task: Task, prompts: list[SoftPrompt], settings: dict[str, Any]) -> Neurons:
+    """What the folder knows about neurons."""
     described = [prompt_record(prompt) for prompt in prompts]
     scores = NeuronScores.load(folder / SCORES)
     require_of(folder / SCORES, scores.provenance, described, task)
     rules = AllRules.load(folder / RULES)
     require_of(folder / RULES, rules.provenance, described, task)
-    effects = EffectPanel.load(folder / EFFECTS)
-    require_of(folder / EFFECTS, measured_with(effects), described, task)
-    skill = scores.top(top)
+    panels = {}
+    for name, n in ((EFFECTS, settings["n_examples"]), (CURVE, settings["n_curve_examples"])):
+        panels[name] = EffectPanel.load(folder / name)
+        on = examples_of(task, n, settings["seeds"][0])
+        require_of(folder / name, measured_with(panels[name]), described, on)
+    skill = scores.top(settings["top"])
     if NeuronSet.from_json(folder / NEURONS) != skill:
         raise ValueError(
             f"{folder / NEURONS} holds others than the skill neurons of this run; take it from a backup"
         )
-    return Findings(
-        task=task,
-        model=model,
-        prompts=prompts,
+    price = None
+    if (folder / PRICE).exists():
+        price = Price.load(folder / PRICE)
+        require_of(folder / PRICE, price.settings, described[:1], task)
+    return Neurons(
         scores=scores,
         skill=skill,
         rules=rules,
-        effects=effects,
-        settings=settings,
-        folder=folder,
+        readability=load_readability(folder / READABLE, scores),
+        effects=panels[EFFECTS],
+        curve=panels[CURVE],
+        stability=load_stability(folder / AGREEMENT, scores, skill),
+        price=price,
     )
 
 
@@ -177,6 +210,13 @@ def load_task(path: Path) -> Task:
 def measured_with(panel: EffectPanel) -> dict[str, Any]:
     """Prompts and task of a panel, as scores record theirs."""
     return {"prompts": panel.settings["prompts"][0], "task": {"fingerprint": panel.settings["tasks"][0][1]}}
+
+
+def answered_by(answers: PromptAnswers) -> dict[str, Any]:
+    """Prompts and task of answers, as scores record theirs."""
+    names = ("seed", "n_virtual_tokens", "placement", "prepend_bos", "sha256")
+    prompts = [{name: one[name] for name in names} for one in answers.settings["prompts"]]
+    return {"prompts": prompts, "task": answers.settings["task"]}
 
 
 def require_of(path: Path, was: Mapping[str, Any], prompts: Sequence[dict[str, Any]], task: Task) -> None:

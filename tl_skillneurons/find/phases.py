@@ -1,33 +1,64 @@
-"""From labelled text to skill neurons with their evidence: tune, score, select, check on ``report``, ablate.
+"""From labelled text to skill neurons with their evidence, phase by phase.
 
-A run lives in a folder. Each phase leaves a file there when it is finished and is not run again; an
-interrupted one goes on where it stopped. ``run.json`` holds the settings, the versions and every number the
-report prints.
+====================  ====================================================================  =========================
+phase                 what                                                                  its file
+====================  ====================================================================  =========================
+tuning prompts        soft prompts, one per seed, on ``train``                              ``prompts/``
+asking prompts        their answers on ``report``, beside the majority's                    ``answers.safetensors``
+scoring neurons       predictivity on ``select``, with every answer and the null            ``scores.safetensors``
+rules on report       every neuron's rule on ``report``                                     ``rules_on_report...``
+readability           the best neurons beside random ones, probes and luck                  ``readability/``
+effects               the skill neurons held at their mean, beside every control            ``effects.safetensors``
+sizes                 the same for sets of several sizes, on fewer examples                 ``curve.safetensors``
+stability             agreement of the prompts                                              ``stability/``
+price                 perplexity of plain text                                              ``price.safetensors``
+====================  ====================================================================  =========================
+
+Each phase leaves its file when it is finished and is not run again; an interrupted one goes on where it stopped. Where
+no prompt beats always saying the commonest label, the phases after the second are not run; where some do, these alone
+are used.
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_seed, selection_size
 from tl_skillneurons._files import load_tensors
 from tl_skillneurons._processes import rank_and_count
+from tl_skillneurons.find.answers import ALPHA, PromptAnswers, measure_answers
+from tl_skillneurons.find.clock import timed
+from tl_skillneurons.find.evidence import Evidence, examples_of, sizes_of
 from tl_skillneurons.find.findings import Findings
 from tl_skillneurons.find.folder import (
+    AGREEMENT,
+    ANSWERS,
+    CURVE,
     EFFECTS,
     NEURONS,
+    PRICE,
     PROMPTS,
+    READABLE,
     RULES,
     SCORES,
+    answered_by,
     begin,
     describe_task,
+    load_run,
     measured_with,
     record,
     require_of,
 )
+from tl_skillneurons.find.price import can_be_priced, measure_price
+from tl_skillneurons.find.readability import measure_readability
+from tl_skillneurons.find.stability import measure_stability
+from tl_skillneurons.interventions.asked import Beyond
+from tl_skillneurons.interventions.controls import with_controls
 from tl_skillneurons.interventions.effect_panel import KIND, EffectPanel
 from tl_skillneurons.interventions.effects import measure_effects
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
@@ -43,7 +74,6 @@ from tl_skillneurons.scores.evaluated_rules import AllRules
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.predictivity import require_orders, score_neurons
 from tl_skillneurons.scores.rules import evaluate_rules
-from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
 
@@ -56,8 +86,8 @@ def find_skill_neurons(
     n_prompts: int = 5,
     n_steps: int = 300,
     top: float | int = 0.02,
-    n_random: int = 20,
-    n_permutations: int = 1000,
+    positive: int | str | None = None,
+    evidence: Evidence = Evidence(),
     seed: int = 0,
     training: TrainingOptions = TrainingOptions(),
     run: RunOptions = RunOptions(),
@@ -66,13 +96,14 @@ def find_skill_neurons(
 
     Args:
         model: In eval mode; it comes back as it was.
+        task: Of two classes, or of more with ``positive``.
         out: The run's folder.
         n_virtual_tokens: Length of each soft prompt.
         n_prompts: Soft prompts, of seeds ``seed``, ``seed + 1``, ...
         n_steps: Training steps of each, at most.
         top: Skill neurons per layer, as a share or a count (see :meth:`NeuronScores.top`).
-        n_random: Sets of random neurons, and as many matched ones, beside the effect; 19 at least.
-        n_permutations: Label permutations for the chance level of the scores.
+        positive: The label that is told from all others; of two classes it becomes label 1.
+        evidence: How many controls, permutations and examples.
         seed: Everything random follows from it.
         training: How prompts are trained.
         run: How to run; without a cache the keys and values of texts are kept in one of this call's own.
@@ -85,7 +116,8 @@ def find_skill_neurons(
 
     Example:
         >>> found = skn.find_skill_neurons(model, task, out="run", n_prompts=2)
-        >>> found.skill, found.on_report.mean()
+        >>> for verdict in found.verdicts:
+        ...     print(verdict.question, verdict.answer)
     """
     if rank_and_count()[1] > 1:
         raise ValueError(
@@ -96,11 +128,11 @@ def find_skill_neurons(
     require_int(n_prompts, "n_prompts")
     seeds = list(range(require_seed(seed), seed + n_prompts))
     # what would be refused later is refused before anything is done
+    if positive is not None:
+        task = against_others(task, positive)
     require_two_classes(task)
     selection_size(top, neuron_shape(model)[1], per="layer")
-    require_draws(n_random)
-    require_draws(n_permutations, name="n_permutations")
-    require_orders(task, n_permutations, 0.05)
+    require_orders(task, evidence.n_permutations, ALPHA)
     if has_language_model_head(model):
         label_token_ids(model, task.label_words)
     settings = {
@@ -111,41 +143,95 @@ def find_skill_neurons(
         "n_steps": n_steps,
         **asdict(training),
         "top": top,
-        "n_random": n_random,
-        "n_permutations": n_permutations,
+        **asdict(evidence),
         "seeds": seeds,
         "effects": {"interventions": ["mean"], "positions": "prompt", "reference": "baseline"},
     }
     begin(out, settings, task)
     if run.cache is None and runs_text_apart(model):
         run = replace(run, cache=InputCache(model))
-    prompts = fit_soft_prompts(
-        model,
-        task,
-        n_virtual_tokens=n_virtual_tokens,
-        seeds=seeds,
-        n_steps=n_steps,
-        training=training,
-        folder=out / PROMPTS,
-        run=run,
-    )
-    scores = _scores(model, prompts, task, out, (n_permutations, seed), run)
-    skill = scores.top(top)
-    skill.to_json(out / NEURONS)
-    rules = _rules(model, prompts, task, scores, out / RULES, run)
-    effects = _effects(model, prompts, task, skill, out / EFFECTS, (n_random, seed), run)
+    with timed(out, "tuning prompts"):
+        fitted = fit_soft_prompts(
+            model,
+            task,
+            n_virtual_tokens=n_virtual_tokens,
+            seeds=seeds,
+            n_steps=n_steps,
+            training=training,
+            folder=out / PROMPTS,
+            run=run,
+        )
+    with timed(out, "asking prompts"):
+        answers = _answers(model, fitted, task, out / ANSWERS, run)
+    prompts = [fitted[number] for number in answers.beating]
+    if prompts:
+        _look_for_neurons(model, prompts, task, out, settings, run)
     record(out, finished=True)
-    return Findings(
-        task=task,
-        model=settings["model"],
-        prompts=prompts,
-        scores=scores,
-        skill=skill,
-        rules=rules,
-        effects=effects,
-        settings=settings,
-        folder=out,
-    )
+    return replace(load_run(out), task=task, fitted=fitted)
+
+
+def against_others(task: Task, positive: int | str) -> Task:
+    """The task as one label against all others; that label is label 1.
+
+    Raises:
+        ValueError: When the task has no such label.
+    """
+    others = [label for label in task.label_names if label != positive]
+    if len(others) == task.n_classes:
+        raise ValueError(
+            f"positive must be one of the labels {list(task.label_names)} of {task.name}, got {positive!r}"
+        )
+    [found] = task.binary_subtasks([(positive, others)])
+    return found
+
+
+def _look_for_neurons(
+    model: TransformerBridge,
+    prompts: list[SoftPrompt],
+    task: Task,
+    out: Path,
+    settings: dict[str, Any],
+    run: RunOptions,
+) -> None:
+    """All phases after the prompts."""
+    seed, n_random = settings["seeds"][0], settings["n_random"]
+    with timed(out, "scoring neurons"):
+        scores = _scores(model, prompts, task, out, (settings["n_permutations"], seed), run)
+        skill = scores.top(settings["top"])
+        if not (out / NEURONS).exists():
+            skill.to_json(out / NEURONS)
+    with timed(out, "rules on report"):
+        rules = _rules(model, prompts, task, scores, out / RULES, run)
+    with timed(out, "readability"):
+        measure_readability(
+            model, prompts, task, scores, rules, n_random=n_random, seed=seed, folder=out / READABLE, run=run
+        )
+    with timed(out, "effects"):
+        on = examples_of(task, settings["n_examples"], seed)
+        _effects(model, prompts, on, {"whole": skill}, out / EFFECTS, (n_random, seed), run)
+    with timed(out, "sizes"):
+        on = examples_of(task, settings["n_curve_examples"], seed)
+        sizes = {name: scores.top(amount) for name, amount in sizes_of(settings["top"], scores.d_mlp).items()}
+        _effects(model, prompts, on, sizes, out / CURVE, (settings["n_curve_random"], seed), run)
+    with timed(out, "stability"):
+        measure_stability(scores, skill, seed=seed, folder=out / AGREEMENT)
+    with timed(out, "price"):
+        if can_be_priced(model) and not (out / PRICE).exists():
+            active = torch.stack([scores.mean_absolute(number) for number in range(scores.n_prompts)]).mean(0)
+            drawn = with_controls({"whole": skill}, model, active, n_random, seed).sets
+            sets = {(kind, draw): held for (_, kind, draw), held in drawn.items()}
+            measure_price(model, prompts[0], task, sets, run).save(out / PRICE)
+
+
+def _answers(
+    model: TransformerBridge, prompts: list[SoftPrompt], task: Task, path: Path, run: RunOptions
+) -> PromptAnswers:
+    """Every prompt's answers on ``report``, from the file or into it."""
+    if not path.exists():
+        measure_answers(model, prompts, task, run).save(path)
+    answers = PromptAnswers.load(path)
+    require_of(path, answered_by(answers), [prompt_record(prompt) for prompt in prompts], task)
+    return answers
 
 
 def _scores(
@@ -199,25 +285,26 @@ def _effects(
     model: TransformerBridge,
     prompts: Sequence[SoftPrompt],
     task: Task,
-    skill: NeuronSet,
+    sets: dict[str, NeuronSet],
     path: Path,
     draws: tuple[int, int],
     run: RunOptions,
-) -> EffectPanel:
-    """The effect of the skill neurons and of their controls, from the file where it is finished."""
+) -> None:
+    """The effect of each set and of its controls, from the file where it is finished."""
     n_random, seed = draws
     if path.exists() and load_tensors(path, KIND)[1].get("finished"):
         panel = EffectPanel.load(path)
         require_of(path, measured_with(panel), [prompt_record(prompt) for prompt in prompts], task)
-        return panel
-    return measure_effects(
+        return
+    measure_effects(
         model,
         prompts,
         task,
-        skill,
+        sets,
         interventions="mean",
         n_random=n_random,
         seed=seed,
+        beyond=Beyond(as_band=path.name == CURVE),
         path=path,
         run=run,
     )

@@ -43,6 +43,8 @@ class Beyond:
             prompt.
         most_difference: Refuse matched controls that differ from the set by more than so many standard deviations of
             their layers in what they are matched on; ``None`` says so in ``panel.notes``.
+        as_band: Take fewer draws of the controls than a p-value of 0.05 needs, for a band beside a curve;
+            ``smallest_p`` in the table says what they allow.
 
     Example:
         >>> beyond = Beyond(direct=True, other_tasks=[(other, its_prompt)])
@@ -53,3 +55,4 @@ class Beyond:
     other_tasks: Sequence[tuple[Task, SoftPrompt | Sequence[SoftPrompt]]] = ()
     plain_texts: Sequence[str] = ()
     most_difference: float | None = None
+    as_band: bool = False

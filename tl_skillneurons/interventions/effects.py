@@ -74,7 +74,7 @@ def measure_effects(
         positions: One or several of "prompt", "text" and "all"; where only the prompt is touched, the keys and
             values of the texts are computed once for all conditions (causal models, suffix prompts).
         n_random: Distinct draws of each control, or all that there are; 19 at least, for fewer can't give a p-value of
-            0.05.
+            0.05 (``Beyond(as_band=True)`` takes fewer).
         seed: Of the controls and of what interventions draw.
         examples: Whose answers count, and where reference values come from.
         beyond: Direct effects, other tasks, plain text.
@@ -97,7 +97,10 @@ def measure_effects(
     chosen = as_interventions(interventions)
     places = _require_places(positions)
     sets = _require_sets(neurons, model)
-    require_draws(n_random, 0.05)
+    if beyond.as_band:
+        require_int(n_random, "n_random")
+    else:
+        require_draws(n_random, 0.05)
     require_seed(seed)
     _require_reference(chosen, examples)
     if path is not None and any(isinstance(one, Call) for one in chosen):

@@ -1,229 +1,187 @@
-"""What a run found, as numbers and as tables: :func:`numbers` decides what is said, :func:`show` prints just
-that.
+"""What a run found, as text of at most 80 columns: the verdicts, the ten best neurons, where the time went.
 
-Every accuracy says which role it was measured on, and every effect stands beside its controls.
+:func:`numbers` decides what is said, as plain JSON values; :func:`show` prints it.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tl_skillneurons._terminal import shown
+from tl_skillneurons.find.answers import ALPHA
 from tl_skillneurons.find.findings import Findings
-from tl_skillneurons.scores.null import PermutationNull
-from tl_skillneurons.stats.intervals import clopper_pearson
+from tl_skillneurons.find.said import label_said
+from tl_skillneurons.find.verdicts import NO, YES, Verdict
 
 N_SHOWN = 10
-ALPHA = 0.05
-CONTROLS = {"random": "random", "matched": "matched", "least": "least predictive"}
-"""The kinds of control, as a reader calls them; the last where the set knows which score chose it."""
-METRICS = ("accuracy", "logit_diff")
-DECIDES = "logit_diff"
-"""What the verdict goes by: it sees how far every answer moved, not only those that tipped over."""
+WIDTH = 80
+_STYLES = {YES: "bold green", NO: "bold red"}
 
 
 def numbers(findings: Findings, n_shown: int = N_SHOWN) -> dict[str, Any]:
-    """Every number of the report, as plain JSON values."""
-    frame = findings.effects.to_dataframe()
-    return {
-        "prompts": _prompts(findings, frame),
+    """Every number of a run's report, as plain JSON values; of a run without neurons its verdict and its prompts."""
+    said: dict[str, Any] = {
+        "verdicts": [verdict.record() for verdict in findings.verdicts],
+        "prompts": _rows(findings.answers.to_dataframe()),
+        "seconds": findings.seconds,
+    }
+    if findings.stopped:
+        return said
+    price = findings.price
+    return said | {
+        "readability": _rows(findings.readability.to_dataframe()),
+        "luck": _luck(findings),
         "layers": _layers(findings),
-        "chance": _chance(findings),
         "skill_neurons": _skill(findings, n_shown),
-        "effects": _effects(findings, frame),
+        "effects": _rows(findings.effects.to_dataframe()),
+        "curve": _rows(findings.curve.to_dataframe()),
+        "stability": _rows(findings.stability.to_dataframe()),
+        "share_turned": findings.stability.share_turned,
+        "price": None if price is None else _rows(price.to_dataframe()),
     }
 
 
-def _prompts(findings: Findings, effects: pd.DataFrame) -> list[dict[str, Any]]:
-    n = findings.task.n_examples["report"]
-    rows = []
-    for prompt, intact in zip(findings.prompts, _of_prompts(effects, "accuracy").intact, strict=True):
-        low, high = clopper_pearson(round(intact * n), n)
-        rows.append(
-            {
-                "seed": prompt.seed,
-                "outcome": prompt.provenance["outcome"],
-                "best_step": prompt.provenance["best_step"],
-                "n_truncated": prompt.provenance["n_truncated"],
-                "accuracy_held_back": prompt.provenance["held_back_accuracy"],
-                "accuracy_on_report": intact,
-                "interval_95": [low, high],
-            }
-        )
-    return rows
+def show(findings: Findings, console: Console, *, layers: bool = False) -> None:
+    """Print what a run found.
+
+    Args:
+        layers: Whether to print each layer's best neurons too.
+    """
+    for line in verdict_block(findings, min(WIDTH, console.width)):
+        console.print(line, soft_wrap=True)
+    if not findings.stopped:
+        console.print()
+        console.print(_neuron_table(_skill(findings, N_SHOWN), _luck(findings)))
+        if layers:
+            console.print(_layer_table(_layers(findings), _luck(findings)))
+    if said := time_said(findings.seconds):
+        console.print(shown(said))
+
+
+def verdict_block(findings: Findings, width: int = WIDTH) -> list[Text]:
+    """The verdicts as lines: each question with its answer, below it the sentence with its numbers."""
+    n, model = len(findings.fitted), findings.model
+    tokens = findings.settings["n_virtual_tokens"]
+    title = [
+        findings.task.name,
+        str(model.get("name", "")).rstrip("/").rsplit("/")[-1],
+        f"{n} prompt{'s' if n > 1 else ''} of {tokens} virtual token{'s' if tokens > 1 else ''}",
+    ]
+    lines = [shown(" · ".join(part for part in title if part))]
+    lines[0].truncate(width, overflow="ellipsis")
+    for number, verdict in enumerate(findings.verdicts):
+        last = number == len(findings.verdicts) - 1
+        corner = "└" if last else "├" if number else "┌"
+        lines.append(_head(corner, verdict))
+        measure = Console(width=width, color_system=None)
+        for part in shown(verdict.sentence).wrap(measure, width - 4):
+            lines.append(Text("    " if last else "│   ") + part)
+    return lines
+
+
+def time_said(seconds: dict[str, dict[str, float]]) -> str:
+    """Where the time went, longest first; empty where nobody looked.
+
+    Example:
+        >>> time_said({"effects": {"wall": 150.0, "cpu": 290.0}, "price": {"wall": 20.4, "cpu": 39.0}})
+        'Where the time went: effects 150 s, price 20 s; 170 s in all.'
+    """
+    if not seconds:
+        return ""
+    wall = {phase: took["wall"] for phase, took in seconds.items()}
+    longest = sorted(wall.items(), key=lambda one: -one[1])
+    told = (
+        ", ".join(f"{phase} {took:.0f} s" for phase, took in longest if took >= 0.5)
+        or "every phase under 1 s"
+    )
+    return f"Where the time went: {told}; {sum(wall.values()):.0f} s in all."
+
+
+def _head(corner: str, verdict: Verdict) -> Text:
+    style = _STYLES.get(verdict.answer, "bold yellow")
+    return Text(f"{corner} ") + shown(verdict.question, "bold") + Text("  ") + shown(verdict.answer, style)
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table's rows as plain JSON values; what is no number is ``None``."""
+    return [
+        {
+            str(name): None if value != value else value.item() if hasattr(value, "item") else value
+            for name, value in row.items()
+        }
+        for row in frame.to_dict("records")
+    ]
+
+
+def _luck(findings: Findings) -> dict[str, Any]:
+    """What the best of all neurons reaches under permuted labels, and how many neurons are above that."""
+    scores = findings.scores
+    null = scores.null
+    assert null is not None  # scores of a run have one
+    return {
+        "what": "the best of all neurons under permuted labels (largest statistic, Westfall and Young)",
+        "n_permutations": null.n_permutations,
+        "n_examples_on_select": scores.n_select,
+        "unit": null.unit,
+        "n_units": null.n_units,
+        "smallest_p": null.least,
+        "expected": null.expected(),
+        "threshold": null.level(ALPHA),
+        "alpha": ALPHA,
+        "n_neurons": scores.n_layers * scores.d_mlp,
+        "n_neurons_significant": len(scores.significant(ALPHA)),
+        "n_neurons_at_fdr_5_percent": len(scores.significant(ALPHA, correction="fdr")),
+    }
 
 
 def _layers(findings: Findings) -> list[dict[str, Any]]:
-    scores, null = findings.scores, _null(findings)
+    scores, null = findings.scores, findings.scores.null
+    assert null is not None  # scores of a run have one
     best, index = scores.predictivity.max(1)
-    level = scores.chance_level(per="layer")
     significant = (null.family() <= ALPHA).sum(1)
     return [
         {
             "layer": layer,
             "best_predictivity_on_select": best[layer].item(),
             "neuron": index[layer].item(),
-            "chance_expects": level.expected,
-            "chance_exceeds_in_5_percent": level.threshold,
             "n_neurons_significant": significant[layer].item(),
         }
         for layer in range(scores.n_layers)
     ]
 
 
-def _chance(findings: Findings) -> dict[str, Any]:
-    scores, null = findings.scores, _null(findings)
-    bound = scores.chance_level()
-    return {
-        "what": "the best of all neurons under permuted labels (largest statistic, Westfall and Young)",
-        "n_permutations": null.n_permutations,
-        "n_examples_on_select": scores.n_select,
-        "expected": null.expected(),
-        "threshold": null.level(ALPHA),
-        "alpha": ALPHA,
-        "n_neurons_significant": len(scores.significant(ALPHA)),
-        "n_neurons_at_fdr_5_percent": len(scores.significant(ALPHA, correction="fdr")),
-        "upper_bound": {
-            "what": "exact binomial level, which treats all scores as independent",
-            "n_scores": bound.n_scores,
-            "largest_class_share": bound.largest_class_share,
-            "expected": bound.expected,
-            "threshold": bound.threshold,
-        },
-    }
-
-
-def _meaning(direction: int, label_names: Sequence[Any]) -> str:
-    """The label that a high activation speaks for, where all prompts say the same."""
-    return str(label_names[direction > 0]) if direction else "prompts disagree"
-
-
 def _skill(findings: Findings, n_shown: int) -> dict[str, Any]:
-    skill = findings.skill
-    direction = findings.scores.direction[skill.layer, skill.index]
-    p_family = _null(findings).family()[skill.layer, skill.index]
-    n = findings.task.n_examples["report"]
-    rows = [
-        {
+    skill, scores, task = findings.skill, findings.scores, findings.task
+    null = scores.null
+    assert null is not None  # scores of a run have one
+    told = findings.readability.best.table.set_index(["layer", "index"])
+    rows = []
+    for (layer, index), on_select, on_report in zip(
+        list(skill)[:n_shown], findings.on_select.tolist(), findings.on_report.tolist(), strict=False
+    ):
+        direction = int(scores.direction[layer, index])
+        row = {
             "layer": layer,
             "index": index,
-            "high_means": _meaning(int(sign), findings.task.label_names),
+            "high_means": label_said(task, int(direction > 0)) if direction else "prompts disagree",
             "accuracy_on_select": on_select,
-            "p_family": p,
+            "p_family": float(null.family()[layer, index]),
             "accuracy_on_report": on_report,
-            "interval_95_on_report": list(clopper_pearson(round(on_report * n), n)),
+            "interval_95_on_report": None,
         }
-        for (layer, index), sign, p, on_select, on_report in zip(
-            skill,
-            direction.tolist(),
-            p_family.tolist(),
-            findings.on_select.tolist(),
-            findings.on_report.tolist(),
-            strict=True,
-        )
-    ][:n_shown]
+        if (layer, index) in told.index:
+            row["interval_95_on_report"] = [float(told.low[layer, index]), float(told.high[layer, index])]
+        rows.append(row)
     return {
         "n": len(skill),
+        "rule": f"{findings.settings['top']} of each layer's neurons, of highest predictivity on select",
         "mean_accuracy_on_select": float(findings.on_select.mean()),
         "mean_accuracy_on_report": float(findings.on_report.mean()),
         "best": rows,
     }
-
-
-def _null(findings: Findings) -> PermutationNull:
-    null = findings.scores.null
-    if null is None:
-        raise ValueError("the scores have no null; score with n_permutations, as find_skill_neurons does")
-    return null
-
-
-def _of_prompts(effects: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The effect's rows of single prompts."""
-    return effects[(effects.metric == metric) & (effects.prompt != "pooled")]
-
-
-def _effects(findings: Findings, frame: pd.DataFrame) -> dict[str, Any]:
-    panel = findings.effects
-    first = frame.iloc[0]
-    said = {
-        "role": panel.role,
-        "n_examples": int(first.n_examples),
-        "n_neurons": int(first.n_neurons),
-        "intervention": first.intervention,
-        "positions": first.positions,
-        "n_random": panel.settings["n_random"],
-        "metrics": {
-            metric: {
-                # the last row is pooled, or that of the only prompt
-                "pooled": _row(frame[frame.metric == metric].iloc[-1]),
-                "each_prompt": [_row(row) for _, row in _of_prompts(frame, metric).iterrows()],
-            }
-            for metric in METRICS
-        },
-    }
-    return {**said, "verdict": verdict(said)}
-
-
-def _row(row: "pd.Series[Any]") -> dict[str, float]:
-    columns = ["intact", "value", "change_low", "change_high"]
-    for control in _controls_of(row):
-        columns += [f"{control}_median", f"{control}_min", f"{control}_max", f"p_{control}"]
-    return {column: float(row[column]) for column in columns}
-
-
-def _controls_of(row: "pd.Series[Any] | dict[str, float]") -> list[str]:
-    """The kinds of control that stand beside a row."""
-    return [control for control in CONTROLS if f"{control}_median" in row]
-
-
-def verdict(effects: dict[str, Any]) -> str:
-    """What the effect shows, in a sentence or two, whatever it is.
-
-    "Uses" takes a smaller logit diff than the median control, at p <= 0.05, for every prompt and every kind of control.
-    """
-    rows = effects["metrics"][DECIDES]["each_prompt"]
-    beyond = [
-        row[f"p_{control}"] <= ALPHA and row["value"] < row[f"{control}_median"]
-        for row in rows
-        for control in _controls_of(row)
-    ]
-    pooled = effects["metrics"][DECIDES]["pooled"]
-    kinds = _controls_of(pooled)
-    *first, last = (CONTROLS[control] for control in kinds)
-    others = f"{', '.join(first)} and {last} neurons"
-    lost = f"logit diff lost: {pooled['intact'] - pooled['value']:.3f}, "
-    lost += ", ".join(
-        f"{CONTROLS[control]} controls {pooled['intact'] - pooled[f'{control}_median']:.3f}"
-        for control in kinds
-    )
-    prompts = "the prompt" if len(rows) == 1 else f"each of {len(rows)} prompts"
-    if all(beyond):
-        return (
-            f"Held at their mean, the skill neurons cost more than {others} do, for {prompts} at "
-            f"p <= {ALPHA} ({lost}): the model uses what they carry."
-        )
-    if not any(beyond):
-        return (
-            f"Held at their mean, the skill neurons are not seen to cost more than {others} do ({lost}): "
-            "however well the label can be read off them, nothing here shows that the model uses them."
-        )
-    return (
-        f"Held at their mean, the skill neurons cost more than controls do at p <= {ALPHA} in {sum(beyond)} of "
-        f"{len(beyond)} comparisons (prompts and kinds of control; {lost}): that the model uses them is not "
-        "established."
-    )
-
-
-def show(said: dict[str, Any], console: Console) -> None:
-    """Print what :func:`numbers` gave."""
-    console.print(_prompt_table(said["prompts"]))
-    console.print(_layer_table(said["layers"], said["chance"]))
-    console.print(_neuron_table(said["skill_neurons"]))
-    console.print(_effect_table(said["effects"]))
-    console.print(shown(said["effects"]["verdict"]))
 
 
 def _table(title: str, *columns: str, caption: str | None = None) -> Table:
@@ -232,119 +190,61 @@ def _table(title: str, *columns: str, caption: str | None = None) -> Table:
         title_justify="left",
         caption=None if caption is None else shown(caption, "table.caption"),
         caption_justify="left",
+        width=WIDTH,
     )
     for column in columns:
         table.add_column(shown(column), justify="right")
     return table
 
 
-def _prompt_table(prompts: list[dict[str, Any]]) -> Table:
-    table = _table(
-        "Soft prompts", "seed", "held back (train)", "accuracy on report", "95% interval", "outcome"
+def _luck_said(luck: dict[str, Any]) -> str:
+    return (
+        f"Significant: above {luck['threshold']:.3f}, which the best of all neurons reaches by luck in 5 % of "
+        f"{luck['n_permutations']:,} permutations of the labels ({luck['expected']:.3f} on average): the label can be "
+        f"read off {luck['n_neurons_significant']:,} of {luck['n_neurons']:,} neurons better than that, and usually "
+        "off thousands."
     )
-    for row in prompts:
-        low, high = row["interval_95"]
+
+
+def _neuron_table(skill: dict[str, Any], luck: dict[str, Any]) -> Table:
+    caption = (
+        f"Skill neurons are {skill['rule']}. On select, which chose them, figures are too good "
+        f"(mean of all {skill['n']:,}: {skill['mean_accuracy_on_select']:.3f}, on report "
+        f"{skill['mean_accuracy_on_report']:.3f}). p: family-wise, none below {luck['smallest_p']:.2g}. "
+        f"{_luck_said(luck)}"
+    )
+    table = _table(
+        f"Skill neurons (best {len(skill['best'])} of {skill['n']:,})",
+        "neuron",
+        "high means",
+        "report",
+        "95 %",
+        "select",
+        "p",
+        caption=caption,
+    )
+    for row in skill["best"]:
+        ends = row["interval_95_on_report"]
         table.add_row(
-            str(row["seed"]),
-            f"{row['accuracy_held_back']:.3f}",
+            f"{row['layer']}.{row['index']}",
+            shown(row["high_means"]),
             f"{row['accuracy_on_report']:.3f}",
-            f"{low:.3f} to {high:.3f}",
-            shown(row["outcome"] + (f", {row['n_truncated']} texts cut" if row["n_truncated"] else "")),
+            "" if ends is None else f"{ends[0]:.3f}-{ends[1]:.3f}",
+            f"{row['accuracy_on_select']:.3f}",
+            f"{row['p_family']:.3f}",
         )
     return table
 
 
-def _layer_table(layers: list[dict[str, Any]], chance: dict[str, Any]) -> Table:
-    bound = chance["upper_bound"]
-    caption = (
-        f"Chance: {chance['what']}, {chance['n_permutations']:,} permutations of {chance['n_examples_on_select']} "
-        f"labels. Best of the whole model by luck: {chance['expected']:.3f}, above {chance['threshold']:.3f} in 5% of "
-        f"cases (bound for independent scores: {bound['threshold']:.3f}); {chance['n_neurons_significant']:,} neurons "
-        f"are above that, {chance['n_neurons_at_fdr_5_percent']:,} at a false discovery rate of 5%. The layers' "
-        "levels are the exact binomial ones, an upper bound."
-    )
+def _layer_table(layers: list[dict[str, Any]], luck: dict[str, Any]) -> Table:
     table = _table(
-        "Predictivity (on select)",
-        "layer",
-        "best",
-        "neuron",
-        "chance: best of a layer",
-        "chance: 5% level",
-        "significant",
-        caption=caption,
+        "Layers (predictivity on select)", "layer", "best", "neuron", "significant", caption=_luck_said(luck)
     )
     for row in layers:
         table.add_row(
             str(row["layer"]),
             f"{row['best_predictivity_on_select']:.3f}",
-            str(row["neuron"]),
-            f"{row['chance_expects']:.3f}",
-            f"{row['chance_exceeds_in_5_percent']:.3f}",
+            f"{row['layer']}.{row['neuron']}",
             f"{row['n_neurons_significant']:,}",
         )
-    return table
-
-
-def _neuron_table(skill: dict[str, Any]) -> Table:
-    caption = (
-        f"All {skill['n']} skill neurons: mean accuracy {skill['mean_accuracy_on_select']:.3f} on select, "
-        f"{skill['mean_accuracy_on_report']:.3f} on report. Select chose them, so its figures are too good. "
-        "Intervals: exact binomial, as of one prompt (of a mean over prompts too wide, not too narrow)."
-    )
-    table = _table(
-        f"Skill neurons (best {len(skill['best'])} of {skill['n']})",
-        "layer",
-        "index",
-        "high activation means",
-        "accuracy on select",
-        "p (family-wise)",
-        "accuracy on report",
-        "95% interval",
-        caption=caption,
-    )
-    for row in skill["best"]:
-        table.add_row(
-            str(row["layer"]),
-            str(row["index"]),
-            shown(row["high_means"]),
-            f"{row['accuracy_on_select']:.3f}",
-            f"{row['p_family']:.3f}",
-            f"{row['accuracy_on_report']:.3f}",
-            "{:.3f} to {:.3f}".format(*row["interval_95_on_report"]),
-        )
-    return table
-
-
-def _effect_table(effects: dict[str, Any]) -> Table:
-    kinds = _controls_of(effects["metrics"][DECIDES]["pooled"])
-    caption = (
-        f"{effects['n_examples']} examples of {effects['role']}; at {effects['positions']} positions, held at the mean "
-        f"over baseline. Controls: {effects['n_random']} sets of random neurons of the same layers, as many of neurons "
-        "also alike in activation and output norm"
-        + (", and of such of their layers' less predictive half" if "least" in kinds else "")
-        + ": median (range), two-sided rank p."
-    )
-    table = _table(
-        f"What {effects['n_neurons']} skill neurons do",
-        "",
-        "intact",
-        "held",
-        *(CONTROLS[kind] for kind in kinds),
-        caption=caption,
-    )
-    table.columns[0].justify = "left"
-    for metric, rows in effects["metrics"].items():
-        of_prompts = rows["each_prompt"]
-        named = [(f"prompt {k}", row) for k, row in enumerate(of_prompts)] if len(of_prompts) > 1 else []
-        for name, row in [*named, ("all prompts" if named else "the prompt", rows["pooled"])]:
-            controls = [
-                f"{row[f'{c}_median']:.3f} ({row[f'{c}_min']:.3f} to {row[f'{c}_max']:.3f}), p {row[f'p_{c}']:.3f}"
-                for c in kinds
-            ]
-            table.add_row(
-                shown(f"{metric.replace('_', ' ')}, {name}"),
-                f"{row['intact']:.3f}",
-                f"{row['value']:.3f}",
-                *controls,
-            )
     return table

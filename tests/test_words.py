@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 from texts import make, texts_of
 
-from tl_skillneurons._words import words_of
+from tl_skillneurons._words import word_spans, words_of
 from tl_skillneurons.studies.words.selectivity import distinct_words, word_presence
 from tl_skillneurons.tasks.groups import near_duplicates
 
@@ -76,3 +76,16 @@ def test_a_word_study_sees_emoji_and_vowel_signs():
     words, present = word_presence(["👍", "👎", "👍", "किताब अच्छी", "किताबें बुरी"], min_texts=1)
     assert words == sorted(["👍", "👎", "किताब", "किताबें", "अच्छी", "बुरी"])
     assert present.to_dense()[words.index("👍")].tolist() == [1, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("It's fine.", ["It's", " ", "fine", "."]),
+        ("我喜歡 film!!", ["我", "喜", "歡", " ", "film", "!", "!"]),
+        ("किताब 👍🏽\nx", ["किताब", " ", "👍🏽", "\n", "x"]),
+        ("", []),
+    ],
+)
+def test_a_text_falls_apart_into_words_and_what_stands_between(text, pieces):
+    assert [text[start:end] for start, end in word_spans(text)] == pieces

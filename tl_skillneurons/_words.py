@@ -5,6 +5,7 @@ characters, since no rule without a dictionary knows its words. What has neither
 emoji) is no word; a text of such alone stands for itself, as one word, so that only the same texts are equal.
 """
 
+import itertools
 import unicodedata
 
 import regex
@@ -27,3 +28,14 @@ def words_of(text: str) -> list[str]:
     words = [piece for piece in _BOUNDARY.split(composed) if _IN_A_WORD.search(piece)]
     alone = " ".join(composed.split())
     return words or ([alone] if alone else [])
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where a text falls apart by the same rules, white space and punctuation included: spans that cover all of it.
+
+    Example:
+        >>> word_spans("It's fine.")
+        [(0, 4), (4, 5), (5, 9), (9, 10)]
+    """
+    ends = [found.end() for found in _BOUNDARY.finditer(text) if 0 < found.end() < len(text)]
+    return [pair for pair in itertools.pairwise([0, *ends, len(text)]) if pair[0] < pair[1]]

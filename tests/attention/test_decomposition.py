@@ -72,6 +72,16 @@ def test_parts_do_not_depend_on_the_batch_and_padding_moves_nothing(family):
     assert together.remainder.abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "gemma3", "bloom"])
+def test_what_is_kept_of_a_text_gives_the_parts_that_running_it_gives(family):
+    model, texts = tiny.bridge(family), [*TEXT, "a dull plot and a slow scene but not bad"]
+    kept = decompose(model, prompt(family), texts, NEURONS)
+    model.hook_dict["blocks.0.hook_in"].add_hook(lambda act, hook: act)  # somebody else's: all of it runs
+    whole = decompose(model, prompt(family), texts, NEURONS)
+    for name in ("embed", "heads", "sources", "mlps", "bias", "total"):
+        torch.testing.assert_close(getattr(kept, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
+
+
 def test_the_planted_heads_write_the_label_into_the_planted_neurons_and_no_other_head_does():
     clean, corrupted = zip(*planted.twins(), strict=True)
     parts = [

@@ -1,6 +1,7 @@
 """The run that a decomposition reads: hook points by name, and everything that is written cut out of the graph."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
+from transformers import DynamicCache
 
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.records import model_label
@@ -22,7 +24,9 @@ from tl_skillneurons.prompts.soft_prompt import VirtualTokens
 class Names:
     """The hook points that a decomposition up to one layer reads and cuts."""
 
-    def __init__(self, model: TransformerBridge, last: int, projection: str, layers: list[int]) -> None:
+    def __init__(
+        self, model: TransformerBridge, last: int, projections: Sequence[str], layers: list[int]
+    ) -> None:
         require(model, "neurons", "heads")
         points = model.hook_dict
         self.layers = range(last + 1)
@@ -31,13 +35,21 @@ class Names:
         self.mlps = [f"blocks.{layer}.mlp.out.hook_out" for layer in range(last)]
         self.patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in self.layers]
         self.values = [f"blocks.{layer}.attn.hook_v" for layer in self.layers]
-        self.pre = {layer: f"blocks.{layer}.mlp.{projection}" for layer in layers}
+        self.pre = {layer: [f"blocks.{layer}.mlp.{one}" for one in projections] for layer in layers}
+        self.post = {layer: neuron_hooks(model)[layer] for layer in layers}
         self.stop = neuron_hooks(model)[last]
-        for layer, name in self.pre.items():
-            if name not in points:
-                raise ValueError(
-                    f"layer {layer} of {model_label(model)} has no {name}: its MLP has no gate; use projection='pre'"
-                )
+        for layer, names in self.pre.items():
+            for name in names:
+                if name not in points:
+                    raise ValueError(
+                        f"layer {layer} of {model_label(model)} has no {name}: its MLP has no gate; use "
+                        "projection='pre'"
+                    )
+
+    @property
+    def read(self) -> list[str]:
+        """What neurons read, at the layers asked for."""
+        return [name for names in self.pre.values() for name in names]
 
     @property
     def written(self) -> tuple[str, ...]:
@@ -46,21 +58,40 @@ class Names:
 
 
 class RecordedRun:
-    """One run with everything that is written cut out of the graph at the prompt positions."""
+    """One run with everything that is written cut out of the graph at the prompt positions.
+
+    With ``past``, the keys and values of the batch's texts, only the prompt runs.
+    """
 
     def __init__(
-        self, prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, names: Names
+        self,
+        prompted: PromptedModel,
+        tokens: PromptedTokens,
+        virtual: VirtualTokens,
+        names: Names,
+        past: DynamicCache | None,
     ) -> None:
-        columns = tokens.prompt_columns()
+        here = tokens if past is None else tokens.last(prompted.layout.n_virtual_tokens)
+        columns = here.prompt_columns()
         self.at = (torch.arange(len(tokens), device=columns.device)[:, None], columns)
-        self.names = names
+        self.names, self.past = names, past
         self.leaves: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
         hooks: list[Hook] = [(name, self._begin(name)) for name in names.written]
         hooks += [(name, self._keep(name, self._asked)) for name in names.patterns]
         hooks += [(name, self._keep(name, Tensor.detach)) for name in names.values]
-        hooks += [(name, self._keep(name, self._at_prompt)) for name in names.pre.values()]
-        run_until(prompted, tokens, virtual, hooks, names.stop)
+        hooks += [(name, self._keep(name, self._at_prompt)) for name in names.read]
+        hooks += [(name, self._keep(name, self._at_prompt)) for name in names.post.values()]
+        run_until(prompted, tokens, virtual, hooks, names.stop, past)
+
+    def before(self, layer: int) -> Float[Tensor, "batch source group d_head"] | None:
+        """The values of the text, where it was not run here: it stands before what was."""
+        if self.past is None:
+            return None
+        values: Any = getattr(self.past.layers[layer], "values", None)
+        if values is None:
+            return None
+        return rearrange(values, "batch group source d_head -> batch source group d_head")
 
     def _begin(self, name: str) -> Callable[..., Tensor]:
         def begin(act: Tensor, hook: HookPoint) -> Tensor:
@@ -88,9 +119,16 @@ class RecordedRun:
 
 
 def run_until(
-    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, hooks: list[Hook], last: str
+    prompted: PromptedModel,
+    tokens: PromptedTokens,
+    virtual: VirtualTokens,
+    hooks: list[Hook],
+    last: str,
+    past: DynamicCache | None,
 ) -> None:
+    """Run one batch as far as ``last``, with ``past`` the prompt alone on top of it."""
+
     def stop(act: Tensor, hook: HookPoint) -> None:
         raise StopAtLayerException(act)
 
-    prompted.forward(tokens, virtual, [*hooks, (last, stop)])
+    prompted.forward(tokens, virtual, [*hooks, (last, stop)], past)

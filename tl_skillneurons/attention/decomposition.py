@@ -12,6 +12,14 @@ models, norms with and without bias, norms after a block's parts (Gemma), parall
 and values. The bias is the same run with nothing written at all, so the parts need not sum to ``u``: whether
 they do is a check, and ``remainder`` is what is missing (rounding).
 
+A gated MLP's activation ``a = act(g) u`` is no such sum, its gate ``g`` and ``u`` ("up") each are. Half of it is shared
+out by what makes the one, half by what makes the other (``projection="post"``)::
+
+    part of a = a / 2 * (part of g / g + part of u / u)
+
+which sums to ``a`` (the rules for activations and for products in Achtibat et al., 2024). Parts of ``g`` that cancel
+each other are larger than ``g``, and so their shares may be larger than ``a``.
+
 The embedding is all that enters layer 0: token, learned position, type, and the norm after them. What a part
 contributes is exact for these scales. It does not show what would happen without it: then the scales, and later
 layers, would change. The control is the same for random neurons of the same layers (``neurons.random_like(seed)``).
@@ -30,6 +38,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import DynamicCache
 
 from tl_skillneurons._checks import require_option
 from tl_skillneurons._results import html_of, one_line
@@ -44,8 +53,13 @@ from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
 
-PROJECTIONS = {"pre": "hook_pre", "up": "hook_pre_linear"}
-"""The pre-activation proper (of a gated MLP: the gate's), and what a gated MLP multiplies it with."""
+PROJECTIONS = {
+    "pre": ("hook_pre",),
+    "up": ("hook_pre_linear",),
+    "post": ("hook_pre", "hook_pre_linear"),
+}
+"""The pre-activation proper (of a gated MLP: the gate's), what a gated MLP multiplies it with, and their product, the
+activation."""
 
 _ROUNDING = {True: 1e-3, False: 5e-2}
 """Largest share that may be left unexplained without a word, in float32 and wider or narrower."""
@@ -58,7 +72,7 @@ class PreActivationParts:
 
     Attributes:
         neurons: Which neurons, in the order of the axis ``neuron``.
-        projection: "pre" or "up".
+        projection: "pre", "up" or "post".
         tokens: The batch; ``source`` counts its columns, virtual tokens and padding included. Padding
             contributes exactly 0.
         embed: From the embedding.
@@ -146,13 +160,13 @@ def decompose(
     ``by_source``.
 
     Args:
-        projection: "pre", or "up" of a gated MLP: what its gate is multiplied with.
+        projection: "pre", or of a gated MLP "up": what its gate is multiplied with, or "post": its activation.
         by_source: Whether to tell a head's source positions apart.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
 
     Raises:
-        ValueError: For neurons outside the model, "up" of an MLP without a gate, attention whose pattern and
-            values do not show, or under ``torch.inference_mode()``.
+        ValueError: For neurons outside the model, "up" or "post" of an MLP without a gate, attention whose pattern
+            and values do not show, or under ``torch.inference_mode()``.
 
     Example:
         >>> parts = skn.attention.decompose(model, prompt, ["a fine film"], skill)
@@ -182,21 +196,14 @@ def decompose_batch(
     if torch.is_inference_mode_enabled():
         raise ValueError("a decomposition needs gradients; call it outside torch.inference_mode()")
     names = Names(model, int(neurons.layer.max()), PROJECTIONS[projection], sorted(neurons.by_layer()))
-    with frozen_norms(model) as norms:
-        with torch.enable_grad():
-            run = RecordedRun(prompted, tokens, virtual, names)
-        with norms.replayed():
-            bias = _written_nothing(prompted, tokens, virtual, names, run)
-    n_layers = len(model.blocks)
-    parts: dict[str, list[Tensor]] = {name: [] for name in _PARTS}
-    order: list[int] = []
-    for layer, index in neurons.by_layer().items():
-        for name, value in _parts_of(run, layer, index, n_layers, by_source).items():
-            parts[name].append(value)
-        parts["bias"].append(bias[layer][..., index])
-        order += (neurons.layer == layer).nonzero().flatten().tolist()
-    place = torch.tensor(order).argsort()
-    joined = {name: torch.cat(values, dim=2)[:, :, place] for name, values in parts.items() if values}
+    past = prompted.past(tokens) if prompted.runs_apart(virtual) else None
+    try:
+        joined = _joined(prompted, tokens, virtual, names, neurons, past, by_source)
+    except ValueError:
+        if past is None:
+            raise
+        # values may be kept in another form than they are used in (latent attention)
+        joined = _joined(prompted, tokens, virtual, names, neurons, None, by_source)
     sources = joined.pop("sources", None)
     found = PreActivationParts(neurons, projection, tokens, sources=sources, **joined)
     if not found.unexplained <= _ROUNDING[model.W_E.dtype.itemsize >= 4]:
@@ -208,35 +215,81 @@ def decompose_batch(
     return found
 
 
+def _joined(
+    prompted: PromptedModel,
+    tokens: PromptedTokens,
+    virtual: VirtualTokens,
+    names: Names,
+    neurons: NeuronSet,
+    past: DynamicCache | None,
+    by_source: bool,
+) -> dict[str, Tensor]:
+    """Each part by its name, with the neurons in their order; with ``past`` only the prompt runs."""
+    model = prompted.model
+    with frozen_norms(model) as norms:
+        with torch.enable_grad():
+            run = RecordedRun(prompted, tokens, virtual, names, past)
+        with norms.replayed():
+            bias = _written_nothing(prompted, tokens, virtual, run)
+    n_layers = len(model.blocks)
+    parts: dict[str, list[Tensor]] = {name: [] for name in _PARTS}
+    order: list[int] = []
+    for layer, index in neurons.by_layer().items():
+        each = [
+            _parts_of(run, layer, name, index, n_layers, by_source) | {"bias": bias[name][..., index]}
+            for name in names.pre[layer]
+        ]
+        made = each[0] if len(each) == 1 else _of_product(run.kept[names.post[layer]][..., index], each)
+        for name, value in made.items():
+            parts[name].append(value)
+        order += (neurons.layer == layer).nonzero().flatten().tolist()
+    place = torch.tensor(order).argsort()
+    return {name: torch.cat(values, dim=2)[:, :, place] for name, values in parts.items() if values}
+
+
+def _of_product(
+    product: Float[Tensor, "batch prompt_pos neuron"], factors: list[dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """A gated MLP's activation shared out to the parts of its factors: equally much to each factor."""
+
+    def share(parts: dict[str, Tensor], name: str) -> Tensor:
+        whole = parts["total"]
+        ratio = torch.where(whole == 0, 0, product.detach() / torch.where(whole == 0, 1, whole))
+        value = parts[name]
+        return value * ratio.reshape(*ratio.shape, *[1] * (value.ndim - ratio.ndim)) / len(factors)
+
+    return {name: torch.stack([share(parts, name) for parts in factors]).sum(0) for name in factors[0]}
+
+
 def _written_nothing(
-    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, names: Names, run: RecordedRun
-) -> dict[int, Float[Tensor, "batch prompt_pos d_mlp"]]:
-    """Each layer's pre-activations where nothing is written to the stream and all scales are as in the run."""
-    found: dict[int, Tensor] = {}
+    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, run: RecordedRun
+) -> dict[str, Float[Tensor, "batch prompt_pos d_mlp"]]:
+    """What neurons read where nothing is written to the stream and all scales are as in the run, by hook point."""
+    found: dict[str, Tensor] = {}
 
     def nothing(act: Tensor, hook: HookPoint) -> Tensor:
         return torch.zeros_like(act)
 
-    def keep(layer: int) -> Callable[..., None]:
+    def keep(name: str) -> Callable[..., None]:
         def note(act: Tensor, hook: HookPoint) -> None:
-            found[layer] = act[run.at]
+            found[name] = act[run.at]
 
         return note
 
-    hooks: list[Hook] = [(name, nothing) for name in names.written]
-    hooks += [(name, keep(layer)) for layer, name in names.pre.items()]
+    hooks: list[Hook] = [(name, nothing) for name in run.names.written]
+    hooks += [(name, keep(name)) for name in run.names.read]
     with torch.no_grad():
-        run_until(prompted, tokens, virtual, hooks, names.stop)
+        run_until(prompted, tokens, virtual, hooks, run.names.stop, run.past)
     return found
 
 
 def _parts_of(
-    run: RecordedRun, layer: int, index: Int[Tensor, " neuron"], n_layers: int, by_source: bool
+    run: RecordedRun, layer: int, read_at: str, index: Int[Tensor, " neuron"], n_layers: int, by_source: bool
 ) -> dict[str, Tensor]:
-    """The parts of one layer's neurons; gradients of all neurons at once."""
+    """The parts of what one layer's neurons read at one hook point; gradients of all neurons at once."""
     names = run.names
     with torch.enable_grad():
-        pre = run.kept[names.pre[layer]][..., index]  # [batch, prompt_pos, neuron]
+        pre = run.kept[read_at][..., index]  # [batch, prompt_pos, neuron]
     read = _gradients(run, pre)
     empty = pre.new_zeros(pre.shape)
 
@@ -310,12 +363,16 @@ def _attention(
     n_heads, d_head = z.shape[-2:]
     kept = run.kept[run.names.values[layer]]
     orders = [kept, kept.transpose(1, 2)] if kept.ndim == 4 else [kept]  # latent attention shows heads first
+    before = run.before(layer)
     for value in orders:
         n_groups = value[0, 0].numel() // d_head  # grouped: several heads share one
-        if value.shape[1] != pattern.shape[-1] or not n_groups or n_heads % n_groups:
+        if not n_groups or n_heads % n_groups:
             continue
-        value = by_head(value, n_groups).repeat_interleave(n_heads // n_groups, dim=2)
-        if value.shape[2:] != z.shape[2:]:
+        value = by_head(value, n_groups)
+        if before is not None and before.shape[2:] == value.shape[2:]:
+            value = torch.cat([before, value], dim=1)
+        value = value.repeat_interleave(n_heads // n_groups, dim=2)
+        if value.shape[1] != pattern.shape[-1] or value.shape[2:] != z.shape[2:]:
             continue
         again = einsum(
             pattern.to(z.dtype),

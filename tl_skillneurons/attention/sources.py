@@ -123,7 +123,7 @@ def source_words(
     """Which source tokens the heads move something from into the neurons, over all examples of ``role``.
 
     Args:
-        projection: "pre", or "up" of a gated MLP (:func:`~tl_skillneurons.attention.decompose`).
+        projection: "pre", or of a gated MLP "up" or "post" (:func:`~tl_skillneurons.attention.decompose`).
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
         on_chosen_examples: Read heads and neurons on the examples that chose them all the same; every row says so.
         run: Without a limit of its own, batches hold 512 tokens.
@@ -197,7 +197,7 @@ def coloured_sources(
     A picture of one text, no measurement: whether it chose the heads isn't asked.
 
     Args:
-        projection: "pre", or "up" of a gated MLP (:func:`~tl_skillneurons.attention.decompose`).
+        projection: "pre", or of a gated MLP "up" or "post" (:func:`~tl_skillneurons.attention.decompose`).
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
 
     Raises:

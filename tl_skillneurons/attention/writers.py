@@ -238,7 +238,7 @@ def head_writers(
     Keeps ``examples * neurons * layers * heads`` numbers.
 
     Args:
-        projection: "pre", or "up" of a gated MLP (:func:`~tl_skillneurons.attention.decompose`).
+        projection: "pre", or of a gated MLP "up" or "post" (:func:`~tl_skillneurons.attention.decompose`).
         role: Whose examples choose; heads chosen on ``report`` can't be measured there.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
         run: Without a limit of its own, batches hold 512 tokens.

@@ -19,7 +19,7 @@ from typing import Any, overload
 import pandas as pd
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -122,6 +122,24 @@ def evaluate_rules(
         raise ValueError("neurons must hold at least one neuron, got none")
     answers = rule_answers(model, prompts, task, scores, neurons, role=role, max_length=max_length, run=run)
     prompted = PromptedModel(model, as_list(prompts)[0], max_length=max_length)
+    return accuracy_of_set(answers, prompted, task, scores, neurons, role=role, seed=seed)
+
+
+def accuracy_of_set(
+    answers: Float[Tensor, "prompt example chosen"],
+    prompted: PromptedModel,
+    task: Task,
+    scores: NeuronScores,
+    neurons: NeuronSet,
+    *,
+    role: str,
+    seed: int,
+) -> RuleAccuracy:
+    """What :func:`evaluate_rules` gives for a set, of answers that stand ready (:func:`rule_answers`).
+
+    Args:
+        prompted: The model with one of the prompts, which tells how many texts were cut.
+    """
     right, units = answers.mean(0), task.units(role)
     each_low, each_high = two_level_bootstrap(
         rearrange(answers, "prompt example chosen -> chosen prompt example"), seed=seed, units=units
@@ -179,16 +197,27 @@ def rule_answers(
     """
     require_measured_here(scores, model, prompts, task=task, max_length=max_length)
     neurons.require_fits(scores.n_layers, scores.d_mlp)
-    where, direction = scores.rules()
-    labels = torch.tensor(task.split(role)["label"]) == scores.class_id
+    labels = torch.tensor(task.split(role)["label"])
     layer, index = neurons.layer, neurons.index
     texts = list(task.split(role)["text"])
     rows = []
-    for number, prompt in enumerate(as_list(prompts)):
+    for prompt, where in zip(as_list(prompts), scores.rules()[0], strict=True):
         prompted = PromptedModel(model, prompt, max_length=max_length, run=run)
-        position = where[number, layer, index]
-        acts = chosen_activations(prompted, texts, layer, position, index, positions=scores.positions)
-        above = acts.double() > scores.baseline[number, layer, position, index]
-        says_one = above == (direction[number, layer, index] > 0)
-        rows.append((says_one == labels[:, None]).double())
-    return torch.stack(rows)
+        at = where[layer, index]
+        rows.append(chosen_activations(prompted, texts, layer, at, index, positions=scores.positions))
+    return right_by_rule(torch.stack(rows), labels, scores, neurons)
+
+
+def right_by_rule(
+    activations: Float[Tensor, "prompt example chosen"],
+    labels: Int[Tensor, " example"],
+    scores: NeuronScores,
+    neurons: NeuronSet,
+) -> Float[Tensor, "prompt example chosen"]:
+    """Whether each neuron's rule is right on each example, 1 or 0, of activations at the position of the rule."""
+    layer, index = neurons.layer, neurons.index
+    where, direction = (one[:, layer, index] for one in scores.rules())
+    number = torch.arange(len(activations))[:, None]
+    above = activations.double() > scores.baseline[number, layer, where, index][:, None]
+    says_one = above == (direction[:, None] > 0)
+    return (says_one == (labels == scores.class_id)[:, None]).double()

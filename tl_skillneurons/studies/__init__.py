@@ -5,6 +5,7 @@ diagnose               would another prompt, other examples or a neighbour have 
 compare_readings       why tune prompts: the same scores with random, natural, shuffled-label and no prompts
 compare_scores         whether scores name the same neurons, and which foretells what they do
 vote_and_probe         how much of the skill the best ``k`` neurons carry together
+profile_neurons        of a few neurons one by one: texts and words that drive them, and their rules
 describe_prompt        what each position of a prompt is, and what it is worth
 prompt_trajectory      how predictivity came about while the prompt was tuned
 compare_tasks          whether the neurons of related tasks are the same, beside luck
@@ -20,7 +21,7 @@ position_share         how much of a neuron's activation goes with a token's pla
 
 Results: ``Diagnosis`` ``ReadingComparison`` ``ScoreComparison`` ``VoteAndProbe`` ``PromptDescription``
 ``PromptTrajectory`` ``TaskComparison`` ``PromptTransfer`` ``TaskDamage`` ``AdaptedModel`` ``CheckpointComparison``
-``LabelWordComparison`` ``AccuracyWithoutWords``.
+``LabelWordComparison`` ``NeuronProfiles`` (and its ``NeuronProfile``) ``AccuracyWithoutWords``.
 """
 
 from tl_skillneurons._rooms import open_room

@@ -14,6 +14,9 @@ from .combining import VoteAndProbe as VoteAndProbe
 from .combining import vote_and_probe as vote_and_probe
 from .diagnosis import Diagnosis as Diagnosis
 from .diagnosis import diagnose as diagnose
+from .profiles.one_neuron import NeuronProfile as NeuronProfile
+from .profiles.result import NeuronProfiles as NeuronProfiles
+from .profiles.run import profile_neurons as profile_neurons
 from .prompt_description import PromptDescription as PromptDescription
 from .prompt_description import describe_prompt as describe_prompt
 from .readings import ReadingComparison as ReadingComparison

@@ -99,7 +99,9 @@ def save_tables(
 ) -> Path:
     """Write a result's tables and settings to one JSON file, whole or not at all."""
     content = {"kind": kind, "format": FORMAT, "package_version": package_version(), "settings": settings}
-    return write_json(path, {**content, "tables": {name: _columns(table) for name, table in tables.items()}})
+    return write_json(
+        path, {**content, "tables": {name: columns_of(table) for name, table in tables.items()}}
+    )
 
 
 def load_tables(
@@ -113,7 +115,7 @@ def load_tables(
     """
     content = read_json(path, kind)
     with sound(path, kind):
-        return {name: _table(content["tables"][name]) for name in names}, dict(content["settings"])
+        return {name: table_of(content["tables"][name]) for name in names}, dict(content["settings"])
 
 
 def save_with_scores(
@@ -149,7 +151,8 @@ def load_with_scores(
     return tables, settings, [NeuronScores.load(path) for path in paths]
 
 
-def _columns(table: pd.DataFrame) -> dict[str, Any]:
+def columns_of(table: pd.DataFrame) -> dict[str, Any]:
+    """A table as JSON has it; :func:`table_of` reads it."""
     return {
         str(name): {
             "dtype": _KINDS.get(column.dtype.kind, "object"),
@@ -166,7 +169,8 @@ def _value(value: Any) -> Any:
     return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
-def _table(columns: Mapping[str, Any]) -> pd.DataFrame:
+def table_of(columns: Mapping[str, Any]) -> pd.DataFrame:
+    """The table that :func:`columns_of` told."""
     made = {}
     for name, column in columns.items():
         values = column["values"]

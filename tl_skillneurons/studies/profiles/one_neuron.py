@@ -1,0 +1,146 @@
+"""One neuron's profile, laid out for whoever shows it: texts as pieces to be coloured, numbers beside their controls.
+
+What a piece's colour is: ``moved``, the part of the neuron's activation at the prompt (its pre-activation, where the
+MLP has no gate) that attention carries straight from the piece's tokens: summed over all heads of all layers up to the
+neuron's, pattern times value times what the neuron reads of it, exact at the scales that the norms had in this run
+(:mod:`~tl_skillneurons.attention.decomposition`).
+
+What it doesn't show: where a token's position got it from (from layer 1 on it holds more than its own word), and what
+MLPs at the prompt made of words before the neuron read it, which is all in ``from_mlps``. Without the word other
+scales, patterns and MLPs would differ too; ablating or leaving out the word tells that.
+"""
+
+from dataclasses import dataclass
+
+import pandas as pd
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_skillneurons._words import word_spans
+
+PARTS_OF_TOTAL = ("from_words", "from_special", "from_prompt", "from_embedding", "from_mlps", "from_biases")
+"""What an activation at the prompt is the sum of."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A word of a text, or what stands between two.
+
+    Attributes:
+        text: Its characters, as written.
+        moved: What attention carries from its tokens to the neuron; ``None`` for white space, and for what is behind
+            the text's cut.
+    """
+
+    text: str
+    moved: float | None
+
+
+@dataclass(frozen=True)
+class DrivingText:
+    """A text that drives a neuron higher, or lower, than nearly all others of the role.
+
+    Attributes:
+        text: As the task renders it.
+        example: Its number in the role.
+        label: Its class.
+        answer: The class that the model answers; ``None`` where it can't be read out.
+        activation: Of the neuron at its position of the shown prompt.
+        pieces: All of the text, in pieces to be coloured; empty where words were not taken apart.
+        others: What is carried from tokens that are not of the text: special tokens and the prompt's own, by name.
+        parts: What the activation (the pre-activation, where the MLP has no gate) is the sum of: see
+            :data:`PARTS_OF_TOTAL`; empty where words were not taken apart.
+    """
+
+    text: str
+    example: int
+    label: int
+    answer: int | None
+    activation: float
+    pieces: tuple[Piece, ...]
+    others: tuple[tuple[str, float], ...]
+    parts: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NeuronProfile:
+    """All that :class:`NeuronProfiles` knows of one neuron.
+
+    Attributes:
+        activations, baseline, position, labels: As there, of this neuron.
+        rule: Its row of ``rules``.
+        texts, words: Its rows there; :attr:`highest` and :attr:`lowest` lay them out.
+        correlated: ``(layer, index, r)`` of the other profiled neurons, the most correlated first, by absolute value.
+
+    Example:
+        >>> profile = profiles.of(14, 371)
+        >>> [(piece.text, piece.moved) for piece in profile.highest[0].pieces]
+    """
+
+    layer: int
+    index: int
+    activations: Float[Tensor, "prompt example"]
+    baseline: Float[Tensor, " prompt"]
+    position: Int[Tensor, " prompt"]
+    labels: Int[Tensor, " example"]
+    rule: dict[str, float]
+    texts: pd.DataFrame
+    words: pd.DataFrame | None
+    correlated: tuple[tuple[int, int, float], ...]
+
+    @property
+    def highest(self) -> list[DrivingText]:
+        """The texts that drive it highest, the highest first."""
+        return self._texts("highest")
+
+    @property
+    def lowest(self) -> list[DrivingText]:
+        """The texts that drive it lowest, the lowest first."""
+        return self._texts("lowest")
+
+    @property
+    def most_moved(self) -> float:
+        """The largest absolute ``moved`` of a piece, for one scale of colours in all its texts; 0 without words."""
+        pieces = [piece for one in (*self.highest, *self.lowest) for piece in one.pieces]
+        return max((abs(piece.moved) for piece in pieces if piece.moved is not None), default=0.0)
+
+    def _texts(self, side: str) -> list[DrivingText]:
+        found = []
+        for row in self.texts[self.texts.side == side].to_dict("records"):
+            pieces: tuple[Piece, ...] = ()
+            others: tuple[tuple[str, float], ...] = ()
+            if self.words is not None:
+                own = self.words[(self.words.side == side) & (self.words.example == row["example"])]
+                pieces = pieces_of(row["text"], own[own.kind == "text"])
+                rest = own[own.kind != "text"]
+                others = tuple(zip(rest.token.tolist(), rest.moved.tolist(), strict=True))
+            found.append(
+                DrivingText(
+                    text=row["text"],
+                    example=int(row["example"]),
+                    label=int(row["label"]),
+                    answer=None if row["answer"] < 0 else int(row["answer"]),
+                    activation=float(row["activation"]),
+                    pieces=pieces,
+                    others=others,
+                    parts={name: float(row[name]) for name in (*PARTS_OF_TOTAL, "total") if name in row},
+                )
+            )
+        return found
+
+    def __repr__(self) -> str:
+        low, high = self.rule["low"], self.rule["high"]
+        return (
+            f"NeuronProfile({self.layer}.{self.index}: rule {self.rule['accuracy']:.3f} ({low:.3f} to {high:.3f}), "
+            f"{len(self.highest)} texts that drive it highest and {len(self.lowest)} lowest)"
+        )
+
+
+def pieces_of(text: str, tokens: pd.DataFrame) -> tuple[Piece, ...]:
+    """A text in pieces, each with the sum of what its tokens moved; a token of several pieces counts for the first."""
+    spans = word_spans(text)
+    moved: list[float | None] = [None] * len(spans)
+    for start, value in zip(tokens.start.tolist(), tokens.moved.tolist(), strict=True):
+        at = next((k for k, (_, end) in enumerate(spans) if start < end), len(spans) - 1)
+        moved[at] = (moved[at] or 0.0) + value
+    return tuple(Piece(text[a:b], one) for (a, b), one in zip(spans, moved, strict=True))

@@ -116,3 +116,53 @@ def test_a_changed_byte_is_noticed(skn, folder):
     with pytest.raises(ValueError, match="checksum does not fit"):
         skn.load_run(folder)
     assert json.loads(path.read_text())["kind"] == "Task"
+
+
+def test_of_a_planted_model_the_label_is_readable_and_the_model_uses_the_neurons(found):
+    answers = {verdict.question: verdict.answer for verdict in found.verdicts}
+    assert answers["Can the task be done?"] == "YES"
+    assert answers["Is the label readable?"] == "YES"
+    assert answers["Does the model use them?"].startswith("YES")
+    assert set(list(found.skill)[:4]) >= set(planted.NEURONS)
+
+
+def test_a_run_says_what_each_phase_took(found):
+    assert list(found.seconds)[:2] == ["tuning prompts", "asking prompts"] and len(found.seconds) == 9
+    assert all(took["wall"] >= 0 and took["cpu"] >= 0 for took in found.seconds.values())
+
+
+def test_the_sizes_of_the_curve_are_sets_of_one_panel(found):
+    frame = found.curve.to_dataframe(each_prompt=False)
+    sizes = frame[frame.metric == "logit_diff"].set_index("set").n_neurons
+    assert sizes.to_dict() == {"1 per layer": 3, "2 per layer": 6, "5 per layer": 15}
+
+
+def test_readability_stands_beside_random_neurons_probes_prompts_and_luck(found):
+    table = found.readability.to_dataframe().set_index("who")
+    assert table.accuracy["rules of the 2 best neurons"] > table.accuracy["rules of 2 random neurons"]
+    assert {"linear probe over the 2 best", "linear probe over 2 random neurons"} <= set(table.index)
+    assert table.accuracy["the prompts themselves"] == 1.0
+    assert table.high["best of all neurons by luck"] == found.scores.null.level()
+    own = found.rules.accuracy_of(found.scores.top(2, per="model")).mean()
+    assert table.accuracy["rules of the 2 best neurons"] == pytest.approx(float(own))
+
+
+def test_stability_counts_the_neurons_that_turn_their_sign(found):
+    one, other = found.scores.direction_by_prompt[:, found.skill.layer, found.skill.index]
+    assert found.stability.share_turned == pytest.approx(float((one != other).double().mean()))
+    [row] = found.stability.to_dataframe().to_dict("records")
+    assert row["turned"] == found.stability.share_turned and row["permuted"] == "labels"
+
+
+def test_the_price_is_the_perplexity_that_plain_calls_give(skn, found):
+    from tl_skillneurons.find.plain_sentences import SENTENCES
+    from tl_skillneurons.interventions import cross_entropy
+
+    model = planted.model()
+    intact = cross_entropy(skn.PromptedModel(model, None), list(SENTENCES))
+    assert found.price.to_dataframe().intact[0] == pytest.approx(float(intact.mean().exp()))
+    assert {kind: len(drawn) for kind, drawn in found.price.controls.items()} == {
+        "random": 20,
+        "matched": 20,
+        "least": 20,
+    }

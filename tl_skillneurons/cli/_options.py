@@ -64,12 +64,15 @@ class Data:
 class Tuning:
     """Soft prompts"""
 
-    virtual_tokens: Annotated[int, typer.Option(min=1, help="Length of each soft prompt.")] = 8
+    virtual_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Length of each soft prompt (default: 8, and 4 for movie_reviews)."),
+    ] = None
     prompts: Annotated[int, typer.Option(min=1, help="How many soft prompts, each of its own seed.")] = 2
     steps: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Training steps of each prompt, at most (default: 100, and 40 for movie_reviews)."
+            min=1, help="Training steps of each prompt, at most (default: 100, and 30 for movie_reviews)."
         ),
     ] = None
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per training step.")] = 16

@@ -80,6 +80,7 @@ def test_find_writes_a_run_folder_whose_json_holds_every_number_it_prints(finish
         "neurons.json",
         "predictivity.html",
         "price.safetensors",
+        "profiles.safetensors",
         "prompts/prompt-seed0.safetensors",
         "prompts/prompt-seed1.safetensors",
         "readability/probe-0.safetensors",

@@ -127,7 +127,7 @@ def test_of_a_planted_model_the_label_is_readable_and_the_model_uses_the_neurons
 
 
 def test_a_run_says_what_each_phase_took(found):
-    assert list(found.seconds)[:2] == ["tuning prompts", "asking prompts"] and len(found.seconds) == 9
+    assert list(found.seconds)[:2] == ["tuning prompts", "asking prompts"] and len(found.seconds) == 10
     assert all(took["wall"] >= 0 and took["cpu"] >= 0 for took in found.seconds.values())
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tl_skillneurons._checks import require_int
+from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.tasks.task import Task
 
@@ -22,6 +23,7 @@ class Evidence:
             accuracies and the rules are of all of them.
         n_curve_examples: Most examples of ``report`` for the curve over sizes.
         n_curve_random: Sets of each kind of control for the curve: a band, too few for a p-value.
+        n_profiled: So many of the best skill neurons are looked at one by one: which texts and words drive them.
 
     Raises:
         ValueError: For numbers that are too small.
@@ -35,6 +37,7 @@ class Evidence:
     n_examples: int = 200
     n_curve_examples: int = 40
     n_curve_random: int = 5
+    n_profiled: int = 20
 
     def __post_init__(self) -> None:
         require_draws(self.n_random)
@@ -42,11 +45,18 @@ class Evidence:
         for name in ("n_examples", "n_curve_examples"):
             require_int(getattr(self, name), name, minimum=2)
         require_int(self.n_curve_random, "n_curve_random")
+        require_int(self.n_profiled, "n_profiled")
 
 
 def examples_of(task: Task, n: int, seed: int) -> Task:
     """The task with at most ``n`` examples of ``report``, labels' shares and twins kept."""
     return task if task.n_examples["report"] <= n else task.limit(report=max(n, task.n_classes), seed=seed)
+
+
+def best_few(skill: NeuronSet, n: int) -> NeuronSet:
+    """The first ``n`` of the skill neurons, which stand best first; all where they are fewer."""
+    layer, index = skill.layer[:n], skill.index[:n]
+    return NeuronSet(layer, index, skill.n_layers, skill.d_mlp, skill.model, skill.choice)
 
 
 def sizes_of(top: float | int, d_mlp: int) -> dict[str, float | int]:

@@ -28,6 +28,7 @@ from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.evaluated_rules import AllRules
 from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.studies.profiles.result import NeuronProfiles
 from tl_skillneurons.tasks.task import Task
 
 
@@ -36,7 +37,7 @@ class Neurons:
     """What a run found out about neurons, where some prompt does the task.
 
     Attributes:
-        scores, skill, rules, readability, effects, curve, stability, price: As in :class:`Findings`.
+        scores, skill, rules, readability, effects, curve, stability, price, profiles: As in :class:`Findings`.
     """
 
     scores: NeuronScores
@@ -47,6 +48,7 @@ class Neurons:
     curve: EffectPanel
     stability: Stability
     price: Price | None
+    profiles: NeuronProfiles
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -137,6 +139,11 @@ class Findings:
     def price(self) -> Price | None:
         """What plain text costs with the skill neurons held; ``None`` for encoders, of which it isn't measured."""
         return self._found.price
+
+    @property
+    def profiles(self) -> NeuronProfiles:
+        """What texts and words drive the best skill neurons, one by one."""
+        return self._found.profiles
 
     @property
     def on_select(self) -> Float[Tensor, " neuron"]:

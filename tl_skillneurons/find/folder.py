@@ -25,11 +25,12 @@ from tl_skillneurons.prompts.run import prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.evaluated_rules import AllRules
 from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.studies.profiles.result import NeuronProfiles
 from tl_skillneurons.tasks.columns import as_dataset, columns_of
 from tl_skillneurons.tasks.roles import ROLES
 from tl_skillneurons.tasks.task import Task
 
-RUN, TASK, PROMPTS, ANSWERS, SCORES, NEURONS, RULES, READABLE, EFFECTS, CURVE, AGREEMENT, PRICE = (
+RUN, TASK, PROMPTS, ANSWERS, SCORES, NEURONS, RULES, READABLE, EFFECTS, CURVE, AGREEMENT, PRICE, PROFILES = (
     "run.json",
     "task.json",
     "prompts",
@@ -42,6 +43,7 @@ RUN, TASK, PROMPTS, ANSWERS, SCORES, NEURONS, RULES, READABLE, EFFECTS, CURVE, A
     "curve.safetensors",
     "stability",
     "price.safetensors",
+    "profiles.safetensors",
 )
 KIND, TASK_KIND = "run", "Task"
 _RECORDED = ("transformer-lens", "torch", "transformers", "datasets", "safetensors", "numpy")
@@ -112,6 +114,8 @@ def _neurons(folder: Path, task: Task, prompts: list[SoftPrompt], settings: dict
     if (folder / PRICE).exists():
         price = Price.load(folder / PRICE)
         require_of(folder / PRICE, price.settings, described[:1], task)
+    profiles = NeuronProfiles.load(folder / PROFILES)
+    require_of(folder / PROFILES, profiles.settings, described, task)
     return Neurons(
         scores=scores,
         skill=skill,
@@ -121,6 +125,7 @@ def _neurons(folder: Path, task: Task, prompts: list[SoftPrompt], settings: dict
         curve=panels[CURVE],
         stability=load_stability(folder / AGREEMENT, scores, skill),
         price=price,
+        profiles=profiles,
     )
 
 

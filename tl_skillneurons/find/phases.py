@@ -12,6 +12,7 @@ effects               the skill neurons held at their mean, beside every control
 sizes                 the same for sets of several sizes, on fewer examples                 ``curve.safetensors``
 stability             agreement of the prompts                                              ``stability/``
 price                 perplexity of plain text                                              ``price.safetensors``
+profiles              what texts and words drive the best neurons, one by one               ``profiles.safetensors``
 ====================  ====================================================================  =========================
 
 Each phase leaves its file when it is finished and is not run again; an interrupted one goes on where it stopped. Where
@@ -33,7 +34,7 @@ from tl_skillneurons._files import load_tensors
 from tl_skillneurons._processes import rank_and_count
 from tl_skillneurons.find.answers import ALPHA, PromptAnswers, measure_answers
 from tl_skillneurons.find.clock import timed
-from tl_skillneurons.find.evidence import Evidence, examples_of, sizes_of
+from tl_skillneurons.find.evidence import Evidence, best_few, examples_of, sizes_of
 from tl_skillneurons.find.findings import Findings
 from tl_skillneurons.find.folder import (
     AGREEMENT,
@@ -42,6 +43,7 @@ from tl_skillneurons.find.folder import (
     EFFECTS,
     NEURONS,
     PRICE,
+    PROFILES,
     PROMPTS,
     READABLE,
     RULES,
@@ -74,6 +76,7 @@ from tl_skillneurons.scores.evaluated_rules import AllRules
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.predictivity import require_orders, score_neurons
 from tl_skillneurons.scores.rules import evaluate_rules
+from tl_skillneurons.studies.profiles.run import profile_neurons
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
 
@@ -221,6 +224,10 @@ def _look_for_neurons(
             drawn = with_controls({"whole": skill}, model, active, n_random, seed).sets
             sets = {(kind, draw): held for (_, kind, draw), held in drawn.items()}
             measure_price(model, prompts[0], task, sets, run).save(out / PRICE)
+    with timed(out, "profiles"):
+        if not (out / PROFILES).exists():
+            best = best_few(skill, settings["n_profiled"])
+            profile_neurons(model, prompts, task, scores, best, seed=seed, run=run).save(out / PROFILES)
 
 
 def _answers(

@@ -7,13 +7,13 @@ from tl_skillneurons.tasks.task import Task
 
 
 def number(value: float) -> str:
-    """Three digits behind the point; of large numbers one.
+    """Three digits, as many of them behind the point as there is room for.
 
     Example:
-        >>> number(0.5), number(18.249)
-        ('0.500', '18.2')
+        >>> number(0.5), number(-3.3249), number(18.249)
+        ('0.500', '-3.32', '18.2')
     """
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+    return f"{value:.{3 if abs(value) < 1 else 2 if abs(value) < 10 else 1}f}"
 
 
 def interval(low: float, high: float) -> str:

@@ -276,7 +276,7 @@ def judge_effects(panel: EffectPanel, run: str) -> Verdict:
         prompts = [row for row in rows if row["prompt"] != "pooled"]
         answers[metric] = is_used(prompts, pooled, kinds)
         change = f"{number(pooled['change'])}, 95 % {number(pooled['change_low'])} to {number(pooled['change_high'])}"
-        beside = "; ".join(_beside(pooled, prompts, kind) for kind in kinds)
+        beside = _beside(pooled, prompts, kinds)
         parts.append(f"{name} {number(pooled['intact'])} to {number(pooled['value'])} ({change}; {beside})")
     margin, own = answers[MARGIN], answers[ANSWERS]
     answer = f"{margin} in its margin, {own} in its answers" if margin != own else margin
@@ -284,12 +284,21 @@ def judge_effects(panel: EffectPanel, run: str) -> Verdict:
     return RULES["uses"].verdict(answer, said, run)
 
 
-def _beside(pooled: dict[str, Any], prompts: Sequence[dict[str, Any]], kind: str) -> str:
-    """One kind of control: its range, and the p-values pooled and of each prompt."""
-    n = round(1 / pooled[f"smallest_p_{kind}"]) - 1
-    p_values = [fraction(row[f"p_{kind}"], n) for row in [pooled, *(prompts if len(prompts) > 1 else [])]]
-    said = p_values[0] if len(set(p_values)) == 1 else f"{p_values[0]}, by prompt {listed(p_values[1:])}"
-    return f"{n} {KINDS[kind]} sets {interval(pooled[f'{kind}_min'], pooled[f'{kind}_max'])}, p {said}"
+def _beside(pooled: dict[str, Any], prompts: Sequence[dict[str, Any]], kinds: Sequence[str]) -> str:
+    """The range of each kind of control with its p-value, and the largest p-value of a single prompt."""
+    draws = {kind: round(1 / pooled[f"smallest_p_{kind}"]) - 1 for kind in kinds}
+    p_values = {kind: fraction(pooled[f"p_{kind}"], draws[kind]) for kind in kinds}
+    alike = len(set(p_values.values())) == 1
+    said = ", ".join(
+        f"{draws[kind]} {KINDS[kind]} sets {interval(pooled[f'{kind}_min'], pooled[f'{kind}_max'])}"
+        + ("" if alike else f" p {p_values[kind]}")
+        for kind in kinds
+    )
+    said += f"; p {p_values[kinds[0]]} each" if alike else ""
+    if len(prompts) == 1:
+        return said
+    worst, kind = max((row[f"p_{kind}"], kind) for row in prompts for kind in kinds)
+    return f"{said}, of single prompts up to {fraction(worst, draws[kind])}"
 
 
 def judge_stability(stability: Stability, run: str) -> Verdict:

@@ -22,6 +22,7 @@ CONTROL_NAMES = {"random": "random neurons", "matched": "matched neurons", "leas
 """The kinds of control, as a reader calls them."""
 _SYMBOLS = {"random": "circle", "matched": "square", "least": "triangle-down"}
 _ASIDE = {"random": 0.955, "matched": 1.045, "least": 1.0}  # dots of different kinds stand beside one another
+_BANDS = ("random", "matched")  # three bands on one another can't be told apart
 _MOST_PROMPTS = 4
 
 
@@ -73,6 +74,7 @@ def plot_sizes(
     sizes = sorted({int(n) for n in rows.n_neurons})
     figure.update_xaxes(type="log", tickvals=sizes, ticktext=[f"{n:,}" for n in sizes], minor_ticks="")
     figure.update_xaxes(title_text="neurons held", row=len(metrics))
+    figure.update_layout(legend_y=1 + 28 / (240 * len(metrics)))  # above the titles of the columns
     figure.update_annotations(font_size=13)
     first = rows.iloc[0]
     n_draws = int(draws[draws.neurons != "chosen"].draw.max()) + 1 if kinds else 0
@@ -81,7 +83,7 @@ def plot_sizes(
         f"Does it matter? Neurons held by {first.intervention} at {first.positions} positions, "
         f"{first.n_examples} examples of {first.role}",
         f"The skill neurons (line, 95 % intervals of the change) beside {n_draws} draws of each control of "
-        "the same size (dots, and bands of their middle 90 %); the dashed line is the intact model.",
+        "the same size (dots; bands hold the middle 90 %); the dashed line is the intact model.",
         "Not shown: which neuron of a set matters, and that a harmless set is unused, since later layers may repair "
         f"what is missing. With {n_draws} draws no p-value is below {fraction(1 / (n_draws + 1))}.",
         height=240 * len(metrics) + 40,
@@ -205,21 +207,22 @@ def _of(prompt: int | str) -> str:
 
 def _band(figure: Any, draws: pd.DataFrame, kind: str, legend: bool, at: dict[str, int]) -> None:
     """A kind of control over the sizes: every draw, and between which values the middle 90 % lie."""
-    spread = draws.groupby("n_neurons").value
-    low, high = spread.quantile(0.05), spread.quantile(0.95)
-    sizes = [int(n) for n in low.index]
-    figure.add_scatter(
-        x=[*sizes, *reversed(sizes)],
-        y=[*low, *reversed(list(high))],
-        fill="toself",
-        fillcolor=faded(COLOURS[kind], 0.22),
-        line={"width": 1 if len(sizes) > 1 else 0, "color": faded(COLOURS[kind], 0.5)},
-        mode="lines",
-        hoverinfo="skip",
-        legendgroup=kind,
-        showlegend=False,
-        **at,
-    )
+    if kind in _BANDS:
+        spread = draws.groupby("n_neurons").value
+        low, high = spread.quantile(0.05), spread.quantile(0.95)
+        sizes = [int(n) for n in low.index]
+        figure.add_scatter(
+            x=[*sizes, *reversed(sizes)],
+            y=[*low, *reversed(list(high))],
+            fill="toself",
+            fillcolor=faded(COLOURS[kind], 0.28),
+            line={"width": 1 if len(sizes) > 1 else 0, "color": faded(COLOURS[kind], 0.5)},
+            mode="lines",
+            hoverinfo="skip",
+            legendgroup=kind,
+            showlegend=False,
+            **at,
+        )
     figure.add_scatter(
         x=[n * _ASIDE[kind] for n in draws.n_neurons],
         y=draws.value.tolist(),

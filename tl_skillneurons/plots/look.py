@@ -79,6 +79,7 @@ def theme(*, dark: bool = False) -> Any:
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"},
         "title": {"x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 15}},
         "margin": _MARGIN,
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": line, "activecolor": ink},
     }
     return graph_objects().layout.Template(layout=layout)
 

@@ -70,7 +70,9 @@ def plot_histogram(
         figure.add_vline(x=level, line_dash="dash", annotation_text=f"{level:.3f} luck", **first)
         if scores.null is not None:
             low, high = scores.null.largest[-1].double().quantile(_ENDS).tolist()
-            figure.add_vrect(x0=low, x1=high, fillcolor=COLOURS["luck"], opacity=0.35, line_width=0, **first)
+            figure.add_vrect(
+                x0=low, x1=high, fillcolor=COLOURS["luck"], opacity=0.45, line_width=0, layer="below", **first
+            )
     figure.update_layout(barmode="overlay", bargap=0)
     return told(
         figure,

@@ -121,6 +121,7 @@ def plot_trajectory(trajectory: PromptTrajectory) -> Any:
                     row=1,
                     col=column,
                 )
+    figure.update_layout(legend_y=1.1)  # above the titles of the columns
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text="share right", row=1, col=1)
     n = trajectory.steps.prompt.nunique()

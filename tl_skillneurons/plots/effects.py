@@ -72,7 +72,7 @@ def plot_sizes(
             _curve(figure, own, row == column == 1, at)
         figure.update_yaxes(title_text=NAMES[metric], row=row, col=1)
     sizes = sorted({int(n) for n in rows.n_neurons})
-    figure.update_xaxes(type="log", tickvals=sizes, ticktext=[f"{n:,}" for n in sizes], minor_ticks="")
+    figure.update_xaxes(type="log", tickvals=sizes, ticktext=[f"{n:,}" for n in sizes])
     figure.update_xaxes(title_text="neurons held", row=len(metrics))
     figure.update_layout(legend_y=1 + 28 / (240 * len(metrics)))  # above the titles of the columns
     figure.update_annotations(font_size=13)

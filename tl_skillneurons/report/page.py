@@ -26,7 +26,6 @@ from tl_skillneurons.report.page_parts import (
     verdict_rows,
 )
 from tl_skillneurons.report.pictures import pictures_of
-from tl_skillneurons.report.profile_sections import profile_sections
 
 PAGE = "report.html"
 
@@ -57,9 +56,6 @@ def page_of(findings: Findings) -> str:
     graph_objects()  # says what to install before anything is drawn
     stopped = findings.stopped
     pictures = [] if stopped else pictures_of(findings)
-    profiles = (
-        None if stopped or findings.profiles is None else profile_sections(findings.profiles, findings.task)
-    )
     return (
         _environment()
         .get_template("page.html.j2")
@@ -78,8 +74,8 @@ def page_of(findings: Findings) -> str:
             significant="" if stopped else _significant(findings),
             pictures=pictures,
             figures={one.name: one.figure for one in pictures},
-            neurons=None if stopped else neuron_table(findings, profiles),
-            profiles=profiles,
+            neurons=None if stopped else neuron_table(findings),
+            profiles=None,
             settings=settings_of_run(findings),
         )
     )

@@ -96,7 +96,7 @@ def readable_table(found: Findings) -> PageTable:
     )
 
 
-def neuron_table(found: Findings, profiles: Mapping[str, Any] | None) -> dict[str, Any]:
+def neuron_table(found: Findings, profiles: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The best neurons: a row each, with a link to their section where they have one."""
     scores, task = found.scores, found.task
     predictivity = scores.predictivity

@@ -10,7 +10,7 @@ import planted
 import pytest
 from toy import QUIET
 
-HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&amp; [/red] {{ 7*7 }} 🎬 \u202e\u0645\u0631"
+HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&amp; [/red] {{ 7*7 }} \u202e\u0645"
 
 
 @pytest.fixture(scope="module")

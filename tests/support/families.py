@@ -65,6 +65,12 @@ T5_LIKE = {
     "eos_token_id": 2,
     "decoder_start_token_id": 0,
 }
+DISENTANGLED = {
+    "relative_attention": True,
+    "pos_att_type": ["c2p", "p2c"],
+    "max_relative_positions": 16,
+    "type_vocab_size": 0,
+}
 LONG_ROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -93,19 +99,33 @@ RECIPES = {
     ),
     "electra": ("ElectraForMaskedLM", {**PLAIN, "embedding_size": 32}),
     "electra_projected": ("ElectraForMaskedLM", {**PLAIN, "embedding_size": 16}),
-    "mpnet": ("MPNetForMaskedLM", {**PLAIN, "max_position_embeddings": 49}),
-    "deberta": (
-        "DebertaForMaskedLM",
-        {**PLAIN, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16},
+    "mpnet": (
+        "MPNetForMaskedLM",
+        {**PLAIN, "max_position_embeddings": 50, "bos_token_id": 0, "pad_token_id": 1},
     ),
-    "deberta_v2": (
+    "deberta": ("DebertaForMaskedLM", {**PLAIN, **DISENTANGLED}),
+    "deberta_absolute": ("DebertaForMaskedLM", {**PLAIN, "type_vocab_size": 2}),
+    "deberta_not_legacy": ("DebertaForMaskedLM", {**PLAIN, **DISENTANGLED, "legacy": False}),
+    "deberta_v2": ("DebertaV2ForMaskedLM", {**PLAIN, **DISENTANGLED, "conv_kernel_size": 3}),
+    "deberta_v3": (
         "DebertaV2ForMaskedLM",
-        {**PLAIN, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16},
+        {
+            **PLAIN,
+            **DISENTANGLED,
+            "position_biased_input": False,
+            "position_buckets": 4,
+            "share_att_key": True,
+            "norm_rel_ebd": "layer_norm",
+        },
     ),
     "modernbert": (
         "ModernBertForMaskedLM",
         {**PLAIN, "num_hidden_layers": 3, "local_attention": 6, "global_attn_every_n_layers": 3},
     ),
+    "albert": ("AlbertForMaskedLM", {**PLAIN, "embedding_size": 16}),
+    "t5_encoder": ("T5EncoderModel", {**T5_LIKE, "d_kv": 6}),
+    "t5_encoder_gated": ("T5EncoderModel", {**T5_LIKE, "feed_forward_proj": "gated-gelu"}),
+    "mt5_encoder": ("MT5EncoderModel", {**T5_LIKE, "feed_forward_proj": "gated-gelu"}),
     # causal, dense
     "bert_decoder": ("BertLMHeadModel", {**PLAIN, "is_decoder": True}),
     "gpt1": (
@@ -460,9 +480,12 @@ def config_of(family):
     return getattr(hf, name).config_class(**copy.deepcopy(numbers))
 
 
-def is_masked(family):
-    """Whether the family's tokenizer is BERT-like."""
-    return family in tiny.BIDIRECTIONAL or RECIPES.get(family, ("",))[0].endswith("ForMaskedLM")
+def tokenizer(family):
+    """A tokenizer as the family's have it: MPNet pads with 1, a T5 has no BOS and no mask but its sentinels."""
+    kind = RECIPES.get(family, ("",))[0]
+    if family in tiny.BIDIRECTIONAL or kind.endswith("ForMaskedLM"):
+        return tiny.tokenizer("bert", ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if family == "mpnet" else tiny.SPECIAL)
+    return tiny.tokenizer("t5" if kind.endswith("EncoderModel") else "gpt2")
 
 
 def hf_model(family, seed=0, dtype=torch.float32):
@@ -484,12 +507,17 @@ def hf_model(family, seed=0, dtype=torch.float32):
 
 def bridge(family, seed=0, dtype=torch.float32):
     """The same model, booted and frozen."""
-    tokenizer = tiny.tokenizer("bert" if is_masked(family) else "gpt2")
+    from tl_skillneurons.models import T5EncoderToRead, register_encoders  # after the shape checker is on
+
+    register_encoders()
+    model = hf_model(family, seed, dtype)
+    if type(model).__name__.endswith("T5EncoderModel"):
+        model = T5EncoderToRead(model)
     # booting a model with eyes asks the hub for a processor, and installs torchvision where that fails
     no_processors = mock.patch.object(helpers, "_MODALITY_PROCESSOR_LOADERS", [])
     with torch.random.fork_rng(), no_processors:
         model = TransformerBridge.boot_transformers(
-            "tiny", hf_model=hf_model(family, seed, dtype), tokenizer=tokenizer, device="cpu", dtype=dtype
+            "tiny", hf_model=model, tokenizer=tokenizer(family), device="cpu", dtype=dtype
         )
     model.requires_grad_(False)
     return model.eval()

@@ -64,19 +64,31 @@ BIDIRECTIONAL = ("bert", "roberta")
 CAUSAL = tuple(name for name in CONFIGS if name not in BIDIRECTIONAL)
 
 
-def tokenizer(family):
-    """A word-level tokenizer: BERT-like special tokens around the text, or none of its own for causal models."""
-    words = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
+def tokenizer(family, special=SPECIAL):
+    """A word-level tokenizer: BERT-like special tokens around the text, an EOS after it as T5's, or none of its own
+    for causal models; ``special`` have the first ids."""
+    ids = {word: number for number, word in enumerate([*special, *WORDS])}
+    if family == "t5":
+        ids |= {"<extra_id_0>": len(ids)}
+    words = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     named = {"pad_token": "<pad>", "unk_token": "<unk>"}
+
+    def around(single):
+        used = [(token, ids[token]) for token in ("<s>", "</s>") if token in single.split()]
+        return processors.TemplateProcessing(single=single, special_tokens=used)
+
     if family in BIDIRECTIONAL:
-        words.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-        )
+        words.post_processor = around("<s> $A </s>")
         return hf.PreTrainedTokenizerFast(
             tokenizer_object=words, **named, cls_token="<s>", sep_token="</s>", mask_token="<mask>"
         )
-    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    if family == "t5":
+        words.post_processor = around("$A </s>")
+        return hf.PreTrainedTokenizerFast(
+            tokenizer_object=words, **named, eos_token="</s>", extra_special_tokens=["<extra_id_0>"]
+        )
+    words.post_processor = around("<s> $A")
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=words,
         **named,

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.records import model_label
-from tl_skillneurons.models.sites import head_hooks, neuron_hooks
+from tl_skillneurons.models.sites import asking_for_patterns, head_hooks, neuron_hooks
 from tl_skillneurons.models.verification import require
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -38,6 +38,12 @@ class Names:
         self.pre = {layer: [f"blocks.{layer}.mlp.{one}" for one in projections] for layer in layers}
         self.post = {layer: neuron_hooks(model)[layer] for layer in layers}
         self.stop = neuron_hooks(model)[last]
+        if self.values[0] not in points:
+            raise ValueError(
+                f"{model_label(model)} has no values of each head to read (its queries, keys and values are one "
+                "matrix that the bridge doesn't split), so what heads write can't be told apart by source; ablate "
+                "heads, or use a model with a projection for each"
+            )
         for layer, names in self.pre.items():
             for name in names:
                 if name not in points:
@@ -131,4 +137,4 @@ def run_until(
     def stop(act: Tensor, hook: HookPoint) -> None:
         raise StopAtLayerException(act)
 
-    prompted.forward(tokens, virtual, [*hooks, (last, stop)], past)
+    prompted.forward(tokens, virtual, [*hooks, (last, stop)], past, **asking_for_patterns(prompted.model))

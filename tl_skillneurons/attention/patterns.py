@@ -32,6 +32,7 @@ from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._over_task import settings_of
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hook
+from tl_skillneurons.models.sites import asking_for_patterns
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
@@ -192,7 +193,7 @@ def _patterns(
 
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(len(prompted.model.blocks))]
     hooks: list[Hook] = [(name, keep) for name in names]
-    prompted.forward(tokens, virtual, hooks)
+    prompted.forward(tokens, virtual, hooks, **asking_for_patterns(prompted.model))
     if len(kept) != len(names):
         raise ValueError(
             f"attn.hook_pattern fired in {len(kept)} of {len(names)} layers: attention patterns show only with eager "

@@ -13,6 +13,8 @@ save_pruned         a pruned model's weights in one file, ``load_pruned`` reads 
 load_pruned         the pruned model that ``save_pruned`` wrote
 export_pruned       a pruned model as a Hugging Face folder
 shuffle_layers      a copy whose layers stand in another order: trained parts that make no trained whole
+register_encoders   let TransformerLens boot encoders that it has no adapter for, as ``load_model`` does
+T5EncoderToRead     a T5's encoder, as ``boot_transformers(hf_model=...)`` takes it
 keep_special_tokens after another boot: what the model's own tokenizer puts around a text
 =================== ===================================================================================
 """

@@ -1,3 +1,4 @@
+from .encoder_adapters import register_encoders as register_encoders
 from .input_cache import InputCache as InputCache
 from .loading import load_model as load_model
 from .packaged import packaged_model as packaged_model
@@ -7,5 +8,6 @@ from .pruned_files import save_pruned as save_pruned
 from .pruning import prune as prune
 from .shuffled import shuffle_layers as shuffle_layers
 from .special_tokens import keep_special_tokens as keep_special_tokens
+from .t5_encoder import T5EncoderToRead as T5EncoderToRead
 from .verification import Verification as Verification
 from .verification import verify as verify

@@ -21,7 +21,8 @@ from tl_skillneurons.models._quiet_run import made_up_text, plain_run, quietly
 from tl_skillneurons.models.causality import measured_sight
 from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.prefill import fork, prefill
-from tl_skillneurons.models.sites import head_hooks, heads_shown, hf_config, neuron_hooks
+from tl_skillneurons.models.sites import head_hooks, heads_shown, neuron_hooks
+from tl_skillneurons.models.tokenizing import pad_id
 from tl_skillneurons.models.untouched import Untouched
 
 _LONG, _SHORT, _VIRTUAL = 9, 5, 3
@@ -55,8 +56,7 @@ class Subject:
     @cached_property
     def pad_id(self) -> int:
         """What stands where nothing stands; some models take their position ids from where it is."""
-        of_tokenizer = getattr(self.model.tokenizer, "pad_token_id", None)
-        return of_tokenizer or getattr(hf_config(self.model), "pad_token_id", None) or 0
+        return pad_id(self.model)
 
     @cached_property
     def sites(self) -> list[str]:

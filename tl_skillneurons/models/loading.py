@@ -14,6 +14,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import listed, near, require_option
 from tl_skillneurons._terminal import shown
+from tl_skillneurons.models._refused import Refused
+from tl_skillneurons.models.encoder_loading import boot_encoder, is_encoder
 from tl_skillneurons.models.packaged import PACKAGED, packaged_model, quiet
 from tl_skillneurons.models.sites import (
     config_refusal,
@@ -24,13 +26,11 @@ from tl_skillneurons.models.sites import (
     require_supported,
 )
 from tl_skillneurons.models.special_tokens import fresh_tokenizer, keep_special_tokens
+from tl_skillneurons.models.t5_encoder import ARCHITECTURE, T5_ENCODERS
 from tl_skillneurons.models.verification import is_switched_off, verify
 
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
-_ENCODERS = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "Roberta"}
-"""Model types that TransformerLens boots as masked language models only, and the class names' stem that it
-knows."""
 _LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "LMHeadCustomModel", "ForConditionalGeneration", "ModelLM")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
@@ -53,10 +53,12 @@ def load_model(
     """A booted ``TransformerBridge``, every parameter frozen, in eval mode, checked against the model inside it
     (:func:`~tl_skillneurons.models.verify`).
 
-    Causal language models and masked-LM BERT and RoBERTa go through ``TransformerBridge.boot_transformers``
-    as they are. A BERT or RoBERTa checkpoint without a language-model head is booted as a masked language
-    model whose head is random (the same in every run) and never read: ``config.architectures`` then names the
-    bare encoder, which :func:`~tl_skillneurons.models.sites.has_language_model_head` looks at.
+    Causal language models go through ``TransformerBridge.boot_transformers`` as they are, masked language models (BERT,
+    RoBERTa and their kin, :mod:`~tl_skillneurons.models.encoder_adapters`) as well. An encoder's checkpoint without a
+    language-model head is booted as a masked language model whose head is random (the same in every run) and never
+    read: ``config.architectures`` then names the bare encoder, which
+    :func:`~tl_skillneurons.models.sites.has_language_model_head` looks at. Of a T5 the encoder alone is loaded
+    (:mod:`~tl_skillneurons.models.t5_encoder`).
 
     Args:
         name_or_path: ``"smollm2"`` or ``"minilm"`` (packaged, taken before any folder or hub model of that
@@ -95,7 +97,7 @@ def load_model(
     with _load_errors(name, source, local), quiet(hub_bars=verbose), _seeded(placement):
         with contextlib.nullcontext() if local else console.status(shown(f"asking the hub for {name}")):
             config = read_config(name, source, revision)  # takes half a minute when there is no network
-        boot = _boot_encoder if config.model_type in _ENCODERS else _boot
+        boot = boot_encoder if is_encoder(config) else _boot
         model = boot(source, placement, dtype)
         _require_in_memory(name, model)
         own = fresh_tokenizer(model, revision)
@@ -239,22 +241,24 @@ def read_config(name: str, source: str, revision: str | None = None) -> Any:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source, revision=revision)
+    if config.model_type in T5_ENCODERS:
+        config.is_encoder_decoder, config.architectures = False, [ARCHITECTURE]  # its encoder alone is loaded
     reason = config_refusal(config)
     if reason is not None:
-        raise _Refused(f"can't find neurons in {name} ({_class_name(config)}): {reason}")
-    if config.model_type in _ENCODERS:
+        raise Refused(f"can't find neurons in {name} ({_class_name(config)}): {reason}")
+    if is_encoder(config):
         return config
     try:
         determine_architecture_from_hf_config(config)
     except ValueError as error:
-        raise _Refused(
+        raise Refused(
             f"can't load {name}: TransformerLens has no adapter for {_class_name(config)} "
-            f"(model type {config.model_type!r}); use a causal language model, BERT or RoBERTa, or register "
+            f"(model type {config.model_type!r}); use a causal language model or a BERT-like encoder, or register "
             "an adapter with ArchitectureAdapterFactory.register_adapter and boot it yourself"
         ) from error
     tied = getattr(config, "tie_word_embeddings", True)
     if not tied and not _class_name(config).endswith(_LANGUAGE_MODELS) and config.architectures:
-        raise _Refused(
+        raise Refused(
             f"can't load {name}: {_class_name(config)} comes without the output embedding of a language "
             "model, which would be random; use the checkpoint with its language-model head"
         )
@@ -269,50 +273,12 @@ def _boot(source: str, placement: dict[str, Any], dtype: torch.dtype) -> Transfo
     return TransformerBridge.boot_transformers(source, dtype=dtype, **placement)
 
 
-def _boot_encoder(source: str, placement: dict[str, Any], dtype: torch.dtype) -> TransformerBridge:
-    from transformers import AutoModelForMaskedLM
-
-    model, info = AutoModelForMaskedLM.from_pretrained(
-        source,
-        dtype=dtype,
-        device_map=placement.get("device_map"),
-        revision=placement.get("revision"),
-        output_loading_info=True,
-    )
-    missing = sorted(info["missing_keys"])
-    lost = [key for key in missing if not key.startswith(("cls.", "lm_head."))]
-    if lost:
-        raise _Refused(
-            f"the weights of {source} are incomplete: {', '.join(lost[:3])} and {len(lost)} in all missing"
-        )
-    bare = any(key in missing for key in ("cls.predictions.transform.dense.weight", "lm_head.dense.weight"))
-    stem = _ENCODERS[model.config.model_type]
-    # TransformerLens knows XLM-RoBERTa by RoBERTa's name only
-    model.config.architectures = [f"{stem}ForMaskedLM"]
-    if "device" in placement:
-        model.to(placement["device"])
-    bridge = TransformerBridge.boot_transformers(
-        source,
-        hf_model=model.eval(),
-        device=str(model.device),
-        dtype=dtype,
-        revision=placement.get("revision"),
-    )
-    if bare:
-        hf_config(bridge).architectures = [f"{stem}Model"]
-    return bridge
-
-
 def _require_in_memory(name: str, model: TransformerBridge) -> None:
     if any(parameter.is_meta for parameter in model.original_model.parameters()):
-        raise _Refused(
+        raise Refused(
             f"{name} does not fit: device_map puts part of it on disk, where its weights can't be read; use "
             "more devices, a smaller dtype such as 'bfloat16', or device='cpu'"
         )
-
-
-class _Refused(ValueError):
-    """A refusal that says everything already."""
 
 
 @contextlib.contextmanager
@@ -320,7 +286,7 @@ def _load_errors(name: str, source: str, local: bool) -> Iterator[None]:
     """Turn the many errors of loading into one that says which of the causes it was."""
     try:
         yield
-    except _Refused as error:
+    except Refused as error:
         raise ValueError(str(error)) from error.__cause__
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise _explain(error, name, source, local) from error
@@ -365,4 +331,6 @@ def _describe(name: str, model: TransformerBridge, dtype: torch.dtype) -> str:
         return f"{name}: {type(model.original_model).__name__}, {shape}, language-model head"
     bare = hf_config(model).architectures[0]
     head = "bare encoder; the masked-LM head it is booted with is random and never read"
+    if bare == ARCHITECTURE:
+        head = "T5's encoder alone, which has no language-model head"
     return f"{name}: {bare}, {shape} ({head})"

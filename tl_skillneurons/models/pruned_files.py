@@ -9,15 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.tools.analysis.interchange import random_init_bridge
 
 from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons.models.encoder_loading import random_model
 from tl_skillneurons.models.packaged import PACKAGED, packaged_model
 from tl_skillneurons.models.pruning import prune, widths
 from tl_skillneurons.models.sites import SITE, hf_config, neuron_shape
+from tl_skillneurons.models.weights import unlisted_weights
 from tl_skillneurons.neurons import NeuronSet
 
 KIND = "PrunedModel"
+_REST = "original_model."
+"""How the names of weights begin that a bridge's state dict leaves out."""
 
 
 def save_pruned(model: TransformerBridge, path: str | os.PathLike[str]) -> Path:
@@ -28,7 +31,8 @@ def save_pruned(model: TransformerBridge, path: str | os.PathLike[str]) -> Path:
     Example:
         >>> path = skn.models.save_pruned(small, "pruned.safetensors")
     """
-    tensors, aliases = _each_once(model.state_dict())
+    rest = {f"{_REST}{name}": tensor.detach() for name, tensor in unlisted_weights(model).items()}
+    tensors, aliases = _each_once({**model.state_dict(), **rest})
     header = {
         "model": model.cfg.model_name,
         "site": SITE,
@@ -62,7 +66,7 @@ def load_pruned(
         dtype = getattr(torch, header["dtype"])
         sizes, d_mlp, aliases = header["widths"], header["d_mlp"], header["aliases"]
     with contextlib.redirect_stdout(io.StringIO()):  # TransformerLens says which device it moves to
-        skeleton = random_init_bridge(source, seed=0, dtype=dtype, device=device)
+        skeleton = random_model(source, dtype, device)
     shape = neuron_shape(skeleton)
     if shape != (len(sizes), d_mlp):
         raise ValueError(
@@ -74,14 +78,27 @@ def load_pruned(
     keep = NeuronSet(layers, [index for layer in cut for index in range(sizes[layer])])
     model = prune(skeleton, keep, torch.zeros(shape), layers=cut) if cut else skeleton
     whole = {**tensors, **{alias: tensors[name] for alias, name in aliases.items()}}
+    rest = {name.removeprefix(_REST): whole.pop(name) for name in list(whole) if name.startswith(_REST)}
     with sound(path, KIND):
         try:
             model.load_state_dict(whole, strict=True)
+            _put(unlisted_weights(model), rest)
         except RuntimeError as error:
             raise ValueError(f"its weights don't fit {base}: {error}") from error
     model.requires_grad_(False)
     model.cfg.model_name = header["model"]
     return model.eval()
+
+
+def _put(places: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    """Copy what stands beside a state dict into a model."""
+    if places.keys() != given.keys():
+        raise RuntimeError(f"one of them has no {sorted(places.keys() ^ given.keys())[0]}")
+    with torch.no_grad():
+        for name, place in places.items():
+            if place.shape != given[name].shape:
+                raise RuntimeError(f"{name} is {list(given[name].shape)}, it must be {list(place.shape)}")
+            place.copy_(given[name])
 
 
 def export_pruned(model: TransformerBridge, folder: str | os.PathLike[str]) -> Path:

@@ -6,6 +6,7 @@ the weights' statistics of the trained one but computes nothing that was trained
 """
 
 import torch
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_seed
@@ -39,11 +40,18 @@ def shuffle_layers(model: TransformerBridge, seed: int = 0) -> TransformerBridge
         order = torch.randperm(n_layers, generator=generator)
     shuffled = copy_model(model)
     for layer, source in enumerate(order.tolist()):
-        try:
-            shuffled.blocks[layer].load_state_dict(model.blocks[source].state_dict())
-        except RuntimeError as error:
+        here, there = (_weights(of.blocks[at]) for of, at in ((shuffled, layer), (model, source)))
+        if {name: w.shape for name, w in here.items()} != {name: w.shape for name, w in there.items()}:
             raise ValueError(
                 f"layers {layer} and {source} of {model.cfg.model_name} differ in their weights and can't change places"
-            ) from error
+            )
+        with torch.no_grad():
+            for name, weight in here.items():
+                weight.copy_(there[name])
     shuffled.cfg.model_name = f"{model.cfg.model_name}, layers shuffled"
     return shuffled
+
+
+def _weights(block: nn.Module) -> dict[str, Tensor]:
+    """All that a layer holds, also what its bridge's ``state_dict`` leaves out."""
+    return dict([*block.named_parameters(), *block.named_buffers()])

@@ -5,6 +5,7 @@ a gated MLP that is ``act(gate) * up``. Hook points go by their canonical names 
 after ``enable_compatibility_mode()``: a hook under its canonical name fires once per forward in both.
 """
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,7 +49,13 @@ def config_refusal(config: Any) -> str | None:
     if getattr(config, "is_encoder_decoder", False):
         return (
             "it is an encoder-decoder model, with two stacks of layers, so a layer and a neuron do not name "
-            "one place; use a causal model or a BERT-like encoder"
+            "one place; use a causal model, a BERT-like encoder, or a T5's encoder alone (load_model, or "
+            "T5EncoderToRead)"
+        )
+    if getattr(config, "model_type", "") == "albert":
+        return (
+            "all its layers are one set of weights that runs several times, so a neuron of one layer is that of every "
+            "layer; use an encoder whose layers have weights of their own"
         )
     if (
         getattr(config, "vision_config", None) is not None
@@ -149,6 +156,14 @@ def heads_shown(model: TransformerBridge) -> dict[int, str]:
     names = {layer: f"blocks.{layer}.attn.o.hook_in" for layer in range(len(model.blocks))}
     points = model.hook_dict
     return {layer: name for layer, name in names.items() if name in points}
+
+
+def asking_for_patterns(model: TransformerBridge) -> dict[str, bool]:
+    """What a run is given besides, so that attention patterns show: a few models (MPNet, DeBERTa) give them to who asks
+    alone, the others by themselves or to nobody."""
+    asked = "output_attentions"
+    takes = asked in inspect.signature(model.original_model.forward).parameters
+    return {asked: True} if takes and not is_causal(model) else {}
 
 
 def head_output_weights(model: TransformerBridge, layer: int) -> Float[Tensor, "head d_head d_model"]:

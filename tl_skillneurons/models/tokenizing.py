@@ -9,7 +9,9 @@ from transformer_lens import utilities as tl_utilities
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_text
-from tl_skillneurons.models.sites import has_language_model_head, is_causal
+from tl_skillneurons.models.sites import has_language_model_head, hf_config, is_causal
+
+T5_MASK = "<extra_id_0>"
 
 
 def resolve_prepend_bos(model: TransformerBridge, prepend_bos: bool | None) -> bool | None:
@@ -91,24 +93,38 @@ def require_rows(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> Non
 
 
 def pad_id(model: TransformerBridge) -> int:
-    """An id to pad with: the tokenizer's where the model has a row for it, else 0; padding is never attended to."""
-    given = model.tokenizer.pad_token_id
-    return given if given is not None and given < model.W_E.shape[0] else 0
+    """An id to pad with, which is never attended to: the tokenizer's, else that of the model's config (RoBERTa counts
+    positions from where it stands), else 0."""
+    for owner in (model.tokenizer, hf_config(model)):
+        given = getattr(owner, "pad_token_id", None)
+        if isinstance(given, int) and 0 <= given < model.W_E.shape[0]:
+            return given
+    return 0
+
+
+def mask_token_id(tokenizer: Any) -> int | None:
+    """The id of the mask token, or of what stands for words left out in T5 (``<extra_id_0>``); ``None`` without one."""
+    given = getattr(tokenizer, "mask_token_id", None)
+    if given is None and tokenizer is not None:
+        sentinel = tokenizer.convert_tokens_to_ids(T5_MASK)
+        given = None if sentinel == tokenizer.unk_token_id else sentinel
+    return given
 
 
 def mask_id(model: TransformerBridge) -> int:
-    """The id of the mask token.
+    """The id of the mask token that the model has a row for; see :func:`mask_token_id`.
 
     Raises:
         ValueError: When the tokenizer has none, or the model no row for it.
     """
-    given = model.tokenizer.mask_token_id
+    given = mask_token_id(model.tokenizer)
     if given is None:
         raise ValueError(f"the tokenizer of {model.cfg.model_name} has no mask token to read out at")
     if given >= model.W_E.shape[0]:
         raise ValueError(
-            f"the mask token {model.tokenizer.mask_token!r} has the id {given}, and the model has rows for the ids 0 "
-            f"to {model.W_E.shape[0] - 1}; it needs a row of its own (resize_token_embeddings, before booting)"
+            f"the mask token {model.tokenizer.convert_ids_to_tokens(given)!r} has the id {given}, and the model has "
+            f"rows for the ids 0 to {model.W_E.shape[0] - 1}; it needs a row of its own (resize_token_embeddings, "
+            "before booting)"
         )
     return given
 

@@ -34,11 +34,13 @@ from tl_skillneurons.models.sites import (
     SITE,
     embedding_width,
     heads_shown,
+    hf_config,
     is_causal,
     mend_head_shapes,
     neuron_hooks,
     require_supported,
 )
+from tl_skillneurons.models.tokenizing import mask_token_id
 from tl_skillneurons.models.verification import agrees, embedding_scale, require
 from tl_skillneurons.prompts.peft_files import read_peft, write_peft
 from tl_skillneurons.prompts.positions import PLACEMENTS, PromptedTokens, from_ids, published
@@ -351,14 +353,12 @@ def _attached(
     model: TransformerBridge, embedding: Float[Tensor, "virtual_token d_embed"]
 ) -> Iterator[VirtualTokens]:
     mend_head_shapes(model)
-    tokenizer = model.tokenizer
-    pad_id = getattr(tokenizer, "pad_token_id", None)
     points = model.hook_dict
     virtual = VirtualTokens(
         embedding,
         base=model.W_E.shape[0],
-        safe_id=1 if pad_id == 0 else 0,  # RoBERTa takes position ids from where the pad id stands
-        mask_id=None if is_causal(model) else getattr(tokenizer, "mask_token_id", None),
+        safe_id=_safe_id(model),
+        mask_id=None if is_causal(model) else mask_token_id(model.tokenizer),
         device=model.cfg.device,
         points=points,
         alone=not has_foreign_hooks(model, points),
@@ -379,6 +379,12 @@ def _attached(
     finally:
         for point, handle in handles:
             remove_hook(point, handle)
+
+
+def _safe_id(model: TransformerBridge) -> int:
+    """An id that no model takes for padding: RoBERTa and its kin take position ids from where padding stands."""
+    pads = {getattr(owner, "pad_token_id", None) for owner in (model.tokenizer, hf_config(model))}
+    return next(i for i in (0, 2, 3) if i not in pads)  # 1 is MPNet's, whatever its config says
 
 
 def _require_snapshots_match(prompt: SoftPrompt) -> None:

@@ -484,7 +484,9 @@ def tokenizer(family):
     """A tokenizer as the family's have it: MPNet pads with 1, a T5 has no BOS and no mask but its sentinels."""
     kind = RECIPES.get(family, ("",))[0]
     if family in tiny.BIDIRECTIONAL or kind.endswith("ForMaskedLM"):
-        return tiny.tokenizer("bert", ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if family == "mpnet" else tiny.SPECIAL)
+        return tiny.tokenizer(
+            "bert", ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if family == "mpnet" else tiny.SPECIAL
+        )
     return tiny.tokenizer("t5" if kind.endswith("EncoderModel") else "gpt2")
 
 

@@ -10,6 +10,7 @@ model has a projection for each; DeBERTa 1's and ModernBERT's are one matrix.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from transformer_lens.factories import architecture_adapter_factory as factory
@@ -25,6 +26,7 @@ from transformer_lens.model_bridge.generalized_components import (
     PosEmbedBridge,
     UnembeddingBridge,
 )
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures import (
     BertArchitectureAdapter,
     RobertaArchitectureAdapter,
@@ -52,50 +54,62 @@ _BERT_EMBEDDINGS = {
     "pos_embed": "embeddings.position_embeddings",
     "embed_ln": "embeddings.LayerNorm",
 }
+_WITHOUT_TYPES = {name: at for name, at in _BERT_EMBEDDINGS.items() if name != "token_type_embed"}
 
 
-class EncoderAdapter(BertArchitectureAdapter):
-    """BERT's adapter for an encoder whose parts have other names.
+@dataclass(frozen=True)
+class Places:
+    """Where the parts of a masked language model are.
 
     Attributes:
         stem: What the encoder is called in the model.
-        body: Where its parts are, from the encoder on.
-        layer: Where a layer's parts are, from the layer on; ``q``, ``k`` and ``v`` from the attention on, and left out
-            where they are one matrix.
-        head: Where the parts of the masked-LM head are, from the model on.
+        body: The encoder's parts, from the encoder on.
+        layer: A layer's parts, from the layer on; ``q``, ``k``, ``v`` and ``o`` from the attention on, the former left
+            out where they are one matrix.
+        head: The parts of the masked-LM head, from the model on.
     """
 
-    stem: ClassVar[str]
-    body: ClassVar[Mapping[str, str]]
-    layer: ClassVar[Mapping[str, str]]
-    head: ClassVar[Mapping[str, str]]
+    stem: str
+    body: Mapping[str, str]
+    layer: Mapping[str, str]
+    head: Mapping[str, str]
+
+
+class EncoderAdapter(BertArchitectureAdapter):
+    """BERT's adapter for an encoder whose parts have other names."""
+
+    places: ClassVar[Places]
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
-        if "q" not in self.layer:
+        if "q" not in self.places.layer:
             self.weight_processing_conversions = {
                 name: conversion
                 for name, conversion in (self.weight_processing_conversions or {}).items()
                 if ".attn.o." in name
             }
-        body = {name: f"{self.stem}.{where}" for name, where in self.body.items()}
+        body = {name: f"{self.places.stem}.{where}" for name, where in self.places.body.items()}
         self.component_mapping = {
             "embed": EmbeddingBridge(name=body["embed"]),
             "embed_ln": self._norm(body["embed_ln"]),
             "blocks": self._blocks(body["layers"]),
-            "mlm_head": LinearBridge(name=self.head["mlm_head"]),
-            "unembed": UnembeddingBridge(name=self.head["unembed"]),
-            "ln_final": self._norm(self.head["ln_final"]),
+            "mlm_head": LinearBridge(name=self.places.head["mlm_head"]),
+            "unembed": UnembeddingBridge(name=self.places.head["unembed"]),
+            "ln_final": self._norm(self.places.head["ln_final"]),
         }
-        kinds = {"token_type_embed": EmbeddingBridge, "pos_embed": PosEmbedBridge, "embed_project": LinearBridge}
+        kinds: dict[str, type[GeneralizedComponent]] = {
+            "token_type_embed": EmbeddingBridge,
+            "pos_embed": PosEmbedBridge,
+            "embed_project": LinearBridge,
+        }
         self.component_mapping |= {name: kinds[name](name=body[name]) for name in _OPTIONAL if name in body}
 
     def prepare_model(self, hf_model: Any) -> None:
         """Leave out what this model has no part for: token types, absolute positions, a projection."""
-        encoder = getattr(hf_model, self.stem)
+        encoder = getattr(hf_model, self.places.stem)
         for name in _OPTIONAL:
             part: Any = encoder
-            for step in self.body.get(name, "").split("."):
+            for step in self.places.body.get(name, "").split("."):
                 part = getattr(part, step, None)
             if part is None:
                 self.components.pop(name, None)
@@ -106,8 +120,10 @@ class EncoderAdapter(BertArchitectureAdapter):
         return NormalizationBridge(name=name, config=self.cfg, use_native_layernorm_autograd=True)
 
     def _blocks(self, name: str) -> BlockBridge:
-        layer = self.layer
-        projections = {part: LinearBridge(name=layer[part]) for part in ("q", "k", "v", "o") if part in layer}
+        layer = self.places.layer
+        projections: dict[str, GeneralizedComponent] = {
+            part: LinearBridge(name=layer[part]) for part in ("q", "k", "v", "o") if part in layer
+        }
         attention = AttentionBridge(
             name=layer["attn"],
             config=self.cfg,
@@ -130,59 +146,58 @@ class EncoderAdapter(BertArchitectureAdapter):
         )
 
     def _mlp(self) -> MLPBridge:
-        parts = {part: LinearBridge(name=self.layer[part]) for part in ("in", "out")}
+        parts: dict[str, GeneralizedComponent] = {
+            part: LinearBridge(name=self.places.layer[part]) for part in ("in", "out")
+        }
         return MLPBridge(name=None, config=self.cfg, submodules=parts)
 
 
 class DistilBertAdapter(EncoderAdapter):
     """``DistilBertForMaskedLM``: no token types, and no pooler."""
 
-    stem = "distilbert"
-    body = {name: at for name, at in _BERT_EMBEDDINGS.items() if name != "token_type_embed"} | {
-        "layers": "transformer.layer"
-    }
-    layer = {
-        "attn": "attention",
-        "q": "q_lin",
-        "k": "k_lin",
-        "v": "v_lin",
-        "o": "out_lin",
-        "ln1": "sa_layer_norm",
-        "ln2": "output_layer_norm",
-        "in": "ffn.lin1",
-        "out": "ffn.lin2",
-    }
-    head = {"mlm_head": "vocab_transform", "ln_final": "vocab_layer_norm", "unembed": "vocab_projector"}
+    places = Places(
+        stem="distilbert",
+        body=_WITHOUT_TYPES | {"layers": "transformer.layer"},
+        layer={
+            "attn": "attention",
+            "q": "q_lin",
+            "k": "k_lin",
+            "v": "v_lin",
+            "o": "out_lin",
+            "ln1": "sa_layer_norm",
+            "ln2": "output_layer_norm",
+            "in": "ffn.lin1",
+            "out": "ffn.lin2",
+        },
+        head={"mlm_head": "vocab_transform", "ln_final": "vocab_layer_norm", "unembed": "vocab_projector"},
+    )
 
 
 class ElectraAdapter(EncoderAdapter):
     """``ElectraForMaskedLM``, the generator; its embeddings may be narrower than its layers."""
 
-    stem = "electra"
-    body = _BERT_EMBEDDINGS | {"embed_project": "embeddings_project", "layers": "encoder.layer"}
-    layer = _BERT_LAYER
-    head = {
-        "mlm_head": "generator_predictions.dense",
-        "ln_final": "generator_predictions.LayerNorm",
-        "unembed": "generator_lm_head",
-    }
+    places = Places(
+        stem="electra",
+        body=_BERT_EMBEDDINGS | {"embed_project": "embeddings_project", "layers": "encoder.layer"},
+        layer=_BERT_LAYER,
+        head={
+            "mlm_head": "generator_predictions.dense",
+            "ln_final": "generator_predictions.LayerNorm",
+            "unembed": "generator_lm_head",
+        },
+    )
 
 
 class MPNetAdapter(EncoderAdapter):
     """``MPNetForMaskedLM``: positions relative and absolute, the latter counted from where padding stands."""
 
-    stem = "mpnet"
-    body = {name: at for name, at in _BERT_EMBEDDINGS.items() if name != "token_type_embed"} | {
-        "layers": "encoder.layer"
-    }
-    layer = _BERT_LAYER | {
-        "q": "attn.q",
-        "k": "attn.k",
-        "v": "attn.v",
-        "o": "attn.o",
-        "ln1": "attention.LayerNorm",
-    }
-    head = {"mlm_head": "lm_head.dense", "ln_final": "lm_head.layer_norm", "unembed": "lm_head.decoder"}
+    places = Places(
+        stem="mpnet",
+        body=_WITHOUT_TYPES | {"layers": "encoder.layer"},
+        layer=_BERT_LAYER
+        | {"q": "attn.q", "k": "attn.k", "v": "attn.v", "o": "attn.o", "ln1": "attention.LayerNorm"},
+        head={"mlm_head": "lm_head.dense", "ln_final": "lm_head.layer_norm", "unembed": "lm_head.decoder"},
+    )
 
     def prepare_model(self, hf_model: Any) -> None:
         """Leave position ids to the model, which counts them from its ``padding_idx`` on, and take the rows that are
@@ -197,14 +212,16 @@ class MPNetAdapter(EncoderAdapter):
 class DebertaAdapter(EncoderAdapter):
     """``DebertaForMaskedLM``: queries, keys and values are one matrix."""
 
-    stem = "deberta"
-    body = _BERT_EMBEDDINGS | {"embed_project": "embeddings.embed_proj", "layers": "encoder.layer"}
-    layer = {name: at for name, at in _BERT_LAYER.items() if name not in "qkv"}
-    head = {
-        "mlm_head": "cls.predictions.transform.dense",
-        "ln_final": "cls.predictions.transform.LayerNorm",
-        "unembed": "cls.predictions.decoder",
-    }
+    places = Places(
+        stem="deberta",
+        body=_BERT_EMBEDDINGS | {"embed_project": "embeddings.embed_proj", "layers": "encoder.layer"},
+        layer={name: at for name, at in _BERT_LAYER.items() if name not in "qkv"},
+        head={
+            "mlm_head": "cls.predictions.transform.dense",
+            "ln_final": "cls.predictions.transform.LayerNorm",
+            "unembed": "cls.predictions.decoder",
+        },
+    )
 
     def prepare_model(self, hf_model: Any) -> None:
         """Refuse the head that multiplies by the embeddings itself."""
@@ -219,17 +236,22 @@ class DebertaAdapter(EncoderAdapter):
 class DebertaV2Adapter(DebertaAdapter):
     """``DebertaV2ForMaskedLM``, DeBERTa 2 and 3."""
 
-    layer = _BERT_LAYER | {"q": "self.query_proj", "k": "self.key_proj", "v": "self.value_proj"}
+    places = replace(
+        DebertaAdapter.places,
+        layer=_BERT_LAYER | {"q": "self.query_proj", "k": "self.key_proj", "v": "self.value_proj"},
+    )
 
 
 class ModernBertAdapter(EncoderAdapter):
     """``ModernBertForMaskedLM``: norms before attention and MLP, a gated MLP, rotary positions, local attention in most
     layers. ``ln1`` of the first layer does nothing there, ``encoder_norm`` is the norm after the last layer."""
 
-    stem = "model"
-    body = {"embed": "embeddings.tok_embeddings", "embed_ln": "embeddings.norm", "layers": "layers"}
-    layer = {"attn": "attn", "o": "Wo", "ln1": "attn_norm", "ln2": "mlp_norm", "in": "Wi", "out": "Wo"}
-    head = {"mlm_head": "head.dense", "ln_final": "head.norm", "unembed": "decoder"}
+    places = Places(
+        stem="model",
+        body={"embed": "embeddings.tok_embeddings", "embed_ln": "embeddings.norm", "layers": "layers"},
+        layer={"attn": "attn", "o": "Wo", "ln1": "attn_norm", "ln2": "mlp_norm", "in": "Wi", "out": "Wo"},
+        head={"mlm_head": "head.dense", "ln_final": "head.norm", "unembed": "decoder"},
+    )
     supports_center_writing_weights = False  # the first layer's attention reads the stream as it is
 
     def __init__(self, cfg: Any) -> None:
@@ -239,8 +261,9 @@ class ModernBertAdapter(EncoderAdapter):
         self.components["encoder_norm"] = self._norm("model.final_norm")
 
     def _mlp(self) -> JointGateUpMLPBridge:
-        parts = {"out": LinearBridge(name=self.layer["out"])}
-        return JointGateUpMLPBridge(name="mlp", config=self.cfg, submodules=parts, fused_attr=self.layer["in"])
+        layer = self.places.layer
+        out: dict[str, GeneralizedComponent] = {"out": LinearBridge(name=layer["out"])}
+        return JointGateUpMLPBridge("mlp", config=self.cfg, submodules=out, fused_attr=layer["in"])
 
 
 ADAPTERS: dict[str, type[ArchitectureAdapter]] = {

@@ -35,7 +35,8 @@ def boot_encoder(source: str, placement: dict[str, Any], dtype: torch.dtype) -> 
 
     config = AutoConfig.from_pretrained(source, revision=placement.get("revision"))
     is_t5 = config.model_type in T5_ENCODERS
-    model, info = (T5_ENCODERS[config.model_type] if is_t5 else AutoModelForMaskedLM).from_pretrained(
+    kind: Any = T5_ENCODERS[config.model_type] if is_t5 else AutoModelForMaskedLM
+    model, info = kind.from_pretrained(
         source,
         dtype=dtype,
         device_map=placement.get("device_map"),
@@ -68,7 +69,7 @@ def boot_encoder(source: str, placement: dict[str, Any], dtype: torch.dtype) -> 
 
 
 def random_model(source: str, dtype: torch.dtype, device: torch.device | str) -> TransformerBridge:
-    """A model of the shape of that in ``source``, booted with random weights; only its config and tokenizer are read."""
+    """A model like that in ``source``, with random weights; only its config and tokenizer are read."""
     from transformer_lens.tools.analysis.interchange import random_init_bridge
     from transformers import AutoConfig
 
@@ -77,5 +78,6 @@ def random_model(source: str, dtype: torch.dtype, device: torch.device | str) ->
     if config.model_type not in T5_ENCODERS:
         return random_init_bridge(source, seed=0, dtype=dtype, device=device)
     with torch.random.fork_rng(devices=[]):
-        model = T5EncoderToRead(T5_ENCODERS[config.model_type](config)).to(device=device, dtype=dtype)
+        model: Any = T5EncoderToRead(T5_ENCODERS[config.model_type](config))
+        model.to(device=device, dtype=dtype)
         return TransformerBridge.boot_transformers(source, hf_model=model, device=str(device), dtype=dtype)

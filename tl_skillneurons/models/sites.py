@@ -158,7 +158,7 @@ def heads_shown(model: TransformerBridge) -> dict[int, str]:
     return {layer: name for layer, name in names.items() if name in points}
 
 
-def asking_for_patterns(model: TransformerBridge) -> dict[str, bool]:
+def asking_for_patterns(model: TransformerBridge) -> dict[str, Any]:
     """What a run is given besides, so that attention patterns show: a few models (MPNet, DeBERTa) give them to who asks
     alone, the others by themselves or to nobody."""
     asked = "output_attentions"

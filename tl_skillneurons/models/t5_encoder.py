@@ -96,7 +96,7 @@ class T5EncoderAdapter(ArchitectureAdapter):
         cfg.attn_only, cfg.attention_dir = False, "bidirectional"
         cfg.gated_mlp = bool(getattr(cfg, "is_gated_act", False))
         self.weight_processing_conversions = {}
-        projections = {part: LinearBridge(name=part) for part in "qkvo"}
+        projections: dict[str, GeneralizedComponent] = {part: LinearBridge(name=part) for part in "qkvo"}
         attention = AttentionBridge(
             name="layer.0.SelfAttention",
             config=cfg,

@@ -18,6 +18,17 @@ GPT2 = hf.GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=
 LLAMA = hf.LlamaConfig(**NARROW)
 BERT = hf.BertConfig(**NARROW, **POSITIONS)
 ROBERTA = hf.RobertaConfig(**NARROW, **POSITIONS, pad_token_id=1)
+BART = hf.BartConfig(
+    vocab_size=40,
+    d_model=32,
+    encoder_layers=1,
+    decoder_layers=1,
+    encoder_ffn_dim=48,
+    decoder_ffn_dim=48,
+    encoder_attention_heads=4,
+    decoder_attention_heads=4,
+    max_position_embeddings=40,
+)
 XLM_ROBERTA = hf.XLMRobertaConfig(**NARROW, **POSITIONS, pad_token_id=1)
 
 
@@ -292,10 +303,10 @@ def test_a_model_of_which_a_part_was_put_on_disk_is_refused(loading, tmp_path, m
 
 
 REFUSED = {
-    "t5": (
-        hf.T5ForConditionalGeneration,
-        hf.T5Config(vocab_size=40, d_model=32, d_ff=48, num_layers=2, num_heads=4, d_kv=8),
-        "T5ForConditionalGeneration.*encoder-decoder model, with two stacks",
+    "bart": (
+        hf.BartForConditionalGeneration,
+        BART,
+        "BartForConditionalGeneration.*encoder-decoder model, with two stacks.*or a T5's encoder alone",
     ),
     "mixtral": (
         hf.MixtralForCausalLM,
@@ -307,15 +318,10 @@ REFUSED = {
         hf.MambaConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2, state_size=4),
         "MambaForCausalLM.*state-space.*no MLP neurons",
     ),
-    "distilbert": (
-        hf.DistilBertForMaskedLM,
-        hf.DistilBertConfig(vocab_size=40, dim=32, hidden_dim=48, n_layers=2, n_heads=4),
-        "TransformerLens has no adapter for DistilBertForMaskedLM .model type 'distilbert'.*use a causal",
-    ),
-    "electra": (
-        hf.ElectraModel,
-        hf.ElectraConfig(**NARROW, embedding_size=32),
-        "TransformerLens has no adapter for ElectraModel",
+    "squeezebert": (
+        hf.SqueezeBertForMaskedLM,
+        hf.SqueezeBertConfig(**NARROW, embedding_size=32, **POSITIONS),
+        "TransformerLens has no adapter for SqueezeBertForMaskedLM .model type 'squeezebert'.*use a causal",
     ),
     "headless llama": (
         hf.LlamaModel,
@@ -336,7 +342,7 @@ def test_models_that_cannot_be_used_are_refused_with_the_reason_before_their_wei
         loading.load_model(tmp_path, device="cpu")
 
 
-@pytest.mark.parametrize("name", ["t5", "mixtral", "mamba"])
+@pytest.mark.parametrize("name", ["bart", "mixtral", "mamba"])
 def test_a_kind_that_shows_only_once_booted_is_refused_as_well(loading, tmp_path, monkeypatch, name):
     kind, config, _ = REFUSED[name]
     save(tmp_path, kind, config)

@@ -13,10 +13,14 @@ import families
 from transformers.utils import logging
 
 import tl_skillneurons as skn
+from tl_skillneurons.models.sites import config_refusal
 
 
 def cells(family):
     """What came out for one family: each check with "ok" or why not, or why the family is refused."""
+    refused = config_refusal(families.config_of(family))
+    if refused is not None:
+        return None, refused
     try:
         result = skn.models.verify(families.bridge(family))
     except Exception as error:  # a family that does not boot is refused as well, with the reason

@@ -284,13 +284,16 @@ def test_patterns_show_where_they_must_be_asked_for(family):
     torch.testing.assert_close(pattern.sum(-1), torch.ones(pattern.shape[:-1]))
 
 
-def test_heads_whose_values_can_not_be_read_are_refused_by_name():
-    model = families.bridge("modernbert")
-    prompt = skn.SoftPrompt(torch.ones(2, 32), placement="prefix")
+@pytest.mark.parametrize("family", ["deberta", "modernbert"])
+def test_where_values_can_not_be_read_heads_are_told_apart_and_their_sources_refused_by_name(family):
+    model = families.bridge(family)
+    prompt, neurons = skn.SoftPrompt(torch.ones(2, 32), placement="prefix"), skn.NeuronSet([1], [0])
     with pytest.raises(
-        ValueError, match=r"no values of each head to read .its queries, keys and values are one matrix"
+        ValueError, match=r"no values of each head to read .its queries, keys and values are one"
     ):
-        skn.attention.decompose(model, prompt, ["good film"], skn.NeuronSet([1], [0]))
+        skn.attention.decompose(model, prompt, ["good film"], neurons)
+    parts = skn.attention.decompose(model, prompt, ["good film"], neurons, by_source=False)
+    assert parts.unexplained < 1e-5 and parts.heads.abs().max() > 0
 
 
 def test_every_masked_language_model_that_is_loaded_has_an_adapter():

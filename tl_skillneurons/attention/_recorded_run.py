@@ -34,16 +34,11 @@ class Names:
         self.heads = head_hooks(model)[: last + 1]
         self.mlps = [f"blocks.{layer}.mlp.out.hook_out" for layer in range(last)]
         self.patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in self.layers]
-        self.values = [f"blocks.{layer}.attn.hook_v" for layer in self.layers]
+        values = [f"blocks.{layer}.attn.hook_v" for layer in self.layers]
+        self.values = [name for name in values if name in points]
         self.pre = {layer: [f"blocks.{layer}.mlp.{one}" for one in projections] for layer in layers}
         self.post = {layer: neuron_hooks(model)[layer] for layer in layers}
         self.stop = neuron_hooks(model)[last]
-        if self.values[0] not in points:
-            raise ValueError(
-                f"{model_label(model)} has no values of each head to read (its queries, keys and values are one "
-                "matrix that the bridge doesn't split), so what heads write can't be told apart by source; ablate "
-                "heads, or use a model with a projection for each"
-            )
         for layer, names in self.pre.items():
             for name in names:
                 if name not in points:

@@ -196,6 +196,12 @@ def decompose_batch(
     if torch.is_inference_mode_enabled():
         raise ValueError("a decomposition needs gradients; call it outside torch.inference_mode()")
     names = Names(model, int(neurons.layer.max()), PROJECTIONS[projection], sorted(neurons.by_layer()))
+    if by_source and len(names.values) < len(names.layers):
+        raise ValueError(
+            f"{model_label(model)} has no values of each head to read (its queries, keys and values are one matrix "
+            "that the bridge doesn't split), so sources can't be told apart; give by_source=False, or use a "
+            "model with a projection for each"
+        )
     past = prompted.past(tokens) if prompted.runs_apart(virtual) else None
     try:
         joined = _joined(prompted, tokens, virtual, names, neurons, past, by_source)

@@ -477,7 +477,10 @@ def config_of(family):
     if family in tiny.CONFIGS:
         return copy.deepcopy(tiny.CONFIGS[family])
     name, numbers = RECIPES[family]
-    return getattr(hf, name).config_class(**copy.deepcopy(numbers))
+    config = getattr(hf, name).config_class(**copy.deepcopy(numbers))
+    if name.endswith("EncoderModel"):
+        config.is_encoder_decoder = False
+    return config
 
 
 def tokenizer(family):

@@ -1,21 +1,25 @@
 """Sets of neurons: their order and algebra, their files, and the random controls drawn for them."""
 
 import doctest
+import importlib
+import inspect
 import json
 import subprocess
 import sys
 from itertools import product
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
 import torch
 
 from tl_skillneurons import neurons
+from tl_skillneurons._choice import Choice
 from tl_skillneurons._files import write_json
 from tl_skillneurons._indices import integers
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
 
 PAIRS = [(2, 7), (0, 3), (2, 1), (1, 5)]
 
@@ -499,3 +503,62 @@ def test_sizes_and_models_that_do_not_fit_are_refused(call, message):
 
 def test_the_examples_in_docstrings_give_what_they_say():
     assert doctest.testmod(neurons).failed == 0
+
+
+def test_a_slice_keeps_the_order_the_model_and_what_chose_the_set(skill):
+    chosen = NeuronSet(skill.layer, skill.index, 4, 10, "tiny", Choice("select", frozenset({"a"})))
+    some = chosen[:2]
+    assert list(some) == list(chosen)[:2] and list(chosen[::-1]) == list(chosen)[::-1]
+    assert (some.n_layers, some.d_mlp, some.model, some.choice) == (4, 10, "tiny", chosen.choice)
+    assert chosen[0] == next(iter(chosen)) and chosen[-1] == list(chosen)[-1] and len(chosen[5:]) == 0
+
+
+TWO = [(2, 7), (0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("given", "order"),
+    [
+        (TWO, TWO),
+        (tuple(TWO), TWO),
+        (iter(TWO), TWO),
+        ([[2, 7], [0, 3]], TWO),
+        (torch.tensor(TWO), TWO),
+        (np.array(TWO), TWO),
+        (set(TWO), sorted(TWO)),
+        (frozenset(TWO), sorted(TWO)),
+        ([], []),
+    ],
+)
+def test_plain_pairs_in_any_form_are_neurons(given, order):
+    assert list(as_neurons(given)) == order
+
+
+def test_a_set_is_taken_as_it_is_and_works_with_plain_pairs(skill):
+    assert as_neurons(skill) is skill
+    first, new = next(iter(skill)), (3, 9)
+    assert list(skill | [new]) == [*skill, new] and list(skill & [first, new]) == [first]
+    assert list(skill - {first}) == list(skill)[1:] and (skill | [new]).d_mlp == skill.d_mlp
+    assert skill.overlap([first]) == skill.overlap(NeuronSet.from_pairs([first]))
+
+
+@pytest.mark.parametrize("given", ["14.371", {"a": 1}, 5, [(1, 2, 3)], [5], torch.tensor([1, 2])])
+def test_what_is_no_neurons_is_refused(given):
+    with pytest.raises(TypeError, match=r"pairs? \(layer, index\), got"):
+        as_neurons(given)
+
+
+def test_every_function_that_takes_neurons_takes_plain_pairs():
+    """None is typed by the class, which mypy and the shape checker would hold it to."""
+    strict = []
+    for room in "attention interop interventions models plots prompts scores studies".split():
+        offered = importlib.import_module(f"tl_skillneurons.{room}")
+        for name in getattr(offered, "__all__", ["neuron_index", "patching_index"]):
+            value = getattr(offered, name)
+            if inspect.isclass(value):  # what a class is made of is what a function found
+                continue
+            if callable(value):
+                for parameter in inspect.signature(value).parameters.values():
+                    if "NeuronSet" in str(parameter.annotation).replace(str(Neurons), "Neurons"):
+                        strict.append(f"{room}.{name}({parameter.name})")
+    assert strict == []

@@ -1,14 +1,14 @@
 """What names neurons: layers and indices in any form, inside the model, each pair once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from numbers import Integral
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tl_skillneurons._checks import require_int
+from tl_skillneurons._checks import listed, require_int
 
 
 def form_of(value: Any) -> str:
@@ -34,6 +34,51 @@ def integers(values: Any, name: str) -> Int[Tensor, " neuron"]:
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(f"{name} must hold integers, got {value!r}")
     return torch.tensor([int(value) for value in values], dtype=torch.int64)
+
+
+def layers_and_indices(pairs: Any) -> tuple[list[Any], list[Any]]:
+    """The layers and the indices of pairs ``(layer, index)`` in a list, a set (then in rising order) or an array.
+
+    Raises:
+        TypeError: When they are something else.
+    """
+    if isinstance(pairs, str | Mapping) or not isinstance(pairs, Iterable):
+        raise TypeError(f"neurons must be a NeuronSet or pairs (layer, index), got {form_of(pairs)}")
+    rows = pairs.tolist() if hasattr(pairs, "tolist") else list(pairs)
+    for pair in rows:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"each neuron must be a pair (layer, index), got {pair!r}")
+    if isinstance(pairs, Set):
+        rows = sorted(rows)
+    return [pair[0] for pair in rows], [pair[1] for pair in rows]
+
+
+def require_mask(mask: Any) -> Bool[Tensor, "layer neuron"]:
+    """Return ``mask`` if it is a bool tensor of two axes.
+
+    Raises:
+        TypeError: Otherwise.
+    """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 2:
+        raise TypeError(f"mask must be a bool tensor [layer, neuron], got {form_of(mask)}")
+    return mask
+
+
+def shape_of_blocks(model: Any) -> tuple[int, int]:
+    """``(n_layers, d_mlp)`` of a model whose blocks have one output projection each, of one width.
+
+    Raises:
+        ValueError: When a layer has no single projection, or they differ in their number of neurons.
+    """
+    projections = [getattr(getattr(block, "mlp", None), "W_out", None) for block in model.blocks]
+    widths = {None if w is None or w.ndim != 2 else int(w.shape[0]) for w in projections}
+    [width, *others] = widths or {None}
+    if others or width is None:
+        raise ValueError(
+            "every layer must have one output projection (W_out) with as many neurons, "
+            f"got {listed(sorted(widths, key=str))} neurons in the {len(projections)} layers"
+        )
+    return len(projections), width
 
 
 def one_shape(

@@ -59,11 +59,13 @@ def draw_like(
 
 def finite_match(
     match: Float[Tensor, "layer neuron"] | Float[Tensor, "quantity layer neuron"],
+    n_layers: int | None = None,
+    d_mlp: int | None = None,
 ) -> Float[Tensor, "layer neuron"] | Float[Tensor, "quantity layer neuron"]:
     """``match`` in float64 on the CPU.
 
     Raises:
-        ValueError: When it has other axes, or a number that is not finite.
+        ValueError: When it has other axes, other sizes than those that are known, or a number that is not finite.
     """
     if not isinstance(match, Tensor) or match.ndim not in (2, 3) or 0 in match.shape:
         got = f"{match.dtype} of shape {tuple(match.shape)}" if isinstance(match, Tensor) else repr(match)
@@ -73,6 +75,9 @@ def finite_match(
         layer, index = (~match.isfinite()).nonzero()[0][-2:].tolist()
         value = match[~match.isfinite()][0]
         raise ValueError(f"match must be finite, got {value} at layer {layer}, index {index}")
+    if any(size not in (None, got) for size, got in zip((n_layers, d_mlp), match.shape[-2:], strict=True)):
+        wanted = f"n_layers={n_layers}, d_mlp={d_mlp}"
+        raise ValueError(f"match must be [layer, neuron] of {wanted}, got shape {tuple(match.shape)}")
     return match
 
 

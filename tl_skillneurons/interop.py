@@ -30,13 +30,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int
 from tl_skillneurons.models.hooks import remove_hook
 from tl_skillneurons.models.sites import require_supported
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 
 __docformat__ = "google"
 
 
-def neuron_index(neurons: NeuronSet, layer: int) -> Int[Tensor, " neuron"]:
+def neuron_index(neurons: Neurons, layer: int) -> Int[Tensor, " neuron"]:
     """The indices of the set's neurons in one layer, as ``interchange.neuron_basis(d_mlp, ...)`` takes them.
 
     Raises:
@@ -45,6 +45,7 @@ def neuron_index(neurons: NeuronSet, layer: int) -> Int[Tensor, " neuron"]:
     Example:
         >>> basis = neuron_basis(d_mlp, neuron_index(skill, layer=3))  # [d_mlp, n_neurons]
     """
+    neurons = as_neurons(neurons)
     require_int(layer, "layer", minimum=0)
     of_layer = neurons.by_layer()
     if layer not in of_layer:
@@ -52,7 +53,7 @@ def neuron_index(neurons: NeuronSet, layer: int) -> Int[Tensor, " neuron"]:
     return of_layer[layer]
 
 
-def patching_index(neurons: NeuronSet, positions: Sequence[int]) -> pd.DataFrame:
+def patching_index(neurons: Neurons, positions: Sequence[int]) -> pd.DataFrame:
     """One row per neuron and position, columns layer, pos and neuron: ``generic_activation_patch``'s ``index_df``.
 
     Each row costs that function one forward pass of the whole batch.
@@ -66,6 +67,7 @@ def patching_index(neurons: NeuronSet, positions: Sequence[int]) -> pd.DataFrame
     Example:
         >>> patching_index(skill, positions=[-1])  # at the last virtual token of a suffix prompt
     """
+    neurons = as_neurons(neurons)
     positions = [int(position) for position in positions]
     if not len(neurons) or not positions:
         raise ValueError(

@@ -13,17 +13,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeAlias, overload
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_skillneurons._checks import listed, require_int, require_seed, selection_size
+from tl_skillneurons._checks import require_int, require_seed, selection_size
 from tl_skillneurons._choice import Choice, joint
 from tl_skillneurons._files import sound
-from tl_skillneurons._indices import form_of, integers, one_shape, require_distinct, require_inside
+from tl_skillneurons._indices import (
+    integers,
+    layers_and_indices,
+    one_shape,
+    require_distinct,
+    require_inside,
+    require_mask,
+    shape_of_blocks,
+)
 from tl_skillneurons._matching import draw_like, finite_match
 from tl_skillneurons._overlap import Overlap, overlap_beside_chance
 from tl_skillneurons._results import html_of
@@ -109,19 +117,13 @@ class NeuronSet:
         model: str | None = None,
         choice: Choice | None = None,
     ) -> "NeuronSet":
-        """The neurons in a list of ``(layer, index)``, in its order."""
-        pairs = list(pairs)
-        for pair in pairs:
-            if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise TypeError(f"each neuron must be a pair (layer, index), got {pair!r}")
-        return cls([p[0] for p in pairs], [p[1] for p in pairs], n_layers, d_mlp, model, choice)
+        """The neurons in a list of ``(layer, index)``, in its order; those of a ``set`` by layer and index."""
+        return cls(*layers_and_indices(pairs), n_layers, d_mlp, model, choice)
 
     @classmethod
     def from_mask(cls, mask: Bool[Tensor, "layer neuron"], *, model: str | None = None) -> "NeuronSet":
         """The neurons where ``mask`` is true, ordered by layer and index; the mask's shape is the model's."""
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 2:
-            raise TypeError(f"mask must be a bool tensor [layer, neuron], got {form_of(mask)}")
-        layer, index = mask.nonzero(as_tuple=True)
+        layer, index = require_mask(mask).nonzero(as_tuple=True)
         return cls(layer, index, n_layers=mask.shape[0], d_mlp=mask.shape[1], model=model)
 
     def mask(self, n_layers: int | None = None, d_mlp: int | None = None) -> Bool[Tensor, "layer neuron"]:
@@ -160,14 +162,7 @@ class NeuronSet:
             ValueError: When the model's shape contradicts the set's own or is too small for its neurons, when a
                 layer has no single output projection, or when layers differ in their number of neurons.
         """
-        projections = [getattr(getattr(block, "mlp", None), "W_out", None) for block in model.blocks]
-        widths = {None if w is None or w.ndim != 2 else int(w.shape[0]) for w in projections}
-        if len(widths) != 1 or None in widths:
-            raise ValueError(
-                "every layer must have one output projection (W_out) with as many neurons, "
-                f"got {listed(sorted(widths, key=str))} neurons in the {len(projections)} layers"
-            )
-        n_layers, d_mlp = self._shape(len(projections), widths.pop())
+        n_layers, d_mlp = self._shape(*shape_of_blocks(model))
         name = getattr(model.cfg, "model_name", None)
         return NeuronSet(self.layer, self.index, n_layers, d_mlp, name or self.model, self.choice)
 
@@ -229,7 +224,7 @@ class NeuronSet:
         counts = {str(amount): selection_size(amount, width, per="layer") for amount in amounts}
         return {name: self.first_per_layer(count) for name, count in counts.items()}
 
-    def overlap(self, other: "NeuronSet", *, d_mlp: int | None = None) -> Overlap:
+    def overlap(self, other: "Neurons", *, d_mlp: int | None = None) -> Overlap:
         """How much two sets share, and how much sets of their sizes per layer share by luck.
 
         Args:
@@ -244,7 +239,7 @@ class NeuronSet:
             >>> found.n_shared, round(found.chance_shared, 3), round(found.p_value, 3)
             (1, 1.0, 0.833)
         """
-        shared = self & other
+        shared = self & (other := as_neurons(other))
         _, width = shared._shape(None, d_mlp)
         if width is None:
             raise ValueError("neither set knows its model's d_mlp; give overlap(other, d_mlp=...)")
@@ -286,11 +281,7 @@ class NeuronSet:
         seed = require_seed(seed)
         n_nearest = require_int(n_nearest, "n_nearest")
         if match is not None:
-            match = finite_match(match)
-            known = self._shape(n_layers, d_mlp)
-            if any(size not in (None, got) for size, got in zip(known, match.shape[-2:], strict=True)):
-                wanted = f"n_layers={known[0]}, d_mlp={known[1]}"
-                raise ValueError(f"match must be [layer, neuron] of {wanted}, got shape {tuple(match.shape)}")
+            match = finite_match(match, *self._shape(n_layers, d_mlp))
             n_layers, d_mlp = match.shape[-2:]
         n_layers, d_mlp = self._shape(n_layers, d_mlp)
         if d_mlp is None:
@@ -342,16 +333,27 @@ class NeuronSet:
         layer, index = map(int, pair)
         return bool(((self.layer == layer) & (self.index == index)).any())
 
-    def __or__(self, other: "NeuronSet") -> "NeuronSet":
-        own = set(self)
+    @overload
+    def __getitem__(self, place: int) -> tuple[int, int]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "NeuronSet": ...
+
+    def __getitem__(self, place: int | slice) -> "tuple[int, int] | NeuronSet":
+        """A neuron's ``(layer, index)``; of a slice the set of these neurons, chosen as this one was."""
+        pairs = list(self)
+        return self._part(pairs[place]) if isinstance(place, slice) else pairs[place]
+
+    def __or__(self, other: "Neurons") -> "NeuronSet":
+        own, other = set(self), as_neurons(other)
         return self._like(other, [*self, *(pair for pair in other if pair not in own)])
 
-    def __and__(self, other: "NeuronSet") -> "NeuronSet":
-        others = set(other)
+    def __and__(self, other: "Neurons") -> "NeuronSet":
+        others = set(other := as_neurons(other))
         return self._like(other, [pair for pair in self if pair in others])
 
-    def __sub__(self, other: "NeuronSet") -> "NeuronSet":
-        others = set(other)
+    def __sub__(self, other: "Neurons") -> "NeuronSet":
+        others = set(other := as_neurons(other))
         left = self._like(other, [pair for pair in self if pair not in others])
         return self._part(left, left.n_layers, left.d_mlp)
 
@@ -391,3 +393,16 @@ class NeuronSet:
         """Some of its own neurons, chosen as it was."""
         shape = {"n_layers": n_layers or self.n_layers, "d_mlp": d_mlp or self.d_mlp}
         return NeuronSet.from_pairs(pairs, **shape, model=self.model, choice=self.choice)
+
+
+Neurons: TypeAlias = NeuronSet | Iterable[Sequence[SupportsIndex]]
+"""Neurons as every function takes them: a set, or plain pairs ``(layer, index)`` in a list, a set or an array."""
+
+
+def as_neurons(neurons: Neurons) -> NeuronSet:
+    """The set itself, or that of plain pairs, of which nobody knows the model's shape or what chose them.
+
+    Raises:
+        TypeError: For what is no set of neurons and no pairs of integers.
+    """
+    return neurons if isinstance(neurons, NeuronSet) else NeuronSet.from_pairs(neurons)

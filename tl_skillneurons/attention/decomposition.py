@@ -48,7 +48,7 @@ from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.norms import frozen_norms
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import neuron_shape
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
@@ -148,7 +148,7 @@ def decompose(
     model: TransformerBridge,
     prompt: SoftPrompt,
     texts: Sequence[str],
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     projection: str = "pre",
     by_source: bool = True,
@@ -172,6 +172,7 @@ def decompose(
         >>> parts = skn.attention.decompose(model, prompt, ["a fine film"], skill)
         >>> parts.heads.mean((0, 1, 2))  # [layer, head]
     """
+    neurons = as_neurons(neurons)
     prompted = PromptedModel(model, prompt, max_length=max_length)
     with prompted.attached() as virtual:
         tokens = prompted.tokens(texts)
@@ -182,12 +183,13 @@ def decompose_batch(
     prompted: PromptedModel,
     tokens: PromptedTokens,
     virtual: VirtualTokens,
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     projection: str = "pre",
     by_source: bool = True,
 ) -> PreActivationParts:
     """The same for a batch that stands ready, inside ``prompted.attached()``."""
+    neurons = as_neurons(neurons)
     model = prompted.model
     require_option(projection, "projection", PROJECTIONS)
     neurons.require_fits(*neuron_shape(model))

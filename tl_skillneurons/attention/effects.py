@@ -47,7 +47,7 @@ from tl_skillneurons.interventions.references import reference_rows
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.sites import head_output_weights, neuron_hooks, neuron_shape
-from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.positions import NAMED, ActsAt, current_tokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
@@ -200,7 +200,7 @@ def head_effects(
     prompt: SoftPrompt,
     task: Task,
     heads: Sequence[Head],
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     how: How = "mean",
     positions: str = "prompt",
@@ -227,6 +227,7 @@ def head_effects(
         >>> found = skn.attention.head_effects(model, prompt, task, [(5, 1), (7, 3)], skill)
         >>> found.to_dataframe()
     """
+    neurons = as_neurons(neurons)
     require_two_classes(task)
     require_draws(n_random)
     require_seed(seed)

@@ -46,7 +46,7 @@ from tl_skillneurons.interventions.twins import INSIST, Twins, logit_diff, no_fr
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
 from tl_skillneurons.models.verification import require
-from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.positions import PromptedTokens, columns
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
@@ -197,7 +197,7 @@ def patch_heads_to_neurons(
     prompt: SoftPrompt,
     task: Task,
     heads: Sequence[Head],
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     twins: Twins | str = "report",
     n_random: int = 20,
@@ -222,6 +222,7 @@ def patch_heads_to_neurons(
         >>> found = skn.attention.patch_heads_to_neurons(model, prompt, task, writers.top_heads(3), skill)
         >>> found.to_dataframe()
     """
+    neurons = as_neurons(neurons)
     neurons.require_fits(*neuron_shape(model))
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")

@@ -32,7 +32,7 @@ from tl_skillneurons.attention._over_task import POSITIONS, decomposed, settings
 from tl_skillneurons.attention.chosen import require_heads_apart
 from tl_skillneurons.attention.decomposition import PreActivationParts
 from tl_skillneurons.attention.patterns import token_names
-from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.neurons import SITE, Neurons, as_neurons
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
@@ -111,7 +111,7 @@ def source_words(
     model: TransformerBridge,
     prompt: SoftPrompt,
     task: Task,
-    neurons: NeuronSet,
+    neurons: Neurons,
     heads: Sequence[Head],
     *,
     projection: str = "pre",
@@ -135,6 +135,7 @@ def source_words(
     Example:
         >>> words = skn.attention.source_words(model, prompt, task, skill, [(5, 1), (7, 3)])
     """
+    neurons = as_neurons(neurons)
     pairs = _require_heads(heads, model)
     prompted = PromptedModel(model, prompt, max_length=max_length, run=small_batches(run))
     split = task.split(role)
@@ -186,7 +187,7 @@ def coloured_sources(
     model: TransformerBridge,
     prompt: SoftPrompt,
     text: str,
-    neurons: NeuronSet,
+    neurons: Neurons,
     heads: Sequence[Head],
     *,
     projection: str = "pre",
@@ -206,6 +207,7 @@ def coloured_sources(
     Example:
         >>> rich.print(skn.attention.coloured_sources(model, prompt, "a fine film", skill, heads))
     """
+    neurons = as_neurons(neurons)
     pairs = _require_heads(heads, model)
     prompted = PromptedModel(model, prompt, max_length=max_length, run=RunOptions(batch_size=1))
     [(_, parts)] = decomposed(prompted, [text], neurons, projection, by_source=True)

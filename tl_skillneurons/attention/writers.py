@@ -38,7 +38,7 @@ from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._over_task import POSITIONS, decomposed, settings_of, small_batches
 from tl_skillneurons.attention.chosen import ChosenHeads
-from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -224,7 +224,7 @@ def head_writers(
     model: TransformerBridge,
     prompt: SoftPrompt,
     task: Task,
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     projection: str = "pre",
     role: str = "select",
@@ -251,6 +251,7 @@ def head_writers(
         >>> writers = skn.attention.head_writers(model, prompt, task, skill)
         >>> control = skn.attention.head_writers(model, prompt, task, skill.random_like(0))
     """
+    neurons = as_neurons(neurons)
     require_seed(seed)
     require_two_classes(task)
     require_int(n_permutations, "n_permutations")

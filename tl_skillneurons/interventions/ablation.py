@@ -25,7 +25,7 @@ from tl_skillneurons._checks import require_option, require_seed
 from tl_skillneurons.interventions.kinds import How, Intervention, as_intervention
 from tl_skillneurons.interventions.references import At, References, ReferenceValues, given_values
 from tl_skillneurons.models.hooks import Hook
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, as_neurons
 from tl_skillneurons.prompts.positions import NAMED, ActsAt, columns
 
 Positions = str | slice | Sequence[int] | Int[Tensor, " pos"]
@@ -45,7 +45,7 @@ def positions_of(record: Any) -> Positions:
 
 
 def ablate(
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     how: How = "zero",
     values: Float[Tensor, "layer neuron"]
@@ -87,6 +87,7 @@ def ablate(
         >>> hooks = skn.ablate(skill, how="mean", values=scores.mean_baseline(), positions="prompt")
         >>> prompted.class_logits(texts, fwd_hooks=hooks)
     """
+    neurons = as_neurons(neurons)
     what = as_intervention(how)
     require_seed(seed)
     if isinstance(positions, str):
@@ -108,7 +109,7 @@ def ablate(
 
 
 def ablate_where_known(
-    neurons: NeuronSet,
+    neurons: Neurons,
     how: Intervention,
     positions: str,
     references: References,
@@ -122,6 +123,7 @@ def ablate_where_known(
         positions: "prompt", "text", or "all": these two, each at its own values.
         labels: Classes of the examples that will run.
     """
+    neurons = as_neurons(neurons)
     if not how.needs:
         return ablate(neurons, how=how, positions=positions, seed=seed)
     classes = labels if how.needs_labels else None

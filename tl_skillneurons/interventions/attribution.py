@@ -50,7 +50,7 @@ from tl_skillneurons.models.hooks import Hook, Hooks
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.models.verification import require
-from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.positions import PromptedTokens, columns
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
@@ -171,7 +171,7 @@ class NeuronAttribution:
     def _repr_html_(self) -> str:
         return html_of(self)
 
-    def plot(self, scores: Any, chosen: NeuronSet | None = None) -> Any:
+    def plot(self, scores: Any, chosen: Neurons | None = None) -> Any:
         """A plotly ``Figure`` of what can be read against what moves: ``skn.plots.plot_read_and_drive``.
 
         Args:
@@ -181,6 +181,7 @@ class NeuronAttribution:
         Raises:
             ImportError: Without plotly.
         """
+        chosen = None if chosen is None else as_neurons(chosen)
         return plotted("plot_read_and_drive")(scores, self, chosen)
 
 

@@ -36,7 +36,7 @@ from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.models.verification import require
-from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.positions import NAMED
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
@@ -49,7 +49,7 @@ def measure_effects(
     model: TransformerBridge,
     prompts: SoftPrompt | Sequence[SoftPrompt],
     task: Task,
-    neurons: NeuronSet | Mapping[str, NeuronSet],
+    neurons: Neurons | Mapping[str, Neurons],
     *,
     interventions: How | Sequence[How] = ("zero", "mean"),
     positions: str | Sequence[str] = "prompt",
@@ -308,11 +308,10 @@ def _require_places(positions: str | Sequence[str]) -> list[str]:
     return [require_option(one, "positions", NAMED) for one in places]
 
 
-def _require_sets(
-    neurons: NeuronSet | Mapping[str, NeuronSet], model: TransformerBridge
-) -> dict[str, NeuronSet]:
+def _require_sets(neurons: Neurons | Mapping[str, Neurons], model: TransformerBridge) -> dict[str, NeuronSet]:
     """The sets by name, each knowing the model's shape."""
-    sets = {"whole": neurons} if isinstance(neurons, NeuronSet) else dict(neurons)
+    given = neurons if isinstance(neurons, Mapping) else {"whole": neurons}
+    sets = {name: as_neurons(one) for name, one in given.items()}
     if not sets:
         raise ValueError("neurons must hold at least one set, got none")
     shape = neuron_shape(model)

@@ -49,7 +49,7 @@ from tl_skillneurons.interventions.twins import (
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.models.verification import require
-from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -238,7 +238,7 @@ def patch_neurons(
     model: TransformerBridge,
     prompt: SoftPrompt,
     task: Task,
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     twins: Twins | str = "report",
     directions: Sequence[str] = DIRECTIONS,
@@ -270,6 +270,7 @@ def patch_neurons(
         >>> found = skn.patch_neurons(model, prompt, task, skill, curves=("layer",))
         >>> found.to_dataframe()[["direction", "curve", "layer", "recovered", "random_max", "placebo_max"]]
     """
+    neurons = as_neurons(neurons)
     shape = neuron_shape(model)
     neurons.require_fits(*shape)
     neurons = NeuronSet(neurons.layer, neurons.index, *shape, neurons.model, neurons.choice)

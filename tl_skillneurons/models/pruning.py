@@ -24,7 +24,7 @@ from tl_skillneurons.models.copies import copy_model
 from tl_skillneurons.models.hooks import hooked
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, as_neurons
 
 Linear = nn.Linear | Conv1D
 """A projection, as Hugging Face writes it: GPT-2 has its weights the other way round."""
@@ -32,7 +32,7 @@ Linear = nn.Linear | Conv1D
 
 def prune(
     model: TransformerBridge,
-    keep: NeuronSet,
+    keep: Neurons,
     values: Float[Tensor, "layer neuron"],
     *,
     layers: Sequence[int] | None = None,
@@ -56,6 +56,7 @@ def prune(
         >>> small = skn.prune(model, scores.top(0.1), scores.mean_baseline())
         >>> skn.PromptedModel(small, prompts[0], task.label_words).accuracy(task)
     """
+    keep = as_neurons(keep)
     shape = neuron_shape(model)
     keep.require_fits(*shape)
     if tuple(values.shape) != shape:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, as_neurons
 from tl_skillneurons.plots.look import COLOURS, figure_of, told
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
@@ -69,7 +69,7 @@ def plot_scores(scores: NeuronScores | NeuronStatistic) -> Any:
     )
 
 
-def plot_positions(scores: NeuronScores, chosen: NeuronSet | None = None) -> Any:
+def plot_positions(scores: NeuronScores, chosen: Neurons | None = None) -> Any:
     """The best predictivity of each layer at each scored position, and the share of the chosen neurons in each layer.
 
     Args:
@@ -85,6 +85,7 @@ def plot_positions(scores: NeuronScores, chosen: NeuronSet | None = None) -> Any
     Example:
         >>> skn.plots.plot_positions(scores, scores.top(100, per="model"))
     """
+    chosen = None if chosen is None else as_neurons(chosen)
     cells = _at_positions(scores)
     best, index = cells.max(-1)
     n_layers, n_positions = best.shape

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.plots.layers import levels, said
 from tl_skillneurons.plots.look import COLOURS, figure_of, told
 from tl_skillneurons.scores.evaluated_rules import AllRules
@@ -20,7 +20,7 @@ _ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)
 
 
 def plot_histogram(
-    scores: NeuronScores | NeuronStatistic, chosen: NeuronSet | None = None, rules: AllRules | None = None
+    scores: NeuronScores | NeuronStatistic, chosen: Neurons | None = None, rules: AllRules | None = None
 ) -> Any:
     """How the scores of all neurons are spread, with the level of luck, and the chosen neurons among them.
 
@@ -38,6 +38,7 @@ def plot_histogram(
     Example:
         >>> skn.plots.plot_histogram(scores, skill, rules)
     """
+    chosen = None if chosen is None else as_neurons(chosen)
     name, role, n = said(scores)
     values = strength(scores).double().flatten().numpy()
     panels = [(f"{name} on {role} ({n} examples), which chose", values)]

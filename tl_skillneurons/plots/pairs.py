@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons.interventions.attribution import NeuronAttribution
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.plots.layers import levels, said
 from tl_skillneurons.plots.look import COLOURS, figure_of, told
 from tl_skillneurons.scores.neuron_scores import NeuronScores
@@ -21,9 +21,7 @@ _MOST_MARKED = 1500
 _GREYS = [[0, "rgba(140,140,140,0)"], [0.001, "rgba(140,140,140,0.12)"], [1, "rgba(140,140,140,0.9)"]]
 
 
-def plot_prompts(
-    scores: NeuronScores, chosen: NeuronSet | None = None, *, one: int = 0, other: int = 1
-) -> Any:
+def plot_prompts(scores: NeuronScores, chosen: Neurons | None = None, *, one: int = 0, other: int = 1) -> Any:
     """Each neuron's predictivity under one prompt against another: the same neurons, the same way round?
 
     Args:
@@ -41,6 +39,7 @@ def plot_prompts(
     Example:
         >>> skn.plots.plot_prompts(scores, skill)
     """
+    chosen = None if chosen is None else as_neurons(chosen)
     if scores.n_prompts < 2:
         raise ValueError("plot_prompts compares two prompts, and these scores are of one; score several")
     for name, prompt in (("one", one), ("other", other)):
@@ -71,7 +70,7 @@ def plot_prompts(
 
 
 def plot_read_and_drive(
-    scores: NeuronScores | NeuronStatistic, attribution: NeuronAttribution, chosen: NeuronSet | None = None
+    scores: NeuronScores | NeuronStatistic, attribution: NeuronAttribution, chosen: Neurons | None = None
 ) -> Any:
     """What can be read from each neuron against what it is estimated to move.
 
@@ -90,6 +89,7 @@ def plot_read_and_drive(
     Example:
         >>> skn.plots.plot_read_and_drive(scores, skn.attribute_neurons(model, prompts[0], task))
     """
+    chosen = None if chosen is None else as_neurons(chosen)
     name, *_ = said(scores)
     reading, driving = strength(scores).double(), attribution.effect.double()
     if reading.shape != driving.shape:

@@ -15,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons.models.sites import neuron_shape
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, require_sees_text
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -110,7 +110,7 @@ def set_activations(
     model: TransformerBridge,
     prompt: SoftPrompt | None,
     texts: Sequence[str],
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     positions: str = "prompt",
     max_length: int | None = None,
@@ -132,6 +132,7 @@ def set_activations(
         >>> features = skn.prompts.set_activations(model, prompt, texts, skill)
         >>> fit_sparse_probe(features, labels, k=1)
     """
+    neurons = as_neurons(neurons)
     require_option(positions, "positions", READINGS)
     prompted = PromptedModel(model, prompt, max_length=max_length, run=run)
     require_sees_text(prompted, positions)

@@ -23,7 +23,7 @@ from tl_skillneurons._files import (
     write_json,
 )
 from tl_skillneurons._results import html_of
-from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.scores.selection import every_neuron
 from tl_skillneurons.scores.tallies import accuracy_at
 
@@ -90,12 +90,13 @@ class AllRules:
     def _repr_html_(self) -> str:
         return html_of(self)
 
-    def accuracy_of(self, neurons: NeuronSet) -> Float[Tensor, " chosen"]:
+    def accuracy_of(self, neurons: Neurons) -> Float[Tensor, " chosen"]:
         """Accuracy of each neuron's rule, the mean over prompts, in the order of ``neurons``; in [0, 1].
 
         Raises:
             ValueError: For neurons outside the model.
         """
+        neurons = as_neurons(neurons)
         return accuracy_at(self.accuracy, self.position, self.direction, neurons)
 
     def to_dataframe(self) -> pd.DataFrame:

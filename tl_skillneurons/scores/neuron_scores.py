@@ -24,7 +24,7 @@ from tl_skillneurons._checks import differing, require_int, require_option, requ
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._pictures import plotted
 from tl_skillneurons._results import html_of
-from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.scores.directions import agreement_of, common_direction, direction_columns
 from tl_skillneurons.scores.null import PermutationNull, combine, permutation_null
 from tl_skillneurons.scores.outcomes import RuleOutcomes
@@ -238,7 +238,7 @@ class NeuronScores:
         n_examples = self.provenance.get("units", {}).get("n_effective", self.n_select)
         return best_of_chance(n_examples, n_scores, alpha=alpha, largest_class_share=share)
 
-    def accuracy_of(self, neurons: NeuronSet) -> Float[Tensor, " chosen"]:
+    def accuracy_of(self, neurons: Neurons) -> Float[Tensor, " chosen"]:
         """Accuracy on ``select`` of each neuron's rule, with the position and direction that ``select`` chose for each
         prompt: too good. :func:`~tl_skillneurons.scores.evaluate_rules` gives it on examples that chose nothing.
 
@@ -248,6 +248,7 @@ class NeuronScores:
         Raises:
             ValueError: For neurons outside the model.
         """
+        neurons = as_neurons(neurons)
         return accuracy_at(self.accuracy, *self.rules(), neurons)
 
     def rules(self) -> tuple[Int[Tensor, "prompt layer neuron"], Int[Tensor, "prompt layer neuron"]]:

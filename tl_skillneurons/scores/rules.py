@@ -25,7 +25,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_seed
 from tl_skillneurons._choice import require_apart
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, as_list
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -59,7 +59,7 @@ def evaluate_rules(
     prompts: SoftPrompt | Sequence[SoftPrompt] | None,
     task: Task,
     scores: NeuronScores,
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     role: str = "report",
     seed: int = 0,
@@ -73,7 +73,7 @@ def evaluate_rules(
     prompts: SoftPrompt | Sequence[SoftPrompt] | None,
     task: Task,
     scores: NeuronScores,
-    neurons: NeuronSet | None = None,
+    neurons: Neurons | None = None,
     *,
     role: str = "report",
     seed: int = 0,
@@ -104,6 +104,7 @@ def evaluate_rules(
         >>> skn.scores.evaluate_rules(model, prompts, task, scores, scores.top(0.02)).mean
         >>> rules = skn.scores.evaluate_rules(model, prompts, task, scores)
     """
+    neurons = None if neurons is None else as_neurons(neurons)
     require_seed(seed)
     if neurons is None:
         require_measured_here(scores, model, prompts, task=task, max_length=max_length)
@@ -130,7 +131,7 @@ def accuracy_of_set(
     prompted: PromptedModel,
     task: Task,
     scores: NeuronScores,
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     role: str,
     seed: int,
@@ -140,6 +141,7 @@ def accuracy_of_set(
     Args:
         prompted: The model with one of the prompts, which tells how many texts were cut.
     """
+    neurons = as_neurons(neurons)
     right, units = answers.mean(0), task.units(role)
     each_low, each_high = two_level_bootstrap(
         rearrange(answers, "prompt example chosen -> chosen prompt example"), seed=seed, units=units
@@ -184,7 +186,7 @@ def rule_answers(
     prompts: SoftPrompt | Sequence[SoftPrompt] | None,
     task: Task,
     scores: NeuronScores,
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     role: str = "report",
     max_length: int | None = None,
@@ -195,6 +197,7 @@ def rule_answers(
     Raises:
         ValueError: When the scores are of another model, other prompts, another task, or texts cut otherwise.
     """
+    neurons = as_neurons(neurons)
     require_measured_here(scores, model, prompts, task=task, max_length=max_length)
     neurons.require_fits(scores.n_layers, scores.d_mlp)
     labels = torch.tensor(task.split(role)["label"])
@@ -212,9 +215,10 @@ def right_by_rule(
     activations: Float[Tensor, "prompt example chosen"],
     labels: Int[Tensor, " example"],
     scores: NeuronScores,
-    neurons: NeuronSet,
+    neurons: Neurons,
 ) -> Float[Tensor, "prompt example chosen"]:
     """Whether each neuron's rule is right on each example, 1 or 0, of activations at the position of the rule."""
+    neurons = as_neurons(neurons)
     layer, index = neurons.layer, neurons.index
     where, direction = (one[:, layer, index] for one in scores.rules())
     number = torch.arange(len(activations))[:, None]

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, as_neurons
 
 _NO_FLOAT64 = ("mps",)
 
@@ -97,9 +97,10 @@ def accuracy_at(
     accuracy: Float[Tensor, "prompt layer position neuron"],
     position: Int[Tensor, "prompt layer neuron"],
     direction: Int[Tensor, "prompt layer neuron"],
-    neurons: NeuronSet,
+    neurons: Neurons,
 ) -> Float[Tensor, " chosen"]:
     """Each neuron's accuracy at its position and in its direction, the mean over prompts."""
+    neurons = as_neurons(neurons)
     _, n_layers, _, d_mlp = accuracy.shape
     neurons.require_fits(n_layers, d_mlp)
     at_best = accuracy.gather(2, position.unsqueeze(2))[:, :, 0]

@@ -32,7 +32,7 @@ from tl_skillneurons.interventions.kinds import How
 from tl_skillneurons.models.copies import copy_model
 from tl_skillneurons.models.records import model_differences, model_record
 from tl_skillneurons.models.sites import has_language_model_head, is_causal, require_eval, require_supported
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -209,7 +209,7 @@ def adapt(
 def measure_adapted(
     adapted: Mapping[str, AdaptedModel],
     task: Task,
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     interventions: How | Sequence[How] = "mean",
     positions: str | Sequence[str] = "all",
@@ -240,6 +240,7 @@ def measure_adapted(
         >>> frame = skn.studies.measure_adapted({"lora": skn.studies.adapt(model, task, "lora")}, task, skill)
         >>> frame[["adapted", "metric", "intact", "value", "random_median", "p_random"]]
     """
+    neurons = as_neurons(neurons)
     require_seed(seed)
     if not adapted:
         raise ValueError("give at least one adapted model by name, got none")

@@ -33,7 +33,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons._results import html_of, one_line
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.activations import neuron_activations
 from tl_skillneurons.prompts.run import RunOptions, as_list
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -153,7 +153,7 @@ def diagnose(
     model: TransformerBridge,
     prompts: SoftPrompt | Sequence[SoftPrompt] | None,
     task: Task,
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     scores: NeuronScores | None = None,
     n_bootstrap: int = 200,
@@ -181,6 +181,7 @@ def diagnose(
         >>> found = skn.studies.diagnose(model, prompts, task, skill, scores=scores)
         >>> found.to_dataframe()[["quantity", "value", "control"]]
     """
+    neurons = as_neurons(neurons)
     neurons = neurons.of_model(model)
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
@@ -239,11 +240,12 @@ def diagnose(
     )
 
 
-def agreement(scores: NeuronScores, neurons: NeuronSet, null: StabilityNull) -> pd.DataFrame:
+def agreement(scores: NeuronScores, neurons: Neurons, null: StabilityNull) -> pd.DataFrame:
     """Of each pair of prompts: how alike they rank all neurons, and what their tops share, beside permuted labels.
 
     The tops have as many neurons of each layer as ``neurons``.
     """
+    neurons = as_neurons(neurons)
     each = scores.predictivity_by_prompt
     counts = neurons.counts_per_layer()
     tops = [_top_of_layers(score, counts) for score in each]
@@ -263,7 +265,7 @@ def agreement(scores: NeuronScores, neurons: NeuronSet, null: StabilityNull) -> 
 
 def bootstrap_jaccard(
     outcomes: RuleOutcomes,
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     n_draws: int = 200,
     seed: int = 0,
@@ -274,6 +276,7 @@ def bootstrap_jaccard(
 
     What belongs together (twins, groups: ``outcomes.units``) is resampled together.
     """
+    neurons = as_neurons(neurons)
     require_int(n_draws, "n_draws")
     generator = torch.Generator().manual_seed(require_seed(seed))
     weights = outcomes.units.weights(n_draws, generator)
@@ -291,11 +294,12 @@ def bootstrap_jaccard(
     return shared.double() / (2 * len(neurons) - shared)
 
 
-def nearest_outside(acts: Float[Tensor, "example layer neuron"], neurons: NeuronSet) -> pd.DataFrame:
+def nearest_outside(acts: Float[Tensor, "example layer neuron"], neurons: Neurons) -> pd.DataFrame:
     """Of each neuron the one outside the set that goes most with it, up or down, and their correlation.
 
     Constant neurons correlate with nothing: 0. Memory: ``chosen * neurons of a layer`` numbers.
     """
+    neurons = as_neurons(neurons)
     n_layers, d_mlp = acts.shape[1:]
     own = _standard(acts[:, neurons.layer, neurons.index])
     best = torch.zeros(len(neurons), dtype=torch.float64)

@@ -28,7 +28,7 @@ from tl_skillneurons.interventions.asked import Examples
 from tl_skillneurons.interventions.controls import CONTROLS
 from tl_skillneurons.interventions.effects import measure_effects
 from tl_skillneurons.interventions.kinds import How
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, as_neurons
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.hypothesis_tests import require_draws
@@ -129,7 +129,7 @@ def cross_task_damage(
     model: TransformerBridge,
     tasks: Mapping[str, Task],
     prompts: Mapping[str, SoftPrompt | Sequence[SoftPrompt]],
-    neurons: Mapping[str, NeuronSet],
+    neurons: Mapping[str, Neurons],
     *,
     how: How = "mean",
     positions: str = "prompt",
@@ -165,13 +165,14 @@ def cross_task_damage(
     for what, given in (("prompts", prompts), ("neurons", neurons)):
         if set(given) != set(tasks):
             raise ValueError(f"{what} must go by the names of the tasks, {list(tasks)}, got {list(given)}")
+    sets = {name: as_neurons(one) for name, one in neurons.items()}
     rows, settings = [], {}
     for measured, task in tasks.items():
         panel = measure_effects(
             model,
             prompts[measured],
             task,
-            neurons,
+            sets,
             interventions=how,
             positions=positions,
             n_random=n_random,
@@ -183,7 +184,7 @@ def cross_task_damage(
         settings[measured] = panel.settings
         frame = panel.to_dataframe(each_prompt=False)
         frame = frame[frame.metric == "accuracy"].set_index("set")
-        for ablated, chosen in neurons.items():
+        for ablated, chosen in sets.items():
             row = frame.loc[ablated]
             rows.append(
                 {

@@ -16,7 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -45,7 +45,7 @@ def profile_neurons(
     prompts: SoftPrompt | Sequence[SoftPrompt],
     task: Task,
     scores: NeuronScores,
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     role: str = "report",
     n_texts: int = 8,
@@ -74,6 +74,7 @@ def profile_neurons(
         >>> for text in profiles.of(14, 371).highest:
         ...     print(text.activation, [(piece.text, piece.moved) for piece in text.pieces])
     """
+    neurons = as_neurons(neurons)
     chosen = soft_prompts(prompts)
     require_seed(seed)
     require_int(n_texts, "n_texts")

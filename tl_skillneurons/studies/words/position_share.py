@@ -26,7 +26,7 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.models.verification import require
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -36,7 +36,7 @@ def position_share(
     model: TransformerBridge,
     prompt: SoftPrompt | None,
     texts: Sequence[str],
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     max_length: int | None = None,
     run: RunOptions = RunOptions(),
@@ -59,6 +59,7 @@ def position_share(
     Example:
         >>> skn.studies.position_share(model, prompt, texts, skill)
     """
+    neurons = as_neurons(neurons)
     neurons.require_fits(*neuron_shape(model))
     if not len(neurons):
         raise ValueError("there is nothing to read of an empty set; give at least one neuron")

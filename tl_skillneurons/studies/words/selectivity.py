@@ -44,7 +44,7 @@ from tl_skillneurons._controls import distinct_draws, few_alternatives
 from tl_skillneurons._words import words_of
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_shape
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.activations import set_activations
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
@@ -64,7 +64,7 @@ def word_selectivity(
     model: TransformerBridge,
     prompt: SoftPrompt,
     task: Task,
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     role: str = "report",
     min_texts: int = 5,
@@ -101,6 +101,7 @@ def word_selectivity(
         >>> frame = skn.studies.word_selectivity(model, prompt, task, skill)
         >>> frame[["word", "word_r", "p_word", "label_r", "token_detector"]]
     """
+    neurons = as_neurons(neurons)
     require_draws(n_permutations, alpha, name="n_permutations")
     require_int(min_texts, "min_texts")
     require_seed(seed)
@@ -209,7 +210,7 @@ def _shuffled_texts(
 
 
 def weight_words(
-    model: TransformerBridge, neurons: NeuronSet, *, n_words: int = 5, n_random: int = 20, seed: int = 0
+    model: TransformerBridge, neurons: Neurons, *, n_words: int = 5, n_random: int = 20, seed: int = 0
 ) -> pd.DataFrame:
     """The words nearest to each neuron's input and output weights, by the absolute cosine with their embeddings.
 
@@ -230,6 +231,7 @@ def weight_words(
     Example:
         >>> skn.studies.weight_words(model, skill)[["layer", "index", "side", "words", "cosine", "p_random"]]
     """
+    neurons = as_neurons(neurons)
     require_seed(seed)
     require_draws(n_random)
     require_int(n_words, "n_words")

@@ -27,7 +27,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons._controls import draw_controls
 from tl_skillneurons._results import html_of, one_line
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, as_list
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -116,7 +116,7 @@ def accuracy_without_words(
     prompts: SoftPrompt | Sequence[SoftPrompt] | None,
     task: Task,
     scores: NeuronScores,
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     n_words: int = 20,
     min_texts: int = 5,
@@ -149,6 +149,7 @@ def accuracy_without_words(
         >>> found = skn.studies.accuracy_without_words(model, prompts, task, scores, skill)
         >>> found.groups[["texts", "accuracy", "low", "high", "majority", "random_median", "p_random"]]
     """
+    neurons = as_neurons(neurons)
     require_seed(seed)
     require_two_classes(task)
     require_int(n_words, "n_words")

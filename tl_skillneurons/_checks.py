@@ -111,3 +111,18 @@ def selection_size(amount: float | int, available: int, *, per: str) -> int:
             f"amount must give 1 to {available} neurons per {per}, got {amount} ({count} neurons)"
         )
     return count
+
+
+def require_others(amount: float | int, available: int, *, per: str = "layer") -> int:
+    """How many of ``available`` neurons ``amount`` is, if as many others are left to be its control.
+
+    Raises:
+        ValueError: Otherwise, with how many may be chosen.
+    """
+    count = selection_size(amount, available, per=per)
+    if 2 * count > available:
+        raise ValueError(
+            f"amount must leave as many other neurons for the controls, at most {available // 2} of the {available} "
+            f"per {per}, got {amount} ({count} neurons)"
+        )
+    return count

@@ -1,56 +1,17 @@
 """The command, with a tiny model behind it: what it prints is what Python gives, kept and resumed in a folder."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
+from commands import QUICK, WORDS
 from planted import model as planted_model
-from planted import sentences
 from toy import QUIET
 from typer.testing import CliRunner
-
-WORDS = "0=negative,1=positive"
-QUICK = ["--virtual-tokens", "2", "--prompts", "2", "--steps", "8", "--batch-size", "8", "--top", "2"]
-
-
-@pytest.fixture(scope="module")
-def cli():
-    """The command with a tiny model that can do the task behind ``--model``, whatever it is given."""
-    from tl_skillneurons import cli
-    from tl_skillneurons.models import loading
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "load_model", lambda name, **options: planted_model())
-        yield cli
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("labelled") / "data"
-    folder.mkdir()
-    rows = sentences(88)
-    for split, part in (("train", rows[:40]), ("validation", rows[40:64]), ("test", rows[64:])):
-        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in part))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(cli, data, tmp_path_factory):
-    """The folder of a finished run, and what was printed; read-only."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    result = run(cli, *quick(data, out))
-    assert result.exit_code == 0, result.output
-    return out, result.stdout
-
-
-@pytest.fixture
-def folder(finished, tmp_path):
-    """A copy of the finished run's folder."""
-    return Path(shutil.copytree(finished[0], tmp_path / "run"))
 
 
 def run(cli, *options):
@@ -78,7 +39,6 @@ def test_find_writes_a_run_folder_whose_json_holds_every_number_it_prints(finish
         "curve.safetensors",
         "effects.safetensors",
         "neurons.json",
-        "predictivity.html",
         "price.safetensors",
         "profiles.safetensors",
         "prompts/prompt-seed0.safetensors",
@@ -87,6 +47,7 @@ def test_find_writes_a_run_folder_whose_json_holds_every_number_it_prints(finish
         "readability/probe-1.safetensors",
         "readability/random_rules.safetensors",
         "readability/rules_of_the_best.json",
+        "report.html",
         "rules_on_report.safetensors",
         "run.json",
         "scores.safetensors",
@@ -156,7 +117,10 @@ def test_a_finished_run_is_not_computed_again(cli, data, finished, folder, monke
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("computed again"))
     again = run(cli, *quick(data, folder))
     assert again.exit_code == 0, again.output
-    one, two = ("".join(said.split()) for said in (finished[1], again.stdout))  # however lines broke
+    without_times = (
+        re.sub("Where the time went.*? in all.", "", said, flags=re.S) for said in (finished[1], again.stdout)
+    )
+    one, two = ("".join(said.split()) for said in without_times)  # however lines broke
     assert one.replace(str(finished[0]), "") == two.replace(str(folder), "")
 
 
@@ -223,11 +187,14 @@ def test_what_a_user_gets_wrong_is_one_clear_line_and_nothing_is_written(
     assert not out.exists()
 
 
-def test_without_plotly_a_run_says_what_its_picture_needs(cli, data, folder, monkeypatch):
+def test_without_plotly_a_run_says_what_its_page_needs(cli, data, folder, monkeypatch):
+    from tl_skillneurons.report import page
+
+    monkeypatch.setattr(page, "page_of", lambda findings: page.graph_objects())
     monkeypatch.setitem(sys.modules, "plotly", None)
     result = run(cli, *quick(data, folder))
     assert result.exit_code == 0, result.output
-    assert 'No picture: plots need plotly; install it with pip install "tl_skillneurons[plots]"' in " ".join(
+    assert 'No page: plots need plotly; install it with pip install "tl_skillneurons[plots]"' in " ".join(
         result.output.split()
     )
 
@@ -326,8 +293,20 @@ def test_the_version_is_the_installed_one(cli):
     assert CliRunner().invoke(cli.app, ["--version"]).output == f"{version('tl_skillneurons')}\n"
 
 
-def test_messages_name_options_and_leave_other_words_alone():
-    from tl_skillneurons.cli._errors import in_own_words
+def test_messages_name_options_and_leave_other_words_alone(cli):
+    from tl_skillneurons.cli._errors import OWN_WORDS, in_own_words
 
-    said = in_own_words("n_steps: 4 there; label_words must be; model.label_words, batch_size() and amounts")
-    assert said == "--steps: 4 there; --label-words must be; model.label_words, batch_size() and amounts"
+    def said(message):
+        return in_own_words(message, OWN_WORDS["find"])
+
+    assert (
+        said("n_steps: 4 there; label_words must be; model.label_words, batch_size() and amounts")
+        == "--steps: 4 there; --label-words must be; model.label_words, batch_size() and amounts"
+    )
+    assert said("say by label= which column") == "say by --label which column"
+    assert said("give template='{a}', or 'label=word,label=word'") == (
+        "give --template '{a}', or 'label=word,label=word'"
+    )
+    assert said("dtype must be one of; the data of a model, by its label") == (
+        "--dtype must be one of; the data of a model, by its label"
+    )

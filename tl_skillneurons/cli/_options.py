@@ -1,13 +1,14 @@
 """Options that several commands share, grouped as the help shows them, and how they are spelled."""
 
-import inspect
 import re
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
+
+from tl_skillneurons._checks import listed, require_option
 
 BUILT_IN = "movie_reviews"
 
@@ -97,39 +98,6 @@ class Search:
     ] = None
 
 
-def options_of(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as typer reads it: every field of the dataclasses it takes is an option.
-
-    The dataclass's docstring heads its options in the help.
-    """
-    groups = get_type_hints(command)
-    groups.pop("return", None)
-    owner, parameters = {}, []
-    for group, kind in groups.items():
-        types = get_type_hints(kind, include_extras=True)
-        for field in fields(kind):
-            annotated = types[field.name]
-            annotated.__metadata__[0].rich_help_panel = kind.__doc__
-            default = inspect.Parameter.empty if field.default is MISSING else field.default
-            parameters.append(
-                inspect.Parameter(
-                    field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotated
-                )
-            )
-            owner[field.name] = group
-
-    def with_groups(**given: Any) -> None:
-        values: dict[str, dict[str, Any]] = {group: {} for group in groups}
-        for name, value in given.items():
-            values[owner[name]][name] = value
-        command(**{group: kind(**values[group]) for group, kind in groups.items()})
-
-    with_groups.__doc__ = command.__doc__
-    with_groups.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by inspect
-    with_groups.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return with_groups
-
-
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 """An integer as it is spelled: 0042 is a name."""
 
@@ -150,12 +118,81 @@ def label_words_of(given: str) -> dict[Any, Any]:
     return dict(words)
 
 
-def amount_of(given: str) -> float | int:
+def amount_of(given: str, option: str = "--top") -> float | int:
+    """A share such as 0.02 or 2%, or a count such as 30.
+
+    Raises:
+        ValueError: For what is neither, a share that is not in (0, 1], or a count below 1.
+    """
     try:
-        return int(given) if re.fullmatch(r"\d+", given) else float(given)
+        if re.fullmatch(r"\d+", given):
+            amount: float | int = int(given)
+        else:
+            amount = float(given[:-1]) / 100 if given.endswith("%") else float(given)
     except ValueError:
-        raise ValueError(f"--top must be a share such as 0.02 or a count such as 30, got {given!r}") from None
+        amount = 0
+    if amount <= 0 or (isinstance(amount, float) and not amount <= 1):
+        raise ValueError(
+            f"{option} must be a share such as 0.02, in (0, 1], or a count such as 30, got {given!r}"
+        )
+    return amount
 
 
 def slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", Path(name).name if Path(name).exists() else name).strip("-.")
+
+
+@dataclass(frozen=True)
+class ARun:
+    """The run"""
+
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run of find.")]
+
+
+@dataclass(frozen=True)
+class Where:
+    """The run"""
+
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run of find.")]
+    model: Annotated[
+        str | None,
+        typer.Option(help="Where the run's model is, if it isn't where it was: a hub name or a folder."),
+    ] = None
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or mps (default: cuda where there is one, else cpu).")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is printed"""
+
+    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")] = (
+        False
+    )
+
+
+def several(given: str, option: str, known: Sequence[str]) -> list[str]:
+    """The names in a list with commas, each once.
+
+    Raises:
+        ValueError: For a name that is not known, or none at all.
+    """
+    names = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    for name in names:
+        require_option(name, option, known)
+    if not names:
+        raise ValueError(f"{option} must name at least one of {listed(known)}, got {given!r}")
+    return names
+
+
+def amounts_of(given: str, option: str) -> dict[str, float | int]:
+    """Several shares or counts by how they are spelled: ``0.005,0.02`` or ``10,30``; a percent sign is read.
+
+    Raises:
+        ValueError: For what is neither, or nothing at all.
+    """
+    spelled = list(dict.fromkeys(part.strip() for part in given.split(",") if part.strip()))
+    if not spelled:
+        raise ValueError(f"{option} must name at least one share or count, got {given!r}")
+    return {one: amount_of(one, option) for one in spelled}

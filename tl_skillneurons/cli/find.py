@@ -3,104 +3,112 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_skillneurons.cli._app import app
-from tl_skillneurons.cli._errors import errors_in_one_line
+from tl_skillneurons.cli._again import SOURCE, print_json, source_of
+from tl_skillneurons.cli._app import command
+from tl_skillneurons.cli._early import is_finished, require_can_write, require_columns, require_model_there
 from tl_skillneurons.cli._options import (
     BUILT_IN,
     Data,
     Model,
     Search,
+    Shown,
     Tuning,
     amount_of,
     label_words_of,
-    options_of,
     slug,
 )
+from tl_skillneurons.cli._page import note_if_no_page, page_of_run
 
 if TYPE_CHECKING:
-    from rich.text import Text
     from transformer_lens.model_bridge import TransformerBridge
 
-    from tl_skillneurons.scores.neuron_scores import NeuronScores
     from tl_skillneurons.tasks.task import Task
 
-PICTURE = "predictivity.html"
 # what five minutes of two processor cores allow with all controls; its sentences are told apart by then
 _BUILT_IN_PAIRS, _BUILT_IN_TOKENS, _BUILT_IN_STEPS = 300, 4, 30
 _TOKENS, _STEPS = 8, 100
 
 
-@app.command("find")
-@options_of
-def find(model: Model, data: Data, tuning: Tuning, search: Search) -> None:
+@command(
+    "find",
+    {
+        "n_virtual_tokens": "--virtual-tokens",
+        "n_prompts": "--prompts",
+        "n_steps": "--steps",
+        "n_random": "--controls",
+        "amount": "--top",
+        "the limit of train": "--train-examples",
+        "the limit of select": "--select-examples",
+        "the limit of report": "--report-examples",
+        "name_or_path": "--model",
+    },
+)
+def find(model: Model, data: Data, tuning: Tuning, search: Search, output: Shown) -> None:
     """Find skill neurons: tune soft prompts, score every neuron, ablate the best beside random and matched ones.
 
     Without options: SmolLM2-135M-Instruct and built-in movie reviews.
 
     Repeated with the same settings and --out, it goes on where it stopped.
     """
-    with errors_in_one_line():
-        words, amount = label_words_of(data.label_words), amount_of(search.top)
-        if data.data == BUILT_IN and set(words) != {0, 1}:
-            raise ValueError(
-                f"{BUILT_IN} has the labels 0 and 1, got {sorted(map(str, words))} in --label-words"
-            )
+    words, amount = label_words_of(data.label_words), amount_of(search.top)
+    if data.data == BUILT_IN and set(words) != {0, 1}:
+        raise ValueError(f"{BUILT_IN} has the labels 0 and 1, got {sorted(map(str, words))} in --label-words")
+    folder = search.out or Path(f"skill-neurons-{slug(model.model)}-{slug(data.data)}")
+    _look_before(model, data, words, folder)
 
-        from rich.console import Console
+    from rich.console import Console
 
-        from tl_skillneurons._terminal import shown
-        from tl_skillneurons.find.evidence import Evidence
-        from tl_skillneurons.find.folder import RUN, record
-        from tl_skillneurons.find.phases import find_skill_neurons
-        from tl_skillneurons.models.loading import load_model
-        from tl_skillneurons.prompts.tuning.schedule import TrainingOptions
-        from tl_skillneurons.report.terminal import numbers, show
-
-        console = Console()
-        folder = search.out or Path(f"skill-neurons-{slug(model.model)}-{slug(data.data)}")
-        given = None if data.data == BUILT_IN else _read_task(data, words, search.seed)
-        bridge = load_model(model.model, device=model.device, dtype=model.dtype)
-        task = given or _built_in(bridge, words, search.seed)
-        task = task.limit(
-            train=data.train_examples or None,
-            select=data.select_examples or None,
-            report=data.report_examples or None,
-            seed=search.seed,
-        )
-        console.print(shown(_about(task)))
-        findings = find_skill_neurons(
-            bridge,
-            task,
-            out=folder,
-            n_virtual_tokens=tuning.virtual_tokens
-            or (_BUILT_IN_TOKENS if data.data == BUILT_IN else _TOKENS),
-            n_prompts=tuning.prompts,
-            n_steps=tuning.steps or (_BUILT_IN_STEPS if data.data == BUILT_IN else _STEPS),
-            training=TrainingOptions(batch_size=tuning.batch_size),
-            top=amount,
-            evidence=Evidence(n_random=search.controls),
-            seed=search.seed,
-        )
-        record(folder, numbers=numbers(findings))
-        show(findings, console, layers=search.layers)
-        console.print(
-            shown("Everything is in ") + shown(folder, "bold") + shown(f"; all numbers above are in {RUN}.")
-        )
-        if not findings.stopped:
-            console.print(_draw(findings.scores, folder))
-
-
-def _draw(scores: "NeuronScores", folder: Path) -> "Text":
-    """Leave a picture of the scores in ``folder``, and say where, or what it needs."""
-    from tl_skillneurons._files import write_whole
     from tl_skillneurons._terminal import shown
-    from tl_skillneurons.plots import plot_scores
+    from tl_skillneurons.find.evidence import Evidence
+    from tl_skillneurons.find.folder import RUN, record
+    from tl_skillneurons.find.phases import find_skill_neurons
+    from tl_skillneurons.models.loading import load_model
+    from tl_skillneurons.prompts.tuning.schedule import TrainingOptions
+    from tl_skillneurons.report.terminal import numbers, show
 
-    try:
-        picture = plot_scores(scores).to_html(include_plotlyjs=True)
-    except ImportError as error:
-        return shown(f"No picture: {error}.")
-    return shown("A picture of them is ") + shown(write_whole(folder / PICTURE, picture), "bold") + shown(".")
+    console = Console(quiet=output.json)
+    given = None if data.data == BUILT_IN else _read_task(data, words, search.seed)
+    bridge = load_model(model.model, device=model.device, dtype=model.dtype)
+    task = given or _built_in(bridge, words, search.seed)
+    task = task.limit(
+        train=data.train_examples or None,
+        select=data.select_examples or None,
+        report=data.report_examples or None,
+        seed=search.seed,
+    )
+    console.print(shown(_about(task)))
+    findings = find_skill_neurons(
+        bridge,
+        task,
+        out=folder,
+        n_virtual_tokens=tuning.virtual_tokens or (_BUILT_IN_TOKENS if data.data == BUILT_IN else _TOKENS),
+        n_prompts=tuning.prompts,
+        n_steps=tuning.steps or (_BUILT_IN_STEPS if data.data == BUILT_IN else _STEPS),
+        training=TrainingOptions(batch_size=tuning.batch_size),
+        top=amount,
+        evidence=Evidence(n_random=search.controls),
+        seed=search.seed,
+    )
+    said = numbers(findings)
+    record(folder, numbers=said, **{SOURCE: source_of(model.model, None, model.dtype, bridge)})
+    show(findings, console, layers=search.layers)
+    console.print(
+        shown("Everything is in ") + shown(folder, "bold") + shown(f"; all numbers above are in {RUN}.")
+    )
+    if (said_of_page := page_of_run(findings)) is not None:
+        console.print(said_of_page, soft_wrap=True)
+    if output.json:
+        print_json({"run": str(folder), **said})
+
+
+def _look_before(model: Model, data: Data, words: dict[Any, Any], folder: Path) -> None:
+    """What can be seen to be wrong before anything is loaded."""
+    require_model_there(model.model)
+    if data.data != BUILT_IN:
+        require_columns(data.data, data.template, data.label, words)
+    if not is_finished(folder):
+        require_can_write(folder)
+        note_if_no_page()
 
 
 def _read_task(data: Data, label_words: dict[Any, Any], seed: int) -> "Task":

@@ -1,8 +1,10 @@
 """How a model is described in files and messages, and how it differs from one that was described."""
 
+import hashlib
 import os
 from typing import Any
 
+import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 
@@ -32,3 +34,22 @@ def model_label(model: TransformerBridge) -> str:
     """What to call the model in a message: the name it was booted under and its class."""
     name, kind = getattr(model.cfg, "model_name", None), type(model.original_model).__name__
     return f"{name} ({kind})" if name else kind
+
+
+def weights_fingerprint(model: TransformerBridge, n_values: int = 64) -> str:
+    """SHA-256 of every parameter's name, shape and dtype and of ``n_values`` of its values, evenly spaced.
+
+    It tells models, checkpoints and fine-tuned copies apart, wherever their weights lie; one changed number it may not.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.original_model.named_parameters()):
+        flat = parameter.detach().flatten()
+        at = (
+            torch.linspace(0, max(0, len(flat) - 1), min(n_values, len(flat)), dtype=torch.float64)
+            .round()
+            .long()
+        )
+        some = flat[at.to(flat.device)].cpu().contiguous()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} ".encode())
+        digest.update(some.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,49 @@
+"""The command with a tiny model behind it, and a finished run that all tests of a worker share."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import QUICK, WORDS, ask
+from planted import model as planted_model
+from planted import sentences
+
+
+@pytest.fixture(scope="session")
+def cli():
+    """The command with a tiny model that can do the task behind ``--model``, whatever it is given."""
+    from tl_skillneurons import cli
+    from tl_skillneurons.models import loading
+    from tl_skillneurons.report import page
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "page_of", lambda findings: "<p>drawn elsewhere</p>")  # it takes a second
+        patch.setattr(loading, "load_model", lambda name, **options: planted_model())
+        yield cli
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("labelled") / "data"
+    folder.mkdir()
+    rows = sentences(88)
+    for split, part in (("train", rows[:40]), ("validation", rows[40:64]), ("test", rows[64:])):
+        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in part))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(cli, data, tmp_path_factory):
+    """The folder of a finished run, and what was printed; read-only."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    given = ["--model", "tiny", "--data", data, "--label-words", WORDS, "--out", out, *QUICK]
+    result = ask(cli, "find", *given)
+    assert result.exit_code == 0, result.output
+    return out, result.stdout
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy of the finished run's folder."""
+    return Path(shutil.copytree(finished[0], tmp_path / "run"))

@@ -1,0 +1,159 @@
+"""Commands on a finished run: each prints what Python gives, keeps it in the folder, and doesn't compute it again."""
+
+import json
+import shutil
+
+import pytest
+from commands import ask, told
+from planted import model as planted_model
+
+ASKED = {
+    "effects": ["--interventions", "zero", "--sizes", "1", "--controls", "19"],
+    "heads": ["--heads", "1", "--neurons", "3", "--controls", "19"],
+    "diagnose": ["--bootstrap", "9", "--permutations", "19"],
+    "prune": ["--keep", "2,10", "--controls", "2"],
+}
+"""A quick question of each command that loads the model."""
+
+
+def effects_are_those_of_the_plain_python_call(rows, found, skn):
+    panel = skn.measure_effects(
+        planted_model(),
+        found.prompts[0],
+        found.task,
+        {"1": found.scores.top(1)},
+        interventions="zero",
+        n_random=19,
+        run=skn.RunOptions(progress=False),
+    )
+    expected = panel.to_dataframe().set_index("metric")
+    own = [row for row in rows["effects"] if row["prompt"] == 0]
+    assert len(own) == len(expected)
+    for row in own:
+        assert row["value"] == pytest.approx(expected.value[row["metric"]])
+        assert row["p_random"] == expected.p_random[row["metric"]]
+
+
+def accuracies_are_those_of_the_pruned_models(rows, found, skn):
+    values = sum(found.scores.mean_baseline(k) for k in range(len(found.prompts))) / len(found.prompts)
+    small = skn.prune(planted_model(), found.scores.top(2), values)
+    right = [skn.PromptedModel.for_task(small, one, found.task).accuracy(found.task) for one in found.prompts]
+    [own] = [row for row in rows["models"] if row["kept"] == "2" and row["neurons"] == "skill"]
+    assert own["accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+CHECKED = {
+    "effects": effects_are_those_of_the_plain_python_call,
+    "prune": accuracies_are_those_of_the_pruned_models,
+}
+
+
+@pytest.mark.parametrize("command", ASKED)
+def test_an_answer_is_printed_kept_and_not_computed_again(cli, folder, monkeypatch, command, skn):
+    from tl_skillneurons.models import loading
+
+    first = ask(cli, command, folder, *ASKED[command])
+    assert first.exit_code == 0, first.output
+    [kept] = (folder / "asked").glob(f"{command}-????????.json")
+    assert str(kept) in "".join(first.stdout.split())
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("loaded again"))
+    again = ask(cli, command, folder, *ASKED[command])
+    assert again.exit_code == 0 and again.stdout == first.stdout
+    as_json = json.loads(ask(cli, command, folder, *ASKED[command], "--json").stdout)
+    assert as_json["command"] == command and as_json["file"] == str(kept)
+    assert all(rows for rows in as_json["numbers"].values())
+    if command in CHECKED:
+        CHECKED[command](as_json["numbers"], skn.find.load_run(folder), skn)
+    shown = ask(cli, "report", folder)
+    assert shown.exit_code == 0, shown.output
+    for line in first.stdout.splitlines()[:4]:
+        assert line.strip() in shown.stdout
+    assert (folder / "report.html").exists()
+
+
+def test_a_pruned_model_is_saved_on_request(cli, folder, tmp_path):
+    file = tmp_path / "small.safetensors"
+    given = ["prune", folder, "--keep", "2", "--controls", "1", "--save", file]
+    result = ask(cli, *given)
+    assert result.exit_code == 0, result.output
+    assert file.exists() and f"load_pruned('{file}', base) reads it" in "".join(told(result)).replace(
+        "\n", ""
+    )
+    refused = ask(cli, *given)
+    assert refused.exit_code == 2 and "is there already" in told(refused)
+
+
+def test_runs_are_compared_beside_permuted_labels_and_unlike_models_are_refused(cli, folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    given = ["compare", folder, other, "--permutations", "39"]
+    result = ask(cli, *given, "--json")
+    assert result.exit_code == 0, result.output
+    [row] = [row for row in json.loads(result.stdout)["numbers"]["pairs"] if row["layer"] == -1]
+    assert row["spearman"] == pytest.approx(1) and row["jaccard"] == 1 and row["permuted"] == "labels"
+    assert "run, other" in told(ask(cli, *given))
+    assert "two or more different runs" in told(ask(cli, "compare", folder, folder))
+    record = json.loads((other / "run.json").read_text())
+    record["settings"]["model"]["n_layers"] = 7
+    (other / "run.json").write_text(json.dumps(record))
+    refused = ask(cli, *given)
+    assert refused.exit_code == 2 and "different models (n_layers 3 and 7)" in told(refused)
+
+
+def test_the_model_of_a_run_must_be_the_same(cli, folder, monkeypatch):
+    from tl_skillneurons.models import loading
+
+    monkeypatch.setattr(loading, "load_model", lambda name, **options: planted_model(seed=1))
+    refused = ask(cli, "diagnose", folder)
+    assert refused.exit_code == 2 and "tiny has other weights than the model of the run" in told(refused)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["model_source"]["name"] == "tiny" and record["model_source"]["dtype"] == "float32"
+
+
+def test_the_model_may_be_elsewhere_and_called_otherwise(cli, folder, monkeypatch):
+    from tl_skillneurons.models import loading
+
+    asked = []
+
+    def elsewhere(name, **options):
+        asked.append((name, options["dtype"]))
+        model = planted_model()
+        model.cfg.model_name = "moved"
+        return model
+
+    monkeypatch.setattr(loading, "load_model", elsewhere)
+    result = ask(cli, "diagnose", folder, *ASKED["diagnose"], "--model", "org/moved")
+    assert result.exit_code == 0, result.output
+    assert asked == [("org/moved", "float32")]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["effects", "{run}", "--interventions", "means"], "--interventions must be one of 'zero', 'mean'"),
+        (["effects", "{run}", "--positions", "here"], "--positions must be one of"),
+        (["effects", "{run}", "--sizes", "0.7"], "--sizes must leave as many other neurons for the controls"),
+        (["effects", "{run}", "--sizes", "x"], "--sizes must be a share such as 0.02, in (0, 1]"),
+        (["heads", "{run}", "--prompt", "2"], "--prompt must be in [0, 2)"),
+        (["heads", "{run}", "--heads", "12"], "--heads must leave others for the controls, the model has 12"),
+        (["prune", "{run}", "--held-at", "mean"], "--held-at must be one of 'prompt', 'text'"),
+        (["prune", "{run}", "--keep", "49"], "--keep must give 1 to 48 neurons per layer"),
+        (["diagnose", "nowhere"], "there is no folder nowhere; give the folder of a run of find"),
+        (["diagnose", "{run}/prompts"], "there is no run in {run}/prompts (no run.json)"),
+        (["diagnose", "{run}", "--model", "./nowhere"], "there is no folder ./nowhere for --model"),
+        (["compare", "{run}"], "compare takes two or more different runs"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_told_in_the_words_of_the_command(cli, finished, given, said):
+    run = str(finished[0])
+    refused = ask(cli, *(one.format(run=run) for one in given))
+    assert refused.exit_code == 2
+    assert "".join(said.format(run=run).split()) in "".join(refused.output.split())
+    assert not (finished[0] / "asked").exists()
+
+
+def test_an_unfinished_run_and_a_broken_record_are_refused_before_anything_is_loaded(cli, folder):
+    whole = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(whole.replace('"finished": true', '"finished": false'))
+    assert "is not finished; the command that began it, repeated" in told(ask(cli, "report", folder))
+    (folder / "run.json").write_text("{")
+    assert "is not JSON" in told(ask(cli, "diagnose", folder))

@@ -82,10 +82,10 @@ def plot_sizes(
         figure,
         f"Does it matter? Neurons held by {first.intervention} at {first.positions} positions, "
         f"{first.n_examples} examples of {first.role}",
-        f"The skill neurons (line, 95 % intervals of the change) beside {n_draws} draws of each control of "
+        f"The skill neurons (line, 95 % intervals of the change) beside {_draws(n_draws)} of each control of "
         "the same size (dots; bands hold the middle 90 %); the dashed line is the intact model.",
         "Not shown: which neuron of a set matters, and that a harmless set is unused, since later layers may repair "
-        f"what is missing. With {n_draws} draws no p-value is below {fraction(1 / (n_draws + 1))}.",
+        f"what is missing. With {_draws(n_draws)} no p-value is below {fraction(1 / (n_draws + 1))}.",
         height=240 * len(metrics) + 40,
     )
 
@@ -160,7 +160,7 @@ def plot_effects(panel: EffectPanel, *, metrics: Sequence[str] = ("logit_diff", 
     return told(
         figure,
         f"What holding {first.n_neurons:,} neurons does, {first.n_examples} examples of {first.role}",
-        f"Diamonds: the chosen neurons, with 95 % intervals of the change; below each, {n_draws} draws of every "
+        f"Diamonds: the chosen neurons, with 95 % intervals of the change; below each, {_draws(n_draws)} of every "
         "kind of control; bars: the intact model.",
         "Not shown: which neuron of a set matters, and that a harmless set is unused. The p-values are per line, and "
         f"none can be below {fraction(1 / (n_draws + 1))}.",
@@ -304,3 +304,7 @@ def _lines(rows: pd.DataFrame) -> list[tuple[str, tuple[Any, ...]]]:
 def _place(row: dict[Any, Any], lines: list[tuple[str, tuple[Any, ...]]]) -> float:
     key = tuple(row[name] for name in _LINE)
     return len(lines) - 1 - next(at for at, (_, known) in enumerate(lines) if known == key)
+
+
+def _draws(n: int) -> str:
+    return f"{n} {'draw' if n == 1 else 'draws'}"

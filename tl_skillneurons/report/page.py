@@ -26,6 +26,7 @@ from tl_skillneurons.report.page_parts import (
     verdict_rows,
 )
 from tl_skillneurons.report.pictures import pictures_of
+from tl_skillneurons.report.profile_sections import profile_sections
 
 PAGE = "report.html"
 
@@ -56,6 +57,7 @@ def page_of(findings: Findings) -> str:
     graph_objects()  # says what to install before anything is drawn
     stopped = findings.stopped
     pictures = [] if stopped else pictures_of(findings)
+    profiles = None if stopped else profile_sections(findings.profiles, findings.task)
     return (
         _environment()
         .get_template("page.html.j2")
@@ -74,8 +76,8 @@ def page_of(findings: Findings) -> str:
             significant="" if stopped else _significant(findings),
             pictures=pictures,
             figures={one.name: one.figure for one in pictures},
-            neurons=None if stopped else neuron_table(findings),
-            profiles=None,
+            neurons=None if stopped else neuron_table(findings, profiles["anchors"] if profiles else {}),
+            profiles=profiles,
             settings=settings_of_run(findings),
         )
     )

@@ -4,14 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from tl_skillneurons._files import read_json
 from tl_skillneurons.find.findings import Findings
 from tl_skillneurons.find.folder import RUN
-from tl_skillneurons.report.small_svg import bar
+from tl_skillneurons.find.said import label_said
+from tl_skillneurons.find.verdicts import ANSWERS, KINDS, MARGIN, RULES
+from tl_skillneurons.report.small_svg import bar, strip
 from tl_skillneurons.report.tables import Cell, PageTable, bracketed, digits, table_of
 from tl_skillneurons.stats.intervals import clopper_pearson
 from tl_skillneurons.tasks.roles import ROLES
+from tl_skillneurons.tasks.task import Task
 
 N_ROWS = 200
 """So many of the best neurons stand in the table."""
@@ -25,12 +29,11 @@ _LOOKS = {
     "LESS THAN CONTROLS": ("open", "▼"),
 }
 """Of each answer: how it looks, and the sign beside the word."""
-_MEANINGS = {1: "label 1", -1: "label 0", 0: "prompts disagree"}
 
 
-def title_of(found: Findings) -> str:
+def title_of(found: Findings) -> tuple[str, str]:
     """The task and the model."""
-    return f"{found.task.name.replace('_', ' ')} · {found.model.get('name') or 'a model'}"
+    return found.task.name.replace("_", " "), str(found.model.get("name") or "a model")
 
 
 def about_run(found: Findings) -> str:
@@ -46,13 +49,28 @@ def about_run(found: Findings) -> str:
     return f"{prompts} · examples: {counts}{neurons}"
 
 
-def verdict_rows(found: Findings) -> list[dict[str, str]]:
+def verdict_rows(found: Findings) -> list[dict[str, Any]]:
     """The verdicts with their looks; an answer in two parts looks as both where they are one, else as partly."""
     rows = []
     for verdict in found.verdicts:
         look, mark = _LOOKS.get(verdict.answer, ("partly", "◐"))
-        rows.append({**verdict.record(), "look": look, "mark": mark})
+        drawn = effect_strips(found) if verdict.question == RULES["uses"].question else []
+        rows.append({**verdict.record(), "look": look, "mark": mark, "drawn": drawn})
     return rows
+
+
+def effect_strips(found: Findings) -> list[Markup]:
+    """The effect on margin and on accuracy, pooled over prompts, with every draw of every control."""
+    rows, draws = found.effects.to_dataframe(each_prompt=False), found.effects.draws()
+    strips = []
+    for metric in (MARGIN, ANSWERS):
+        row = rows[rows.metric == metric].iloc[0]
+        own = draws[(draws.metric == metric) & (draws.prompt == row.prompt)]
+        ends = (float(row.intact + row.change_low), float(row.intact + row.change_high))
+        beside = {words: own.value[own.neurons == kind].tolist() for kind, words in KINDS.items()}
+        there = {words: values for words, values in beside.items() if values}
+        strips.append(strip(metric.replace("_", " "), float(row.intact), float(row.value), ends, there))
+    return strips
 
 
 def prompt_table(found: Findings) -> PageTable:
@@ -60,7 +78,7 @@ def prompt_table(found: Findings) -> PageTable:
     rows = []
     for row in found.answers.to_dataframe().to_dict("records"):
         drawn = bar(row["accuracy"], row["accuracy_low"], row["accuracy_high"], mark=row["majority"])
-        says = found.task.label_names[int(row["says"])]
+        says = label_name(found.task, int(row["says"]))
         rows.append(
             {
                 "prompt": int(row["prompt"]),
@@ -69,7 +87,7 @@ def prompt_table(found: Findings) -> PageTable:
                 "0 to 1": drawn,
                 "balanced accuracy": bracketed(row["balanced"], row["balanced_low"], row["balanced_high"]),
                 "p against the commonest": digits(float(row["p_majority"])),
-                "answers most": f"{says}: {row['says_share']:.0%}",
+                "answers most": f"{row['says_share']:.0%}: {says}",
                 "held back": float(row["held_back"]),
                 "tuning": row["outcome"] + (f", {row['n_cut']:,} texts cut" if row["n_cut"] else ""),
                 "used": "yes" if row["prompt"] in found.used else "no: does not beat it",
@@ -96,8 +114,8 @@ def readable_table(found: Findings) -> PageTable:
     )
 
 
-def neuron_table(found: Findings, profiles: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The best neurons: a row each, with a link to their section where they have one."""
+def neuron_table(found: Findings, anchors: Mapping[tuple[int, int], str]) -> dict[str, Any]:
+    """The best neurons: a row each, with a link to their section where they have one (``anchors``)."""
     scores, task = found.scores, found.task
     predictivity = scores.predictivity
     best = scores.top(min(len(found.skill), N_ROWS), per="model")
@@ -105,14 +123,12 @@ def neuron_table(found: Findings, profiles: Mapping[str, Any] | None = None) -> 
     direction, by_prompt = scores.direction[best.layer, best.index].tolist(), scores.predictivity_by_prompt
     turned = scores.direction_by_prompt[:, best.layer, best.index]
     units = task.units("report")
-    linked = {} if profiles is None else profiles["anchors"]
-    words = {} if profiles is None else profiles["top_words"]
     rows = []
     for number, (layer, index) in enumerate(best):
         accuracy = on_report[number]
         low, high = clopper_pearson(round(accuracy * len(units)), len(units))
         row: dict[str, Any] = {
-            "neuron": Cell(f"{layer}.{index}", layer + index / 1e6, linked.get((layer, index))),
+            "neuron": Cell(f"{layer}.{index}", layer + index / 1e6, anchors.get((layer, index))),
             "predictivity (select)": float(predictivity[layer, index]),
         }
         if scores.n_prompts > 1:
@@ -125,8 +141,6 @@ def neuron_table(found: Findings, profiles: Mapping[str, Any] | None = None) -> 
         if scores.null is not None:
             p_value = float(scores.null.family()[layer, index])
             row["p (family-wise)"] = Cell(digits(p_value), p_value)
-        if words:
-            row["top word of its output"] = words.get((layer, index), "")
         rows.append(row)
     return {
         "table": table_of(rows),
@@ -139,9 +153,16 @@ def neuron_table(found: Findings, profiles: Mapping[str, Any] | None = None) -> 
     }
 
 
-def meaning(task: Any, direction: int) -> str:
+def meaning(task: Task, direction: int) -> str:
     """Which label a high activation speaks for."""
-    return str(task.label_names[direction > 0]) if direction else _MEANINGS[0]
+    return label_name(task, int(direction > 0)) if direction else "prompts disagree"
+
+
+def label_name(task: Task, label: int) -> str:
+    """A label's name; where that is a bare number, also what stands for it."""
+    name = str(task.label_names[label])
+    said = label_said(task, label)
+    return f"{name} ({said})" if name.lstrip("-").isdigit() and name not in said else name
 
 
 def settings_of_run(found: Findings) -> list[dict[str, Any]]:

@@ -1,9 +1,12 @@
 """Small drawings that need no script: bars with their interval, and densities; SVG as text, from numbers alone."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+_CONTROLS = ("#999999", "#56B4E9", "#0072B2")
 _DRAWN = {1: ("#009E73", "none", "solid"), 0: ("#CC79A7", "6 4", "dashed")}
 """Of each label: colour, dashes, and the word for them."""
 
@@ -21,6 +24,69 @@ def bar(value: float, low: float, high: float, mark: float | None = None) -> Mar
         f'<path d="M{a} 7H{b}M{a} 4.5V9.5M{b} 4.5V9.5" stroke="currentColor" stroke-width="1.2" fill="none"/>'
         f"{tick}</svg>"
     )
+
+
+def strip(
+    name: str, intact: float, held: float, ends: tuple[float, float], draws: Mapping[str, Sequence[float]]
+) -> Markup:
+    """One effect on one line: the intact model, the chosen neurons with their interval, every draw of each control.
+
+    Args:
+        name: Of the measure, with its unit.
+        ends: Of the interval of ``held``.
+        draws: Of each kind of control, by the word for it.
+    """
+    left, width, row = 112, 560, 13
+    every = [intact, held, *ends, *(value for own in draws.values() for value in own)]
+    low, high = min(every), max(every)
+    margin = 0.04 * (high - low) or 0.5
+    low, high = low - margin, high + margin
+    height = row * (len(draws) + 1) + 18
+
+    def x(at: float) -> str:
+        return f"{left + (width - left) * (at - low) / (high - low):.1f}"
+
+    y = row - 3
+    parts = [
+        f'<path d="M{x(ends[0])} {y}H{x(ends[1])}" stroke="#D55E00" stroke-width="2"/>',
+        f'<path d="M{x(held)} {y - 6}l6 6l-6 6l-6 -6z" fill="#D55E00"/>',
+        f'<path d="M{x(intact)} {y - 8}V{height - 18}" stroke="currentColor" stroke-dasharray="4 3"/>',
+    ]
+    words = [Markup('<text x="0" y="{}">{}</text>').format(y + 4, name)]
+    for number, (kind, own) in enumerate(draws.items(), start=1):
+        at = y + number * row
+        colour = _CONTROLS[(number - 1) % len(_CONTROLS)]
+        parts += [_dot(number, x(value), at, colour) for value in own]
+        words.append(
+            Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(left - 10, at + 4, kind)
+        )
+    parts.append(f'<path d="M{left} {height - 14}H{width}" stroke="currentColor" opacity=".4"/>')
+    parts.append(f'<text x="{x(held)}" y="{height - 2}" text-anchor="middle">{_short(held)}</text>')
+    apart = abs(float(x(intact)) - float(x(held))) > 60
+    parts.append(
+        f'<text x="{x(intact)}" y="{height - 2}" text-anchor="middle">{_short(intact)}</text>'
+        if apart
+        else ""
+    )
+    return Markup(
+        '<svg class="small strip" viewBox="0 0 {width} {height}" width="{width}" role="img"><title>{name}: dashed the '
+        "intact model, the diamond the skill neurons held, dots each draw of the controls</title>{drawn}{words}</svg>"
+    ).format(
+        width=width, height=height, name=name, drawn=Markup("".join(parts)), words=Markup("").join(words)
+    )
+
+
+def _dot(kind: int, x: str, y: float, colour: str) -> str:
+    """A circle, a square or a triangle, by the kind's number."""
+    if kind % 3 == 1:
+        return f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}" opacity=".7"/>'
+    if kind % 3 == 2:
+        return f'<rect x="{float(x) - 2.7:.1f}" y="{y - 2.7}" width="5.4" height="5.4" fill="{colour}" opacity=".7"/>'
+    return f'<path d="M{x} {y + 3.4}l-3.6 -6.4h7.2z" fill="{colour}" opacity=".7"/>'
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}"
 
 
 def densities(

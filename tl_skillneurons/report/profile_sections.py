@@ -1,0 +1,110 @@
+"""A section for each of the best neurons: what drives it, word by word, and how it tells the labels apart."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tl_skillneurons.report.page_parts import label_name, meaning
+from tl_skillneurons.report.small_svg import densities
+from tl_skillneurons.report.tables import digits
+from tl_skillneurons.studies.profiles.one_neuron import DrivingText, NeuronProfile, Piece
+from tl_skillneurons.studies.profiles.result import NeuronProfiles
+from tl_skillneurons.tasks.task import Task
+
+_N_CORRELATED = 4
+_LEAST_SHOWN = 0.04  # of the largest part: below it a word keeps the page's colour
+
+
+def profile_sections(profiles: NeuronProfiles, task: Task) -> dict[str, Any]:
+    """The sections, their anchors by neuron, and the sentences above them."""
+    anchors = {(one.layer, one.index): f"#{_anchor(one.layer, one.index)}" for one in profiles}
+    each = [_section(one, number, profiles, task, anchors) for number, one in enumerate(profiles)]
+    told = profiles.settings
+    words = (
+        f"The {len(profiles)} best neurons on {told['role']}, under prompt {profiles.shown}: texts that drive each "
+        "highest and lowest at the prompt. Not shown: what a neuron means. Extremes are few, and among thousands of "
+        "neurons many have texts that look like a pattern; its rule on report is the test."
+    )
+    legend = ""
+    if profiles.words is not None:
+        legend = f"How much a word moved {told['measure']}: attention from the prompt times value, in its own units."
+    left = "; ".join(f"{part} left out: {why}" for part, why in profiles.left_out.items())
+    return {
+        "each": each,
+        "anchors": anchors,
+        "words": f"{words} {left}" if left else words,
+        "legend": legend,
+    }
+
+
+def _section(
+    one: NeuronProfile,
+    number: int,
+    profiles: NeuronProfiles,
+    task: Task,
+    anchors: Mapping[tuple[int, int], str],
+) -> dict[str, Any]:
+    rule, shown = one.rule, profiles.shown
+    sides = {"Highest": one.highest, "Lowest": one.lowest}
+    most = max(
+        (abs(p.moved or 0.0) for texts in sides.values() for text in texts for p in text.pieces), default=0.0
+    )
+    names = (label_name(task, 0), label_name(task, 1))
+    high = meaning(task, int(rule["direction"]))
+    between = f"{digits(rule['low'])} to {digits(rule['high'])}"
+    return {
+        "anchor": _anchor(one.layer, one.index),
+        "first": number == 0,
+        "name": f"{one.layer}.{one.index}",
+        "summary": f"its rule is right on {digits(rule['accuracy'])} ({between}) of {profiles.settings['role']}; "
+        f"high means {high}",
+        "density": densities(
+            one.activations[shown].double().numpy(), one.labels.numpy(), float(one.baseline[shown]), names
+        ),
+        "facts": [
+            ("High activation means", high),
+            ("Rule on select", f"{digits(rule['on_select'])}, which chose it: too good"),
+            (f"Rule on {profiles.settings['role']}", f"{digits(rule['accuracy'])} ({between})"),
+            ("Position of the prompt", str(int(one.position[shown]))),
+        ],
+        "correlated": [
+            {"text": f"{layer}.{index} ({r:+.2f})", "link": anchors[layer, index]}
+            for layer, index, r in one.correlated[:_N_CORRELATED]
+        ],
+        "sides": [
+            {"title": f"{side} at the prompt", "texts": [_text(text, most, task) for text in texts]}
+            for side, texts in sides.items()
+        ],
+    }
+
+
+def _text(text: DrivingText, most: float, task: Task) -> dict[str, Any]:
+    pieces = [_piece(piece, most) for piece in text.pieces] or [{"text": text.text, "kind": ""}]
+    rest = ""
+    if text.parts:
+        words, mlps, total = (text.parts[name] for name in ("from_words", "from_mlps", "total"))
+        rest = f"words {words:+.2f}, MLPs {mlps:+.2f} of {total:.2f}"
+    return {
+        "activation": f"{text.activation:.2f}",
+        "label": label_name(task, text.label),
+        "label_class": "one" if text.label == 1 else "zero",
+        "answer": "" if text.answer is None else label_name(task, text.answer),
+        "right": text.answer == text.label,
+        "pieces": pieces,
+        "rest": rest,
+    }
+
+
+def _piece(piece: Piece, most: float) -> dict[str, str]:
+    share = 0.0 if piece.moved is None or not most else piece.moved / most
+    if piece.moved is None or abs(share) < _LEAST_SHOWN:
+        return {"text": piece.text, "kind": ""}
+    return {
+        "text": piece.text,
+        "kind": "up" if share > 0 else "down",
+        "strength": f"{abs(share):.2f}",
+        "moved": f"{piece.moved:+.3f}",
+    }
+
+
+def _anchor(layer: int, index: int) -> str:
+    return f"n-{layer}.{index}"

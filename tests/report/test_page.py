@@ -86,6 +86,36 @@ def test_the_table_has_the_best_neurons_with_their_rules_on_report(found, html):
     assert f"{float(found.scores.predictivity.max()):.3f}" in part
 
 
+def test_each_of_the_best_neurons_has_its_texts_with_the_words_that_moved_it(found, html):
+    first = next(iter(found.profiles))
+    part = html[html.index(f'id="n-{first.layer}.{first.index}"') :]
+    part = part[: part.index("</details>")]
+    assert f'href="#n-{first.layer}.{first.index}"' in html
+    texts = [*first.highest, *first.lowest]
+    assert part.count("<li>") == len(texts) and "baseline" in part
+    most = max(
+        (piece for text in texts for piece in text.pieces if piece.moved), key=lambda piece: abs(piece.moved)
+    )
+    kind = "up" if most.moved > 0 else "down"
+    assert f'<span class="w {kind}" style="--a:1.00" title="{most.moved:+.3f}">{most.text}</span>' in part
+
+
+def test_what_a_text_of_the_task_says_is_text_too(found):
+    from tl_skillneurons.report.page import page_of
+
+    profiles = replace(found.profiles, texts=found.profiles.texts.assign(text=HOSTILE), words=None)
+    page = page_of(replace(found, neurons=replace(found.neurons, profiles=profiles)))
+    assert HOSTILE not in page and page.count("&lt;img src=x onerror=alert(1)&gt;") > len(profiles.texts)
+
+
+def test_the_strip_of_an_effect_has_every_draw_beside_the_chosen_neurons(found):
+    from tl_skillneurons.report.page_parts import effect_strips
+
+    margin, _ = effect_strips(found)
+    assert (margin.count("<circle"), margin.count("<rect"), margin.count("7.2z")) == (20, 20, 20)
+    assert "logit diff" in margin and "least predictive" in margin
+
+
 def test_a_run_that_stopped_has_its_prompts_and_no_pictures(skn, found, tmp_path):
     page = skn.report.write_page(replace(found, neurons=None), tmp_path / "stopped.html").read_text(
         encoding="utf-8"
@@ -93,8 +123,9 @@ def test_a_run_that_stopped_has_its_prompts_and_no_pictures(skn, found, tmp_path
     assert 'id="prompts"' in page and 'id="pictures"' not in page and len(page) < 100_000
 
 
-def test_the_same_run_gives_the_same_page(skn, found, page, tmp_path):
-    assert skn.report.write_page(found, tmp_path / "again.html").read_bytes() == page.read_bytes()
+def test_a_run_read_back_gives_the_same_page(skn, found, page, tmp_path):
+    again = replace(skn.load_run(found.folder), task=found.task, model=found.model)
+    assert skn.report.write_page(again, tmp_path / "again.html").read_bytes() == page.read_bytes()
 
 
 def test_without_plotly_the_page_says_what_it_needs(skn, found, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """What interventions on neurons do to the answers, every effect inside what its controls do."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -268,11 +268,20 @@ def _curve(figure: Any, own: pd.DataFrame, legend: bool, at: dict[str, int]) -> 
     )
 
 
+def ends_of(row: Mapping[Any, Any]) -> tuple[float, float]:
+    """Between which values the interval of the change puts a metric; no share is below 0 or above 1."""
+    low, high = float(row["intact"] + row["change_low"]), float(row["intact"] + row["change_high"])
+    if row["metric"] == "logit_diff":
+        return low, high
+    return max(low, 0.0), min(high, 1.0)
+
+
 def _interval(own: pd.DataFrame) -> dict[str, Any]:
+    rows = own.to_dict("records")
     return {
         "type": "data",
-        "array": (own.change_high - own.change).tolist(),
-        "arrayminus": (own.change - own.change_low).tolist(),
+        "array": [ends_of(row)[1] - row["value"] for row in rows],
+        "arrayminus": [row["value"] - ends_of(row)[0] for row in rows],
         "color": COLOURS["skill"],
         "thickness": 1.5,
         "width": 5,

@@ -1,5 +1,6 @@
 """Two numbers of each neuron against one another: density of all, and the chosen ones marked by where they point."""
 
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def plot_prompts(scores: NeuronScores, chosen: Neurons | None = None, *, one: in
     figure = figure_of()
     _density(figure, each[one], each[other])
     first, second = (direction[k][marked.layer, marked.index] for k in (one, other))
-    turned = _marks(figure, each[one], each[other], marked, first, second)
+    turned = _marks(figure, each[one], each[other], marked, first, second, _label_names(scores))
     if scores.null is not None and scores.null.least <= 0.05:
         for prompt, add in ((one, figure.add_vline), (other, figure.add_hline)):
             level = scores.null.level(prompt=prompt)
@@ -125,6 +126,13 @@ def plot_read_and_drive(
     )
 
 
+def _label_names(scores: NeuronScores) -> tuple[str, str]:
+    """What a legend calls label 0 and label 1, as plotly takes it: their names where they are known and short."""
+    names = [str(name) for name in scores.provenance.get("task", {}).get("label_names", ())]
+    short = len(names) == 2 and all(len(name) <= 24 and not name.isdigit() for name in names)
+    return (escape(names[0]), escape(names[1])) if short else ("label 0", "label 1")
+
+
 def _density(figure: Any, x: Float[Tensor, "layer neuron"], y: Float[Tensor, "layer neuron"]) -> None:
     """All neurons as counts in cells, darker where there are more of them (log scale)."""
     across, up = x.flatten().double().numpy(), y.flatten().double().numpy()
@@ -154,12 +162,13 @@ def _marks(
     marked: NeuronSet,
     first: Int[Tensor, " neuron"],
     second: Int[Tensor, " neuron"],
+    names: tuple[str, str],
 ) -> int:
     """The marked neurons in three kinds, by which way they point under both prompts; returns how many turn."""
     same = first == second
     kinds = (
-        ("high means label 1 under both", same & (first > 0), COLOURS["label 1"], "circle"),
-        ("high means label 0 under both", same & (first < 0), COLOURS["label 0"], "square"),
+        (f"high means {names[1]} under both", same & (first > 0), COLOURS["label 1"], "circle"),
+        (f"high means {names[0]} under both", same & (first < 0), COLOURS["label 0"], "square"),
         ("turns its sign", ~same, COLOURS["skill"], "x-thin-open"),
     )
     pairs = list(marked)
@@ -187,9 +196,9 @@ def _points(
         marker={
             "color": colour,
             "symbol": symbol,
-            "size": 6,
-            "opacity": 0.75,
-            "line": {"color": colour, "width": 1.2},
+            "size": 7,
+            "opacity": 0.85,
+            "line": {"color": colour, "width": 1.6},
         },
         hovertemplate="%{text}: (%{x:.3f}, %{y:.3f})",
     )

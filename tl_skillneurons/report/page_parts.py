@@ -11,6 +11,7 @@ from tl_skillneurons.find.findings import Findings
 from tl_skillneurons.find.folder import RUN
 from tl_skillneurons.find.said import label_said
 from tl_skillneurons.find.verdicts import ANSWERS, KINDS, MARGIN, RULES
+from tl_skillneurons.plots.effects import ends_of
 from tl_skillneurons.report.small_svg import bar, strip
 from tl_skillneurons.report.tables import Cell, PageTable, bracketed, digits, table_of
 from tl_skillneurons.stats.intervals import clopper_pearson
@@ -66,7 +67,7 @@ def effect_strips(found: Findings) -> list[Markup]:
     for metric in (MARGIN, ANSWERS):
         row = rows[rows.metric == metric].iloc[0]
         own = draws[(draws.metric == metric) & (draws.prompt == row.prompt)]
-        ends = (float(row.intact + row.change_low), float(row.intact + row.change_high))
+        ends = ends_of(row)
         beside = {words: own.value[own.neurons == kind].tolist() for kind, words in KINDS.items()}
         there = {words: values for words, values in beside.items() if values}
         strips.append(strip(metric.replace("_", " "), float(row.intact), float(row.value), ends, there))

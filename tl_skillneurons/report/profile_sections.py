@@ -6,6 +6,7 @@ from typing import Any
 from tl_skillneurons.report.page_parts import label_name, meaning
 from tl_skillneurons.report.small_svg import densities
 from tl_skillneurons.report.tables import digits
+from tl_skillneurons.studies.profiles.driving import MEASURES
 from tl_skillneurons.studies.profiles.one_neuron import DrivingText, NeuronProfile, Piece
 from tl_skillneurons.studies.profiles.result import NeuronProfiles
 from tl_skillneurons.tasks.task import Task
@@ -27,6 +28,8 @@ def profile_sections(profiles: NeuronProfiles, task: Task) -> dict[str, Any]:
     legend = ""
     if profiles.words is not None:
         legend = f"How much a word moved {told['measure']}: attention from the prompt times value, in its own units."
+        if told["measure"] == MEASURES["pre"]:
+            legend += " A very low pre-activation may give an activation near zero, as GELU has it."
     left = "; ".join(f"{part} left out: {why}" for part, why in profiles.left_out.items())
     return {
         "each": each,
@@ -44,6 +47,7 @@ def _section(
     anchors: Mapping[tuple[int, int], str],
 ) -> dict[str, Any]:
     rule, shown = one.rule, profiles.shown
+    what = "pre-activation" if profiles.settings["measure"] == MEASURES["pre"] else "activation taken apart:"
     sides = {"Highest": one.highest, "Lowest": one.lowest}
     most = max(
         (abs(p.moved or 0.0) for texts in sides.values() for text in texts for p in text.pieces), default=0.0
@@ -71,20 +75,20 @@ def _section(
             for layer, index, r in one.correlated[:_N_CORRELATED]
         ],
         "sides": [
-            {"title": f"{side} at the prompt", "texts": [_text(text, most, task) for text in texts]}
+            {"title": f"{side} at the prompt", "texts": [_text(text, most, task, what) for text in texts]}
             for side, texts in sides.items()
         ],
     }
 
 
-def _text(text: DrivingText, most: float, task: Task) -> dict[str, Any]:
+def _text(text: DrivingText, most: float, task: Task, what: str) -> dict[str, Any]:
     pieces = [_piece(piece, most) for piece in text.pieces] or [{"text": text.text, "kind": ""}]
     rest = ""
     if text.parts:
         words, mlps, total = (text.parts[name] for name in ("from_words", "from_mlps", "total"))
-        rest = f"words {words:+.2f}, MLPs {mlps:+.2f} of {total:.2f}"
+        rest = f"{what} {digits(total)}, of which words {words:+.3f} and MLPs {mlps:+.3f}"
     return {
-        "activation": f"{text.activation:.2f}",
+        "activation": digits(text.activation),
         "label": label_name(task, text.label),
         "label_class": "one" if text.label == 1 else "zero",
         "answer": "" if text.answer is None else label_name(task, text.answer),

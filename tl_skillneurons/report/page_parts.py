@@ -67,7 +67,7 @@ def effect_strips(found: Findings) -> list[Markup]:
     for metric in (MARGIN, ANSWERS):
         row = rows[rows.metric == metric].iloc[0]
         own = draws[(draws.metric == metric) & (draws.prompt == row.prompt)]
-        ends = ends_of(row)
+        ends = ends_of(row.to_dict())
         beside = {words: own.value[own.neurons == kind].tolist() for kind, words in KINDS.items()}
         there = {words: values for words, values in beside.items() if values}
         strips.append(strip(metric.replace("_", " "), float(row.intact), float(row.value), ends, there))

@@ -256,6 +256,24 @@ def test_a_pruned_encoder_has_all_its_weights_after_saving_and_loading(family, t
     assert torch.equal(again(ids), small(ids))
 
 
+@pytest.mark.parametrize("family", ["distilbert", "deberta_v3"])
+def test_a_pruned_encoder_is_exported_as_hugging_face_reads_it(family, tmp_path):
+    model = families.bridge(family)
+    keep = skn.NeuronSet([0] * 5 + [1] * 5, list(range(5)) * 2)
+    small = skn.prune(model, keep, torch.full((2, 48), 0.1))
+    skn.models.export_pruned(small, tmp_path / "pruned")
+    again = hf.AutoModelForMaskedLM.from_pretrained(tmp_path / "pruned").eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    torch.testing.assert_close(again(ids).logits.detach(), small(ids).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("deberta", "bfloat16"), ("t5_encoder_gated", "float16")])
+def test_a_dtype_in_which_a_model_does_not_run_is_refused_by_name(family, dtype, tmp_path):
+    save(tmp_path, family)
+    with pytest.raises(ValueError, match=rf"does not run in {dtype} \(.*load it with dtype='float32'"):
+        skn.load_model(tmp_path, device="cpu", dtype=dtype)
+
+
 def test_all_of_a_layer_moves_when_layers_are_shuffled():
     model = families.bridge("deberta")
     shuffled = skn.models.shuffle_layers(model)

@@ -29,7 +29,7 @@ def boot_encoder(source: str, placement: dict[str, Any], dtype: torch.dtype) -> 
         placement: ``device`` or ``device_map``, and perhaps ``revision``, as ``boot_transformers`` takes them.
 
     Raises:
-        Refused: When weights other than those of the head are missing.
+        Refused: When weights other than those of the head are missing, or the model doesn't run in ``dtype``.
     """
     from transformers import AutoConfig, AutoModelForMaskedLM
 
@@ -63,9 +63,22 @@ def boot_encoder(source: str, placement: dict[str, Any], dtype: torch.dtype) -> 
         dtype=dtype,
         revision=placement.get("revision"),
     )
+    _require_runs(bridge, dtype)
     if info["missing_keys"]:  # of the head
         hf_config(bridge).architectures = [architecture.replace("ForMaskedLM", "Model")]
     return bridge
+
+
+def _require_runs(model: TransformerBridge, dtype: torch.dtype) -> None:
+    """Refuse a dtype that the model mixes with another (DeBERTa 1 in bfloat16, a gated T5 in float16)."""
+    try:
+        with torch.no_grad():
+            model(torch.ones(1, 2, dtype=torch.long, device=model.cfg.device))
+    except RuntimeError as error:
+        name = str(dtype).removeprefix("torch.")
+        raise Refused(
+            f"a {type(model.original_model).__name__} does not run in {name} ({error}); load it with dtype='float32'"
+        ) from error
 
 
 def random_model(source: str, dtype: torch.dtype, device: torch.device | str) -> TransformerBridge:

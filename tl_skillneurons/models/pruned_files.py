@@ -105,7 +105,7 @@ def export_pruned(model: TransformerBridge, folder: str | os.PathLike[str]) -> P
     """Write a pruned model as a Hugging Face folder that ``from_pretrained`` reads, whole or not at all.
 
     Possible where every layer has the same width and the architecture has biases in its MLP (its configuration then
-    holds both): gpt2, bert, roberta, opt, gpt_neox, phi, gpt_neo, and llama through ``mlp_bias``.
+    holds both): gpt2, bert, roberta and their kin, opt, gpt_neox, phi, gpt_neo, and llama through ``mlp_bias``.
 
     Raises:
         ValueError: Where the format can't hold it; the message says why.
@@ -125,7 +125,8 @@ def export_pruned(model: TransformerBridge, folder: str | os.PathLike[str]) -> P
         )
     config = hf_config(model)
     named = next(
-        (name for name in ("intermediate_size", "ffn_dim", "n_inner") if hasattr(config, name)), None
+        (name for name in ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim") if hasattr(config, name)),
+        None,
     )
     kind = config.model_type
     if kind not in _EXPORTABLE or named is None:
@@ -157,7 +158,23 @@ def export_pruned(model: TransformerBridge, folder: str | os.PathLike[str]) -> P
     return folder
 
 
-_EXPORTABLE = ("gpt2", "bert", "roberta", "opt", "gpt_neox", "phi", "gpt_neo", "llama")
+_EXPORTABLE = (
+    "gpt2",
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "distilbert",
+    "electra",
+    "mpnet",
+    "deberta",
+    "deberta-v2",
+    "opt",
+    "gpt_neox",
+    "phi",
+    "gpt_neo",
+    "llama",
+)
 
 
 def _zero_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -44,8 +44,7 @@ def rows(found, **wanted):
 
 @pytest.mark.parametrize("positions", ["prompt", "all"])
 def test_the_planted_neurons_recover_all_and_random_neurons_and_the_placebo_nothing(model, positions):
-    run_options = RunOptions(batch_size=8, progress=False)
-    found = run(model, positions=positions, curves=("layer", "cumulative", "neuron"), run=run_options)
+    found = run(model, positions=positions, curves=("layer", "cumulative", "neuron"))
     for direction in ("denoise", "noise"):
         [whole] = rows(found, direction=direction, curve="whole").to_dict("records")
         assert whole["recovered"] == pytest.approx(1, abs=0.02)
@@ -77,7 +76,7 @@ def test_a_patched_run_is_the_one_a_loop_over_neurons_would_do(family, positions
     twins = [("the film was good", "the film was bad"), ("good plot", "bad plot")]
     neurons = NeuronSet([0, 1, 1], [3, 7, 9])
     found = patch_neurons(
-        model, prompt, task, neurons, twins=Twins(twins, [1, 1]), positions=positions, **QUICK
+        model, prompt, task, neurons, twins=Twins(twins, [1, 1]), positions=positions, curves=(), **QUICK
     )
     prompted = PromptedModel(model, prompt, task.label_words)
     for number, (clean, corrupted) in enumerate(twins):

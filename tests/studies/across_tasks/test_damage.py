@@ -66,7 +66,7 @@ def test_it_goes_on_where_it_stopped_shows_itself_and_survives_a_file(two, tmp_p
     settings = {"how": "zero", "n_random": 19, "examples": Examples(max_length=9), "run": QUIET}
     found = skn.studies.cross_task_damage(*two, folder=tmp_path, **settings)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
-    monkeypatch.setattr(skn.PromptedModel, "class_logits", lambda *a, **k: pytest.fail("it ran"))
+    monkeypatch.setattr(skn.PromptedModel, "read_out", lambda *a, **k: pytest.fail("it ran"))
     again = skn.studies.cross_task_damage(*two, folder=tmp_path, **settings)
     pd.testing.assert_frame_equal(again.pairs, found.pairs)
     assert (

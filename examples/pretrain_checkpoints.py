@@ -20,8 +20,9 @@ import tl_skillneurons as skn
 
 SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # a smaller model and fewer steps, for a quick check
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
-KEPT = (0, 8, 16, 40) if SMALL else (0, 10, 25, 50, 100, 200, 400, 800)  # steps of pre-training
+KEPT = (0, 8, 40) if SMALL else (0, 10, 25, 50, 100, 200, 400, 800)  # steps of pre-training
 WIDTH = 64 if SMALL else 192
+N_READ = 600 if SMALL else 6000  # pairs of sentences of each kind
 
 
 def sentences(kind, n_pairs, seed):
@@ -30,10 +31,10 @@ def sentences(kind, n_pairs, seed):
     return [(row["text"], task.label_words[row["label"]]) for row in rows]
 
 
-task = skn.minimal_pairs("subject_verb", n_pairs=200 if SMALL else 800)
-own = {text for text, _ in sentences("subject_verb", 200 if SMALL else 800, 0)}
-corpus = [f"{text}{verb} here ." for text, verb in sentences("subject_verb", 6000, 1) if text not in own]
-corpus += [text for text, _ in sentences("movie_reviews", 6000, 1)]
+task = skn.minimal_pairs("subject_verb", n_pairs=120 if SMALL else 800)
+own = {text for text, _ in sentences("subject_verb", 120 if SMALL else 800, 0)}
+corpus = [f"{text}{verb} here ." for text, verb in sentences("subject_verb", N_READ, 1) if text not in own]
+corpus += [text for text, _ in sentences("movie_reviews", N_READ, 1)]
 random.Random(0).shuffle(corpus)
 
 # %% A tokenizer of whole words, and a model that knows nothing

@@ -28,10 +28,10 @@ if len(sys.argv) > 2:
 
     task = load_task(sys.argv[2], binary=True).limit(train=1000, select=400, report=400)
 else:
-    n_pairs = 60 if SMALL else 400
+    n_pairs = 40 if SMALL else 400
     task = skn.minimal_pairs("movie_reviews", n_pairs=n_pairs, tokenizer=model.tokenizer)
 quiet = skn.RunOptions(progress=False)
-tuning = {"n_virtual_tokens": 4, "n_steps": 10 if SMALL else 60, "seeds": [0], "run": quiet}
+tuning = {"n_virtual_tokens": 4, "n_steps": 3 if SMALL else 60, "seeds": [0], "run": quiet}
 [prompt] = skn.fit_soft_prompts(model, task, **tuning)
 scores = skn.score_neurons(model, prompt, task)
 
@@ -111,7 +111,8 @@ print(
     f"\nintact: {intact.double().mean():.3f} on {len(intact)} examples of role report, {whole / 1e6:.1f}M parameters"
 )
 rows = []
-for layers, where in ((None, "all"), (range(n_layers // 4, n_layers), "last three quarters")):
+places = ((None, "all"), (range(n_layers // 4, n_layers), "last three quarters"))
+for layers, where in places[1:] if SMALL else places:
     for share in SHARES:
         for mean, arm in product(values, ("skill", "random", "most active", "shuffled labels")):
             smaller = skn.prune(model, kept(share, arm), values[mean], layers=layers)

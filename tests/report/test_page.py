@@ -116,6 +116,22 @@ def test_the_strip_of_an_effect_has_every_draw_beside_the_chosen_neurons(found):
     assert "logit diff" in margin and "least predictive" in margin
 
 
+def test_what_was_asked_of_the_run_later_stands_on_its_page(found, tmp_path):
+    from tl_skillneurons.report.further import ASKED, Answer
+    from tl_skillneurons.report.page_parts import asked_later
+
+    assert asked_later(found) == []
+    (tmp_path / ASKED).mkdir()
+    answer = Answer(
+        "diagnose", "Stable?", {"Of it": [{"what": HOSTILE, "value": 0.51234}, {"what": "b", "value": None}]}
+    )
+    answer.save(tmp_path / ASKED / "diagnose-12345678.json")
+    [asked] = asked_later(replace(found, folder=tmp_path))
+    assert asked["title"] == "Stable?" and asked["command"] == "diagnose"
+    table = asked["tables"][0]["table"]
+    assert table.numeric == (False, True) and [row[1].text for row in table.rows] == ["0.512", "-"]
+
+
 def test_a_run_that_stopped_has_its_prompts_and_no_pictures(skn, found, tmp_path):
     page = skn.report.write_page(replace(found, neurons=None), tmp_path / "stopped.html").read_text(
         encoding="utf-8"

@@ -18,6 +18,7 @@ from tl_skillneurons.find.findings import Findings
 from tl_skillneurons.plots.look import graph_objects, theme
 from tl_skillneurons.report.page_parts import (
     about_run,
+    asked_later,
     neuron_table,
     prompt_table,
     readable_table,
@@ -78,6 +79,7 @@ def page_of(findings: Findings) -> str:
             figures={one.name: one.figure for one in pictures},
             neurons=None if stopped else neuron_table(findings, profiles["anchors"] if profiles else {}),
             profiles=profiles,
+            asked=asked_later(findings),
             settings=settings_of_run(findings),
         )
     )

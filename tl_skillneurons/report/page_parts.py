@@ -12,6 +12,7 @@ from tl_skillneurons.find.folder import RUN
 from tl_skillneurons.find.said import label_said
 from tl_skillneurons.find.verdicts import ANSWERS, KINDS, MARGIN, RULES
 from tl_skillneurons.plots.effects import ends_of
+from tl_skillneurons.report.further import answers_in
 from tl_skillneurons.report.small_svg import bar, strip
 from tl_skillneurons.report.tables import Cell, PageTable, bracketed, digits, table_of
 from tl_skillneurons.stats.intervals import clopper_pearson
@@ -164,6 +165,19 @@ def label_name(task: Task, label: int) -> str:
     name = str(task.label_names[label])
     said = label_said(task, label)
     return f"{name} ({said})" if name.lstrip("-").isdigit() and name not in said else name
+
+
+def asked_later(found: Findings) -> list[dict[str, Any]]:
+    """What was asked of the finished run by further commands: a title, tables under their titles, and notes each."""
+    return [
+        {
+            "title": answer.title,
+            "command": answer.command,
+            "tables": [{"title": title, "table": table_of(rows)} for title, rows in answer.tables.items()],
+            "notes": list(answer.notes),
+        }
+        for answer in answers_in(found.folder)
+    ]
 
 
 def settings_of_run(found: Findings) -> list[dict[str, Any]]:

@@ -31,6 +31,8 @@ def cell(value: Any, link: str | None = None) -> Cell:
     """A number to three digits (whole ones with separators), or text as it is; nothing for what isn't a number."""
     if isinstance(value, Cell):
         return value
+    if value is None:
+        return Cell("-")
     if isinstance(value, Markup):  # a drawing
         return Cell(value, None, link)
     if isinstance(value, bool):

@@ -1,10 +1,15 @@
 """Neurons remember what chose them, through their algebra and their files."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tl_skillneurons import NeuronSet
 from tl_skillneurons._choice import APART, THESE, UNKNOWN, Choice, joint, require_apart, text_fingerprints
+from tl_skillneurons._controls import less_predictive
+from tl_skillneurons._files import write_json
 
 SCORE = torch.arange(8.0).reshape(2, 4)
 CHOICE = Choice("select", frozenset(text_fingerprints(["a film", "a plot"])), SCORE)
@@ -31,11 +36,37 @@ def test_two_sets_together_were_chosen_by_all_that_chose_either():
     assert joint(None, None) is None
 
 
-def test_a_file_keeps_the_examples_that_chose(tmp_path):
-    again = NeuronSet.from_json(SKILL.to_json(tmp_path / "skill.json"))
-    assert again == SKILL and list(again) == list(SKILL)
-    assert (again.choice.role, again.choice.texts, again.choice.score) == ("select", CHOICE.texts, None)
+def test_a_file_keeps_the_examples_and_the_score_that_chose(tmp_path):
+    score = torch.rand(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        skill = NeuronSet([1, 0], [3, 2], 2, 4, choice=replace(CHOICE, score=score.to(dtype)))
+        again = NeuronSet.from_json(skill.to_json(tmp_path / "skill.json"))
+        assert again == skill and list(again) == list(skill)
+        assert (again.choice.role, again.choice.texts) == ("select", CHOICE.texts)
+        assert again.choice.score.equal(score.to(dtype).double())
+        assert less_predictive(again.choice.score).equal(less_predictive(skill.choice.score))
+    unknown = NeuronSet([0], [1], 2, 4, choice=replace(CHOICE, score=None))
+    assert NeuronSet.from_json(unknown.to_json(tmp_path / "unknown.json")).choice.score is None
     assert NeuronSet.from_json(NeuronSet([0], [0]).to_json(tmp_path / "hand.json")).choice is None
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"shape": [4, 2]}, r"score is of \[4, 2\], its neurons of \[2, 4\]"),
+        ({"shape": [2, 5]}, r"got \[2, 5\] in 64 bytes"),
+        ({"shape": [2, 3]}, r"got \[2, 3\] in 49 bytes"),
+        ({"content": "AAAA"}, "its score can't be read"),
+        ({"content": "no base64!"}, "its score can't be read"),
+    ],
+)
+def test_a_score_that_does_not_fit_its_set_is_refused(tmp_path, change, message):
+    path = SKILL.to_json(tmp_path / "skill.json")
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    write_json(path, {**content, "score": {**content["score"], **change}})
+    with pytest.raises(ValueError, match=message):
+        NeuronSet.from_json(path)
 
 
 def test_examples_that_chose_are_known_again_up_to_white_space():

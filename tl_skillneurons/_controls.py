@@ -67,12 +67,17 @@ class Controls:
         return 1 / (len(self.sets) + 1)
 
     @property
+    def are_alike(self) -> bool:
+        """Whether no standardised difference of what they were matched on exceeds :data:`ALIKE`."""
+        return not bool((self.differences.abs() > ALIKE).any())
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader of the p-values must know, in words: too few alternatives, or controls that are not alike."""
         found = []
         if note := few_alternatives(len(self.sets), self.n_asked):
             found.append(note)
-        if (self.differences.abs() > ALIKE).any():
+        if not self.are_alike:
             found.append(
                 f"{_unlike(self.differences)} (up to {ALIKE:g} is alike): the set has neurons that no others are like"
             )

@@ -410,6 +410,40 @@ def test_every_one_of_the_least_is_of_the_less_predictive_half_of_its_layer(mode
         assert one.layer.equal(planted.NEURONS.layer)
 
 
+def test_a_set_from_its_file_has_the_third_control_too(model, task, tmp_path):
+    skill = chosen_by(task)
+    again = NeuronSet.from_json(skill.to_json(tmp_path / "skill.json"))
+    one, other = (with_controls({"whole": some}, model, None, 19, 0) for some in (skill, again))
+    assert other.told["whole"]["least"]["distinct"] == 19 and one.sets.keys() == other.sets.keys()
+    assert all(list(one.sets[key]) == list(other.sets[key]) for key in one.sets)
+
+
+@pytest.mark.filterwarnings("default")
+def test_of_a_models_most_active_neurons_no_others_are_like_and_a_warning_says_so():
+    """The 0.5 % of each layer that are most active on 15 texts, real activations of a model of random weights."""
+    bert, texts = tiny.bridge("bert"), tiny.task()
+    rows = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    prompt = SoftPrompt(rows, placement="prefix")
+    scores = skn.score_neurons(bert, prompt, texts, run=QUIET)
+    active = scores.mean_absolute()
+    n = max(1, int(0.005 * scores.d_mlp))
+    index = active.argsort(dim=1, descending=True)[:, :n]
+    most = NeuronSet(torch.arange(len(index)).repeat_interleave(n), index.flatten(), *active.shape)
+    with pytest.warns(
+        UserWarning, match=r"controls differ .* more than 0.1 .*matched by -\d.*no others are like"
+    ):
+        drawn = with_controls({"whole": most}, bert, active, 19, 0)
+    matched = torch.stack(
+        [active[o.layer, o.index] for (_, kind, _), o in drawn.sets.items() if kind == "matched"]
+    )
+    own = active[most.layer, most.index]
+    apart = ((matched.mean(0) - own) / active.double().std(1).float()[most.layer]).mean()
+    assert (
+        drawn.told["whole"]["matched"]["differ"][0] == pytest.approx(float(apart), rel=1e-4) and apart < -0.1
+    )
+    assert any(note.startswith("matched: matched controls differ") for note in drawn.notes)
+
+
 def test_without_a_score_the_panel_says_why_there_is_no_third_control(model, task):
     panel = run(model, task, interventions="zero")
     assert "least_median" not in panel.to_dataframe()

@@ -92,7 +92,10 @@ def test_a_set_is_evaluated_on_examples_that_did_not_choose_it_with_intervals(sc
     assert (found.table.low <= found.table.accuracy).all()
     assert set(found.to_dataframe().role) == {found.role} == {"report"}
     assert not found.to_dataframe().chose_them.any()
-    too_good = evaluate_rules(model, prompts, TASK, scores, top, role="select", run=QUIET)
+    on_select = {"role": "select", "run": QUIET}
+    with pytest.raises(ValueError, match=r"15 of the 15 .* chose these neurons.*on_chosen_examples=True"):
+        evaluate_rules(model, prompts, TASK, scores, top, **on_select)
+    too_good = evaluate_rules(model, prompts, TASK, scores, top, on_chosen_examples=True, **on_select)
     assert too_good.to_dataframe().chose_them.all()
     assert "on 15 examples of report" in str(found) and "on select, which chose them" in repr(found)
     assert "<table" in found._repr_html_()
@@ -107,7 +110,8 @@ def test_a_table_tells_where_its_neurons_were_chosen(scored):
         (top, "select", "on these examples"),
         (bare, "select", "unknown"),
     ):
-        found = evaluate_rules(model, prompts, TASK, scores, neurons, role=role, run=QUIET)
+        how = {"role": role, "on_chosen_examples": True, "run": QUIET}
+        found = evaluate_rules(model, prompts, TASK, scores, neurons, **how)
         assert set(found.to_dataframe().neurons_chosen) == {told}
         assert ("neurons chosen on these examples" in repr(found)) == (told == "on these examples")
 

@@ -12,6 +12,7 @@ from toy import QUIET
 from tuned import SMALL, TASK, fit
 
 import tl_skillneurons as skn
+from tl_skillneurons._choice import text_fingerprints
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not below chance")  # a few steps seldom suffice
 READOUT = {"readout_learning_rate": 0.05}
@@ -69,6 +70,23 @@ def test_every_row_is_what_scoring_that_snapshot_alone_gives(models, family):
         assert row.distance == pytest.approx(float(moved))
     kept = rows[rows.kept].iloc[0]
     assert kept.jaccard == 1 and kept.spearman == pytest.approx(1) and rows.distance.iloc[0] == 0
+
+
+def test_a_final_top_that_texts_of_report_chose_is_followed_there_by_insistence_alone(models):
+    model = models["gpt2"]
+    [prompt] = fit(model, TASK, n_steps=3, snapshots=True, seeds=(0,))
+    scores = skn.score_neurons(model, prompt, TASK, run=QUIET)
+    on_report = text_fingerprints(TASK.split("report")["text"])
+    chose = {**scores.provenance["chose"], "texts": on_report}
+    other = dataclasses.replace(scores, provenance={**scores.provenance, "chose": chose})
+    settings = {"amount": 5, "n_permutations": 19, "run": QUIET}
+    with pytest.raises(ValueError, match="on_chosen_examples=True"):
+        skn.studies.prompt_trajectory(model, prompt, TASK, scores=other, **settings)
+    for given, told in ((other, "on these examples"), (scores, "on other examples")):
+        found = skn.studies.prompt_trajectory(
+            model, prompt, TASK, scores=given, on_chosen_examples=True, **settings
+        )
+        assert set(found.to_dataframe().neurons_chosen) == {told}
 
 
 def planted_prompt():

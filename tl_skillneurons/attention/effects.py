@@ -16,6 +16,7 @@ everywhere; and a head whose ablation changes nothing may have others that stand
 """
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -345,7 +346,7 @@ def _notes(
     n_asked: int,
     match: Float[Tensor, "quantity layer head"],
 ) -> list[str]:
-    """Which controls are too few, and which are not alike in what they were matched on."""
+    """Which controls are too few, and which are not alike (also a warning) in what they were matched on."""
     found = []
     for kind, draws in controls.items():
         if note := few_alternatives(len(draws), n_asked, of="heads"):
@@ -360,9 +361,9 @@ def _notes(
     apart = standardised_differences(own, drawn, match)
     if (apart.abs() > ALIKE).any():
         by = ", ".join(f"{value:+.2f}" for value in apart.tolist())
-        found.append(
-            f"matched: they differ from the heads by {by} standard deviations in what they were matched on"
-        )
+        told = f"matched: they differ from the heads by {by} standard deviations in what they were matched on"
+        warnings.warn(told, stacklevel=3)
+        found.append(told)
     return found
 
 

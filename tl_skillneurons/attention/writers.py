@@ -18,7 +18,7 @@ of the same layers, ``neurons.random_like(seed)``.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_seed
-from tl_skillneurons._choice import THESE, UNKNOWN, require_apart, text_fingerprints
+from tl_skillneurons._choice import THESE, UNKNOWN, Choice, require_apart, text_fingerprints
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._pictures import plotted
 from tl_skillneurons._progress import progress_bar
@@ -188,11 +188,14 @@ class HeadWriters:
         """Write the result to one safetensors file, whole or not at all."""
         neurons = {name: getattr(self.neurons, name) for name in ("n_layers", "d_mlp", "model")}
         neurons["pairs"] = [list(pair) for pair in self.neurons]
+        neurons["choice"] = None if self.neurons.choice is None else self.neurons.choice.record
         header = {"neurons": neurons, "role": self.role, "settings": self.settings}
         header |= {"unit": self.units.what, "texts": list(self.texts)}
         tensors = {name: getattr(self, name) for name in (*_PARTS, "labels")} | {"units": self.units.member}
         if self.units.pair is not None:
             tensors["pairs"] = self.units.pair
+        if self.neurons.choice is not None and self.neurons.choice.score is not None:
+            tensors["score"] = self.neurons.choice.score
         return save_tensors(path, "HeadWriters", tensors, header)
 
     @classmethod
@@ -208,7 +211,9 @@ class HeadWriters:
             neurons = dict(header["neurons"])
             pairs = [(layer, index) for layer, index in neurons.pop("pairs")]
             kept = {name: tensors[name] for name in (*_PARTS, "labels")}
-            known = NeuronSet.from_pairs(pairs, **neurons)
+            choice = Choice.recorded(neurons.pop("choice"))
+            choice = None if choice is None else replace(choice, score=tensors.get("score"))
+            known = NeuronSet.from_pairs(pairs, **neurons, choice=choice)
             units = Units(tensors["units"], header["unit"], tensors.get("pairs"))
             texts = tuple(header["texts"])
             if not len(texts) == units.n_examples == len(kept["labels"]):

@@ -10,6 +10,7 @@ No draw is another's, and all are of what is not in the set. What it does not sh
 what they were matched on; by how much they differ in that stands beside them.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._controls import Controls, draw_controls, less_predictive
+from tl_skillneurons._controls import ALIKE, Controls, draw_controls, less_predictive
 from tl_skillneurons.neurons import NeuronSet
 
 CONTROLS = ("random", "matched", "least")
@@ -61,6 +62,7 @@ def with_controls(
     norms = output_norms(model)
     match = norms if mean_absolute is None else torch.stack([mean_absolute, norms])
     drawn = Drawn({}, [], {})
+    unlike: list[str] = []
     for name, held in sets.items():
         drawn.sets[name, "chosen", 0] = held
         drawn.told[name] = {}
@@ -70,6 +72,9 @@ def with_controls(
             drawn.sets.update({(name, kind, draw): one for draw, one in enumerate(found.sets)})
             drawn.told[name][kind] = {"distinct": len(found.sets), "differ": found.differences.tolist()}
             drawn.notes.extend(f"{kind}{of}: {note}" for note in found.warnings)
+            if not found.are_alike:
+                by = ", ".join(f"{value:+.2f}" for value in found.differences.tolist())
+                unlike.append(f"{kind}{of} by {by}")
 
         add("random", draw_controls(held, n_random, seed=seed))
         add("matched", draw_controls(held, n_random, seed=seed, match=match, most_difference=most_difference))
@@ -86,6 +91,13 @@ def with_controls(
             drawn.notes.append(f"least{of}: not drawn, for in the less predictive half {few}")
         else:
             add("least", least)
+    if unlike:
+        warnings.warn(
+            f"controls differ from the set in activation and output norm by more than {ALIKE:g} standard deviations of "
+            f"their layers ({'; '.join(unlike)}): the set has neurons that no others are like, and what is done to it "
+            "may do more for that alone; panel.notes says so, Beyond(most_difference=0.1) refuses",
+            stacklevel=3,
+        )
     return drawn
 
 

@@ -49,6 +49,7 @@ def evaluate_rules(
     role: str = "report",
     seed: int = 0,
     max_length: int | None = None,
+    on_chosen_examples: bool = False,
     run: RunOptions = RunOptions(),
 ) -> AllRules: ...
 
@@ -64,6 +65,7 @@ def evaluate_rules(
     role: str = "report",
     seed: int = 0,
     max_length: int | None = None,
+    on_chosen_examples: bool = False,
     run: RunOptions = RunOptions(),
 ) -> RuleAccuracy: ...
 
@@ -78,6 +80,7 @@ def evaluate_rules(
     role: str = "report",
     seed: int = 0,
     max_length: int | None = None,
+    on_chosen_examples: bool = False,
     run: RunOptions = RunOptions(),
 ) -> AllRules | RuleAccuracy:
     """How good neurons' rules are on ``role``: with the thresholds of ``baseline``, and the positions and directions
@@ -86,10 +89,11 @@ def evaluate_rules(
     Args:
         prompts: Those that were scored, in the same order; ``None`` for scores of the bare text.
         neurons: A set, or ``None`` for every neuron.
-        role: Examples that chose nothing; on ``"select"`` the rules are too good; a set's table tells what chose it.
+        role: Examples that chose nothing; on ``"select"``, which chose positions and directions, rules are too good.
         seed: Of the bootstrap, for a set: of the examples' units, and from three prompts on of the prompts too.
         max_length: Longest sequence in tokens; ``None`` is what the prompts were tuned with. It must be what the scores
             were measured with.
+        on_chosen_examples: Measure a set though some examples of ``role`` chose it; its table then says so.
         run: Batches, cache, progress.
 
     Returns:
@@ -97,8 +101,8 @@ def evaluate_rules(
         :class:`AllRules`, which gives the accuracy of any set and can be saved.
 
     Raises:
-        ValueError: For an empty set, neurons of another model, or scores of another model, other prompts, another task
-            or texts cut to another length.
+        ValueError: For an empty set, neurons of another model, neurons that these examples chose, or scores of another
+            model, other prompts, another task or texts cut to another length.
 
     Example:
         >>> skn.scores.evaluate_rules(model, prompts, task, scores, scores.top(0.02)).mean
@@ -121,6 +125,9 @@ def evaluate_rules(
         )
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
+    by = "on_chosen_examples=True"
+    measured_on = list(task.split(role)["text"])
+    neurons_chosen = require_apart(neurons.choice, measured_on, insist=on_chosen_examples, by=by)
     answers = rule_answers(model, prompts, task, scores, neurons, role=role, max_length=max_length, run=run)
     prompted = PromptedModel(model, as_list(prompts)[0], max_length=max_length)
     return accuracy_of_set(answers, prompted, task, scores, neurons, role=role, seed=seed)
@@ -171,7 +178,7 @@ def accuracy_of_set(
         unit=units.what,
         n_units=len(units),
         about=interval_scope(len(answers), units),
-        neurons_chosen=require_apart(neurons.choice, list(task.split(role)["text"]), insist=True, by=""),
+        neurons_chosen=neurons_chosen,
         provenance=_with_cut(scores.provenance, prompted, task, role),
     )
 

@@ -1,8 +1,8 @@
 """Which virtual tokens matter, and what are they? One row per prompt position, each number beside what luck gives.
 
 - **Where the best neurons peak.** Of the best neurons, the share whose best position is this one (equally good ones
-  share a neuron); if positions were alike, each would have ``1 / n_positions``. Neurons are correlated, so the
-  interval (exact binomial) is too narrow.
+  share a neuron); if positions were alike, each would have ``1 / n_positions``. Neurons are correlated, so
+  they are no units to make an interval of, and there is none.
 - **What it is near to.** Norm and distance to the nearest word of the vocabulary, as percentiles of what words have
   among themselves; the nearest words, beside the similarity that a random direction reaches. Tuned prompts need not
   mean what they are near to (Khashabi et al., 2022).
@@ -37,7 +37,6 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.schedule import embedding_rows
 from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
-from tl_skillneurons.stats.intervals import clopper_pearson
 from tl_skillneurons.stats.ranks import median, spearman
 from tl_skillneurons.studies._common import load_tables, save_tables, settings_of, soft_prompts
 from tl_skillneurons.tasks.task import Task
@@ -53,7 +52,7 @@ class PromptDescription:
 
     Attributes:
         positions: A row per prompt and position: ``prompt``, ``position``, ``token`` ("mask" or ``<v0>``, ...);
-            ``peak_share`` with its interval and ``uniform``; of all neurons' predictivity there on ``select`` the
+            ``peak_share`` and ``uniform``; of all neurons' predictivity there on ``select`` the
             ``low_quartile``, ``median``, ``high_quartile`` and ``best``; for virtual tokens ``norm_percentile``,
             ``nearest`` words, ``cosine`` to the first, ``chance_cosine``, ``distance_percentile``; ``to_text``,
             ``from_text``; accuracy on ``report`` ``without`` it and with its ``initial`` value. ``role_of_scores``
@@ -209,12 +208,9 @@ def _score_columns(scores: NeuronScores, amount: float | int) -> list[list[dict[
         for position in range(n_positions):
             at = of_prompt[:, position].flatten()
             low_quartile, high_quartile = at.quantile(torch.tensor([0.25, 0.75], dtype=at.dtype)).tolist()
-            low, high = clopper_pearson(round(float(peaks[position])), len(skill))
             rows.append(
                 {
                     "peak_share": float(peaks[position]) / len(skill),
-                    "peak_low": low,
-                    "peak_high": high,
                     "uniform": 1 / n_positions,
                     "low_quartile": low_quartile,
                     "median": median(at),

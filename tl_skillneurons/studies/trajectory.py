@@ -28,6 +28,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_seed
+from tl_skillneurons._choice import Choice, require_apart
 from tl_skillneurons._pictures import plotted
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
@@ -42,9 +43,17 @@ from tl_skillneurons.scores.ranked import require_one_model
 from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.scores.selection import top_neurons
 from tl_skillneurons.stats.hypothesis_tests import require_draws
-from tl_skillneurons.stats.intervals import clopper_pearson
 from tl_skillneurons.stats.ranks import median, spearman
-from tl_skillneurons.studies._common import load_tables, null_of, save_tables, settings_of, soft_prompts
+from tl_skillneurons.stats.units import Units
+from tl_skillneurons.studies._common import (
+    interval_of_answers,
+    load_tables,
+    null_of,
+    right_answers,
+    save_tables,
+    settings_of,
+    soft_prompts,
+)
 from tl_skillneurons.tasks.task import Task, require_two_classes
 
 KIND = "PromptTrajectory"
@@ -53,7 +62,7 @@ _COLUMNS = (
     *("prompt", "step", "kept", "accuracy", "accuracy_low", "accuracy_high"),
     *("best", "level", "n_significant", "median"),
     *("top_on_select", "top_on_report", "random_on_report"),
-    *("jaccard", "chance_jaccard", "spearman", "distance"),
+    *("jaccard", "chance_jaccard", "spearman", "distance", "neurons_chosen"),
 )
 
 
@@ -63,12 +72,14 @@ class PromptTrajectory:
 
     Attributes:
         steps: A row per prompt and kept step: ``prompt``, ``step``, ``kept`` (whether this is the prompt itself);
-            ``accuracy`` of the prompt on ``report`` with its exact 95 % interval; of all neurons on ``select`` the
+            ``accuracy`` of the prompt on ``report`` with its 95 % interval, exact where each text is a unit, else by
+            bootstrap of the units; of all neurons on ``select`` the
             ``best`` and ``median`` predictivity, the ``level`` that the best reaches by luck in 5 % of cases, and
             ``n_significant`` above it; of the final top's rules, as this step chose them, the mean accuracy
             ``top_on_select`` and ``top_on_report``, and ``random_on_report`` of random neurons; ``jaccard`` of this
             step's top with the final one and ``chance_jaccard``; ``spearman`` with the final predictivities;
-            ``distance`` from the initial prompt, as a share of its norm.
+            ``distance`` from the initial prompt, as a share of its norm; ``neurons_chosen`` "on other examples" than
+            those of ``report``, "on these examples" (by insistence) or "unknown".
         settings: Model, task, prompts and settings, as plain JSON values; what labels of ``select`` were dealt out to
             for the level (``unit``), and how many there are (``n_units``).
 
@@ -128,6 +139,7 @@ def prompt_trajectory(
     n_permutations: int = 1000,
     seed: int = 0,
     max_length: int | None = None,
+    on_chosen_examples: bool = False,
     run: RunOptions = RunOptions(),
 ) -> PromptTrajectory:
     """All neurons scored with each snapshot of each prompt, and the final top neurons followed back to the start.
@@ -141,11 +153,13 @@ def prompt_trajectory(
             ``select``, layer, position and neuron.
         seed: Draws the permutations and the random neurons.
         max_length: Longest sequence in tokens; by default what each prompt was tuned with.
+        on_chosen_examples: Follow the final top on ``report`` though some of its texts chose it, as those of scores of
+            another task may; every row then says so.
         run: Keys and values of the texts (causal models) are kept here even without ``run.cache``.
 
     Raises:
-        ValueError: For prompts without snapshots, a task of more than two classes, scores of another model or of texts
-            cut to another length, or too few permutations.
+        ValueError: For prompts without snapshots, a task of more than two classes, scores of another model, of texts
+            cut to another length or of examples that are on ``report`` here, or too few permutations.
 
     Example:
         >>> prompts = skn.fit_soft_prompts(model, task, training=skn.prompts.TrainingOptions(snapshots=True))
@@ -162,6 +176,11 @@ def prompt_trajectory(
         _require_one_length(scores, model, chosen, max_length)
     if run.cache is None and runs_text_apart(model):
         run = replace(run, cache=InputCache(model))
+    units = task.units("report")
+    on_report = list(task.split("report")["text"])
+    if scores is not None:  # refused before anything is run
+        known = Choice.recorded(scores.provenance.get("chose"))
+        require_apart(known, on_report, insist=on_chosen_examples, by="on_chosen_examples=True")
     frames = []
     for number, (prompt, (steps, kept_at)) in enumerate(zip(chosen, snapshots, strict=True)):
         prompt.require_fits(model)
@@ -171,14 +190,17 @@ def prompt_trajectory(
         if scores is not None:
             require_one_model({"the scores given": scores, f"those of prompt {number}": found})
         final = found.predictivity_by_prompt[kept_at] if scores is None else scores.predictivity
-        top = top_neurons(final, amount)
+        top = top_neurons(final, amount, chose=(scores or found).provenance.get("chose"))
+        where_chosen = require_apart(
+            top.choice, on_report, insist=on_chosen_examples, by="on_chosen_examples=True"
+        )
         # one draw to compare with, for all steps alike; no rank p-value is made of it
         both = top | top.random_like(seed)
         with progress_bar(f"prompt {number} on report", 2 * len(steps), show=run.progress) as advance:
             right = []
             for step in steps:
                 prompted = PromptedModel.for_task(model, step, task, max_length=max_length, run=run)
-                right.append(prompted.accuracy(task))
+                right.append(right_answers(prompted, task).double())
                 advance()
             answers = rule_answers(model, steps, task, found, both, max_length=max_length, run=run).mean(1)
             advance(len(steps))
@@ -187,14 +209,15 @@ def prompt_trajectory(
         frame["random_on_report"] = [float(row[len(top) :].mean()) for row in answers]
         frame["step"] = [entry["step"] for entry in prompt.history]
         frame["kept"] = [at == kept_at for at in range(len(steps))]
-        of_prompts = _of_prompts(steps, right, len(task.split("report")))
+        frame["neurons_chosen"] = where_chosen
+        of_prompts = _of_prompts(steps, right, units)
         frames.append(pd.concat([of_prompts, frame], axis=1).assign(prompt=number))
     settings = settings_of(
         model, task, chosen, amount=amount, n_permutations=n_permutations, seed=seed, max_length=max_length
     )
     settings["scores"] = "each prompt's own" if scores is None else scores.provenance
-    units = task.units("select")
-    settings |= {"unit": units.what, "n_units": len(units)}
+    labelled = task.units("select")
+    settings |= {"unit": labelled.what, "n_units": len(labelled), "n_units_report": len(units)}
     return PromptTrajectory(pd.concat(frames, ignore_index=True)[list(_COLUMNS)], settings)
 
 
@@ -221,13 +244,15 @@ def _of_scores(
     }
 
 
-def _of_prompts(steps: Sequence[SoftPrompt], right: Sequence[float], n_examples: int) -> pd.DataFrame:
-    """What the prompt could do at each evaluation, with exact intervals, and how far it had moved."""
+def _of_prompts(
+    steps: Sequence[SoftPrompt], right: Sequence[Float[Tensor, " example"]], units: Units
+) -> pd.DataFrame:
+    """What the prompt could do at each evaluation, with intervals, and how far it had moved."""
     rows = [step.embedding.detach().double() for step in steps]
-    ends = [clopper_pearson(round(share * n_examples), n_examples) for share in right]
+    ends = [interval_of_answers(one, units) for one in right]
     return pd.DataFrame(
         {
-            "accuracy": right,
+            "accuracy": [float(one.mean()) for one in right],
             "accuracy_low": [low for low, _ in ends],
             "accuracy_high": [high for _, high in ends],
             "distance": [float((row - rows[0]).norm() / rows[0].norm()) for row in rows],

@@ -1,5 +1,7 @@
 """Planted skill neurons that are there from a known checkpoint on; resuming; models that can't be compared."""
 
+import dataclasses
+
 import pandas as pd
 import planted
 import pytest
@@ -8,6 +10,7 @@ import torch
 from toy import LABEL_WORDS, QUIET
 
 import tl_skillneurons as skn
+from tl_skillneurons._choice import text_fingerprints
 from tl_skillneurons.scores.evaluated_rules import AllRules
 from tl_skillneurons.studies._common import file_name
 from tl_skillneurons.studies.checkpoints.comparison import Measures, compare_checkpoints
@@ -86,6 +89,20 @@ def measures(scores, right):
     position, direction = scores.rules()
     rules = AllRules(scores.accuracy, position, direction, "report", right.shape[1])
     return Measures(scores, rules, right.double(), "carried")
+
+
+def test_best_neurons_that_texts_of_report_chose_are_compared_by_insistence_alone(found):
+    scores = found.scores["30"]
+    chose = {**scores.provenance["chose"], "texts": text_fingerprints(TASK.split("report")["text"])}
+    other = dataclasses.replace(scores, provenance={**scores.provenance, "chose": chose})
+    right = torch.ones(1, 40)
+    settings = {"amount": 2, "n_permutations": 99}
+    of_report = {"20": measures(found.scores["20"], right), "30": measures(other, right)}
+    with pytest.raises(ValueError, match="on_chosen_examples=True"):
+        compare_checkpoints(of_report, TASK, **settings)
+    frame = compare_checkpoints(of_report, TASK, on_chosen_examples=True, **settings).checkpoints
+    assert set(frame.neurons_chosen) == {"on these examples"}
+    assert set(found.checkpoints.neurons_chosen) == {"on other examples"}
 
 
 def test_copies_of_an_answer_narrow_no_interval(found):

@@ -9,9 +9,16 @@ from toy import LABEL_WORDS, prompt_for, task_of
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 import tl_skillneurons as skn
+from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons.prompts.positions import current_tokens
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies.words.position_share import epsilon_squared, position_share
-from tl_skillneurons.studies.words.selectivity import word_correlations, word_presence
+from tl_skillneurons.studies.words.selectivity import (
+    _against_shuffled,
+    _require_movable,
+    word_correlations,
+    word_presence,
+)
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +233,42 @@ def test_words_of_an_author_explain_no_neuron_that_follows_authors_by_luck():
     assert frames["author"].attrs["unit"] == "group" and frames["author"].attrs["n_units"] == 10
     assert frames[None].attrs["unit"] == "text" and frames[None].attrs["n_units"] == 100
     assert frames[None].word_r.equals(frames["author"].word_r)
+
+
+def units_of(*sizes):
+    return Units(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)), "author")
+
+
+def test_units_of_a_size_that_no_other_has_are_told_and_refused_where_most_texts_are_theirs():
+    assert _require_movable(units_of(1, 1, 2, 2, 5, 5), "report") == 0
+    assert _require_movable(units_of(*[4] * 20, 3), "report") == 1  # 3 of 83 texts
+    with pytest.warns(UserWarning, match=r"1 of 5 units \(author\) .* with 5 of 13 texts.* p is too large"):
+        assert _require_movable(units_of(2, 2, 2, 2, 5), "report") == 1
+    with pytest.raises(ValueError, match=r"3 of 3 units .* with 9 of 9 .* equally many of each"):
+        _require_movable(units_of(2, 3, 4), "report")
+    assert _require_movable(units_of(6), "report") == 0  # one unit: its texts are all there is
+
+
+def test_a_word_of_units_that_stay_in_place_is_never_significant_by_them():
+    """Neurons and a word follow two authors of 8 and 7 texts, among single texts: each permutation has it all."""
+    units = units_of(8, 7, *[1] * 16)
+    a = (units.member < 1).double()[:, None].repeat(1, 3)
+    a = (a - a.mean(0)) / (a - a.mean(0)).norm(dim=0)
+    present = (units.member < 1).double()[None].to_sparse()
+    length = torch.zeros(31, dtype=torch.float64)
+    *_, reached = _against_shuffled(a, present, length, torch.zeros(3).double(), 99, 0, units)
+    assert (reached[0] == 99).all()
+
+
+def test_neurons_are_not_measured_on_the_texts_that_chose_them_unless_by_insistence(task):
+    texts = frozenset(text_fingerprints(task.split("report")["text"]))
+    skill = skn.NeuronSet([0], [3], choice=Choice("select", texts))
+    model, prompt = tiny.bridge("gpt2"), prompt_for("gpt2")
+    with pytest.raises(ValueError, match="on_chosen_examples=True"):
+        skn.studies.word_selectivity(model, prompt, task, skill, n_permutations=19)
+    how = {"n_permutations": 19, "on_chosen_examples": True}
+    frame = skn.studies.word_selectivity(model, prompt, task, skill, **how)
+    assert set(frame.neurons_chosen) == {"on these examples"}
 
 
 def test_no_neuron_stands_twice_beside_another_and_too_few_are_told():

@@ -41,10 +41,15 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.ranked import require_one_model
-from tl_skillneurons.stats.intervals import bootstrap_mean, clopper_pearson
 from tl_skillneurons.stats.ranks import mantel, off_diagonal_spearman, spearman
 from tl_skillneurons.stats.units import Units, require_units
-from tl_skillneurons.studies._common import load_tables, records, right_answers, save_tables
+from tl_skillneurons.studies._common import (
+    interval_of_answers,
+    load_tables,
+    records,
+    right_answers,
+    save_tables,
+)
 from tl_skillneurons.tasks.task import Task
 
 KIND = "PromptTransfer"
@@ -264,7 +269,7 @@ def compare_answers(
     rows = []
     for (i, source), (j, target) in itertools.product(enumerate(names), repeat=2):
         row = {"source": source, "target": target, "accuracy": float(right[i, j]), "own": float(right[j, j])}
-        low, high = _interval(answers[target][i], belong[target])
+        low, high = interval_of_answers(answers[target][i], belong[target])
         row |= {"accuracy_low": low, "accuracy_high": high, "guessing": guessing[target]}
         row |= {"relative": float(relative[i, j])}
         row |= {"relative_low": float(ends[0, i, j]), "relative_high": float(ends[1, i, j])}
@@ -278,14 +283,6 @@ def compare_answers(
     return PromptTransfer(pd.DataFrame(rows), frame)
 
 
-def _interval(right: Float[Tensor, " example"], units: Units) -> tuple[float, float]:
-    """Of an accuracy: exact where every example stands alone, else by bootstrap over units."""
-    if units.are_single:
-        return clopper_pearson(int(right.sum()), len(right))
-    low, high = bootstrap_mean(right, units=units)
-    return float(low), float(high)
-
-
 def _warn_of_own_prompts(
     own: Mapping[str, Float[Tensor, " _"]], guessing: Mapping[str, float], units: Mapping[str, Units]
 ) -> None:
@@ -293,7 +290,7 @@ def _warn_of_own_prompts(
     useless, unsure = [], []
     for name, right in own.items():
         value, share = float(right.mean()), guessing[name]
-        low, high = _interval(right, units[name])
+        low, high = interval_of_answers(right, units[name])
         if value <= share:
             useless.append(name)
         elif low <= share:

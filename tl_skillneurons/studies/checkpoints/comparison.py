@@ -14,6 +14,7 @@ from jaxtyping import Float
 from rich.table import Table
 from torch import Tensor
 
+from tl_skillneurons._choice import APART, THESE, UNKNOWN, require_apart
 from tl_skillneurons._controls import draw_controls
 from tl_skillneurons._pictures import plotted
 from tl_skillneurons._results import html_of, one_line
@@ -59,7 +60,8 @@ class CheckpointComparison:
             ``random_report_max``, ``p_random``); ``spearman`` with the last model's predictivities beside permuted
             labels (``null_low``, ``null_high``, ``p_value``; :mod:`~tl_skillneurons.scores.agreement`); of the tops
             ``n_shared`` and ``p_shared`` under permuted labels, ``jaccard``, and of random sets ``chance_jaccard`` and
-            ``p_overlap``.
+            ``p_overlap``; ``neurons_chosen`` "on other examples" than those of ``report``, "on these examples" or
+            "unknown".
         layers: A row per model and layer: ``best`` and ``median`` predictivity, ``n_significant``, and the agreement
             with the last model there (``spearman``, ``n_shared`` and what stands beside them).
         scores: Of each model.
@@ -158,9 +160,17 @@ def compare_checkpoints(
     n_random: int = 20,
     n_permutations: int = 1000,
     seed: int = 0,
+    on_chosen_examples: bool = False,
 ) -> CheckpointComparison:
     """All rows, once every model is measured; no model is run. Arguments as for
-    :func:`~tl_skillneurons.studies.over_checkpoints`."""
+    :func:`~tl_skillneurons.studies.over_checkpoints`.
+
+    Args:
+        on_chosen_examples: Compare though some texts of ``report`` chose the best neurons; every row then says so.
+
+    Raises:
+        ValueError: When they did, and nobody insists.
+    """
     guessing = max(task.class_counts("report")) / len(task.split("report"))
     names = list(measured)
     last = measured[names[-1]].scores
@@ -175,8 +185,16 @@ def compare_checkpoints(
         n_permutations=n_permutations,
         seed=seed,
     )
+    texts = list(task.split("report")["text"])
+
+    def where_chosen(best: NeuronSet) -> str:
+        return require_apart(best.choice, texts, insist=on_chosen_examples, by="on_chosen_examples=True")
+
+    of_last = where_chosen(last_best)
     rows, layers = [], []
     for name, one in measured.items():
+        best = _top(one.scores, n_top, "model")
+        where = {where_chosen(best), of_last}
         found = agree[name, names[-1]]
         shared = tops[name].overlap(tops[names[-1]])
         rows.append(
@@ -186,13 +204,14 @@ def compare_checkpoints(
                 **_of_prompts(one.right, units, seed),
                 "guessing": guessing,
                 **_of_scores(one.scores),
-                "top_report": float(one.rules.accuracy_of(_top(one.scores, n_top, "model")).mean()),
+                "top_report": float(one.rules.accuracy_of(best).mean()),
                 **_of_last_best(one.rules, last_best, controls.sets),
                 **found.row(-1),
                 "jaccard": shared.jaccard,
                 "chance_jaccard": shared.chance_jaccard,
                 "p_overlap": shared.p_value,
                 "n_examples": one.right.shape[1],
+                "neurons_chosen": next(word for word in (THESE, UNKNOWN, APART) if word in where),
             }
         )
         layers += [{"checkpoint": name, **row} for row in _of_layers(one.scores, found)]
@@ -257,4 +276,4 @@ def _of_layers(scores: NeuronScores, agreement: Agreement) -> list[dict[str, Any
 
 def _top(scores: NeuronScores, amount: float | int, per: str) -> NeuronSet:
     """The best neurons, of no model by name: sets of several checkpoints are compared."""
-    return top_neurons(scores.predictivity, amount, per=per, model=None)
+    return top_neurons(scores.predictivity, amount, per=per, chose=scores.provenance.get("chose"))

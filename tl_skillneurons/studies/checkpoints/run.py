@@ -19,6 +19,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,8 @@ def over_checkpoints(
             gc.collect()
     counts = {"n_top": n_top, "n_random": n_random, "n_permutations": n_permutations, "seed": seed}
     in_order = {name: measured[name] for name in names}
-    compared = compare_checkpoints(in_order, task, amount=amount, **counts)
+    compare = partial(compare_checkpoints, in_order, task, amount=amount)
+    compared = compare(n_top=n_top, n_random=n_random, n_permutations=n_permutations, seed=seed)
     where = {name: kept[name]["checkpoint"] for name in names}
     of_run = {**settings, "amount": amount, **counts, "checkpoints": where}
     return replace(compared, settings={**of_run, **compared.settings})

@@ -8,7 +8,10 @@ Two looks at each neuron, each beside its chance:
   (point-biserial correlation), over all words that stand in enough texts. The null shuffles the texts' activations and
   takes the largest correlation of all words, which corrects for their number. Texts that belong together
   (:meth:`~tl_skillneurons.tasks.Task.units`) stay so: whole units change places with units of as many texts, and the
-  texts of each among themselves. Beside it stands the correlation with the label, and with the text's length.
+  texts of each among themselves. That is exact, but a unit of whose size there is no other stays where it is: what a
+  word says of it as a whole is the same in every permutation, so that p cannot become small by it. Where that holds
+  for more than 5 % of the texts a warning says for how many, and where it holds for more than half the test is
+  refused. Beside it stands the correlation with the label, and with the text's length.
 
 Presence is 0 or 1, so the correlation needs sums over the texts that have a word and nothing else. With ``n`` of ``N``
 texts having it and ``u`` the activations centred and scaled to length 1::
@@ -28,6 +31,7 @@ words (:mod:`~tl_skillneurons.studies.words.without_words`, ``minimal_pairs(disj
 are shuffled texts for the activations and random neurons for the weights, none twice for one neuron.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache, partial
@@ -40,6 +44,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_seed
+from tl_skillneurons._choice import require_apart
 from tl_skillneurons._controls import distinct_draws, few_alternatives
 from tl_skillneurons._words import words_of
 from tl_skillneurons.models.records import model_record
@@ -57,6 +62,7 @@ from tl_skillneurons.studies._common import settings_of
 from tl_skillneurons.studies.words.position_share import position_share
 from tl_skillneurons.tasks.task import Task
 
+_MANY = 0.05  # of the texts: from here on it is worth a warning that their units stay in place
 _MOST_NUMBERS = 2**22  # of one chunk of columns: 32 MB in float64
 
 
@@ -73,6 +79,7 @@ def word_selectivity(
     position_threshold: float | int = 0.5,
     seed: int = 0,
     max_length: int | None = None,
+    on_chosen_examples: bool = False,
     run: RunOptions = RunOptions(),
 ) -> pd.DataFrame:
     """What words say about each neuron's activation at the prompt positions, averaged over them.
@@ -85,17 +92,21 @@ def word_selectivity(
         seed: Draws the permutations.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with. Words behind a cut count as
             present though the model doesn't see them.
+        on_chosen_examples: Measure though some of these texts chose the neurons; every row then says so.
 
     Returns:
         One row per neuron: ``word``, ``word_r`` and its corrected ``p_word``; ``label_r`` (of class 1 against the rest
         for two classes, otherwise of the class it follows most); ``length_r`` and ``p_length``; ``position_share``,
         which is about the text's own tokens; the flags ``token_detector``, ``length_neuron``, ``position_neuron``,
         ``dead``; ``n_words`` tested, ``role``, ``n_examples``. ``frame.attrs`` has the settings, and
-        the ``unit`` of the permutations and how many there are (``n_units``).
+        the ``unit`` of the permutations, how many there are (``n_units``), and how many of them are of a size that no
+        other has (``n_fixed``), which only their own texts change places in.
+        ``neurons_chosen`` "on other examples", "on these examples" (by insistence) or "unknown".
 
     Raises:
-        ValueError: When no word stands in enough texts, for too few permutations for ``alpha``, or for a
-            ``position_threshold`` outside (0, 1].
+        ValueError: When no word stands in enough texts, for too few permutations for ``alpha``, for a
+            ``position_threshold`` outside (0, 1], for neurons that these texts chose, or when more than half of the
+            texts are of units whose size no other has.
 
     Example:
         >>> frame = skn.studies.word_selectivity(model, prompt, task, skill)
@@ -109,6 +120,10 @@ def word_selectivity(
         raise ValueError(f"position_threshold is a share and must be in (0, 1], got {position_threshold}")
     split = task.split(role)
     texts = list(split["text"])
+    by = "on_chosen_examples=True"
+    where_chosen = require_apart(neurons.choice, texts, insist=on_chosen_examples, by=by)
+    units = task.units(role)
+    n_fixed = _require_movable(units, role)
     words, present = word_presence(texts, min_texts)
     prompted = PromptedModel(model, prompt, max_length=max_length, run=run)
     lengths = torch.tensor([len(ids) for ids in prompted.cut(prompted.encode(texts))], dtype=torch.float64)
@@ -122,7 +137,6 @@ def word_selectivity(
     label_r = of_labels.gather(1, of_labels.abs().argmax(1)[:, None])[:, 0]
     unit_length = _unit(lengths[:, None])[:, 0]
     length_r = a.T @ unit_length
-    units = task.units(role)
     best, word_r, reached = _against_shuffled(a, present, unit_length, length_r, n_permutations, seed, units)
     p = (1 + reached) / (1 + n_permutations)
     frame = pd.DataFrame(
@@ -144,10 +158,10 @@ def word_selectivity(
     long = frame.length_r.abs() >= frame.label_r.abs()
     frame["length_neuron"] = long & (frame.p_length <= alpha) & ~frame.dead
     frame["position_neuron"] = (frame.position_share >= position_threshold) & ~frame.dead
-    frame = frame.assign(n_words=len(words), role=role, n_examples=len(texts))
+    frame = frame.assign(n_words=len(words), role=role, n_examples=len(texts), neurons_chosen=where_chosen)
     counts = {"min_texts": min_texts, "n_permutations": n_permutations, "seed": seed}
     thresholds = {"alpha": alpha, "position_threshold": position_threshold}
-    of_units = {"unit": units.what, "n_units": len(units)}
+    of_units = {"unit": units.what, "n_units": len(units), "n_fixed": n_fixed}
     frame.attrs |= settings_of(
         model, task, [prompt], **counts, **thresholds, **of_units, max_length=prompted.max_length
     )
@@ -188,6 +202,29 @@ def _against_shuffled(
                 drawn = rearrange(drawn, "(draw neuron) -> draw neuron", draw=size)
                 reached[kind, columns] += (drawn >= found[columns].abs() - 1e-9).sum(0)
     return best, word_r, reached
+
+
+def _require_movable(units: Units, role: str) -> int:
+    """How many units are of a size that no other has, with a warning of them.
+
+    Raises:
+        ValueError: When more than half of the texts are theirs.
+    """
+    sizes, how_many = units.sizes.unique(return_counts=True)
+    alone = sizes[(how_many == 1) & (len(units) > 1)]
+    n_texts = int(alone.sum())
+    told = (
+        f"{len(alone)} of {len(units)} units ({units.what}) of role {role!r}, with {n_texts} of {units.n_examples} "
+        "texts, are of a size that no other unit has, so that they can't change places with another"
+    )
+    if 2 * n_texts > units.n_examples:
+        raise ValueError(
+            f"{told}: what a word says of them as a whole can't be tested; limit their texts to equally many of each, "
+            "or give more units"
+        )
+    if n_texts > _MANY * units.n_examples:
+        warnings.warn(f"{told}; of words that follow them as a whole p is too large", stacklevel=3)
+    return len(alone)
 
 
 def _units_by_size(units: Units) -> list[Int[Tensor, "unit text"]]:

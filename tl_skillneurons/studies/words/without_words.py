@@ -25,6 +25,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_seed
+from tl_skillneurons._choice import require_apart
 from tl_skillneurons._controls import draw_controls
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
@@ -124,6 +125,7 @@ def accuracy_without_words(
     n_random: int = 20,
     seed: int = 0,
     max_length: int | None = None,
+    on_chosen_examples: bool = False,
     run: RunOptions = RunOptions(),
 ) -> AccuracyWithoutWords:
     """The accuracy of the neurons' rules on ``role``: on all texts, on those with, and on those without strong words.
@@ -140,10 +142,11 @@ def accuracy_without_words(
             them; all where there are fewer.
         seed: Of the first draw, and of the bootstrap.
         max_length: Longest sequence in tokens; by default what the prompts were tuned with.
+        on_chosen_examples: Measure though some texts of ``role`` chose the neurons; every row then says so.
 
     Raises:
         ValueError: For a task of more than two classes, an empty set, scores of other prompts or of texts cut to
-            another length, too few draws, or when too few texts are without the words.
+            another length, neurons that these texts chose, too few draws, or when too few texts are without the words.
 
     Example:
         >>> found = skn.studies.accuracy_without_words(model, prompts, task, scores, skill)
@@ -162,6 +165,8 @@ def accuracy_without_words(
     require_measured_here(scores, model, chosen, task=task, max_length=max_length)
     words = strongest_words(task, n_words, min_texts)
     split = task.split(role)
+    by = "on_chosen_examples=True"
+    where_chosen = require_apart(neurons.choice, list(split["text"]), insist=on_chosen_examples, by=by)
     have = _has_any(list(split["text"]), set(words.word))
     left = int((~have).sum())
     if left < min_texts:
@@ -197,7 +202,7 @@ def accuracy_without_words(
     settings = settings_of(model, task, chosen, **counts, role=role, seed=seed, max_length=max_length)
     settings |= {"unit": units.what, "n_units": len(units)}
     settings |= {"smallest_p": controls.smallest_p, "warnings": list(controls.warnings)}
-    groups = pd.DataFrame(rows).assign(n_random=len(controls.sets), role=role)
+    groups = pd.DataFrame(rows).assign(n_random=len(controls.sets), role=role, neurons_chosen=where_chosen)
     return AccuracyWithoutWords(words, groups, settings)
 
 

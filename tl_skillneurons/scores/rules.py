@@ -125,9 +125,8 @@ def evaluate_rules(
         )
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
-    by = "on_chosen_examples=True"
-    measured_on = list(task.split(role)["text"])
-    neurons_chosen = require_apart(neurons.choice, measured_on, insist=on_chosen_examples, by=by)
+    texts, by = list(task.split(role)["text"]), "on_chosen_examples=True"
+    require_apart(neurons.choice, texts, insist=on_chosen_examples, by=by)
     answers = rule_answers(model, prompts, task, scores, neurons, role=role, max_length=max_length, run=run)
     prompted = PromptedModel(model, as_list(prompts)[0], max_length=max_length)
     return accuracy_of_set(answers, prompted, task, scores, neurons, role=role, seed=seed)
@@ -178,7 +177,7 @@ def accuracy_of_set(
         unit=units.what,
         n_units=len(units),
         about=interval_scope(len(answers), units),
-        neurons_chosen=neurons_chosen,
+        neurons_chosen=require_apart(neurons.choice, list(task.split(role)["text"]), insist=True, by=""),
         provenance=_with_cut(scores.provenance, prompted, task, role),
     )
 

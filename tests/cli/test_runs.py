@@ -12,6 +12,7 @@ ASKED = {
     "heads": ["--heads", "1", "--neurons", "3", "--controls", "19"],
     "diagnose": ["--bootstrap", "9", "--permutations", "19"],
     "prune": ["--keep", "2,10", "--controls", "2"],
+    "neuron": ["0.5", "1.7"],
 }
 """A quick question of each command that loads the model."""
 
@@ -69,6 +70,23 @@ def test_an_answer_is_printed_kept_and_not_computed_again(cli, folder, monkeypat
     for line in first.stdout.splitlines()[:4]:
         assert line.strip() in shown.stdout
     assert (folder / "report.html").exists()
+
+
+def test_a_profiled_neuron_is_shown_from_a_read_only_folder_without_its_model(cli, folder, monkeypatch, skn):
+    from tl_skillneurons.cli import _again
+    from tl_skillneurons.models import loading
+
+    def refuse(*_, **__):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(_again, "require_can_write", refuse)
+    profiles = skn.find.load_run(folder).profiles
+    layer, index = next(iter(profiles.neurons))
+    result = ask(cli, "neuron", folder, f"{layer}.{index}")
+    assert result.exit_code == 0, result.output
+    assert f"{profiles.of(layer, index).rule['accuracy']:.3f}" in result.stdout
+    assert not (folder / "asked").exists()
 
 
 def test_a_pruned_model_is_saved_on_request(cli, folder, tmp_path):
@@ -140,6 +158,8 @@ def test_the_model_may_be_elsewhere_and_called_otherwise(cli, folder, monkeypatc
         (["diagnose", "nowhere"], "there is no folder nowhere; give the folder of a run of find"),
         (["diagnose", "{run}/prompts"], "there is no run in {run}/prompts (no run.json)"),
         (["diagnose", "{run}", "--model", "./nowhere"], "there is no folder ./nowhere for --model"),
+        (["neuron", "{run}", "14"], "a neuron is LAYER.INDEX, such as 14.371, got '14'"),
+        (["neuron", "{run}", "3.1"], "there is no neuron 3.1: layers are 0 to 2, neurons of a layer 0 to 47"),
         (["compare", "{run}"], "compare takes two or more different runs"),
     ],
 )

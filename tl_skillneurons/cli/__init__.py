@@ -8,6 +8,7 @@ from tl_skillneurons.cli import diagnose as diagnose
 from tl_skillneurons.cli import effects as effects
 from tl_skillneurons.cli import find as find
 from tl_skillneurons.cli import heads as heads
+from tl_skillneurons.cli import neuron as neuron
 from tl_skillneurons.cli import prune as prune
 from tl_skillneurons.cli import report as report
 from tl_skillneurons.cli._app import app as app

@@ -5,7 +5,7 @@ import json
 import os
 import string
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +90,17 @@ def require_model_there(model: str | None) -> None:
         )
 
 
-def require_columns(data: str, template: str | None, label: str, label_words: Iterable[Any] | None) -> None:
-    """Refuse data that lacks a column, or holds another label, as far as a quick look at local files tells.
+def require_columns(data: str, template: str | None, label: str) -> list[str] | None:
+    """Refuse data that lacks a column, as far as a quick look at local files tells.
+
+    Returns:
+        The labels that were seen, as they are spelled; ``None`` where they weren't looked at.
 
     Raises:
         FileNotFoundError: When a local file isn't there.
-        ValueError: For a column that isn't there, with what there is; for a template that can't be read, or a label
-            without a word.
+        ValueError: For a column that isn't there, with what there is; for a template that can't be read.
     """
+    fields = None if template is None else template_columns(template)
     path = Path(data).expanduser()
     if not path.exists():
         if path.suffix.lower() in _ENDINGS or data.startswith((".", "~", os.sep)):
@@ -105,8 +108,8 @@ def require_columns(data: str, template: str | None, label: str, label_words: It
                 f"there is no file or folder {data} for --data; give a {', '.join(_ENDINGS)} file, a folder with such "
                 "files called train, validation and test, or a dataset of the hub"
             )
-        return
-    fields = None if template is None else template_columns(template)
+        return None
+    seen: dict[str, None] = {}
     for file in _files(path):
         columns = look_at(file)
         if columns is None:
@@ -121,14 +124,32 @@ def require_columns(data: str, template: str | None, label: str, label_words: It
             raise ValueError(
                 f"--label {label!r} is no column of {file}, which has {listed(columns)}{_labels(columns, label)}"
             )
-        known = None if label_words is None else {str(one) for one in label_words}
-        found = [value for value in dict.fromkeys(columns[label]) if value != ""]
-        other = [value for value in found if known is not None and str(value) not in known]
-        if known is not None and other:
+        seen |= dict.fromkeys(str(value) for value in columns[label] if value != "")
+    return list(seen) or None
+
+
+def require_labels(
+    seen: list[str] | None, words: Iterable[Any] | None, classes: Sequence[str] | None
+) -> None:
+    """Refuse labels without a word, and classes that are not there, where the labels were seen.
+
+    Raises:
+        ValueError: Then.
+    """
+    if seen is None:
+        return
+    if classes is not None:
+        if lacking := [one for one in classes if one not in seen]:
             raise ValueError(
-                f"{file} has the label {other[0]!r} in column {label!r}, and --label-words only "
-                f"{listed(sorted(known))}; give it a word, or choose classes by --classes"
+                f"--classes must be labels of the data, which has {listed(seen[:20])}, got {listed(lacking)}"
             )
+        return
+    known = None if words is None else {str(one) for one in words}
+    if known is not None and (other := [one for one in seen if one not in known and one != "-1"]):
+        raise ValueError(
+            f"the data has the label {other[0]!r}, and --label-words only {listed(sorted(known))}; give it a word, or "
+            "choose classes by --classes"
+        )
 
 
 def template_columns(template: str) -> list[str]:

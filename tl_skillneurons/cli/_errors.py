@@ -9,7 +9,7 @@ from contextlib import contextmanager
 OWN_WORDS: dict[str, dict[str, str]] = {}
 """Of each command: what a parameter of the Python functions is called there."""
 
-_SAID_OF = r" must | can't | field '| column '| needs | or leave "
+_SAID_OF = r" must | can't | field '| column '"
 """What follows a parameter in a message, where its name is a word of its own as well ("model", "data", "label")."""
 
 
@@ -32,7 +32,7 @@ def in_own_words(message: str, words: Mapping[str, str]) -> str:
     message = re.sub(rf"{free}=(?=[\d'\"{{\[(])", lambda found: f"{words[found[1]]} ", message)
     message = re.sub(rf"{free}=(?= )", lambda found: words[found[1]], message)
     message = re.sub(rf"{free}(?={_SAID_OF})", lambda found: words[found[1]], message)
-    spelled = "|".join(re.escape(name) for name in words if "_" in name)
+    spelled = "|".join(re.escape(name) for name in words if "_" in name or " " in name)
     if not spelled:
         return message
     return re.sub(rf"(?<![\w.\-])({spelled})\b(?!\()", lambda found: words[found[1]], message)

@@ -11,6 +11,7 @@ import typer
 from tl_skillneurons._checks import listed, require_option
 
 BUILT_IN = "movie_reviews"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,33 @@ class Data:
         ),
     ] = BUILT_IN
     template: Annotated[
-        str, typer.Option(help="The text of an example, with columns in braces; {year!s} takes numbers too.")
-    ] = "{text}"
+        str | None,
+        typer.Option(
+            help="The text of an example, with columns in braces: '{Tweet text}'; {year!s} takes numbers too "
+            "(default: {text}, or the only column that holds text)."
+        ),
+    ] = None
     label: Annotated[str, typer.Option(help="The column that holds the label.")] = "label"
     label_words: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="The word that stands for each label, as 'label=word,label=word'; spaces before words count."
+            help="The word that stands for each label, as 'bad= bad,good= good'; a blank before a word is part of its "
+            "token in most models. Not needed for encoders that answer without words (minilm)."
         ),
-    ] = "0= negative,1= positive"
+    ] = None
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Only these labels, with commas, or all of them: two stand against each other; of more, each stands "
+            "against the others in a run of its own."
+        ),
+    ] = None
+    rest_word: Annotated[
+        str, typer.Option(help="With more than two classes: the word that stands for the others.")
+    ] = " other"
+    drop_empty: Annotated[
+        bool, typer.Option("--drop-empty", help="Leave out examples without a text or a label.")
+    ] = False
     train_examples: Annotated[
         int,
         typer.Option(

@@ -3,25 +3,34 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tl_skillneurons._checks import require_option, require_others
 from tl_skillneurons.cli._again import SOURCE, print_json, source_of
 from tl_skillneurons.cli._app import command
-from tl_skillneurons.cli._early import is_finished, require_can_write, require_columns, require_model_there
-from tl_skillneurons.cli._options import (
-    BUILT_IN,
-    Data,
-    Model,
-    Search,
-    Shown,
-    Tuning,
-    amount_of,
-    label_words_of,
-    slug,
+from tl_skillneurons.cli._classes import keep_classes, summary, summary_table
+from tl_skillneurons.cli._data import (
+    Wanted,
+    built_in,
+    parts_of,
+    read_task,
+    require_words,
+    too_many_classes,
+    wanted,
 )
+from tl_skillneurons.cli._early import (
+    is_finished,
+    require_can_write,
+    require_columns,
+    require_labels,
+    require_model_there,
+)
+from tl_skillneurons.cli._options import BUILT_IN, DTYPES, Data, Model, Search, Shown, Tuning, amount_of, slug
 from tl_skillneurons.cli._page import note_if_no_page, page_of_run
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from transformer_lens.model_bridge import TransformerBridge
 
+    from tl_skillneurons.find.findings import Findings
     from tl_skillneurons.tasks.task import Task
 
 # what five minutes of two processor cores allow with all controls; its sentences are told apart by then
@@ -41,6 +50,7 @@ _TOKENS, _STEPS = 8, 100
         "the limit of select": "--select-examples",
         "the limit of report": "--report-examples",
         "name_or_path": "--model",
+        "drop such examples": "leave such examples out by --drop-empty",
     },
 )
 def find(model: Model, data: Data, tuning: Tuning, search: Search, output: Shown) -> None:
@@ -50,26 +60,22 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search, output: Shown
 
     Repeated with the same settings and --out, it goes on where it stopped.
     """
-    words, amount = label_words_of(data.label_words), amount_of(search.top)
-    if data.data == BUILT_IN and set(words) != {0, 1}:
-        raise ValueError(f"{BUILT_IN} has the labels 0 and 1, got {sorted(map(str, words))} in --label-words")
+    want, amount = wanted(data), amount_of(search.top)
     folder = search.out or Path(f"skill-neurons-{slug(model.model)}-{slug(data.data)}")
-    _look_before(model, data, words, folder)
+    _look_before(model, data, want, folder)
 
     from rich.console import Console
 
     from tl_skillneurons._terminal import shown
-    from tl_skillneurons.find.evidence import Evidence
-    from tl_skillneurons.find.folder import RUN, record
-    from tl_skillneurons.find.phases import find_skill_neurons
     from tl_skillneurons.models.loading import load_model
-    from tl_skillneurons.prompts.tuning.schedule import TrainingOptions
-    from tl_skillneurons.report.terminal import numbers, show
+    from tl_skillneurons.models.sites import neuron_shape
 
     console = Console(quiet=output.json)
-    given = None if data.data == BUILT_IN else _read_task(data, words, search.seed)
+    given = None if data.data == BUILT_IN else read_task(data, want, search.seed)
     bridge = load_model(model.model, device=model.device, dtype=model.dtype)
-    task = given or _built_in(bridge, words, search.seed)
+    task = given or built_in(bridge, want, _BUILT_IN_PAIRS, search.seed)
+    require_words(bridge, task)
+    require_others(amount, neuron_shape(bridge)[1])
     task = task.limit(
         train=data.train_examples or None,
         select=data.select_examples or None,
@@ -77,61 +83,79 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search, output: Shown
         seed=search.seed,
     )
     console.print(shown(_about(task)))
+    parts = parts_of(task, data.rest_word)
+    source = source_of(model.model, None, model.dtype, bridge)
+    if len(parts) > 1:
+        keep_classes(folder, parts)
+    found = {}
+    for name, part in parts.items():
+        if name:
+            console.print(shown(f"\n{part.name}", "bold"))
+        found[name] = _run(bridge, part, folder / name, tuning, search, source, console)
+    if len(parts) > 1:
+        rows = summary(found)
+        console.print(summary_table(task.name, rows))
+        told: dict[str, Any] = {"run": str(folder), "classes": rows}
+        told["runs"] = {name: said for name, (_, said) in found.items()}
+    else:
+        told = {"run": str(folder), **found[""][1]}
+    if output.json:
+        print_json(told)
+
+
+def _run(
+    bridge: "TransformerBridge",
+    task: "Task",
+    folder: Path,
+    tuning: Tuning,
+    search: Search,
+    source: dict[str, Any],
+    console: "Console",
+) -> tuple["Findings", dict[str, Any]]:
+    """One run in its folder, printed."""
+    from tl_skillneurons._terminal import shown
+    from tl_skillneurons.find.evidence import Evidence
+    from tl_skillneurons.find.folder import RUN, record
+    from tl_skillneurons.find.phases import find_skill_neurons
+    from tl_skillneurons.prompts.tuning.schedule import TrainingOptions
+    from tl_skillneurons.report.terminal import numbers, show
+
+    is_built_in = task.name == BUILT_IN
     findings = find_skill_neurons(
         bridge,
         task,
         out=folder,
-        n_virtual_tokens=tuning.virtual_tokens or (_BUILT_IN_TOKENS if data.data == BUILT_IN else _TOKENS),
+        n_virtual_tokens=tuning.virtual_tokens or (_BUILT_IN_TOKENS if is_built_in else _TOKENS),
         n_prompts=tuning.prompts,
-        n_steps=tuning.steps or (_BUILT_IN_STEPS if data.data == BUILT_IN else _STEPS),
+        n_steps=tuning.steps or (_BUILT_IN_STEPS if is_built_in else _STEPS),
         training=TrainingOptions(batch_size=tuning.batch_size),
-        top=amount,
+        top=amount_of(search.top),
         evidence=Evidence(n_random=search.controls),
         seed=search.seed,
     )
     said = numbers(findings)
-    record(folder, numbers=said, **{SOURCE: source_of(model.model, None, model.dtype, bridge)})
+    record(folder, numbers=said, **{SOURCE: source})
     show(findings, console, layers=search.layers)
     console.print(
         shown("Everything is in ") + shown(folder, "bold") + shown(f"; all numbers above are in {RUN}.")
     )
-    if (said_of_page := page_of_run(findings)) is not None:
-        console.print(said_of_page, soft_wrap=True)
-    if output.json:
-        print_json({"run": str(folder), **said})
+    if (page := page_of_run(findings)) is not None:
+        console.print(page, soft_wrap=True)
+    return findings, said
 
 
-def _look_before(model: Model, data: Data, words: dict[Any, Any], folder: Path) -> None:
+def _look_before(model: Model, data: Data, want: Wanted, folder: Path) -> None:
     """What can be seen to be wrong before anything is loaded."""
     require_model_there(model.model)
+    require_option(model.dtype, "--dtype", DTYPES)
     if data.data != BUILT_IN:
-        require_columns(data.data, data.template, data.label, words)
+        seen = require_columns(data.data, data.template, data.label)
+        require_labels(seen, want.words, want.classes)
+        if seen is not None and want.words is None and want.classes is None and len(seen) > 2:
+            raise ValueError(too_many_classes(seen))
     if not is_finished(folder):
         require_can_write(folder)
         note_if_no_page()
-
-
-def _read_task(data: Data, label_words: dict[Any, Any], seed: int) -> "Task":
-    from tl_skillneurons.tasks.sources import load_splits
-    from tl_skillneurons.tasks.task import Task
-
-    name = Path(data.data).stem if Path(data.data).exists() else data.data
-    return Task.from_datasets(
-        load_splits(data.data),
-        template=data.template,
-        label=data.label,
-        label_words=label_words,
-        name=name,
-        seed=seed,
-    )
-
-
-def _built_in(model: "TransformerBridge", label_words: dict[Any, Any], seed: int) -> "Task":
-    from tl_skillneurons import minimal_pairs
-
-    return minimal_pairs(
-        BUILT_IN, n_pairs=_BUILT_IN_PAIRS, tokenizer=model.tokenizer, seed=seed, label_words=label_words
-    )
 
 
 def _about(task: "Task") -> str:

@@ -1,0 +1,64 @@
+"""Several runs of one task, one for each class against the others: which they are, and their verdicts side by side."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl_skillneurons.cli._early import CLASSES
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tl_skillneurons.find.findings import Findings
+    from tl_skillneurons.tasks.task import Task
+
+_QUESTIONS = {"can": "task done", "readable": "label readable", "uses": "model uses them"}
+
+
+def keep_classes(folder: Path, parts: Mapping[str, "Task"]) -> None:
+    """Write which folder holds the run of which class.
+
+    Raises:
+        ValueError: When the folder holds runs of other classes.
+    """
+    import json
+
+    from tl_skillneurons._files import write_whole
+
+    content = {"runs": [{"folder": name, "task": task.name} for name, task in parts.items()]}
+    path = folder / CLASSES
+    if path.exists():
+        if json.loads(path.read_text(encoding="utf-8")) != content:
+            raise ValueError(
+                f"{folder} holds runs of other classes; choose another folder for these by --out"
+            )
+        return
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def summary(found: Mapping[str, tuple["Findings", dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A row for each run: the class, its prompts beside the commonest answer, its neurons and verdicts."""
+    from tl_skillneurons.find.verdicts import RULES
+
+    rows = []
+    for name, (findings, _) in found.items():
+        answers = {verdict.question: verdict.answer for verdict in findings.verdicts}
+        right = findings.answers.right.double().mean()
+        row: dict[str, Any] = {
+            "class": name,
+            "prompts right": float(right),
+            "majority": findings.answers.majority,
+        }
+        if findings.stopped:
+            row |= {"neurons": 0, "rules right": None}
+        else:
+            row |= {"neurons": len(findings.skill), "rules right": float(findings.on_report.mean())}
+        rows.append(row | {short: answers.get(RULES[key].question, "") for key, short in _QUESTIONS.items()})
+    return rows
+
+
+def summary_table(task: str, rows: Sequence[Mapping[str, Any]]) -> "Table":
+    """The rows as a table."""
+    from tl_skillneurons.report.further import answer_table
+
+    return answer_table(f"{task}: each class against the others, on report", rows)

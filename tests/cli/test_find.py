@@ -51,7 +51,7 @@ def test_find_writes_a_run_folder_whose_json_holds_every_number_it_prints(finish
         "rules_on_report.safetensors",
         "run.json",
         "scores.safetensors",
-        "stability/agreement-0-1.safetensors",
+        "stability.safetensors",
         "task.json",
     ]
     said = recorded["numbers"]
@@ -109,7 +109,7 @@ def test_a_finished_run_is_not_computed_again(cli, data, finished, folder, monke
         (find, "measure_price"),
         (readability, "evaluate_rules"),
         (readability, "vote_and_probe"),
-        (stability, "score_agreement"),
+        (stability, "permuted_stability"),
         (find, "score_neurons"),
         (find, "evaluate_rules"),
         (find, "measure_effects"),

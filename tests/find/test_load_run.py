@@ -5,6 +5,7 @@ import shutil
 
 import planted
 import pytest
+import scipy.stats
 import torch
 from toy import QUIET
 
@@ -151,7 +152,12 @@ def test_stability_counts_the_neurons_that_turn_their_sign(found):
     one, other = found.scores.direction_by_prompt[:, found.skill.layer, found.skill.index]
     assert found.stability.share_turned == pytest.approx(float((one != other).double().mean()))
     [row] = found.stability.to_dataframe().to_dict("records")
-    assert row["turned"] == found.stability.share_turned and row["permuted"] == "labels"
+    assert row["turned"] == found.stability.share_turned
+    each = found.scores.predictivity_by_prompt.flatten(1)
+    assert row["spearman"] == pytest.approx(scipy.stats.spearmanr(*each.numpy()).statistic)
+    tops = [set(one.argsort(descending=True, stable=True)[:2].tolist()) for one in each.view(6, 48)]
+    assert row["n_shared"] == sum(len(tops[layer] & tops[3 + layer]) for layer in range(3))
+    assert 0 < row["null_shared"] < row["n_shared"] and row["p_jaccard"] <= 0.05
 
 
 def test_the_price_is_the_perplexity_that_plain_calls_give(skn, found):

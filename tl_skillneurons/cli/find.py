@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tl_skillneurons.tasks.task import Task
 
 # what five minutes of two processor cores allow with all controls; its sentences are told apart by then
-_BUILT_IN_PAIRS, _BUILT_IN_TOKENS, _BUILT_IN_STEPS = 300, 4, 30
+_BUILT_IN_PAIRS, _BUILT_IN_TOKENS, _BUILT_IN_STEPS = 240, 4, 30
 _TOKENS, _STEPS = 8, 100
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._files import load_tensors, save_tensors, sound
+from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
@@ -160,18 +161,20 @@ def measure_answers(
     split = task.split("report")
     texts = list(split["text"])
     logits, told = [], []
-    for prompt in prompts:
-        prompted = PromptedModel.for_task(model, prompt, task, run=run)
-        with torch.no_grad():
-            logits.append(prompted.class_logits(texts).float().cpu())
-        told.append(
-            {
-                **prompt_record(prompt),
-                "outcome": prompt.provenance["outcome"],
-                "held_back": prompt.provenance["held_back_accuracy"],
-                "n_cut": prompted.n_truncated(texts),
-            }
-        )
+    with progress_bar("asking prompts", len(prompts), show=run.progress) as advance:
+        for prompt in prompts:
+            prompted = PromptedModel.for_task(model, prompt, task, run=run)
+            with torch.no_grad():
+                logits.append(prompted.class_logits(texts).float().cpu())
+            told.append(
+                {
+                    **prompt_record(prompt),
+                    "outcome": prompt.provenance["outcome"],
+                    "held_back": prompt.provenance["held_back_accuracy"],
+                    "n_cut": prompted.n_truncated(texts),
+                }
+            )
+            advance()
     settings = {"task": {"name": task.name, "fingerprint": task.fingerprint}, "prompts": told}
     return PromptAnswers(torch.stack(logits), torch.tensor(split["label"]), task.units("report"), settings)
 

@@ -41,7 +41,7 @@ RUN, TASK, PROMPTS, ANSWERS, SCORES, NEURONS, RULES, READABLE, EFFECTS, CURVE, A
     "readability",
     "effects.safetensors",
     "curve.safetensors",
-    "stability",
+    "stability.safetensors",
     "price.safetensors",
     "profiles.safetensors",
 )

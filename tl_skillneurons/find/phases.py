@@ -10,7 +10,7 @@ rules on report       every neuron's rule on ``report``                         
 readability           the best neurons beside random ones, probes and luck                  ``readability/``
 effects               the skill neurons held at their mean, beside every control            ``effects.safetensors``
 sizes                 the same for sets of several sizes, on fewer examples                 ``curve.safetensors``
-stability             agreement of the prompts                                              ``stability/``
+stability             agreement of the prompts                                              ``stability.safetensors``
 price                 perplexity of plain text                                              ``price.safetensors``
 profiles              what texts and words drive the best neurons, one by one               ``profiles.safetensors``
 ====================  ====================================================================  =========================
@@ -217,7 +217,7 @@ def _look_for_neurons(
         sizes = {name: scores.top(amount) for name, amount in sizes_of(settings["top"], scores.d_mlp).items()}
         _effects(model, prompts, on, sizes, out / CURVE, (settings["n_curve_random"], seed), run)
     with timed(out, "stability"):
-        measure_stability(scores, skill, seed=seed, folder=out / AGREEMENT)
+        measure_stability(scores, skill, seed=seed, path=out / AGREEMENT)
     with timed(out, "price"):
         if can_be_priced(model) and not (out / PRICE).exists():
             active = torch.stack([scores.mean_absolute(number) for number in range(scores.n_prompts)]).mean(0)

@@ -4,13 +4,9 @@ SENTENCES = (
     "The train to the coast leaves at half past nine and arrives before noon.",
     "Water boils at a lower temperature on a high mountain than at sea level.",
     "She put the keys on the table, took off her coat, and sat down by the window.",
-    "In spring the farmers repair the fences and sow the first fields.",
     "The committee will meet again in March to decide on the budget.",
     "A triangle with three equal sides has three equal angles.",
     "He walked along the river until the path ended at an old stone bridge.",
-    "The library lends books for four weeks and films for one.",
     "Most birds of this island spend the winter farther south.",
-    "When the rain stopped, the children ran out into the yard.",
-    "Glass is made from sand that is melted at a very high temperature.",
     "The moon was so bright that we could read the signs along the road.",
 )

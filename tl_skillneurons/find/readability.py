@@ -22,6 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._controls import draw_controls
 from tl_skillneurons._files import load_tensors, save_tensors
+from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.run import RunOptions
@@ -146,25 +147,22 @@ def measure_readability(
         rules: Every neuron's rule on ``report``.
     """
     best = best_of(scores)
-    if not (folder / _BEST).exists():
-        evaluate_rules(model, prompts, task, scores, best, seed=seed, run=run).save(folder / _BEST)
-    if not (folder / _RANDOM).exists():
-        controls = draw_controls(best, n_random, seed=seed)
-        random = torch.stack([rules.accuracy_of(one).mean() for one in controls.sets])
-        save_tensors(folder / _RANDOM, KIND, {"random": random}, {})
-    for number, prompt in enumerate(prompts):
-        path = _probe_file(folder, number)
-        if not path.exists():
-            vote_and_probe(
-                model,
-                prompt,
-                task,
-                scores_of_prompt(scores, number),
-                [len(best)],
-                n_random=n_random,
-                seed=seed,
-                run=run,
-            ).save(path)
+    with progress_bar("reading labels", 1 + len(prompts), show=run.progress) as advance:
+        if not (folder / _BEST).exists():
+            evaluate_rules(model, prompts, task, scores, best, seed=seed, run=run).save(folder / _BEST)
+        if not (folder / _RANDOM).exists():
+            controls = draw_controls(best, n_random, seed=seed)
+            random = torch.stack([rules.accuracy_of(one).mean() for one in controls.sets])
+            save_tensors(folder / _RANDOM, KIND, {"random": random}, {})
+        advance()
+        for number, prompt in enumerate(prompts):
+            path = _probe_file(folder, number)
+            if not path.exists():
+                own = scores_of_prompt(scores, number)
+                vote_and_probe(
+                    model, prompt, task, own, [len(best)], n_random=n_random, seed=seed, run=run
+                ).save(path)
+            advance()
     return load_readability(folder, scores)
 
 

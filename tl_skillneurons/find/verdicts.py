@@ -13,9 +13,10 @@ Does the model use them?                       of the margin (logit diff), and o
                                                YES: with every prompt the value is below the median of every kind of
                                                control at p <= 0.05, and the interval of the pooled change is below 0.
                                                NO: the pooled value is not below the median of some kind of control
-Are they the same with another prompt?         YES: each two prompts agree more than under permuted labels, at
-                                               p <= 0.05, and at most 5 % of the skill neurons turn their sign.
-                                               NO: no two prompts agree. PARTLY: otherwise, with how many of how many
+Are they the same with another prompt?         YES: each two prompts share more of their best neurons than under
+                                               permuted labels, at p <= 0.05, and at most 5 % of the skill neurons
+                                               turn their sign. NO: no two prompts do. PARTLY: otherwise, with how
+                                               many of how many
 What does taking them away cost elsewhere?     MORE, LESS or NO MORE THAN CONTROLS: where the perplexity of plain text
                                                lies beside the range of all controls'
 =============================================  =====================================================================
@@ -123,8 +124,8 @@ RULES = {
     "same": Rule(
         "Are they the same with another prompt?",
         "The neurons belong to the task, not to one prompt.",
-        "Spearman's correlation of two prompts' predictivities beside that under permuted labels, p <= 0.05; the "
-        "share of the skill neurons whose direction turns between prompts.",
+        "How many of their best neurons two prompts share, beside the same under permuted labels, which both prompts "
+        "read, p <= 0.05; the share of the skill neurons whose direction turns between prompts.",
         "Prompts differ in their seed alone; they are of one length, and share label words and texts.",
         "Prompts of other lengths or other label words that choose other neurons.",
         "tl-skillneurons diagnose {run}",
@@ -190,20 +191,20 @@ def is_used(
     return NO if no_more else NOT_ESTABLISHED
 
 
-def is_same(p_values: Sequence[float], correlations: Sequence[float], turned: float) -> str:
-    """Whether each two prompts agree more than under permuted labels, and few neurons turn their sign.
+def is_same(p_values: Sequence[float], turned: float) -> str:
+    """Whether each two prompts share more of their best than under permuted labels, and few neurons turn their sign.
 
     Args:
-        p_values, correlations: Of each two prompts; none of a single prompt.
+        p_values: Of each two prompts; none of a single prompt.
         turned: The share of the skill neurons that turn.
 
     Example:
-        >>> is_same([0.02], [0.4], 0.05), is_same([0.02], [0.4], 0.06), is_same([0.06], [0.4], 0.0), is_same([], [], 0)
+        >>> is_same([0.05], 0.05), is_same([0.05], 0.06), is_same([0.06], 0.0), is_same([], 0.0)
         ('YES', 'PARTLY', 'NO', 'NOT ESTABLISHED')
     """
     if not p_values:
         return NOT_ESTABLISHED
-    agree = [p <= ALPHA and rho > 0 for p, rho in zip(p_values, correlations, strict=True)]
+    agree = [p <= ALPHA for p in p_values]
     if not any(agree):
         return NO
     return YES if all(agree) and turned <= MOST_TURNED else PARTLY
@@ -307,14 +308,15 @@ def judge_stability(stability: Stability, run: str) -> Verdict:
     if not len(frame):
         said = "there is one prompt, and nothing to compare it with; run with --prompts 2 or more."
         return rule.verdict(NOT_ESTABLISHED, said, run)
-    p_values, correlations = frame.p_value.tolist(), frame.spearman.tolist()
-    answer = is_same(p_values, correlations, stability.share_turned)
-    n_agree = sum(p <= ALPHA and rho > 0 for p, rho in zip(p_values, correlations, strict=True))
+    p_values = frame.p_jaccard.tolist()
+    answer = is_same(p_values, stability.share_turned)
+    n_agree = sum(p <= ALPHA for p in p_values)
     n_turned, n = int(stability.turned.sum()), len(stability.skill)
     said = (
-        f"{n_turned} of {n} skill neurons turn their sign between prompts ({stability.share_turned:.0%}); rankings "
-        f"agree at {number(float(frame.spearman.mean()))} ({number(float(frame.null_median.mean()))} under permuted "
-        f"labels), beyond luck in {n_agree} of {len(frame)} pairs of prompts."
+        f"{n_turned} of {n} skill neurons turn their sign between prompts ({stability.share_turned:.0%}). Two prompts "
+        f"share {frame.n_shared.mean():.0f} of their {n} best ({frame.null_shared.mean():.0f} under permuted labels), "
+        f"beyond luck in {n_agree} of {len(frame)} pair{'s' if len(frame) > 1 else ''} of prompts; rankings agree at "
+        f"{number(float(frame.spearman.mean()))} ({number(float(frame.null_median.mean()))})."
     )
     return rule.verdict(answer, said, run)
 

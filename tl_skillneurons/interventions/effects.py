@@ -138,7 +138,8 @@ def measure_effects(
     n_runs += beyond.direct * len(runs[0].prompted)
     n_runs += bool(len(beyond.plain_texts)) * (1 + len(plan.in_plain_text))
     measured: list[Measured] = []
-    with kept, progress_bar("measuring effects", n_runs, show=run.progress) as advance:
+    phase = "measuring sizes" if beyond.as_band else "measuring effects"
+    with kept, progress_bar(phase, n_runs, show=run.progress) as advance:
         for number, one in enumerate(runs):
             measured.append(one.total(plan, kept, len(measured), advance))
             if number == 0 and beyond.direct:

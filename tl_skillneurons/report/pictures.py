@@ -140,6 +140,8 @@ def _stability(found: Findings) -> PageTable:
         "null_high": "to",
         "p_value": "p",
         "n_shared": "best shared",
+        "null_shared": "under permuted labels",
+        "p_jaccard": "p of that",
         "turned": "share that turns its sign",
     }
     return table_of_frame(found.stability.to_dataframe(), names)

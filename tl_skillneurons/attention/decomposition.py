@@ -243,11 +243,11 @@ def _joined(
     parts: dict[str, list[Tensor]] = {name: [] for name in _PARTS}
     order: list[int] = []
     for layer, index in neurons.by_layer().items():
-        each = [
-            _parts_of(run, layer, name, index, n_layers, by_source) | {"bias": bias[name][..., index]}
-            for name in names.pre[layer]
-        ]
-        made = each[0] if len(each) == 1 else _of_product(run.kept[names.post[layer]][..., index], each)
+        weights = _weights(run, layer, index)
+        with torch.enable_grad():
+            read = torch.stack([w * run.kept[name][..., index] for name, w in weights.items()]).sum(0)
+        made = _parts_of(run, layer, read, n_layers, by_source)
+        made["bias"] = torch.stack([w * bias[name][..., index] for name, w in weights.items()]).sum(0)
         for name, value in made.items():
             parts[name].append(value)
         order += (neurons.layer == layer).nonzero().flatten().tolist()
@@ -255,18 +255,20 @@ def _joined(
     return {name: torch.cat(values, dim=2)[:, :, place] for name, values in parts.items() if values}
 
 
-def _of_product(
-    product: Float[Tensor, "batch prompt_pos neuron"], factors: list[dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """A gated MLP's activation shared out to the parts of its factors: equally much to each factor."""
-
-    def share(parts: dict[str, Tensor], name: str) -> Tensor:
-        whole = parts["total"]
-        ratio = torch.where(whole == 0, 0, product.detach() / torch.where(whole == 0, 1, whole))
-        value = parts[name]
-        return value * ratio.reshape(*ratio.shape, *[1] * (value.ndim - ratio.ndim)) / len(factors)
-
-    return {name: torch.stack([share(parts, name) for parts in factors]).sum(0) for name in factors[0]}
+def _weights(
+    run: RecordedRun, layer: int, index: Int[Tensor, " neuron"]
+) -> dict[str, Float[Tensor, "batch prompt_pos neuron"] | int]:
+    """How much of what neurons read at each hook point counts: all of a pre-activation; of a gated MLP's activation
+    ``a`` equally much to each factor ``f``, ``a / f`` divided by their number."""
+    names = run.names.pre[layer]
+    if len(names) == 1:
+        return {names[0]: 1}
+    product = run.kept[run.names.post[layer]][..., index].detach()
+    factors = {name: run.kept[name][..., index].detach() for name in names}
+    return {
+        name: torch.where(f == 0, 0, product / torch.where(f == 0, 1, f)) / len(names)
+        for name, f in factors.items()
+    }
 
 
 def _written_nothing(
@@ -292,12 +294,14 @@ def _written_nothing(
 
 
 def _parts_of(
-    run: RecordedRun, layer: int, read_at: str, index: Int[Tensor, " neuron"], n_layers: int, by_source: bool
+    run: RecordedRun,
+    layer: int,
+    pre: Float[Tensor, "batch prompt_pos neuron"],
+    n_layers: int,
+    by_source: bool,
 ) -> dict[str, Tensor]:
-    """The parts of what one layer's neurons read at one hook point; gradients of all neurons at once."""
+    """The parts of what one layer's neurons read; gradients of all neurons at once."""
     names = run.names
-    with torch.enable_grad():
-        pre = run.kept[read_at][..., index]  # [batch, prompt_pos, neuron]
     read = _gradients(run, pre)
     empty = pre.new_zeros(pre.shape)
 

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
+from transformers import DynamicCache
 
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hook, Hooks
@@ -34,6 +35,8 @@ from tl_skillneurons.prompts._forward import stopping_at
 from tl_skillneurons.prompts.positions import PromptedTokens, published
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import VirtualTokens
+
+_CHECKED = 4  # texts on which the straight path is compared with a run
 
 
 def direct_logits(
@@ -70,9 +73,11 @@ def direct_logits(
             nonlocal seen
             tokens = prompted.assemble([ids[i] for i in batch], batch)
             if not seen:
-                _require_straight(prompted, tokens, virtual)
+                few = batch[:_CHECKED]
+                _require_straight(prompted, prompted.assemble([ids[i] for i in few], few), virtual)
                 seen = True
-            acts, gain = readout_gain(prompted, tokens, virtual)
+            past = prompted.past(tokens) if prompted.runs_apart(virtual) else None
+            acts, gain = readout_gain(prompted, tokens, virtual, past)
             alone = _readout_alone(tokens.example)
             with _point(alone) as point, torch.no_grad():
                 for logits, hooks in zip(changed, interventions, strict=True):
@@ -87,11 +92,14 @@ def direct_logits(
 
 
 def readout_gain(
-    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens
+    prompted: PromptedModel,
+    tokens: PromptedTokens,
+    virtual: VirtualTokens,
+    past: DynamicCache | None = None,
 ) -> tuple[list[Float[Tensor, "batch neuron"]], list[Float[Tensor, "batch n_classes neuron"]]]:
     """Every layer's activations at the read-out position, and what one more unit of each adds to each logit.
 
-    Call it inside ``prompted.attached()``, with gradients enabled.
+    Call it inside ``prompted.attached()``, with gradients enabled; with ``past`` only the prompt runs.
     """
     leaves: list[Tensor] = []
 
@@ -106,7 +114,8 @@ def readout_gain(
     hooks = [("embed.hook_out", cut), *((name, cut) for name in mixer_outputs(model))]
     hooks += [(name, begin) for name in neuron_hooks(model)]
     with frozen_norms(model):
-        logits = prompted.read_out(tokens, virtual, hooks)
+        logits = prompted.read_out(tokens, virtual, hooks, past)
+    tokens = tokens if past is None else tokens.last(prompted.layout.n_virtual_tokens)
     rows = torch.arange(len(tokens), device=tokens.readout.device)
     gains: list[list[Tensor]] = [[] for _ in leaves]
     for number in range(logits.shape[1]):

@@ -5,7 +5,7 @@ diagnose               would another prompt, other examples or a neighbour have 
 compare_readings       why tune prompts: the same scores with random, natural, shuffled-label and no prompts
 compare_scores         whether scores name the same neurons, and which foretells what they do
 vote_and_probe         how much of the skill the best ``k`` neurons carry together
-profile_neurons        of a few neurons one by one: texts and words that drive them, and their rules
+profile_neurons        neurons one by one: what drives each, what it writes, who writes into it
 describe_prompt        what each position of a prompt is, and what it is worth
 prompt_trajectory      how predictivity came about while the prompt was tuned
 compare_tasks          whether the neurons of related tasks are the same, beside luck

@@ -35,14 +35,20 @@ def scored():
 
 @pytest.fixture(scope="module")
 def profiled(scored):
-    return {family: profile_neurons(*args, NEURONS, n_texts=3, run=QUIET) for family, args in scored.items()}
+    parts = ["words"]
+    return {
+        family: profile_neurons(*args, NEURONS, n_texts=3, parts=parts, run=QUIET)
+        for family, args in scored.items()
+    }
 
 
 @pytest.fixture(scope="module")
 def of_planted():
     model, prompt, task = planted.model(torch.float64), planted.prompt(), planted.task()
     scores = skn.score_neurons(model, prompt, task, run=QUIET)
-    return profile_neurons(model, prompt, task, scores, planted.NEURONS, n_texts=4, run=QUIET)
+    return profile_neurons(
+        model, prompt, task, scores, planted.NEURONS, n_texts=4, parts=["words"], run=QUIET
+    )
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert", "llama"])
@@ -154,7 +160,7 @@ def test_rules_are_those_that_evaluate_rules_gives(scored, profiled):
 def test_batches_cache_and_the_number_of_profiled_neurons_change_nothing(scored, profiled):
     cache = skn.InputCache(scored["llama"][0])
     run = RunOptions(batch_size=2, cache=cache, progress=False)
-    again = profile_neurons(*scored["llama"], NeuronSet([1], [40]), n_texts=3, run=run)
+    again = profile_neurons(*scored["llama"], NeuronSet([1], [40]), n_texts=3, parts=["words"], run=run)
     assert cache.n_runs == len(TEXTS)  # each text runs once for all parts and prompts
     one, other = profiled["llama"].of(1, 40), again.of(1, 40)
     assert one.texts.example.tolist() == other.texts.example.tolist()

@@ -142,12 +142,17 @@ def taken_apart(
 
         def take_apart(batch: list[int]) -> None:
             tokens = prompted.assemble([ids[i] for i in batch], batch)
-            parts = decompose_batch(prompted, tokens, virtual, neurons, projection=projection)
+            driven = sorted(
+                {number[row["layer"], row["index"]] for i in batch for row in wanted[examples[i]]}
+            )
+            own = NeuronSet(neurons.layer[driven], neurons.index[driven])
+            parts = decompose_batch(prompted, tokens, virtual, own, projection=projection)
             for place, i in enumerate(batch):
                 named = _named(prompted, tokens, place, texts[examples[i]])
                 for row in wanted[examples[i]]:
                     k = number[row["layer"], row["index"]]
-                    total, moved = _moved(parts, place, int(position[k]), k, named)
+                    at = (place, int(position[k]), driven.index(k))
+                    total, moved = _moved(parts, at, named)
                     sums.append(row | total)
                     words.extend(
                         row | token | {"moved": value} for token, value in zip(named, moved, strict=True)
@@ -181,10 +186,9 @@ def _named(prompted: PromptedModel, tokens: PromptedTokens, row: int, text: str)
 
 
 def _moved(
-    parts: PreActivationParts, row: int, position: int, number: int, named: list[dict[str, Any]]
+    parts: PreActivationParts, at: tuple[int, int, int], named: list[dict[str, Any]]
 ) -> tuple[dict[str, float], list[float]]:
-    """What a neuron's activation at its position is the sum of, and what each token moved."""
-    at = (row, position, number)
+    """What the activation at (text, position, neuron) is the sum of, and what each token moved."""
     assert parts.sources is not None  # for type checkers: they were asked for
     by_source = parts.sources[at].double().sum((0, 1)).cpu()
     moved = [float(by_source[token["column"]]) for token in named]

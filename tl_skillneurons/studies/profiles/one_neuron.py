@@ -70,6 +70,8 @@ class NeuronProfile:
         activations, baseline, position, labels: As there, of this neuron.
         rule: Its row of ``rules``.
         texts, words: Its rows there; :attr:`highest` and :attr:`lowest` lay them out.
+        output_words, heads: Its rows there; ``None`` where the part was left out.
+        output_null, effects: Its row there; ``None`` where the part was left out.
         correlated: ``(layer, index, r)`` of the other profiled neurons, the most correlated first, by absolute value.
 
     Example:
@@ -86,6 +88,10 @@ class NeuronProfile:
     rule: dict[str, float]
     texts: pd.DataFrame
     words: pd.DataFrame | None
+    output_words: pd.DataFrame | None
+    output_null: dict[str, float] | None
+    effects: dict[str, float] | None
+    heads: pd.DataFrame | None
     correlated: tuple[tuple[int, int, float], ...]
 
     @property
@@ -97,6 +103,22 @@ class NeuronProfile:
     def lowest(self) -> list[DrivingText]:
         """The texts that drive it lowest, the lowest first."""
         return self._texts("lowest")
+
+    @property
+    def raised(self) -> list[tuple[str, float]]:
+        """The words whose logits it raises most, each with its score; none where the part was left out."""
+        return self._written("raises")
+
+    @property
+    def lowered(self) -> list[tuple[str, float]]:
+        """The words whose logits it lowers most, each with its score."""
+        return self._written("lowers")
+
+    def _written(self, writes: str) -> list[tuple[str, float]]:
+        if self.output_words is None:
+            return []
+        own = self.output_words[self.output_words.writes == writes]
+        return list(zip(own.word.tolist(), own.score.tolist(), strict=True))
 
     @property
     def most_moved(self) -> float:

@@ -23,7 +23,7 @@ from tl_skillneurons.studies.profiles.one_neuron import NeuronProfile
 
 KIND = "NeuronProfiles"
 _TENSORS = ("activations", "baseline", "position", "labels")
-_TABLES = ("rules", "texts", "words")
+_TABLES = ("rules", "texts", "words", "output_words", "output_null", "effects", "heads")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +47,19 @@ class NeuronProfiles:
         words: A row per neuron, such text and token: ``layer``, ``index``, ``side``, ``example``, ``token`` (its name),
             ``kind`` ("text", "special" or "prompt"), ``start`` and ``end`` (its characters in ``text``, -1 for tokens
             that are not of it), ``moved`` (what attention carries from there to the neuron); or ``None``.
+        output_words: A row per neuron and word: ``layer``, ``index``, ``writes`` ("raises" or "lowers"), ``word`` (a
+            token), ``score`` in standard deviations over the vocabulary, ``logit`` beside the mean of all words, per
+            unit of activation (:mod:`~tl_skillneurons.studies.profiles.output_words`); or ``None``.
+        output_null: Beside them a row per neuron: ``largest``, its highest score up or down; ``random_median`` and
+            ``random_high`` (the 0.95 quantile) of ``n_random`` random neurons of its layer, and ``p``, how often these
+            reach as high: 1 / (1 + n_random) at the least; or ``None``.
+        effects: A row per neuron: ``direct`` and ``total`` change of the logit diff where it alone is held at its mean
+            at the prompt, each with ``_low`` and ``_high``; negative where it helps the answer
+            (:mod:`~tl_skillneurons.studies.profiles.single_effects`); or ``None``.
+        heads: A row per neuron and head that writes the label into it, the strongest first: ``head_layer``, ``head``,
+            ``difference`` between the labels, the same ``in_sd`` (in standard deviations of what the head contributes),
+            ``p_family``; ``random_in_sd`` and ``random_p_family`` of the strongest head of a random neuron of its layer
+            (:mod:`~tl_skillneurons.studies.profiles.writing_heads`, chosen on ``select``); or ``None``.
         left_out: The parts that were asked for and can't be had of this model, with the reason.
         settings: Model, task, prompts, role, which prompt is shown, what ``moved`` measures, where the neurons were
             chosen, unit of the intervals, seeds.
@@ -65,6 +78,10 @@ class NeuronProfiles:
     rules: pd.DataFrame
     texts: pd.DataFrame
     words: pd.DataFrame | None
+    output_words: pd.DataFrame | None
+    output_null: pd.DataFrame | None
+    effects: pd.DataFrame | None
+    heads: pd.DataFrame | None
     left_out: Mapping[str, str]
     settings: dict[str, Any]
 
@@ -108,6 +125,9 @@ class NeuronProfiles:
                 return None
             return table[(table.layer == layer) & (table["index"] == index)].reset_index(drop=True)
 
+        def first(table: pd.DataFrame | None) -> dict[str, float] | None:
+            return None if table is None else records(table)[number]
+
         texts = own(self.texts)
         assert texts is not None  # for type checkers
         others = [
@@ -125,6 +145,10 @@ class NeuronProfiles:
             rule=records(self.rules)[number],
             texts=texts,
             words=own(self.words),
+            output_words=own(self.output_words),
+            output_null=first(self.output_null),
+            effects=first(self.effects),
+            heads=own(self.heads),
             correlated=tuple(sorted((o for o in others if o[2] == o[2]), key=lambda other: -abs(other[2]))),
         )
 
@@ -135,14 +159,25 @@ class NeuronProfiles:
         return len(self.neurons)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per neuron: its rule, and the example that drives it highest and lowest."""
+        """One row per neuron: its rule, the text that drives it highest and lowest, and of the parts that were made the
+        word it raises most, its effects, and the head that writes the label into it most."""
         frame = self.rules.copy()
+        at = ["layer", "index"]
         for side in ("highest", "lowest"):
-            first = self.texts[self.texts.side == side].drop_duplicates(["layer", "index"])
+            first = self.texts[self.texts.side == side].drop_duplicates(at)
             named = first[["layer", "index", "activation", "text"]].rename(
                 columns={"activation": side, "text": f"{side}_text"}
             )
-            frame = frame.merge(named, on=["layer", "index"], how="left")
+            frame = frame.merge(named, on=at, how="left")
+        if self.output_words is not None and self.output_null is not None:
+            top = self.output_words.drop_duplicates(at)[[*at, "word"]]
+            frame = frame.merge(top, on=at).merge(self.output_null[[*at, "p"]], on=at)
+            frame = frame.rename(columns={"p": "p_word"})
+        if self.effects is not None:
+            frame = frame.merge(self.effects, on=at)
+        if self.heads is not None:
+            strongest = self.heads.drop_duplicates(at)[[*at, "head_layer", "head", "p_family"]]
+            frame = frame.merge(strongest.rename(columns={"p_family": "p_head"}), on=at)
         return frame
 
     def __repr__(self) -> str:

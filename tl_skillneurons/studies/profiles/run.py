@@ -1,13 +1,15 @@
-"""Profiles of a few neurons: what drives each, and what its rule is worth.
+"""Profiles of a few neurons: what drives each, what its rule is worth, what it writes, and who writes into it.
 
 Built of other rooms' measurements; passes over texts are shared by all neurons, and keys and values of texts by all
 parts (those of ``run.cache``, or of a cache of this call's own). A profile explains nothing by itself: it shows where
 to look, beside controls, and each part says what it doesn't show.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -33,10 +35,13 @@ from tl_skillneurons.studies.profiles.driving import (
     taken_apart,
     text_table,
 )
+from tl_skillneurons.studies.profiles.output_words import output_words
 from tl_skillneurons.studies.profiles.result import NeuronProfiles
+from tl_skillneurons.studies.profiles.single_effects import single_effects
+from tl_skillneurons.studies.profiles.writing_heads import writing_heads
 from tl_skillneurons.tasks.task import Task
 
-PARTS = ("words",)
+PARTS = ("words", "output_words", "effects", "heads")
 """The parts of a profile that can be left out; activations, rules and texts are always there."""
 
 
@@ -51,6 +56,7 @@ def profile_neurons(
     n_texts: int = 8,
     prompt: int = 0,
     parts: Sequence[str] = PARTS,
+    n_random: int = 100,
     seed: int = 0,
     run: RunOptions = RunOptions(),
 ) -> NeuronProfiles:
@@ -63,7 +69,8 @@ def profile_neurons(
         n_texts: So many texts that drive each highest, and as many lowest (at most half of the examples each).
         prompt: The number of the prompt whose texts and words are shown; activations and rules are of all.
         parts: Which of :data:`PARTS` to make.
-        seed: Of the bootstrap.
+        n_random: So many random neurons of each layer beside the words that its neurons write.
+        seed: Of the bootstrap, the random neurons and the permutations.
         run: Batches, cache, progress.
 
     Raises:
@@ -78,6 +85,7 @@ def profile_neurons(
     chosen = soft_prompts(prompts)
     require_seed(seed)
     require_int(n_texts, "n_texts")
+    require_int(n_random, "n_random")
     for part in parts:
         require_option(part, "parts", PARTS)
     if scores.positions != "prompt":
@@ -106,12 +114,28 @@ def profile_neurons(
     extremes = extreme_examples(activations[prompt], n_texts)
     shown_answers = None if answers is None else answers[prompt]
     driving = text_table(neurons, extremes, texts, labels, shown_answers, activations[prompt])
-    words = None
-    if "words" in parts:
+    whole = NeuronSet(neurons.layer, neurons.index, scores.n_layers, scores.d_mlp, neurons.model)
+    projection = projection_of(prompted, neurons)
+
+    def effects() -> pd.DataFrame:
+        answering = PromptedModel.for_task(model, chosen[prompt], task, max_length=max_length, run=run)
+        held_at = scores.mean_baseline(prompt)
+        return single_effects(answering, task, role, neurons, held_at, seed=seed)
+
+    makers: dict[str, Callable[[], Any]] = {
+        "words": lambda: taken_apart(prompted, texts, neurons, position[prompt], driving),
+        "output_words": lambda: output_words(prompted, texts, neurons, n_random=n_random, seed=seed),
+        "effects": effects,
+        "heads": lambda: writing_heads(prompted, task, whole, projection, seed=seed),
+    }
+    made: dict[str, Any] = {}
+    for part in (one for one in PARTS if one in parts):
         try:
-            driving, words = taken_apart(prompted, texts, neurons, position[prompt], driving)
+            made[part] = makers[part]()
         except ValueError as error:
-            left_out["words"] = str(error)
+            left_out[part] = str(error)
+    driving, words = made.get("words", (driving, None))
+    written, beside = made.get("output_words", (None, None))
     number = torch.arange(len(chosen))[:, None]
     return NeuronProfiles(
         neurons=neurons,
@@ -123,6 +147,10 @@ def profile_neurons(
         rules=rules.table,
         texts=driving,
         words=words,
+        output_words=written,
+        output_null=beside,
+        effects=made.get("effects"),
+        heads=made.get("heads"),
         left_out=left_out,
         settings=settings_of(
             model,
@@ -135,7 +163,8 @@ def profile_neurons(
             n_texts=n_texts,
             prompt=prompt,
             parts=[part for part in PARTS if part in parts],
-            measure=MEASURES[projection_of(prompted, neurons)],
+            measure=MEASURES[projection],
+            n_random=n_random,
             n_cut=prompted.n_truncated(texts),
             max_length=max_length,
             seed=seed,

@@ -11,13 +11,13 @@ than this luck without a skill in common. The control for that is a set chosen u
 are drawn per layer, and so share layers by construction, counts for nothing here.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import pandas as pd
 import torch
 from jaxtyping import Float
+from scipy.stats import hypergeom
 from torch import Tensor
 
 from tl_skillneurons._results import html_of
@@ -81,13 +81,5 @@ def overlap_distribution(
 
 def hypergeometric(total: int, marked: int, drawn: int) -> Float[Tensor, " hit"]:
     """The probability of 0, 1, ..., min(marked, drawn) marked ones among ``drawn`` of ``total``."""
-    hits = torch.arange(min(marked, drawn) + 1, dtype=torch.float64)
-
-    def log_choose(n: Tensor | int, k: Tensor | int) -> Tensor:
-        n, k = torch.as_tensor(n, dtype=torch.float64), torch.as_tensor(k, dtype=torch.float64)
-        return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
-
-    possible = drawn - hits <= total - marked
-    rest = (drawn - hits).clamp(max=total - marked)
-    log_mass = log_choose(marked, hits) + log_choose(total - marked, rest) - log_choose(total, drawn)
-    return torch.where(possible, log_mass, -math.inf).exp()
+    hits = range(min(marked, drawn) + 1)
+    return torch.from_numpy(hypergeom.pmf(hits, total, marked, drawn))

@@ -1,5 +1,6 @@
 """How results show themselves: one line in a terminal, that line over a table in a notebook."""
 
+from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,7 +9,6 @@ import pandas as pd
 N_ROWS = 10
 
 
-@runtime_checkable
 @runtime_checkable
 class Tabular(Protocol):
     """A result that can be laid out as a table."""
@@ -47,3 +47,28 @@ def _template() -> Any:
         "</table>"
         "{% if more %}<p>{{ '{:,}'.format(more) }} more rows in to_dataframe()</p>{% endif %}"
     )
+
+
+def short_repr(result: Any) -> str:
+    """``Name(field=value, ...)`` of a dataclass on one screen: tensors and long lists by their shape."""
+    told = ", ".join(f"{one.name}={_short(getattr(result, one.name))}" for one in fields(result) if one.repr)
+    return f"{type(result).__name__}({told})"
+
+
+def html_of_fields(result: Any) -> str:
+    """A result that is no table, in a notebook: its own line, and below each of its fields, escaped."""
+    names = [one.name for one in fields(result)] if is_dataclass(result) else []
+    rows = [(name, _short(getattr(result, name), 200)) for name in names]
+    return _template().render(line=repr(result), names=["field", "value"] if rows else [], rows=rows, more=0)
+
+
+def _short(value: Any, most: int = 60) -> str:
+    shape = getattr(value, "shape", None)
+    if shape is not None and not isinstance(value, (int, float)) and hasattr(value, "dtype"):
+        return f"{type(value).__name__}{list(shape)}"
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        simple = all(isinstance(one, str | int | float | type(None)) for one in value)
+        if not simple or isinstance(value, dict) or len(repr(value)) > most:
+            return f"{type(value).__name__} of {len(value)}" if value else repr(value)
+    told = repr(value)
+    return told if len(told) <= most else f"{told[:most]}..."

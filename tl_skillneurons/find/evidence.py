@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tl_skillneurons._checks import require_int
+from tl_skillneurons._results import html_of_fields
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.tasks.task import Task
@@ -31,6 +32,8 @@ class Evidence:
     Example:
         >>> skn.find_skill_neurons(model, task, out="run", evidence=Evidence(n_random=99, n_examples=1000))
     """
+
+    _repr_html_ = html_of_fields
 
     n_random: int = 20
     n_permutations: int = 1000

@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tl_skillneurons._results import html_of_fields
 from tl_skillneurons.find.answers import ALPHA, PromptAnswers
 from tl_skillneurons.find.price import Price
 from tl_skillneurons.find.readability import Readability
@@ -60,6 +61,8 @@ class Verdict:
         >>> for verdict in found.verdicts:
         ...     print(verdict.question, verdict.answer)
     """
+
+    _repr_html_ = html_of_fields
 
     question: str
     answer: str

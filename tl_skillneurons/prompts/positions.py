@@ -25,6 +25,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_skillneurons._checks import require_option
+from tl_skillneurons._results import html_of_fields, short_repr
 
 PLACEMENTS = ("prefix", "suffix")
 PADDING_SIDES = ("left", "right")
@@ -82,6 +83,9 @@ class PromptedTokens:
         >>> tokens = prompted.tokens(["a good film", "dull"])
         >>> tokens.ids[tokens.is_prompt]  # the virtual tokens (and the mask, if there is one)
     """
+
+    __repr__ = short_repr
+    _repr_html_ = html_of_fields
 
     ids: Int[Tensor, "batch pos"]
     attention_mask: Int[Tensor, "batch pos"]

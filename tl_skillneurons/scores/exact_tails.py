@@ -13,11 +13,10 @@ does: the lowest. A bound, never too small.
 Of any other units (groups, twins that share their words) the law is another one; there is no bound then.
 """
 
-import math
-
 import torch
 from einops import einsum
 from jaxtyping import Float, Int
+from scipy.stats import binom
 from torch import Tensor
 
 from tl_skillneurons._overlap import hypergeometric
@@ -87,9 +86,8 @@ def _hypergeometric_tail(n: int, n_ones: int, m: int) -> Float[Tensor, " size"]:
 
 
 def _binomial_tail(n: int, d: int) -> Float[Tensor, " size"]:
-    hits = torch.arange(d + 1, dtype=torch.float64)
-    log_mass = math.lgamma(d + 1) - torch.lgamma(hits + 1) - torch.lgamma(d - hits + 1) - d * math.log(2)
-    return _tail(n, log_mass.exp(), 2 * (2 * torch.arange(d + 1) - d))
+    mass = torch.from_numpy(binom.pmf(range(d + 1), d, 0.5))
+    return _tail(n, mass, 2 * (2 * torch.arange(d + 1) - d))
 
 
 def _tail(n: int, mass: Float[Tensor, " hit"], value: Int[Tensor, " hit"]) -> Float[Tensor, " size"]:

@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from tl_skillneurons._results import html_of_fields
 from tl_skillneurons.stats.units import Units
 
 MOST_NUMBERS = 2**24
@@ -37,6 +38,8 @@ class RuleOutcomes:
         >>> scores.outcomes.units
         Units(400 of 400 examples: text)
     """
+
+    _repr_html_ = html_of_fields
 
     above: UInt8[Tensor, "prompt example layer position byte"]
     labels: Int[Tensor, " example"]

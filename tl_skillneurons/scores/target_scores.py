@@ -22,6 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons._files import fingerprint
+from tl_skillneurons._results import html_of_fields, short_repr
 from tl_skillneurons.prompts.activations import MEMORY
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
@@ -62,6 +63,9 @@ class Targets:
         >>> targets = Targets(torch.tensor([len(text) for text in texts]).double(), name="length in characters")
         >>> skn.scores.score_targets(model, prompts, texts, targets)
     """
+
+    __repr__ = short_repr
+    _repr_html_ = html_of_fields
 
     values: Numbers
     weights: Numbers | None = None

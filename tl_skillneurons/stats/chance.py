@@ -26,14 +26,13 @@ their class counts, which widens the spread of a balanced rule's score by ``sqrt
 100 examples, by 5% at 10.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from scipy.stats import binom
 
 from tl_skillneurons._checks import require_int, require_open_unit
+from tl_skillneurons._results import html_of_fields
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,8 @@ class ChanceLevel:
         n_scores: Scores that the best was chosen from.
         largest_class_share: Share of the more frequent class.
     """
+
+    _repr_html_ = html_of_fields
 
     expected: float
     threshold: float
@@ -94,11 +95,10 @@ def best_of_chance(
             f"largest_class_share must be in [0.5, 1], got {largest_class_share}; "
             "give the share of the more frequent of two classes"
         )
-    log_pmf = _binomial_log_pmf(n, largest_class_share)
-    at_least = log_pmf.flip(0).logcumsumexp(0).flip(0)
-    at_most = log_pmf.logcumsumexp(0)
     hits = torch.arange(n // 2 + 1, n + 1)
-    one = torch.logaddexp(at_least[hits], at_most[n - hits]).clamp(max=0)  # log S(k)
+    law = binom(n, largest_class_share)
+    at_least, at_most = (torch.from_numpy(tail) for tail in (law.logsf(hits - 1), law.logcdf(n - hits)))
+    one = torch.logaddexp(at_least, at_most).clamp(max=0)  # log S(k)
     best = -torch.expm1(n_scores * torch.log1p(-one.exp()))  # P(best >= k/n)
     rare = hits[best <= alpha]
     return ChanceLevel(
@@ -109,14 +109,3 @@ def best_of_chance(
         n_scores=n_scores,
         largest_class_share=largest_class_share,
     )
-
-
-def _log_choose(n: int) -> Float[Tensor, " hit"]:
-    hits = torch.arange(n + 1, dtype=torch.float64)
-    return math.lgamma(n + 1) - torch.lgamma(hits + 1) - torch.lgamma(n - hits + 1)
-
-
-def _binomial_log_pmf(n: int, p: float) -> Float[Tensor, " hit"]:
-    hits = torch.arange(n + 1, dtype=torch.float64)
-    # xlogy and xlog1py are 0 where the count is 0, also at p = 1
-    return _log_choose(n) + torch.special.xlogy(hits, p) + torch.special.xlog1py(n - hits, -p)

@@ -34,9 +34,11 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
+from scipy.stats import binomtest
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_option, require_seed
+from tl_skillneurons._results import html_of_fields, short_repr
 from tl_skillneurons.stats.permutation import random_orders
 from tl_skillneurons.stats.ranks import median
 from tl_skillneurons.stats.units import Units, require_same_answers, require_units
@@ -111,6 +113,8 @@ def require_draws(n_draws: int, alpha: float = 0.05, *, name: str = "n_random") 
 class McNemar:
     """Examples that only the first run got right, that only the second did, and the exact two-sided p-value."""
 
+    _repr_html_ = html_of_fields
+
     n_lost: int
     n_gained: int
     p_value: float
@@ -138,9 +142,8 @@ def mcnemar(
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     if units is not None and not units.are_single:
         return McNemar(lost, gained, _flipped_tail(units.sums(after.long() - before.long())))
-    n, fewer = lost + gained, min(lost, gained)
-    tail = sum(math.comb(n, k) for k in range(fewer + 1))  # exact integers, however many examples
-    return McNemar(lost, gained, min(1.0, 2 * tail / 2**n))
+    changed = lost + gained
+    return McNemar(lost, gained, float(binomtest(lost, changed).pvalue) if changed else 1.0)
 
 
 def sign_flip_test(
@@ -205,6 +208,9 @@ class LabelDifference:
         >>> permutation_difference(values, labels).difference.item()
         4.0
     """
+
+    __repr__ = short_repr
+    _repr_html_ = html_of_fields
 
     difference: Float[Tensor, "*row"]
     p_value: Float[Tensor, "*row"]

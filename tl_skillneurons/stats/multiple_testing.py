@@ -15,6 +15,7 @@ import math
 
 import torch
 from jaxtyping import Float
+from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from tl_skillneurons._checks import require_open_unit
@@ -35,11 +36,8 @@ def benjamini_hochberg(p_values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes
         raise ValueError("p-values must be in [0, 1]")
     if not len(flat):
         return p_values.double()
-    order = flat.argsort(descending=True, stable=True)
-    rank = torch.arange(len(flat), 0, -1, dtype=torch.float64)
-    q = torch.empty_like(flat)
-    q[order] = (flat[order] * len(flat) / rank).cummin(0).values.clamp(max=1)
-    return q.reshape(p_values.shape)
+    q = torch.from_numpy(false_discovery_control(flat.cpu().numpy()))
+    return q.to(p_values.device).reshape(p_values.shape)
 
 
 def family_wise_p(

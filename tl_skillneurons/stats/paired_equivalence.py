@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy.special import bdtrc, gammaln, xlog1py, xlogy
 from torch import Tensor
 
+from tl_skillneurons._results import html_of_fields
 from tl_skillneurons.stats.units import Units, require_same_answers, require_units
 
 
@@ -42,6 +43,8 @@ class Equivalence:
         >>> equivalence(right, right, margin=0.05).difference
         0.0
     """
+
+    _repr_html_ = html_of_fields
 
     difference: float
     margin: float | int

@@ -17,8 +17,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Num
+from scipy.stats import rankdata
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_seed
@@ -31,11 +31,7 @@ def average_ranks(values: Num[Tensor, "item *axes"]) -> Float[Tensor, "item *axe
         >>> average_ranks(torch.tensor([0.3, 0.1, 0.3])).tolist()
         [2.5, 1.0, 2.5]
     """
-    columns = rearrange(values, "item ... -> (...) item").contiguous()
-    ordered = columns.sort(dim=1).values
-    below = torch.searchsorted(ordered, columns)
-    up_to = torch.searchsorted(ordered, columns, right=True)
-    return rearrange((below + up_to + 1).double() / 2, "column item -> item column").reshape(values.shape)
+    return torch.from_numpy(rankdata(values.cpu().numpy(), axis=0)).to(values.device, torch.float64)
 
 
 def correlation(one: Num[Tensor, "item *axes"], other: Num[Tensor, "item *axes"]) -> Float[Tensor, "*axes"]:

@@ -21,11 +21,15 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Num
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_seed
+from tl_skillneurons._results import html_of_fields
 from tl_skillneurons.stats.permutation import (
     Block,
     distinct_orders,
@@ -33,6 +37,20 @@ from tl_skillneurons.stats.permutation import (
     permuted_labels,
     row_orders,
 )
+
+
+def components(n: int, edges: Sequence[tuple[int, int]]) -> list[int]:
+    """Of each of ``n`` things the lowest number among those that edges join it to, directly or through others.
+
+    Example:
+        >>> components(4, [(3, 1)])
+        [0, 1, 2, 1]
+    """
+    ends = np.array(edges, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(edges)), (ends[0], ends[1])), shape=(n, n))
+    lowest: dict[int, int] = {}
+    labels = connected_components(graph, directed=False)[1] if n else np.empty(0, dtype=np.int64)
+    return [lowest.setdefault(label, i) for i, label in enumerate(labels.tolist())]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,6 +68,8 @@ class Units:
         >>> units
         Units(3 of 4 examples: author)
     """
+
+    _repr_html_ = html_of_fields
 
     member: Int[Tensor, " example"]
     what: str = "text"
@@ -73,22 +93,15 @@ class Units:
         """
         columns = [list(column) for column in columns]
         n = len(columns[0])
-        parent = list(range(n))
-
-        def root(i: int) -> int:
-            while parent[i] != i:
-                parent[i] = parent[parent[i]]
-                i = parent[i]
-            return i
-
-        for column in columns:
-            first: dict[Hashable, int] = {}
-            for i, value in enumerate(column):
-                if value is not None:
-                    one, other = sorted((root(first.setdefault(value, i)), root(i)))
-                    parent[other] = one
+        first: list[dict[Hashable, int]] = [{} for _ in columns]
+        edges = [
+            (seen.setdefault(value, i), i)
+            for seen, column in zip(first, columns, strict=True)
+            for i, value in enumerate(column)
+            if value is not None
+        ]
         number: dict[int, int] = {}
-        member = [number.setdefault(root(i), len(number)) for i in range(n)]
+        member = [number.setdefault(lowest, len(number)) for lowest in components(n, edges)]
         return cls(torch.tensor(member, dtype=torch.int64), what, pair)
 
     def __len__(self) -> int:

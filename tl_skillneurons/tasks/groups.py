@@ -18,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_skillneurons._words import words_of
-from tl_skillneurons.stats.units import Units
+from tl_skillneurons.stats.units import Units, components
 from tl_skillneurons.tasks.columns import Columns, plain
 
 _N_WORDS = 3
@@ -38,15 +38,8 @@ def near_duplicates(texts: list[str], threshold: float | int = 0.8) -> list[int]
         raise ValueError(f"near_duplicates must be a similarity in (0, 1], got {threshold}")
     sets = [_sequences(text) for text in texts]
     frequency = Counter(sequence for one in sets for sequence in one)
-    group = list(range(len(texts)))
-
-    def root(i: int) -> int:
-        while group[i] != i:
-            group[i] = group[group[i]]
-            i = group[i]
-        return i
-
     holders: dict[tuple[str, ...], list[int]] = {}
+    near: list[tuple[int, int]] = []
     for i, own in enumerate(sets):
         rarest_first = sorted(own, key=lambda sequence: (frequency[sequence], sequence))
         n_prefix = len(own) - math.ceil(threshold * len(own) - 1e-9) + 1
@@ -56,9 +49,8 @@ def near_duplicates(texts: list[str], threshold: float | int = 0.8) -> list[int]
             holders.setdefault(sequence, []).append(i)
         for j in candidates:
             if len(own & sets[j]) >= threshold * len(own | sets[j]) - 1e-9:
-                first, second = sorted((root(i), root(j)))
-                group[second] = first
-    return [root(i) for i in range(len(texts))]
+                near.append((i, j))
+    return components(len(texts), near)
 
 
 def with_groups(
@@ -71,7 +63,7 @@ def with_groups(
     near = list(range(len(texts))) if threshold is None else near_duplicates(texts, threshold)
     if given is not None:
         values = [value for name in tables for value in given[name]]
-        near = _joined(near, values)
+        near = Units.of([near, values]).member.tolist()
     groups = iter(near)
     return {name: {**table, "group": [next(groups) for _ in table["text"]]} for name, table in tables.items()}
 
@@ -135,22 +127,6 @@ def _twins(columns: Columns) -> Int[Tensor, " example"]:
         labels.setdefault(pair, []).append(label)
     twins = {pair for pair, both in labels.items() if len(both) == 2 == len(set(both))}
     return torch.tensor([pair if pair in twins else -1 for pair in columns["pair"]])
-
-
-def _joined(groups: list[int], values: list[Any]) -> list[int]:
-    """Groups that share a value become one."""
-    parent: dict[Any, Any] = {}
-
-    def root(node: Any) -> Any:
-        while parent.setdefault(node, node) != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    for group, value in zip(groups, values, strict=True):
-        parent[root(("value", value))] = root(("group", group))
-    number: dict[Any, int] = {}
-    return [number.setdefault(root(("group", group)), len(number)) for group in groups]
 
 
 def _sequences(text: str) -> set[tuple[str, ...]]:

@@ -24,6 +24,7 @@ from typing import Any
 from datasets import Dataset
 
 from tl_skillneurons._checks import listed, require_int, require_option, require_seed, require_text
+from tl_skillneurons._results import html_of_fields, one_line
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks._requirements import require_classes, require_examples, require_one_numbering
 from tl_skillneurons.tasks.assembly import assembled, named_words, rows_of
@@ -211,6 +212,14 @@ class Task:
             pair=None if pairs is None else "pair",
             drop_empty=drop_empty,
         )
+
+    def __repr__(self) -> str:
+        labels = {name: self.label_words.get(i) for i, name in enumerate(self.label_names)}
+        return one_line(
+            self, name=self.name, labels=labels if self.label_words else list(labels), **self.n_examples
+        )
+
+    _repr_html_ = html_of_fields
 
     @property
     def n_classes(self) -> int:

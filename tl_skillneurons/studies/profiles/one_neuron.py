@@ -16,6 +16,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_skillneurons._results import html_of_fields
 from tl_skillneurons._words import word_spans
 
 PARTS_OF_TOTAL = ("from_words", "from_special", "from_prompt", "from_embedding", "from_mlps", "from_biases")
@@ -78,6 +79,8 @@ class NeuronProfile:
         >>> profile = profiles.of(14, 371)
         >>> [(piece.text, piece.moved) for piece in profile.highest[0].pieces]
     """
+
+    _repr_html_ = html_of_fields
 
     layer: int
     index: int

@@ -20,6 +20,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_option
+from tl_skillneurons._results import html_of_fields
 from tl_skillneurons.interventions.references import GivenValues, absent_classes, class_means
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hook
@@ -81,6 +82,8 @@ class HeadOutputs:
         >>> hooks = skn.attention.ablate_heads([(3, 5)], how="resample", values=outputs, positions="prompt")
         >>> prompted.class_logits(texts, fwd_hooks=hooks)
     """
+
+    _repr_html_ = html_of_fields
 
     activations: Float[Tensor, "example layer feature"]
     n_positions: Int[Tensor, " example"]

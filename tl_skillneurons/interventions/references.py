@@ -46,6 +46,8 @@ class GivenValues:
         >>> reference = GivenValues(mean=scores.mean_baseline())
     """
 
+    _repr_html_ = html_of_fields
+
     mean: Float[Tensor, "layer feature"] | None = None
     std: Float[Tensor, "layer feature"] | None = None
     class_mean: Float[Tensor, "class layer feature"] | None = None
@@ -147,6 +149,8 @@ class At:
         >>> def halfway_to_the_mean(old, at):  # an intervention of one's own
         ...     return (old + at.mean.to(old)) / 2
     """
+
+    _repr_html_ = html_of_fields
 
     hook: HookPoint
     layer: int

@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
+from tl_skillneurons._results import html_of
 from tl_skillneurons.models import _verify_runs as runs
 from tl_skillneurons.models._quiet_run import quietly
 from tl_skillneurons.models._verify_runs import Subject
@@ -83,6 +84,8 @@ class Verification:
             is no multiple.
         reference: What it was compared with.
     """
+
+    _repr_html_ = html_of
 
     model: str
     causal: bool

@@ -85,7 +85,16 @@ def test_a_profiled_neuron_is_shown_from_a_read_only_folder_without_its_model(cl
     layer, index = next(iter(profiles.neurons))
     result = ask(cli, "neuron", folder, f"{layer}.{index}")
     assert result.exit_code == 0, result.output
-    assert f"{profiles.of(layer, index).rule['accuracy']:.3f}" in result.stdout
+    profile, name = profiles.of(layer, index), f"{layer}.{index}"
+    assert f"{profile.rule['accuracy']:.3f}" in result.stdout
+    for title in (
+        "Words raised by",
+        "Words lowered by",
+        "Effects of holding",
+        "Heads that write the label into",
+    ):
+        assert f"{title} {name}" in result.stdout
+    assert profile.raised[0][0].strip() in result.stdout
     assert not (folder / "asked").exists()
 
 

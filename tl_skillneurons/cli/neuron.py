@@ -55,12 +55,18 @@ def neuron(where: Where, asked: Asked, shown: Shown) -> None:
                 tables[f"Texts that drive {name} {side}"] = [
                     _text(one, findings.task) for one in texts[:_N_TEXTS]
                 ]
+            tables |= {f"{title} {name}": rows for title, rows in _parts(profile).items()}
         notes = [
             "Rule: high activation means that label; on select it chose its position and direction, so that figure is "
             "too good. Words: what moved the activation most, by attention alone, in its own units.",
+            "Words raised and lowered: in standard deviations over the vocabulary, p beside random neurons of the "
+            "layer. Holding: it alone, at its mean; total is a first-order estimate, direct goes straight through the "
+            "residual stream. Heads: chosen on select; in sd of what each contributes.",
             *(f"Left out: {part}: {reason}." for part, reason in profiles.left_out.items()),
         ]
-        numbers = {"rules": rows_of(profiles.rules), "texts": rows_of(profiles.texts)}
+        parts = ("rules", "texts", "output_words", "output_null", "effects", "heads")
+        found = {part: getattr(profiles, part) for part in parts}
+        numbers = {part: rows_of(table) for part, table in found.items() if table is not None}
         chosen = {f"{layer}.{index}" for layer, index in pairs}
         kept = {
             part: [row for row in rows if f"{row['layer']}.{row['index']}" in chosen]
@@ -112,6 +118,40 @@ def _rule(profile: "NeuronProfile", task: "Task") -> dict[str, Any]:
         "95 %": span(rule["low"], rule["high"]),
         "most correlated": ", ".join(f"{a}.{b} ({r:+.2f})" for a, b, r in profile.correlated[:2]),
     }
+
+
+def _parts(profile: "NeuronProfile") -> dict[str, list[dict[str, Any]]]:
+    """What it writes, what it does alone and who writes into it: tables of the parts that were made."""
+    from tl_skillneurons.report.further import span
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    if (null := profile.output_null) is not None:
+        words = {"raised by": profile.raised, "lowered by": profile.lowered}
+        for title, scored in words.items():
+            said = ", ".join(f"{word.strip()} {score:+.1f}" for word, score in scored[:_N_WORDS])
+            beside = {"highest": null["largest"], "random": null["random_median"], "p": null["p"]}
+            found[f"Words {title}"] = [{"words": said, **beside}]
+    if (effects := profile.effects) is not None:
+        found["Effects of holding"] = [
+            {
+                "effect": name,
+                "logit diff": effects[name],
+                "95 %": span(effects[f"{name}_low"], effects[f"{name}_high"]),
+            }
+            for name in ("total", "direct")
+        ]
+    if profile.heads is not None:
+        found["Heads that write the label into"] = [
+            {
+                "head": f"{int(row['head_layer'])}.{int(row['head'])}",
+                "difference": row["difference"],
+                "in sd": row["in_sd"],
+                "p": row["p_family"],
+                "a random neuron's, in sd": row["random_in_sd"],
+            }
+            for row in profile.heads.to_dict("records")
+        ]
+    return found
 
 
 def _text(one: "DrivingText", task: "Task") -> dict[str, Any]:

@@ -135,6 +135,18 @@ def test_a_task_without_label_words_divides_into_subtasks_without():
     assert (first.label_names, first.label_words) == (("rest", 0), {})
 
 
+def test_a_run_keeps_a_task_without_label_words(tmp_path):
+    from tl_skillneurons.find.folder import load_task, save_task
+
+    task = Task.from_texts(TEXTS, LABELS, label_names=["bad", "good"])
+    again = load_task(save_task(tmp_path / "task.json", task))
+    assert (again.fingerprint, again.label_words, again.label_names) == (
+        task.fingerprint,
+        {},
+        ("bad", "good"),
+    )
+
+
 TWO_TEXTS = [{"title": f"t {k}", "body": f"b {k}", "label": k % 2} for k in range(9)]
 
 

@@ -20,7 +20,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_option
-from tl_skillneurons._results import html_of_fields
+from tl_skillneurons._results import html_of_fields, short_repr
 from tl_skillneurons.interventions.references import GivenValues, absent_classes, class_means
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hook
@@ -83,6 +83,7 @@ class HeadOutputs:
         >>> prompted.class_logits(texts, fwd_hooks=hooks)
     """
 
+    __repr__ = short_repr
     _repr_html_ = html_of_fields
 
     activations: Float[Tensor, "example layer feature"]

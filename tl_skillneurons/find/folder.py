@@ -180,7 +180,7 @@ def save_task(path: Path, task: Task) -> Path:
         "format": 1,
         "name": task.name,
         "template": task.template,
-        "label_words": [task.label_words[k] for k in range(task.n_classes)],
+        "label_words": [task.label_words[k] for k in sorted(task.label_words)],
         "label_names": list(task.label_names),
         "dropped": task.dropped,
         "notes": list(task.notes),

@@ -48,5 +48,5 @@ def listed(words: Sequence[str]) -> str:
 
 def label_said(task: Task, label: int) -> str:
     """What stands for a class: its label word, quoted, or its name where the word is a token id."""
-    word: Any = task.label_words[label]
+    word: Any = task.label_words.get(label, task.label_names[label])
     return f'"{word.strip() or word}"' if isinstance(word, str) else f"label {task.label_names[label]}"

@@ -46,6 +46,7 @@ class GivenValues:
         >>> reference = GivenValues(mean=scores.mean_baseline())
     """
 
+    __repr__ = short_repr
     _repr_html_ = html_of_fields
 
     mean: Float[Tensor, "layer feature"] | None = None
@@ -150,6 +151,7 @@ class At:
         ...     return (old + at.mean.to(old)) / 2
     """
 
+    __repr__ = short_repr
     _repr_html_ = html_of_fields
 
     hook: HookPoint

@@ -35,6 +35,8 @@ _EQUIVALENT: dict[tuple[int, int, int], bool] = {}
 _TEXTS, _GROUPS = settings()[0], settings()[4]
 _PROMPTS = [(4, 0.1, _TEXTS), (4, 1.0, _TEXTS), (3, 0.3, _TEXTS), (10, 1.0, _TEXTS), (4, 0.3, _GROUPS)]
 
+_LONG_TAILS = (26, 160)
+
 Measured = tuple[int, int | None]
 """In how many shuffles the test erred, and in how many it found what was planted."""
 
@@ -63,6 +65,8 @@ def all_rows() -> Iterator[Row]:
     few = few_groups()
     yield Row(few.name, "bootstrap, 1 - coverage", _said(few), partial(_bootstrap, few))
     yield Row(few.name, "ratio, 1 - coverage", _said(few), partial(_ratio, few))
+    for n_units in _LONG_TAILS:
+        yield Row("long tail", "bootstrap, 1 - coverage", f"{n_units} text", partial(_long_tail, n_units))
     for n_prompts, spread, setting in _PROMPTS:
         name, unit = f"{n_prompts} prompts, apart by {spread:g}", f"{n_prompts} prompts x {_said(setting)}"
         yield Row(name, "two levels, 1 - coverage", unit, partial(_two_levels, n_prompts, spread, setting))
@@ -161,6 +165,18 @@ def _bootstrap(setting: Setting, n: int, seed: int) -> Measured:
             rows = setting.differences(size, generator, planted=planted)
             low, high = bootstrap_mean(rows, n_draws=999, units=setting.units, seed=seed + start)
             count[planted] += int(((low > 0) | (high < 0)).sum())
+    return count[0], count[1]
+
+
+def _long_tail(n_units: int, n: int, seed: int) -> Measured:
+    """Exponential values: how often the interval leaves out their mean, 1; and how often it leaves out 0.6."""
+    generator = torch.Generator().manual_seed(seed)
+    count = [0, 0]
+    for start, size in _blocks(n):
+        rows = torch.empty(size, n_units, dtype=torch.float64).exponential_(generator=generator)
+        low, high = bootstrap_mean(rows, n_draws=999, seed=seed + start)
+        for planted, value in enumerate((1.0, 0.6)):
+            count[planted] += int(((low > value) | (high < value)).sum())
     return count[0], count[1]
 
 

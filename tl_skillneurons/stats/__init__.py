@@ -75,8 +75,8 @@ Rank among controls (:func:`rank_p_value`)
 Intervals (:func:`bootstrap_mean`, :func:`ratio_interval`)
     Where the mean of other units of this kind lies, or the ratio of two. Units are drawn, and the ends reach further on
     the side of a long tail. Approximate: of 20 groups 0.048 of the intervals leave out the true mean, of 8 normal
-    numbers 0.042, where 0.05 may; fewer than 8 are too few (of 5 0.067). Of exponential values 0.070 (8), 0.053 (12) and
-    0.038 (26; power 0.59 against 0.6 of their mean), of lognormal ones still 0.102 (8), 0.077 (26) and 0.055 (60).
+    numbers 0.042, where 0.05 may; fewer than 8 are too few (of 5 0.067). Of exponential values 0.070 (8), 0.053 (12)
+    and 0.038 (26; power 0.59 against 0.6 of their mean), of lognormal ones still 0.102 (8), 0.077 (26) and 0.055 (60).
     Quantiles alone give 0.105, 0.086 and 0.069, and 0.164, 0.107 and 0.086. BCa and Student's interval were tried, and
     are worse; a bootstrap-t is no better, and has no end where answers rarely change. Of a fraction of 0.4, with a gap
     that scatters by half its size, they leave it out in 0.044, 0.050, 0.040 and 0.066 of the settings above (power
@@ -89,10 +89,9 @@ Intervals over prompts (:func:`two_level_bootstrap`)
     cautious where prompts are alike: of 4 prompts whose means differ little (standard deviation 0.1, texts 1) 0.014 are
     wrong (power for a mean of 0.4 0.87), of 4 that differ as much as texts do 0.046 (0.09: four prompts tell little of
     others), of 10 such 0.044 (0.20), of 3 that differ by 0.3 0.018 (0.23), of 4 such over 60 groups of 8 texts 0.040
-    (0.25). Prompts of which few are far better or worse
-    than the rest (an exponential law) give 0.11 to 0.12 from 3 to 8; what helps units would make normal intervals of 3 prompts wider by 0.7, and
-    still give 0.07, so it is not done. Fewer than 3 prompts speak for themselves
-    alone.
+    (0.25). Prompts of which few are far better or worse than the rest (an exponential law) give 0.11 to 0.12 from 3 to
+    8; what helps units would make intervals of 3 prompts that differ normally wider by 0.7, and still give 0.07, so it
+    is not done. Fewer than 3 prompts speak for themselves alone.
 """
 
 from tl_skillneurons._rooms import open_room

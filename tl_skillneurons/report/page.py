@@ -77,7 +77,7 @@ def page_of(findings: Findings) -> str:
             significant="" if stopped else _significant(findings),
             pictures=pictures,
             figures={one.name: one.figure for one in pictures},
-            neurons=None if stopped else neuron_table(findings, profiles["anchors"] if profiles else {}),
+            neurons=None if profiles is None else neuron_table(findings, profiles),
             profiles=profiles,
             asked=asked_later(findings),
             settings=settings_of_run(findings),

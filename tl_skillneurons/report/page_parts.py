@@ -116,8 +116,8 @@ def readable_table(found: Findings) -> PageTable:
     )
 
 
-def neuron_table(found: Findings, anchors: Mapping[tuple[int, int], str]) -> dict[str, Any]:
-    """The best neurons: a row each, with a link to their section where they have one (``anchors``)."""
+def neuron_table(found: Findings, profiles: Mapping[str, Any]) -> dict[str, Any]:
+    """The best neurons: a row each, with a link to their section where they have one (``profiles``)."""
     scores, task = found.scores, found.task
     predictivity = scores.predictivity
     best = scores.top(min(len(found.skill), N_ROWS), per="model")
@@ -130,8 +130,8 @@ def neuron_table(found: Findings, anchors: Mapping[tuple[int, int], str]) -> dic
         accuracy = on_report[number]
         low, high = clopper_pearson(round(accuracy * len(units)), len(units))
         row: dict[str, Any] = {
-            "neuron": Cell(f"{layer}.{index}", layer + index / 1e6, anchors.get((layer, index))),
-            "predictivity (select)": float(predictivity[layer, index]),
+            "neuron": Cell(f"{layer}.{index}", layer + index / 1e6, profiles["anchors"].get((layer, index))),
+            "predictivity": float(predictivity[layer, index]),
         }
         if scores.n_prompts > 1:
             for prompt in range(scores.n_prompts):
@@ -142,7 +142,8 @@ def neuron_table(found: Findings, anchors: Mapping[tuple[int, int], str]) -> dic
         row["high means"] = meaning(task, direction[number])
         if scores.null is not None:
             p_value = float(scores.null.family()[layer, index])
-            row["p (family-wise)"] = Cell(digits(p_value), p_value)
+            row["p, family-wise"] = Cell(digits(p_value), p_value)
+        row |= profiles["columns"].get((layer, index), {})
         rows.append(row)
     return {
         "table": table_of(rows),
@@ -150,8 +151,7 @@ def neuron_table(found: Findings, anchors: Mapping[tuple[int, int], str]) -> dic
         "high activation speaks for under each prompt.",
         "note": "Predictivity chose them, so it is too good; their rules on report chose nothing. Intervals are exact "
         f"binomial ones of {len(units):,} units ({units.what}), as if a unit were one example: rather too wide. "
-        "Not shown: "
-        "whether the model uses any one of them.",
+        "Not shown: whether the model uses any one of them.",
     }
 
 

@@ -1,17 +1,19 @@
 """A section for each of the best neurons: what drives it, word by word, and how it tells the labels apart."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tl_skillneurons.plots.look import fraction
 from tl_skillneurons.report.page_parts import label_name, meaning
 from tl_skillneurons.report.small_svg import densities
-from tl_skillneurons.report.tables import digits
+from tl_skillneurons.report.tables import bracketed, digits
 from tl_skillneurons.studies.profiles.driving import MEASURES
 from tl_skillneurons.studies.profiles.one_neuron import DrivingText, NeuronProfile, Piece
 from tl_skillneurons.studies.profiles.result import NeuronProfiles
 from tl_skillneurons.tasks.task import Task
 
 _N_CORRELATED = 4
+_N_HEADS = 3
 _LEAST_SHOWN = 0.04  # of the largest part: below it a word keeps the page's colour
 
 
@@ -34,6 +36,7 @@ def profile_sections(profiles: NeuronProfiles, task: Task) -> dict[str, Any]:
     return {
         "each": each,
         "anchors": anchors,
+        "columns": columns_of(profiles),
         "words": f"{words} {left}" if left else words,
         "legend": legend,
     }
@@ -47,7 +50,7 @@ def _section(
     anchors: Mapping[tuple[int, int], str],
 ) -> dict[str, Any]:
     rule, shown = one.rule, profiles.shown
-    what = "pre-activation" if profiles.settings["measure"] == MEASURES["pre"] else "activation taken apart:"
+    what = "pre-activation" if profiles.settings["measure"] == MEASURES["pre"] else "activation"
     sides = {"Highest": one.highest, "Lowest": one.lowest}
     most = max(
         (abs(p.moved or 0.0) for texts in sides.values() for text in texts for p in text.pieces), default=0.0
@@ -69,6 +72,7 @@ def _section(
             ("Rule on select", f"{digits(rule['on_select'])}, which chose it: too good"),
             (f"Rule on {profiles.settings['role']}", f"{digits(rule['accuracy'])} ({between})"),
             ("Position of the prompt", str(int(one.position[shown]))),
+            *_further_facts(one),
         ],
         "correlated": [
             {"text": f"{layer}.{index} ({r:+.2f})", "link": anchors[layer, index]}
@@ -79,6 +83,54 @@ def _section(
             for side, texts in sides.items()
         ],
     }
+
+
+def _further_facts(one: NeuronProfile) -> list[tuple[str, str]]:
+    """What it writes, what holding it alone does, and who writes into it; of the parts that were made."""
+    facts = []
+    if one.output_null is not None:
+        null = one.output_null
+        facts.append(("Raises the words", _scored(one.raised)))
+        facts.append(("Lowers the words", _scored(one.lowered)))
+        beside = f"its highest {digits(null['largest'])}, random neurons of its layer {digits(null['random_median'])}"
+        beside += f" (95 % below {digits(null['random_high'])}), p {fraction(null['p'])}"
+        facts.append(("In standard deviations over the vocabulary", beside))
+    if one.effects is not None:
+        for name, words in (
+            ("total", "Held alone, logit diff"),
+            ("direct", "of which straight to the answer"),
+        ):
+            value, low, high = (one.effects[f"{name}{end}"] for end in ("", "_low", "_high"))
+            facts.append((words, f"{value:+.3f} ({digits(low)} to {digits(high)})"))
+    if one.heads is not None and len(one.heads):
+        rows = one.heads.head(_N_HEADS).to_dict("records")
+        said = [
+            f"{row['head_layer']}.{row['head']} {row['difference']:+.3f}, p {digits(row['p_family'])}"
+            for row in rows
+        ]
+        first = rows[0]
+        beside = f"{digits(abs(first['in_sd']))} standard deviations, a random neuron's strongest "
+        beside += f"{digits(abs(first['random_in_sd']))} (p {digits(first['random_p_family'])})"
+        facts.append(("Heads that write the label", f"{'; '.join(said)}. The first: {beside}"))
+    return facts
+
+
+def _scored(words: Sequence[tuple[str, float]]) -> str:
+    return ", ".join(f"{word} ({score:.1f})" for word, score in words)
+
+
+def columns_of(profiles: NeuronProfiles) -> dict[tuple[int, int], dict[str, Any]]:
+    """What the table of the best neurons tells of those that have a section, by neuron."""
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for one in profiles:
+        row: dict[str, Any] = {}
+        if one.effects is not None:
+            value, low, high = (one.effects[f"total{end}"] for end in ("", "_low", "_high"))
+            row["held alone (logits)"] = bracketed(value, low, high)
+        if one.raised:
+            row["raises most"] = one.raised[0][0]
+        found[one.layer, one.index] = row
+    return found
 
 
 def _text(text: DrivingText, most: float, task: Task, what: str) -> dict[str, Any]:

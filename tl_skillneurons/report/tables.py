@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from tl_skillneurons.find.said import number
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -72,7 +74,7 @@ def plain(value: Any) -> Any:
 
 
 def digits(value: float) -> str:
-    """Three digits behind the point, of large numbers one, of small ones three that count; a hyphen for no number.
+    """As the verdicts write it, three digits; small numbers with three that count, and a hyphen for no number.
 
     Example:
         >>> digits(0.5), digits(1234.56), digits(0.000123), digits(float("nan"))
@@ -82,7 +84,7 @@ def digits(value: float) -> str:
         return "-"
     if value and abs(value) < 0.0095:
         return f"{value:.3g}"
-    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3f}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else number(value)
 
 
 def bracketed(value: float, low: float, high: float) -> Cell:

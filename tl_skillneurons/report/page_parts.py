@@ -231,7 +231,7 @@ def _seconds(seconds: Mapping[str, Mapping[str, float]]) -> PageTable | None:
 
 
 def _flat_table(settings: Mapping[str, Any]) -> PageTable:
-    rows = [{"setting": name, "value": Cell(str(value))} for name, value in _flat(settings).items()]
+    rows = [{"setting": name, "value": Cell(_spelled(value))} for name, value in _flat(settings).items()]
     return table_of(rows)
 
 
@@ -242,6 +242,11 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             _flat(value, f"{prefix}{name}: ") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
         )
     return flat
+
+
+def _spelled(value: Any) -> str:
+    """A setting's value; in quotes where its ends are spaces, which a page would not show."""
+    return repr(value) if isinstance(value, str) and value != value.strip() else str(value)
 
 
 def _ends(row: Mapping[Any, Any]) -> tuple[float, float]:

@@ -61,7 +61,7 @@ def neuron(where: Where, asked: Asked, shown: Shown) -> None:
             "too good. Words: what moved the activation most, by attention alone, in its own units.",
             "Words raised and lowered: in standard deviations over the vocabulary, p beside random neurons of the "
             "layer. Holding: it alone, at its mean; total is a first-order estimate, direct goes straight through the "
-            "residual stream. Heads: chosen on select; in sd of what each contributes.",
+            "residual stream. Heads: chosen on select; in sd of all that the neuron reads.",
             *(f"Left out: {part}: {reason}." for part, reason in profiles.left_out.items()),
         ]
         parts = ("rules", "texts", "output_words", "output_null", "effects", "heads")

@@ -57,7 +57,7 @@ class NeuronProfiles:
             at the prompt, each with ``_low`` and ``_high``; negative where it helps the answer
             (:mod:`~tl_skillneurons.studies.profiles.single_effects`); or ``None``.
         heads: A row per neuron and head that writes the label into it, the strongest first: ``head_layer``, ``head``,
-            ``difference`` between the labels, the same ``in_sd`` (in standard deviations of what the head contributes),
+            ``difference`` between the labels, the same ``in_sd`` (in standard deviations of all that the neuron reads),
             ``p_family``; ``random_in_sd`` and ``random_p_family`` of the strongest head of a random neuron of its layer
             (:mod:`~tl_skillneurons.studies.profiles.writing_heads`, chosen on ``select``); or ``None``.
         left_out: The parts that were asked for and can't be had of this model, with the reason.

@@ -84,7 +84,10 @@ def _of(found: HeadWriters, neurons: NeuronSet, rows: slice) -> HeadWriters:
 
 
 def _in_sd(writers: HeadWriters) -> Float[Tensor, "neuron layer head"]:
-    """Differences of class means in standard deviations of what the head contributes; 0 where it never changes."""
-    spread = writers.heads.double().std(0, correction=0)
-    never = spread <= 1e-12 * writers.heads.abs().amax(0)
-    return torch.where(never, 0, writers.separation.difference / torch.where(never, 1, spread))
+    """Differences of class means in standard deviations of all that is written into the neuron; 0 where that never
+    changes."""
+    written = writers.heads.double().sum((-2, -1)) + writers.mlps.double().sum(-1) + writers.embed.double()
+    spread = written.std(0, correction=0)
+    never = spread <= 1e-12 * written.abs().amax(0)
+    ratio = torch.where(never, 0, 1 / torch.where(never, 1, spread))
+    return writers.separation.difference * ratio[:, None, None]

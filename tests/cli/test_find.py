@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
-from commands import QUICK, WORDS
+from commands import QUICK, WORDS, ask, told
 from planted import model as planted_model
 from toy import QUIET
 from typer.testing import CliRunner
@@ -310,3 +310,26 @@ def test_messages_name_options_and_leave_other_words_alone(cli):
     assert said("dtype must be one of; the data of a model, by its label") == (
         "--dtype must be one of; the data of a model, by its label"
     )
+
+
+def test_a_finished_run_is_shown_again_from_a_folder_that_cannot_be_written(cli, data, folder, monkeypatch):
+    import os
+
+    from tl_skillneurons import _files
+
+    def refuse(path, content):
+        raise PermissionError(f"can't write {path}")
+
+    monkeypatch.setattr(_files, "write_whole", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    again = run(cli, *quick(data, folder))
+    assert again.exit_code == 0, again.output
+    assert f"The page is {folder}/report.html" in " ".join(again.stdout.split())
+    assert ask(cli, "report", folder).exit_code == 0
+
+
+def test_a_prompt_that_leaves_no_room_for_texts_is_refused_before_it_is_tuned(cli, data, tmp_path):
+    result = run(cli, *quick(data, tmp_path / "run"), "--virtual-tokens", "48")
+    assert result.exit_code == 2
+    assert "--virtual-tokens must leave room for text, planted takes sequences of at most 48" in told(result)
+    assert not (tmp_path / "run").exists()

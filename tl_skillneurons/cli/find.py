@@ -1,5 +1,6 @@
 """``tl-skillneurons find``: from labelled text to skill neurons, in a folder."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +135,8 @@ def _run(
         seed=search.seed,
     )
     said = numbers(findings)
-    record(folder, numbers=said, **{SOURCE: source})
+    if os.access(folder, os.W_OK):  # a finished run may lie where nothing can be written
+        record(folder, numbers=said, **{SOURCE: source})
     show(findings, console, layers=search.layers)
     console.print(
         shown("Everything is in ") + shown(folder, "bold") + shown(f"; all numbers above are in {RUN}.")

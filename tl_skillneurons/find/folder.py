@@ -4,6 +4,7 @@ Every phase leaves a file when it is finished; ``run.json`` holds the settings, 
 numbers, ``task.json`` the labelled text. Reading needs no model and writes nothing, so a folder may be read-only.
 """
 
+import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -148,9 +149,15 @@ def begin(folder: Path, settings: dict[str, Any], task: Task) -> None:
         save_task(folder / TASK, task)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether the run in ``folder`` went through all its phases."""
+    return bool(read_json(folder / RUN, KIND)["finished"])
+
+
 def record(folder: str | os.PathLike[str], **found: Any) -> Path:
     """Add ``found``, plain JSON values, to the run in ``folder``; what is there already is not written again."""
     path = Path(folder) / RUN
+    found = json.loads(json.dumps(found))  # as it is read back
     was = read_json(path, KIND)
     return path if {**was, **found} == was else write_json(path, {**was, **found})
 

@@ -20,6 +20,7 @@ no prompt beats always saying the commonest label, the phases after the second a
 are used.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -51,6 +52,7 @@ from tl_skillneurons.find.folder import (
     answered_by,
     begin,
     describe_task,
+    is_finished,
     load_run,
     measured_with,
     record,
@@ -65,7 +67,7 @@ from tl_skillneurons.interventions.effect_panel import KIND, EffectPanel
 from tl_skillneurons.interventions.effects import measure_effects
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.records import model_record
-from tl_skillneurons.models.sites import has_language_model_head, neuron_shape
+from tl_skillneurons.models.sites import has_language_model_head, is_causal, max_length, neuron_shape
 from tl_skillneurons.models.tokenizing import label_token_ids
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
@@ -136,6 +138,13 @@ def find_skill_neurons(
     require_two_classes(task)
     selection_size(top, neuron_shape(model)[1], per="layer")
     require_orders(task, evidence.n_permutations, ALPHA)
+    longest = max_length(model)
+    n_positions = require_int(n_virtual_tokens, "n_virtual_tokens") + (not is_causal(model))
+    if longest is not None and n_positions >= longest:
+        raise ValueError(
+            f"n_virtual_tokens must leave room for text, {model.cfg.model_name} takes sequences of at most {longest} "
+            f"tokens, got {n_virtual_tokens}; use fewer"
+        )
     if has_language_model_head(model):
         label_token_ids(model, task.label_words)
     settings = {
@@ -151,6 +160,9 @@ def find_skill_neurons(
         "effects": {"interventions": ["mean"], "positions": "prompt", "reference": "baseline"},
     }
     begin(out, settings, task)
+    if is_finished(out):
+        with contextlib.suppress(FileNotFoundError):  # of a file that was deleted, its phase runs again
+            return load_run(out)
     if run.cache is None and runs_text_apart(model):
         run = replace(run, cache=InputCache(model))
     with timed(out, "tuning prompts"):

@@ -224,3 +224,13 @@ def test_what_can_not_be_profiled_is_refused(scored, change, message):
 def test_a_neuron_that_is_not_profiled_is_named_with_those_that_are(profiled):
     with pytest.raises(KeyError, match=r"neuron 0.1 isn't profiled; these are: 1.3, 0.7, 1.40"):
         profiled["gpt2"].of(0, 1)
+
+
+def test_a_task_without_label_words_is_profiled_where_the_prompt_has_a_read_out_of_its_own():
+    rows = tiny.sentences(54, seed=2)
+    task = skn.Task.from_texts([row["text"] for row in rows], [("no", "yes")[row["label"]] for row in rows])
+    readout = torch.randn(2, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model, prompt = tiny.bridge("bert"), prompt_for("bert", readout=readout)
+    scores = skn.score_neurons(model, prompt, task, run=QUIET)
+    found = skn.studies.profile_neurons(model, [prompt], task, scores, scores.top(1), run=QUIET)
+    assert found.settings["label_words"] == [] and found.settings["label_names"] == ["no", "yes"]

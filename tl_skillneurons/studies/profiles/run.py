@@ -158,7 +158,7 @@ def profile_neurons(
             chosen,
             role=role,
             label_names=list(task.label_names),
-            label_words=[task.label_words[k] for k in range(task.n_classes)],
+            label_words=[task.label_words[k] for k in sorted(task.label_words)],
             class_id=scores.class_id,
             n_texts=n_texts,
             prompt=prompt,

@@ -112,7 +112,10 @@ def test_a_section_says_what_its_neuron_writes_what_holding_it_does_and_who_writ
     assert facts["Raises the words"].startswith("positive (") and facts["Lowers the words"].startswith(
         "negative ("
     )
-    assert facts["Held alone, logit diff"].startswith("-") and "0.1 +" in facts["Heads that write the label"]
+    assert (
+        facts["Held alone at its mean: logit diff, to first order"].startswith("-")
+        and "0.1 +" in facts["Heads that write the label"]
+    )
     assert columns_of(found.profiles)[of]["raises most"] == "positive"
 
 

@@ -97,7 +97,7 @@ def _further_facts(one: NeuronProfile) -> list[tuple[str, str]]:
         facts.append(("In standard deviations over the vocabulary", beside))
     if one.effects is not None:
         for name, words in (
-            ("total", "Held alone, logit diff"),
+            ("total", "Held alone at its mean: logit diff, to first order"),
             ("direct", "of which straight to the answer"),
         ):
             value, low, high = (one.effects[f"{name}{end}"] for end in ("", "_low", "_high"))

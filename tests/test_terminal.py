@@ -139,3 +139,11 @@ def test_folders_of_data_in_any_script_have_names_of_their_own():
 
     assert slug("数据") != slug("資料") != ""
     assert slug("a[bold]b/c d") == "a-bold-b-c-d"
+
+
+def test_where_the_time_went_is_said_longest_first():
+    from tl_skillneurons.report.terminal import time_said
+
+    seconds = {"price": {"wall": 20.4, "cpu": 39.0}, "effects": {"wall": 150.0, "cpu": 290.0}}
+    assert time_said(seconds) == "Where the time went: effects 150 s, price 20 s; 170 s in all."
+    assert time_said({}) == ""

@@ -244,7 +244,9 @@ def judge_answers(answers: PromptAnswers, words: Sequence[str], run: str) -> Ver
             said += f", which is right on {number(float(frame.accuracy[0]))} of report"
         tries = "Try more steps, more virtual tokens, other label words, another template, or a larger model"
         return rule.verdict(answer, f"No prompt, no skill neurons: {said}. {tries}.", run)
-    said = f"{prompts} right on {right} of report; always saying {always} would be right on {number(answers.majority)}"
+    are = "is" if len(frame) == 1 else "are"
+    said = f"{prompts} {are} right on {right} of report; always saying {always} would be right on "
+    said += number(answers.majority)
     failed = frame.seed[~frame.beats_majority].tolist()
     if failed:
         seeds = listed([str(one) for one in failed])
@@ -284,7 +286,8 @@ def judge_effects(panel: EffectPanel, run: str) -> Verdict:
         parts.append(f"{name} {number(pooled['intact'])} to {number(pooled['value'])} ({change}; {beside})")
     margin, own = answers[MARGIN], answers[ANSWERS]
     answer = f"{margin} in its margin, {own} in its answers" if margin != own else margin
-    said = f"{pooled['n_neurons']:,} neurons held at their mean: {parts[0]}; {parts[1]}."
+    who = f"{pooled['n_neurons']:,} neurons held at their mean, {pooled['n_examples']:,} texts"
+    said = f"{who}: {parts[0]}; {parts[1]}."
     return RULES["uses"].verdict(answer, said, run)
 
 

@@ -177,11 +177,16 @@ def _skill(findings: Findings, n_shown: int) -> dict[str, Any]:
         rows.append(row)
     return {
         "n": len(skill),
-        "rule": f"{findings.settings['top']} of each layer's neurons, of highest predictivity on select",
+        "rule": f"the {_amount(findings.settings['top'])} of each layer's neurons that have the highest predictivity "
+        "on select",
         "mean_accuracy_on_select": float(findings.on_select.mean()),
         "mean_accuracy_on_report": float(findings.on_report.mean()),
         "best": rows,
     }
+
+
+def _amount(top: float | int) -> str:
+    return f"{100 * top:g} %" if isinstance(top, float) else str(top)
 
 
 def _table(title: str, *columns: str, caption: str | None = None) -> Table:
@@ -199,10 +204,10 @@ def _table(title: str, *columns: str, caption: str | None = None) -> Table:
 
 def _luck_said(luck: dict[str, Any]) -> str:
     return (
-        f"Significant: above {luck['threshold']:.3f}, which the best of all neurons reaches by luck in 5 % of "
-        f"{luck['n_permutations']:,} permutations of the labels ({luck['expected']:.3f} on average): the label can be "
-        f"read off {luck['n_neurons_significant']:,} of {luck['n_neurons']:,} neurons better than that, and usually "
-        "off thousands."
+        f"Significant: the label can be read off a neuron better than luck explains, that is above "
+        f"{luck['threshold']:.3f}, which the best of all neurons reaches in 5 % of {luck['n_permutations']:,} "
+        f"permutations of the labels ({luck['expected']:.3f} on average); {luck['n_neurons_significant']:,} of "
+        f"{luck['n_neurons']:,} neurons are, and often thousands."
     )
 
 

@@ -3,6 +3,7 @@
 The planted model answers a task whose labels were dealt out anew in every role, once as a run does it, which stops
 where no prompt beats the majority, and once with every prompt used whatever it answers, so that the later questions
 are asked too. Each may be answered YES once in 20 seeds; of the true labels the same runs say YES.
+Seen: of 20 seeds no question was answered YES, either way; the price once lay outside the controls' range.
 """
 
 import sys

@@ -12,6 +12,7 @@ from tl_skillneurons import NeuronSet, RunOptions, SoftPrompt
 from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons.attention import ChosenHeads, PathPatching, patch_heads_to_neurons
 from tl_skillneurons.interventions import Twins
+from tl_skillneurons.stats import ratio_interval
 
 PAIRS = planted.twins(6)
 TWINS = Twins(PAIRS, [planted.label_of(clean) for clean, _ in PAIRS])
@@ -110,6 +111,20 @@ def test_heads_are_not_patched_between_the_twins_that_chose_them_unless_by_insis
         run(list(heads), skill)
     apart = run(ChosenHeads(tuple(planted.HEADS), "select", frozenset(text_fingerprints(["another text"]))))
     assert set(apart.to_dataframe().heads_chosen) == {"on other examples"}
+
+
+def test_the_interval_of_a_fraction_is_that_of_the_ratio_of_two_means_over_pairs():
+    found = run(planted.HEADS[:1])
+    frame = found.to_dataframe().set_index("measure")
+    base, source, patched = found.activations[:3]
+    way = source - base
+    ends = {
+        "answer": ratio_interval(*(found.logit_diff[at] - found.logit_diff[0] for at in (2, 1))),
+        "activation": ratio_interval(((patched - base) * way).sum(1), way.square().sum(1)),
+    }
+    for name, (low, high) in ends.items():
+        row = frame.loc[name]
+        assert (row.low, row.high) == (low.item(), high.item()) and row.low <= row.recovered <= row.high
 
 
 def test_it_comes_back_from_its_file_and_shows_itself_in_a_line(tmp_path):

@@ -18,6 +18,7 @@ for a p-value of 0.05. What it does not show: paths through other heads, MLPs or
 positions, which may carry as much.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -52,6 +53,7 @@ from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws
+from tl_skillneurons.stats.intervals import doubtful_gap, ratio_interval
 from tl_skillneurons.stats.ranks import median
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task
@@ -122,25 +124,48 @@ class PathPatching:
             return "the neurons are the same in base and source: there is no change to recover"
         return None
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """Two rows, ``measure`` "activation" and "answer": ``recovered``, and of the random heads median, range and
-        the rank p of recovering as much (``random_median``, ``random_min``, ``random_max``, ``p_random``);
+    def _interval(self, name: str, confidence: float, seed: int) -> tuple[float, float]:
+        """Of what the chosen heads recovered, the ratio of two means over pairs; NaN where the second is in doubt."""
+        base, source, patched = (self.activations if name == "activation" else self.logit_diff)[:3]
+        part, gap = patched - base, source - base
+        if name == "activation":
+            part, gap = (part * gap).sum(1), gap.square().sum(1)
+        how: dict[str, Any] = {"confidence": confidence, "seed": seed, "units": self.units}
+        if doubtful_gap(gap, **how):
+            return math.nan, math.nan
+        low, high = ratio_interval(part, gap, **how)
+        return float(low), float(high)
+
+    def to_dataframe(self, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+        """Two rows, ``measure`` "activation" and "answer": ``recovered`` with its bootstrap interval over units
+        (``low``, ``high``, of the ratio; NaN of too few units), and of the random heads median, range and the rank p of
+        recovering as much (``random_median``, ``random_min``, ``random_max``, ``p_random``);
         ``smallest_p``, what so many distinct draws allow, and ``drawn_from`` which layers;
         ``heads_chosen`` and ``neurons_chosen`` "on other examples", "on these examples" (by insistence) or "unknown".
 
         Where :attr:`recovered_activation` or :attr:`recovered_answer` is refused its row holds NaN, and a warning says
         why. ``n_pairs`` twins in ``n_units`` of what ``unit`` says; ``n_cut`` of their texts lost their end.
         """
+        require_seed(seed)
         rows: list[dict[str, Any]] = []
         doubts = {"activation": (self._no_way(), "activations"), "answer": (self._no_answer(), "logit_diff")}
         for name, (doubt, instead) in doubts.items():
             if doubt:
                 warnings.warn(f"{doubt}; what the {name} recovered is NaN, read {instead}", stacklevel=2)
-                columns = ("recovered", "random_median", "random_min", "random_max", "p_random")
+                columns = (
+                    "recovered",
+                    "low",
+                    "high",
+                    "random_median",
+                    "random_min",
+                    "random_max",
+                    "p_random",
+                )
                 rows.append({"measure": name, **dict.fromkeys(columns, torch.nan)})
                 continue
             recovered, *drawn = getattr(self, f"recovered_{name}").tolist()
             row = {"measure": name, "recovered": recovered, "random_median": median(drawn)}
+            row |= dict(zip(("low", "high"), self._interval(name, confidence, seed), strict=True))
             row |= {"random_min": min(drawn), "random_max": max(drawn)}
             rows.append({**row, "p_random": rank_p_value(recovered, drawn, "greater")})
         return pd.DataFrame(rows).assign(

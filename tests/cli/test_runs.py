@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from commands import ask, told
+from planted import HEADS
 from planted import model as planted_model
 
 ASKED = {
@@ -43,7 +44,14 @@ def accuracies_are_those_of_the_pruned_models(rows, found, skn):
     assert own["accuracy"] == pytest.approx(sum(right) / len(right))
 
 
+def the_heads_are_those_that_were_planted(rows, found, skn):
+    strongest = sorted(rows["writers"], key=lambda row: -row["difference"])[:2]
+    assert sorted((row["layer"], row["head"]) for row in strongest) == HEADS
+    assert all(row["difference"] > 0.1 for row in strongest)
+
+
 CHECKED = {
+    "heads": the_heads_are_those_that_were_planted,
     "effects": effects_are_those_of_the_plain_python_call,
     "prune": accuracies_are_those_of_the_pruned_models,
 }

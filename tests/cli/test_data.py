@@ -133,6 +133,8 @@ print("light")
 """
     lines = [
         "--help",
+        "--version",
+        "find --help",
         f"find --data {tweets.parent}/nowhere.csv",
         "find --label-words x",
         "find --dtype x",

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from importlib.metadata import version
 
@@ -271,22 +270,6 @@ def test_help_names_every_option_with_its_default(cli):
     for option in options.split():
         assert f"--{option}" in result.output
     assert result.output.count("default:") >= len(options.split())
-
-
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["find", "--help"], ["--version"], ["find", "--top", "many"]]
-)
-def test_help_and_mistakes_load_nothing_heavy_and_take_less_than_a_second_and_a_half_of_work(arguments):
-    code = (
-        "import sys, time; start = time.process_time(); from tl_skillneurons.cli import app\n"
-        f"try: app({arguments!r})\n"
-        "except SystemExit: pass\n"
-        "print(time.process_time() - start, 'torch' in sys.modules, 'pandas' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, torch, pandas = done.stdout.split()[-3:]
-    assert float(seconds) < 1.5
-    assert (torch, pandas) == ("False", "False")
 
 
 def test_the_version_is_the_installed_one(cli):

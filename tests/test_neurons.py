@@ -483,10 +483,18 @@ def test_a_set_shows_its_first_neurons_in_a_notebook():
     [
         (lambda: SMALL.of_model(model_of(3, 3, 3)), "must belong to one model, got n_layers=2, d_mlp=3 and"),
         (lambda: UNKNOWN.of_model(model_of(3, 3)), r"\(layer 4, index 1\) is outside the model"),
-        (lambda: UNKNOWN.of_model(model_of(3, 5)), "with as many neurons, got 3, 5 neurons in the 2 layers"),
+        (lambda: UNKNOWN.of_model(model_of(3, 5)), r"\(layer 4, index 1\) is outside the model"),
+        (
+            lambda: NeuronSet([0], [3]).of_model(model_of(3, 5)),
+            r"index in \[0, 5\) \(neurons: 3 in layer 0, 5 in layer 1\)",
+        ),
+        (
+            lambda: NeuronSet([1], [3]).of_model(model_of(3, 0)),
+            r"\(layer 1, index 3\) does not exist: that layer has no neurons to name; there are 3 in layer 0",
+        ),
         (
             lambda: UNKNOWN.of_model(SimpleNamespace(blocks=[None], cfg=None)),
-            "got None neurons in the 1 layers",
+            "no layer of the model has an output projection",
         ),
         (lambda: SMALL.nested([]), "amounts must hold at least one size, got none"),
         (lambda: UNKNOWN.nested([0.5]), r"know its model's d_mlp; give nested\(amounts, d_mlp\)"),

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._matching import finite_match
+from tl_skillneurons._widths import Width, in_layer
 from tl_skillneurons.neurons import NeuronSet
 
 ALIKE = 0.1
@@ -89,7 +90,7 @@ def draw_controls(
     n: int,
     *,
     seed: int = 0,
-    d_mlp: int | None = None,
+    d_mlp: Width | None = None,
     match: Float[Tensor, "layer neuron"] | Float[Tensor, "quantity layer neuron"] | None = None,
     n_nearest: int = 20,
     among: Bool[Tensor, "layer neuron"] | None = None,
@@ -162,13 +163,15 @@ def some_of(neurons: NeuronSet, places: Sequence[int]) -> NeuronSet:
 
 
 def _pools(
-    neurons: NeuronSet, d_mlp: int, among: Bool[Tensor, "layer neuron"] | None
+    neurons: NeuronSet, d_mlp: Width, among: Bool[Tensor, "layer neuron"] | None
 ) -> dict[int, list[int]]:
     """Layer -> which others can be drawn there."""
     pools = {}
     for layer, index in neurons.by_layer().items():
-        allowed = range(d_mlp) if among is None else among[layer].nonzero().flatten().tolist()
-        pools[layer] = sorted(set(allowed) - set(index.tolist()))
+        allowed = set(range(in_layer(d_mlp, layer)))
+        if among is not None:
+            allowed &= set(among[layer].nonzero().flatten().tolist())
+        pools[layer] = sorted(allowed - set(index.tolist()))
     return pools
 
 
@@ -238,9 +241,9 @@ def standardised_differences(
         >>> round(standardised_differences(one, [other], activation).item(), 3)
         0.775
     """
-    match = finite_match(match)
+    match = finite_match(match, None, neurons.d_mlp)
     match = match if match.ndim == 3 else match[None]
-    spread = match.std(-1)[:, neurons.layer]
+    spread = _spread(match)[:, neurons.layer]
     total = torch.zeros(len(match), dtype=torch.float64)
     for one in controls:
         apart = match[:, one.layer, one.index] - match[:, neurons.layer, neurons.index]
@@ -257,9 +260,19 @@ def less_predictive(
         >>> less_predictive(torch.tensor([[0.6, 0.9, 0.7, 0.5]]))
         tensor([[ True, False, False,  True]])
     """
-    n = int(share * score.shape[1])
-    lowest = score.argsort(dim=1, stable=True)[:, :n]
-    return torch.zeros_like(score, dtype=torch.bool).scatter_(1, lowest, True)
+    rank = score.argsort(dim=1, stable=True).argsort(dim=1)  # NaN, where there is no neuron, comes last
+    n_least = ((~score.isnan()).sum(1).double() * share).to(torch.int64)
+    return rank < n_least[:, None]
+
+
+def _spread(match: Float[Tensor, "quantity layer neuron"]) -> Float[Tensor, "quantity layer"]:
+    """The standard deviation of each layer's numbers, without the NaN of neurons that a layer doesn't have."""
+    there = ~match.isnan()
+    n = there.sum(-1)
+    if bool(there.all()):
+        return match.std(-1)
+    mean = match.nansum(-1) / n
+    return ((match - mean[..., None]).square().nansum(-1) / (n - 1)).sqrt()
 
 
 def _n_alternatives(free: Mapping[int, int], counts: Mapping[int, int], n_nearest: int | None) -> int | None:

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tl_skillneurons._checks import listed, require_int
+from tl_skillneurons._checks import require_int
+from tl_skillneurons._widths import Width, in_layer, require_width, said, widest, width_of
 
 
 def form_of(value: Any) -> str:
@@ -64,44 +65,41 @@ def require_mask(mask: Any) -> Bool[Tensor, "layer neuron"]:
     return mask
 
 
-def shape_of_blocks(model: Any) -> tuple[int, int]:
-    """``(n_layers, d_mlp)`` of a model whose blocks have one output projection each, of one width.
+def shape_of_blocks(model: Any) -> tuple[int, Width]:
+    """``(n_layers, d_mlp)`` of a model whose blocks have one output projection each; a block without one has no neurons.
 
     Raises:
-        ValueError: When a layer has no single projection, or they differ in their number of neurons.
+        ValueError: When no layer has a single projection.
     """
     projections = [getattr(getattr(block, "mlp", None), "W_out", None) for block in model.blocks]
-    widths = {None if w is None or w.ndim != 2 else int(w.shape[0]) for w in projections}
-    [width, *others] = widths or {None}
-    if others or width is None:
-        raise ValueError(
-            "every layer must have one output projection (W_out) with as many neurons, "
-            f"got {listed(sorted(widths, key=str))} neurons in the {len(projections)} layers"
-        )
-    return len(projections), width
+    widths = [0 if w is None or w.ndim != 2 else int(w.shape[0]) for w in projections]
+    if not any(widths):
+        raise ValueError("no layer of the model has an output projection (W_out) of neurons")
+    return len(projections), width_of(widths)
 
 
 def one_shape(
-    own: tuple[int | None, int | None], other: tuple[int | None, int | None]
-) -> tuple[int | None, int | None]:
+    own: tuple[int | None, Width | None], other: tuple[int | None, Width | None]
+) -> tuple[int | None, Width | None]:
     """``(n_layers, d_mlp)`` of the one model that two shapes are of, as far as either knows.
 
     Raises:
         ValueError: When they contradict each other, or a size is not an integer of at least 1.
     """
-    for name, size in zip(("n_layers", "d_mlp"), other, strict=True):
-        if size is not None:
-            require_int(size, name)
+    if other[0] is not None:
+        require_int(other[0], "n_layers")
+    if other[1] is not None:
+        require_width(other[1])
     if any(None not in sizes and sizes[0] != sizes[1] for sizes in zip(own, other, strict=True)):
         raise ValueError(
-            f"the neurons must belong to one model, got n_layers={own[0]}, d_mlp={own[1]} "
-            f"and n_layers={other[0]}, d_mlp={other[1]}"
+            f"the neurons must belong to one model, got n_layers={own[0]}, d_mlp={said(own[1])} "
+            f"and n_layers={other[0]}, d_mlp={said(other[1])}"
         )
     return own[0] or other[0], own[1] or other[1]
 
 
 def require_inside(
-    layer: Int[Tensor, " neuron"], index: Int[Tensor, " neuron"], n_layers: int | None, d_mlp: int | None
+    layer: Int[Tensor, " neuron"], index: Int[Tensor, " neuron"], n_layers: int | None, d_mlp: Width | None
 ) -> None:
     """Refuse a neuron outside a model of this shape, as far as it is known.
 
@@ -111,12 +109,22 @@ def require_inside(
     outside = (layer < 0) | (index < 0)
     if n_layers is not None:
         outside |= layer >= n_layers
-    if d_mlp is not None:
+    if isinstance(d_mlp, tuple):
+        outside |= layer >= len(d_mlp)
+        outside |= index >= torch.tensor(d_mlp)[layer.clamp(0, len(d_mlp) - 1)]
+    elif d_mlp is not None:
         outside |= index >= d_mlp
     if outside.any():
         first = int(outside.nonzero()[0])
         layers = "0 or more" if n_layers is None else f"in [0, {n_layers})"
-        indices = "0 or more" if d_mlp is None else f"in [0, {d_mlp})"
+        if isinstance(d_mlp, tuple) and layer[first] < len(d_mlp) and not in_layer(d_mlp, int(layer[first])):
+            raise ValueError(
+                f"neuron (layer {layer[first]}, index {index[first]}) does not exist: that layer has no neurons to "
+                f"name; there are {said(d_mlp)}"
+            )
+        indices = "0 or more" if d_mlp is None else f"in [0, {widest(d_mlp)})"
+        if isinstance(d_mlp, tuple):
+            indices += f" (neurons: {said(d_mlp)})"
         raise ValueError(
             f"neuron (layer {layer[first]}, index {index[first]}) is outside the model: "
             f"layer must be {layers} and index {indices}"

@@ -13,11 +13,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_skillneurons._widths import Width, in_layer, present, widest
+
 
 def draw_like(
     layer: Int[Tensor, " neuron"],
     index: Int[Tensor, " neuron"],
-    d_mlp: int,
+    d_mlp: Width,
     *,
     seed: int,
     exclude: bool,
@@ -41,28 +43,35 @@ def draw_like(
     for here in layer.unique().tolist():
         own = (layer == here).nonzero().flatten()
         own = own[index[own].argsort()]  # the draw must not depend on the neurons' order
-        free = torch.ones(d_mlp, dtype=torch.bool) if among is None else among[here].clone()
+        free = torch.arange(widest(d_mlp)) < in_layer(d_mlp, here)
+        if among is not None:
+            free &= among[here]
         if exclude:
             free[index[own]] = False
         pool = free.nonzero().flatten()
         if len(pool) < len(own):
             raise ValueError(
                 f"layer {here} has {len(pool)} neurons to draw {len(own)} random ones from"
-                + (f" ({d_mlp} without the set's own); draw with exclude=False" if exclude else "")
+                + (
+                    f" ({in_layer(d_mlp, here)} without the set's own); draw with exclude=False"
+                    if exclude
+                    else ""
+                )
             )
         if match is None:
             drawn[own] = pool[torch.randperm(len(pool), generator=generator)[: len(own)]]
         else:
-            drawn[own] = draw_nearest(match[..., here, :], index[own], pool, n_nearest, generator)
+            own_match = match[..., here, : in_layer(d_mlp, here)]
+            drawn[own] = draw_nearest(own_match, index[own], pool, n_nearest, generator)
     return drawn
 
 
 def finite_match(
     match: Float[Tensor, "layer neuron"] | Float[Tensor, "quantity layer neuron"],
     n_layers: int | None = None,
-    d_mlp: int | None = None,
+    d_mlp: Width | None = None,
 ) -> Float[Tensor, "layer neuron"] | Float[Tensor, "quantity layer neuron"]:
-    """``match`` in float64 on the CPU.
+    """``match`` in float64 on the CPU, NaN where layers of different widths have no neuron.
 
     Raises:
         ValueError: When it has other axes, other sizes than those that are known, or a number that is not finite.
@@ -71,12 +80,17 @@ def finite_match(
         got = f"{match.dtype} of shape {tuple(match.shape)}" if isinstance(match, Tensor) else repr(match)
         raise ValueError(f"match must be a tensor [layer, neuron] or [quantity, layer, neuron], got {got}")
     match = match.detach().to(device="cpu", dtype=torch.float64)
-    if not match.isfinite().all():
-        layer, index = (~match.isfinite()).nonzero()[0][-2:].tolist()
-        value = match[~match.isfinite()][0]
+    unknown = ~match.isfinite()
+    if isinstance(d_mlp, tuple) and match.shape[-2:] == (len(d_mlp), widest(d_mlp)):
+        there = present(len(d_mlp), d_mlp)
+        match, unknown = match.masked_fill(~there, torch.nan), unknown & there
+    if unknown.any():
+        layer, index = unknown.nonzero()[0][-2:].tolist()
+        value = match[unknown][0]
         raise ValueError(f"match must be finite, got {value} at layer {layer}, index {index}")
-    if any(size not in (None, got) for size, got in zip((n_layers, d_mlp), match.shape[-2:], strict=True)):
-        wanted = f"n_layers={n_layers}, d_mlp={d_mlp}"
+    wide = None if d_mlp is None else widest(d_mlp)
+    if any(size not in (None, got) for size, got in zip((n_layers, wide), match.shape[-2:], strict=True)):
+        wanted = f"n_layers={n_layers}, d_mlp={wide}"
         raise ValueError(f"match must be [layer, neuron] of {wanted}, got shape {tuple(match.shape)}")
     return match
 

@@ -21,6 +21,7 @@ from scipy.stats import hypergeom
 from torch import Tensor
 
 from tl_skillneurons._results import html_of
+from tl_skillneurons._widths import Width, in_layer
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Overlap:
 
 
 def overlap_beside_chance(
-    n_shared: int, one: Mapping[int, int], other: Mapping[int, int], d_mlp: int
+    n_shared: int, one: Mapping[int, int], other: Mapping[int, int], d_mlp: Width
 ) -> Overlap:
     """What ``n_shared`` neurons in both mean for sets with so many neurons of each layer (layer -> how many)."""
     mass = overlap_distribution(one, other, d_mlp)
@@ -67,12 +68,12 @@ def overlap_beside_chance(
 
 
 def overlap_distribution(
-    one: Mapping[int, int], other: Mapping[int, int], d_mlp: int
+    one: Mapping[int, int], other: Mapping[int, int], d_mlp: Width
 ) -> Float[Tensor, " shared"]:
     """The probability of sharing 0, 1, 2, ... neurons, for sets with so many neurons of each layer."""
     mass = torch.ones(1, dtype=torch.float64)
     for layer in sorted(set(one) & set(other)):
-        own = hypergeometric(d_mlp, one[layer], other[layer])
+        own = hypergeometric(in_layer(d_mlp, layer), one[layer], other[layer])
         kernel = own.flip(0)[None, None]
         padded = torch.nn.functional.pad(mass, (len(own) - 1, len(own) - 1))[None, None]
         mass = torch.nn.functional.conv1d(padded, kernel)[0, 0]

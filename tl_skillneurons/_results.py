@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 
+from tl_skillneurons._widths import left_out_said
+
 N_ROWS = 10
 
 
@@ -18,8 +20,24 @@ class Tabular(Protocol):
 
 def one_line(result: object, **numbers: Any) -> str:
     """``Name(key=value, ...)`` with floats to three digits: what a result's ``repr`` says of itself."""
+    if told := left_out_of(result):
+        numbers["left_out"] = told
     shown = (f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v!r}" for k, v in numbers.items())
     return f"{type(result).__name__}({', '.join(shown)})"
+
+
+def left_out_of(result: object) -> str:
+    """The layers of the model that a result says nothing of, and why: as its record of the model has them. Nothing for
+    most models."""
+    record = getattr(result, "settings", None) or getattr(result, "provenance", None)
+    model = record.get("model") if isinstance(record, dict) else None
+    without = model.get("left_out") if isinstance(model, dict) else None
+    return left_out_said({int(layer): why for layer, why in without.items()}) if without else ""
+
+
+def without_layers(result: object) -> str:
+    """The same as a clause at a line's end."""
+    return f", without {told}" if (told := left_out_of(result)) else ""
 
 
 def html_of(result: Tabular) -> str:

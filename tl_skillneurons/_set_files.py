@@ -60,7 +60,7 @@ def read_set(path: str | os.PathLike[str], site: str) -> tuple[list[tuple[int, i
             f"{path} names neurons at {content.get('site')!r}; only those at {site!r} can be read"
         )
     with sound(path, KIND):
-        known = {name: content[name] for name in ("n_layers", "d_mlp", "model")}
+        known = {name: content[name] for name in ("n_layers", "d_mlp", "model")}  # d_mlp may be a list
         known["choice"] = Choice.recorded(content.get("choice"))
         if (score := content.get("score")) is not None:
             known["choice"] = replace(known["choice"], score=score_recorded(score))

@@ -9,7 +9,7 @@ damage when they are ablated, whatever they encode. The control for what two set
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,6 +36,7 @@ from tl_skillneurons._matching import draw_like, finite_match
 from tl_skillneurons._overlap import Overlap, overlap_beside_chance
 from tl_skillneurons._results import html_of
 from tl_skillneurons._set_files import KIND, read_set, write_set
+from tl_skillneurons._widths import Width, in_layer, present, require_width, said, widest
 
 SITE = "mlp.hook_post"
 """The hook point, below ``blocks.{layer}.``, whose coordinates are the neurons: the input of the MLP's output
@@ -55,7 +56,8 @@ class NeuronSet:
             tensor on the CPU, a copy of what was given.
         index: Index of each neuron within its layer, likewise.
         n_layers: Layers of the model the set belongs to, if known.
-        d_mlp: Neurons per layer of that model, if known.
+        d_mlp: Neurons per layer of that model, if known; where layers differ a tuple with each layer's own number, 0
+            for a layer that has none to name.
         model: The model's name, kept for the record; compared with nothing.
         choice: Which examples chose it, by which score, where that is known; compared with nothing. What is measured
             on these examples is refused, or marked.
@@ -75,7 +77,7 @@ class NeuronSet:
     layer: Int[Tensor, " neuron"]
     index: Int[Tensor, " neuron"]
     n_layers: int | None
-    d_mlp: int | None
+    d_mlp: Width | None
     model: str | None
     choice: Choice | None
 
@@ -84,7 +86,7 @@ class NeuronSet:
         layer: Int[Tensor, " neuron"] | Iterable[SupportsIndex],
         index: Int[Tensor, " neuron"] | Iterable[SupportsIndex],
         n_layers: int | None = None,
-        d_mlp: int | None = None,
+        d_mlp: Width | None = None,
         model: str | None = None,
         choice: Choice | None = None,
     ) -> None:
@@ -93,7 +95,7 @@ class NeuronSet:
             "layer": integers(layer, "layer"),
             "index": integers(index, "index"),
             "n_layers": None if n_layers is None else require_int(n_layers, "n_layers"),
-            "d_mlp": None if d_mlp is None else require_int(d_mlp, "d_mlp"),
+            "d_mlp": None if d_mlp is None else require_width(d_mlp),
             "model": model,
             "choice": choice,
         }
@@ -113,7 +115,7 @@ class NeuronSet:
         pairs: Iterable[Sequence[SupportsIndex]],
         *,
         n_layers: int | None = None,
-        d_mlp: int | None = None,
+        d_mlp: Width | None = None,
         model: str | None = None,
         choice: Choice | None = None,
     ) -> "NeuronSet":
@@ -126,8 +128,9 @@ class NeuronSet:
         layer, index = require_mask(mask).nonzero(as_tuple=True)
         return cls(layer, index, n_layers=mask.shape[0], d_mlp=mask.shape[1], model=model)
 
-    def mask(self, n_layers: int | None = None, d_mlp: int | None = None) -> Bool[Tensor, "layer neuron"]:
-        """True at the set's neurons, ``[n_layers, d_mlp]``; the set's own shape unless it has none.
+    def mask(self, n_layers: int | None = None, d_mlp: Width | None = None) -> Bool[Tensor, "layer neuron"]:
+        """True at the set's neurons, ``[n_layers, d_mlp]``; the set's own shape unless it has none. Where layers differ
+        it is as wide as the widest.
 
         Raises:
             ValueError: When neither the set nor the caller says the shape, when they contradict each other,
@@ -139,11 +142,11 @@ class NeuronSet:
             raise ValueError(
                 f"the set doesn't know its model's {' and '.join(missing)}; give mask(n_layers, d_mlp)"
             )
-        mask = torch.zeros(n_layers, d_mlp, dtype=torch.bool)
+        mask = torch.zeros(n_layers, widest(d_mlp), dtype=torch.bool)
         mask[self.layer, self.index] = True
         return mask
 
-    def require_fits(self, n_layers: int, d_mlp: int) -> None:
+    def require_fits(self, n_layers: int, d_mlp: Width) -> None:
         """Refuse a model, or values, of another shape than the set's own, or too small for its neurons.
 
         Raises:
@@ -159,8 +162,8 @@ class NeuronSet:
                 TransformerBridge.
 
         Raises:
-            ValueError: When the model's shape contradicts the set's own or is too small for its neurons, when a
-                layer has no single output projection, or when layers differ in their number of neurons.
+            ValueError: When the model's shape contradicts the set's own or is too small for its neurons, or when no
+                layer has a single output projection.
         """
         n_layers, d_mlp = self._shape(*shape_of_blocks(model))
         name = getattr(model.cfg, "model_name", None)
@@ -174,9 +177,13 @@ class NeuronSet:
         """Layer -> how many of the set's neurons it has; lowest layer first, empty ones left out."""
         return {layer: len(index) for layer, index in self.by_layer().items()}
 
-    def complement(self, n_layers: int | None = None, d_mlp: int | None = None) -> "NeuronSet":
+    def complement(self, n_layers: int | None = None, d_mlp: Width | None = None) -> "NeuronSet":
         """All other neurons of the model, ordered by layer and index; see :meth:`mask` for its shape."""
-        return NeuronSet.from_mask(~self.mask(n_layers, d_mlp), model=self.model)
+        others = ~self.mask(n_layers, d_mlp)
+        n_layers, d_mlp = self._shape(n_layers, d_mlp)
+        assert n_layers is not None and d_mlp is not None  # for type checkers: mask refuses
+        layer, index = (others & present(n_layers, d_mlp)).nonzero(as_tuple=True)
+        return NeuronSet(layer, index, n_layers, d_mlp, self.model)
 
     def first_per_layer(self, n: int) -> "NeuronSet":
         """The first ``n`` neurons of each layer that has any, in the set's order.
@@ -185,20 +192,9 @@ class NeuronSet:
             ValueError: When one of these layers has fewer.
         """
         require_int(n, "n")
-        kept: list[tuple[int, int]] = []
-        counts: dict[int, int] = {}
-        for layer, index in self:
-            counts[layer] = counts.get(layer, 0) + 1
-            if counts[layer] <= n:
-                kept.append((layer, index))
-        few = min(counts, key=counts.__getitem__, default=None)
-        if few is not None and counts[few] < n:
-            raise ValueError(
-                f"the set has {counts[few]} neurons in layer {few}, can't take the first {n} of each layer"
-            )
-        return self._part(kept)
+        return self._first(dict.fromkeys(self.by_layer(), n))
 
-    def nested(self, amounts: Sequence[float | int], d_mlp: int | None = None) -> dict[str, "NeuronSet"]:
+    def nested(self, amounts: Sequence[float | int], d_mlp: Width | None = None) -> dict[str, "NeuronSet"]:
         """The first of each layer, in several sizes: ``str(amount)`` -> set, each within the next larger one.
 
         Args:
@@ -221,10 +217,17 @@ class NeuronSet:
         _, width = self._shape(None, d_mlp)
         if width is None:
             raise ValueError("the set doesn't know its model's d_mlp; give nested(amounts, d_mlp)")
-        counts = {str(amount): selection_size(amount, width, per="layer") for amount in amounts}
-        return {name: self.first_per_layer(count) for name, count in counts.items()}
+        return {
+            str(amount): self._first(
+                {
+                    layer: selection_size(amount, in_layer(width, layer), per="layer")
+                    for layer in self.by_layer()
+                }
+            )
+            for amount in amounts
+        }
 
-    def overlap(self, other: "Neurons", *, d_mlp: int | None = None) -> Overlap:
+    def overlap(self, other: "Neurons", *, d_mlp: Width | None = None) -> Overlap:
         """How much two sets share, and how much sets of their sizes per layer share by luck.
 
         Args:
@@ -251,7 +254,7 @@ class NeuronSet:
         self,
         seed: int,
         *,
-        d_mlp: int | None = None,
+        d_mlp: Width | None = None,
         n_layers: int | None = None,
         exclude: bool = True,
         match: Float[Tensor, "layer neuron"] | Float[Tensor, "quantity layer neuron"] | None = None,
@@ -281,8 +284,9 @@ class NeuronSet:
         seed = require_seed(seed)
         n_nearest = require_int(n_nearest, "n_nearest")
         if match is not None:
-            match = finite_match(match, *self._shape(n_layers, d_mlp))
-            n_layers, d_mlp = match.shape[-2:]
+            known = self._shape(n_layers, d_mlp)
+            match = finite_match(match, *known)
+            n_layers, d_mlp = match.shape[-2], known[1] or match.shape[-1]
         n_layers, d_mlp = self._shape(n_layers, d_mlp)
         if d_mlp is None:
             raise ValueError("the set doesn't know its model's d_mlp; give random_like(seed, d_mlp=...)")
@@ -368,13 +372,16 @@ class NeuronSet:
     def __repr__(self) -> str:
         first = ", ".join(map(str, islice(self, 3)))
         more = ", ..." if len(self) > 3 else ""
-        shape = f"n_layers={self.n_layers}, d_mlp={self.d_mlp}, model={self.model!r}"
+        width = said(self.d_mlp)
+        shape = (
+            f"n_layers={self.n_layers}, d_mlp={f'({width})' if ' ' in width else width}, model={self.model!r}"
+        )
         return f"NeuronSet({len(self)} neurons: [{first}{more}], {shape})"
 
     def _repr_html_(self) -> str:
         return html_of(self)
 
-    def _shape(self, n_layers: int | None, d_mlp: int | None) -> tuple[int | None, int | None]:
+    def _shape(self, n_layers: int | None, d_mlp: Width | None) -> tuple[int | None, Width | None]:
         """The model's shape, from the set or the caller, who may not contradict each other or the neurons."""
         shape = one_shape((self.n_layers, self.d_mlp), (n_layers, d_mlp))
         require_inside(self.layer, self.index, *shape)
@@ -387,12 +394,30 @@ class NeuronSet:
         choice = joint(self.choice, other.choice)
         return NeuronSet.from_pairs(pairs, n_layers=n_layers, d_mlp=d_mlp, model=model, choice=choice)
 
+    def _first(self, wanted: Mapping[int, int]) -> "NeuronSet":
+        """The first of each layer, so many."""
+        counts = self.counts_per_layer()
+        few = min(counts, key=lambda layer: counts[layer] - wanted[layer], default=None)
+        if few is not None and counts[few] < wanted[few]:
+            raise ValueError(
+                f"the set has {counts[few]} neurons in layer {few}, can't take the first {wanted[few]} of each layer"
+            )
+        kept: list[tuple[int, int]] = []
+        left = dict(wanted)
+        for layer, index in self:
+            left[layer] -= 1
+            if left[layer] >= 0:
+                kept.append((layer, index))
+        return self._part(kept)
+
     def _part(
-        self, pairs: Iterable[tuple[int, int]], n_layers: int | None = None, d_mlp: int | None = None
+        self, pairs: Iterable[tuple[int, int]], n_layers: int | None = None, d_mlp: Width | None = None
     ) -> "NeuronSet":
         """Some of its own neurons, chosen as it was."""
-        shape = {"n_layers": n_layers or self.n_layers, "d_mlp": d_mlp or self.d_mlp}
-        return NeuronSet.from_pairs(pairs, **shape, model=self.model, choice=self.choice)
+        n_layers, d_mlp = n_layers or self.n_layers, d_mlp or self.d_mlp
+        return NeuronSet.from_pairs(
+            pairs, n_layers=n_layers, d_mlp=d_mlp, model=self.model, choice=self.choice
+        )
 
 
 Neurons: TypeAlias = NeuronSet | Iterable[Sequence[SupportsIndex]]

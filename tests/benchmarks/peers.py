@@ -82,7 +82,7 @@ def correct_from_stacks(model: Any, prompt: skn.SoftPrompt, task: skn.Task, batc
     above it means label 1. Also predictivity, max(accuracy, 1 - accuracy) at the best position.
     """
     prompted = skn.PromptedModel(model, prompt)
-    names = neuron_hooks(model)
+    names = list(neuron_hooks(model).values())
     n_positions = 1 + prompt.n_virtual_tokens  # the mask as well
     stacked = {}
     with prompt.attached(model), torch.no_grad():

@@ -167,7 +167,7 @@ def test_a_function_of_the_chosen_neurons_activations_works_wherever_a_class_doe
         ablate_where_known(NEURONS, as_intervention(halved), "prompt", {}, labels=None, seed=0),
     ):
         assert torch.equal(layer_1(prompted, hooks)[1], half)
-    assert seen == [*zip(neuron_hooks(prompted.model), [1, 2], strict=True)] * 2
+    assert seen == [*zip(neuron_hooks(prompted.model).values(), [1, 2], strict=True)] * 2
     nothing = ablate(NEURONS, how=lambda act, hook: None)
     before, after, _ = layer_1(prompted, nothing)
     assert torch.equal(before, after)

@@ -55,7 +55,7 @@ def test_logits_gradients_and_neurons_equal_those_of_the_whole_run(family):
                 neurons[hook.name] = act[:, -3:].detach()
 
             logits = prompted.read_out(tokens, virtual, past=past)
-            prompted.forward(tokens, virtual, [(name, keep) for name in neuron_hooks(model)], past)
+            prompted.forward(tokens, virtual, [(name, keep) for name in neuron_hooks(model).values()], past)
         (gradient,) = torch.autograd.grad(logits.log_softmax(1)[:, 1].sum(), soft.embedding)
         results.append([logits, gradient, *neurons.values()])
     assert len(results[0]) == 4 and results[0][1].abs().min() > 1e-6

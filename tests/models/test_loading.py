@@ -311,7 +311,7 @@ REFUSED = {
     "mixtral": (
         hf.MixtralForCausalLM,
         hf.MixtralConfig(**NARROW, num_key_value_heads=2, num_local_experts=2),
-        "MixtralForCausalLM.*mixture of experts .2.*the block's output",
+        "MixtralForCausalLM.*mixture of experts in every layer.*the block's output",
     ),
     "mamba": (
         hf.MambaForCausalLM,

@@ -77,7 +77,7 @@ def test_neuron_hooks_fire_once_per_layer_with_and_without_compatibility_mode(si
     for compatible in (False, True):
         if compatible:
             model.enable_compatibility_mode()
-        names = sites.neuron_hooks(model)
+        names = list(sites.neuron_hooks(model).values())
         assert len(set(names)) == n_layers == 2
         assert fired(model, names) == [(name, d_mlp) for name in names] * 2
         assert names == [model.hook_dict[f"blocks.{layer}.mlp.hook_post"].name for layer in range(2)]
@@ -136,7 +136,7 @@ def test_a_model_built_without_hugging_face_is_supported(sites):
         24,
     )
     assert sites.is_causal(model) and sites.has_language_model_head(model)
-    assert len(fired(model, sites.neuron_hooks(model))) == 4
+    assert len(fired(model, sites.neuron_hooks(model).values())) == 4
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_model_built_without_hugging_face_is_supported(sites):
         (lambda: boot(BART), "encoder-decoder"),
         (lambda: boot(MIXTRAL), "mixture of experts.*the block's output"),
         (lambda: boot(MAMBA), "state-space.*no MLP neurons"),
-        (lambda: native(attn_only=True), "layer 0 has no blocks.0.mlp.hook_post .attention only"),
+        (lambda: native(attn_only=True), "no layer has neurons to name: layers 0 and 1: no MLP"),
     ],
     ids=["t5", "bart", "mixtral", "mamba", "attention-only"],
 )
@@ -157,7 +157,11 @@ def test_models_without_neurons_are_refused_with_the_reason(sites, make, message
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [(T5, "two stacks"), (MIXTRAL, "layer 0 is a mixture of experts"), (MAMBA, "state-space")],
+    [
+        (T5, "two stacks"),
+        (MIXTRAL, "no layer has neurons to name: layers 0 and 1: a mixture of experts"),
+        (MAMBA, "state-space"),
+    ],
     ids=["t5", "mixtral", "mamba"],
 )
 def test_the_booted_model_itself_is_looked_at_when_its_config_says_nothing(sites, config, message):
@@ -174,12 +178,11 @@ def test_something_that_is_not_a_bridge_is_refused_with_how_to_boot_one(sites):
         sites.require_supported(hf.GPT2LMHeadModel(GPT2))
 
 
-def test_layers_of_different_widths_have_no_one_shape(sites):
+def test_layers_of_different_widths_have_each_their_own(sites):
     model = native()
     model.blocks[1].mlp.out.original_component.weight = torch.nn.Parameter(torch.zeros(32, 60))
     assert sites.neuron_widths(model) == [64, 60]
-    with pytest.raises(ValueError, match="same number of neurons, got 64, 60"):
-        sites.neuron_shape(model)
+    assert sites.neuron_shape(model) == (2, (64, 60))
 
 
 def test_a_model_in_train_mode_is_refused_with_the_parts_that_train(sites):

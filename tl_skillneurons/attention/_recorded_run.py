@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.records import model_label
-from tl_skillneurons.models.sites import asking_for_patterns, head_hooks, neuron_hooks
+from tl_skillneurons.models.sites import asking_for_patterns, head_hooks, mlp_outputs, neuron_hooks
 from tl_skillneurons.models.verification import require
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -32,7 +32,7 @@ class Names:
         self.layers = range(last + 1)
         self.embed = "blocks.0.hook_in"
         self.heads = head_hooks(model)[: last + 1]
-        self.mlps = [f"blocks.{layer}.mlp.out.hook_out" for layer in range(last)]
+        self.mlps = mlp_outputs(model)[:last]
         self.patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in self.layers]
         values = [f"blocks.{layer}.attn.hook_v" for layer in self.layers]
         self.values = [name for name in values if name in points]

@@ -45,7 +45,7 @@ from tl_skillneurons.attention.head_ablation import controls_of_heads
 from tl_skillneurons.interventions._measured import units_record, units_said, units_told
 from tl_skillneurons.interventions.twins import INSIST, Twins, logit_diff, no_fraction, twins_of, twins_record
 from tl_skillneurons.models.hooks import Hook
-from tl_skillneurons.models.sites import head_hooks, neuron_hooks, neuron_shape
+from tl_skillneurons.models.sites import head_hooks, mlp_outputs, neuron_hooks, neuron_shape
 from tl_skillneurons.models.verification import require
 from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.positions import PromptedTokens, columns
@@ -313,7 +313,7 @@ class _Runs:
         model = prompted.model
         require(model, "neurons", "heads")
         self.heads = head_hooks(model)
-        self.mlps = [f"blocks.{layer}.mlp.out.hook_out" for layer in range(len(model.blocks))]
+        self.mlps = mlp_outputs(model)
         self.posts = {layer: neuron_hooks(model)[layer] for layer in neurons.by_layer()}
         at = base.prompt_columns()
         self.at = (torch.arange(len(base), device=at.device)[:, None], at)

@@ -33,6 +33,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int, require_seed, selection_size
 from tl_skillneurons._files import load_tensors
 from tl_skillneurons._processes import rank_and_count
+from tl_skillneurons._widths import even
 from tl_skillneurons.find.answers import ALPHA, PromptAnswers, measure_answers
 from tl_skillneurons.find.clock import timed
 from tl_skillneurons.find.evidence import Evidence, best_few, examples_of, sizes_of
@@ -136,7 +137,7 @@ def find_skill_neurons(
     if positive is not None:
         task = against_others(task, positive)
     require_two_classes(task)
-    selection_size(top, neuron_shape(model)[1], per="layer")
+    selection_size(top, even(neuron_shape(model)[1], "find_skill_neurons"), per="layer")
     require_orders(task, evidence.n_permutations, ALPHA)
     longest = max_length(model)
     n_positions = require_int(n_virtual_tokens, "n_virtual_tokens") + (not is_causal(model))
@@ -226,7 +227,10 @@ def _look_for_neurons(
         _effects(model, prompts, on, {"whole": skill}, out / EFFECTS, (n_random, seed), run)
     with timed(out, "sizes"):
         on = examples_of(task, settings["n_curve_examples"], seed)
-        sizes = {name: scores.top(amount) for name, amount in sizes_of(settings["top"], scores.d_mlp).items()}
+        sizes = {
+            name: scores.top(amount)
+            for name, amount in sizes_of(settings["top"], even(scores.d_mlp, "find_skill_neurons")).items()
+        }
         _effects(model, prompts, on, sizes, out / CURVE, (settings["n_curve_random"], seed), run)
     with timed(out, "stability"):
         measure_stability(scores, skill, seed=seed, path=out / AGREEMENT)

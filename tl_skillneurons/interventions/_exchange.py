@@ -12,6 +12,7 @@ from transformer_lens.tools.analysis.interchange import NormMatchedPlacebo, Subs
 from transformers import DynamicCache
 
 from tl_skillneurons._controls import draw_controls, some_of
+from tl_skillneurons._widths import in_layer
 from tl_skillneurons.interventions.ablation import Positions
 from tl_skillneurons.interventions.twins import Twins, logit_diff
 from tl_skillneurons.models.hooks import Hook, Hooks
@@ -31,7 +32,7 @@ Layers = Mapping[int, Callable[[Tensor, Tensor], Tensor]]
 def interchange(neurons: NeuronSet) -> dict[int, SubspaceInterchange]:
     assert neurons.d_mlp is not None  # for type checkers: the sets here know their model's shape
     return {
-        layer: SubspaceInterchange(neuron_basis(neurons.d_mlp, index))
+        layer: SubspaceInterchange(neuron_basis(in_layer(neurons.d_mlp, layer), index))
         for layer, index in neurons.by_layer().items()
     }
 
@@ -40,7 +41,7 @@ def placebo(neurons: NeuronSet, random: NeuronSet) -> Layers:
     moved, instead = interchange(neurons), random.by_layer()
     assert random.d_mlp is not None  # for type checkers: the sets here know their model's shape
     return {
-        layer: NormMatchedPlacebo(one, neuron_basis(random.d_mlp, instead[layer]))
+        layer: NormMatchedPlacebo(one, neuron_basis(in_layer(random.d_mlp, layer), instead[layer]))
         for layer, one in moved.items()
     }
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from tl_skillneurons._checks import require_option, require_seed
+from tl_skillneurons._widths import Width, in_layer, width_in
 from tl_skillneurons.interventions.kinds import How, Intervention, as_intervention
 from tl_skillneurons.interventions.references import At, References, ReferenceValues, given_values
 from tl_skillneurons.models.hooks import Hook
@@ -99,10 +100,11 @@ def ablate(
         neurons = neurons.complement(*(shape or ()))
     labels = _classes(what, classes, reference)
     width = neurons.d_mlp if shape is None else shape[1]
+    widths = {layer: None if width is None else in_layer(width, layer) for layer in neurons.by_layer()}
     return [
         (
             f"blocks.{layer}.mlp.hook_post",
-            FeatureEdit(what, layer, index, positions, width, reference, labels, seed).hook_function,
+            FeatureEdit(what, layer, index, positions, widths[layer], reference, labels, seed).hook_function,
         )
         for layer, index in neurons.by_layer().items()
     ]
@@ -194,13 +196,15 @@ class FeatureEdit:
 
 def _reference(
     what: Intervention, values: Tensor | ReferenceValues | None
-) -> tuple[ReferenceValues | None, tuple[int, int] | None]:
+) -> tuple[ReferenceValues | None, tuple[int, Width] | None]:
     """Where the intervention's values come from, and for how many layers and neurons they are."""
     reference = values if isinstance(values, ReferenceValues) else given_values(what.name, what.needs, values)
     if reference is None or not what.needs:
         return reference, None
     some = getattr(reference, what.needs[0])
-    return reference, None if some is None else (some.shape[-2], some.shape[-1])
+    if some is None:
+        return reference, None
+    return reference, (some.shape[-2], width_in(some.reshape(-1, *some.shape[-2:])[0]))
 
 
 def _classes(

@@ -34,6 +34,7 @@ from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._pictures import plotted
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons._widths import known, present, widest, width_in
 from tl_skillneurons.interventions._exchange import recovered_alone
 from tl_skillneurons.interventions._measured import units_record, units_said, units_told
 from tl_skillneurons.interventions.ablation import Positions, positions_of, positions_record
@@ -112,17 +113,21 @@ class NeuronAttribution:
         if doubt := self._no_ranking():
             raise ValueError(f"{doubt}; no neuron recovers more than another, read effect, in logits")
         toward = self.effect if self.gap > 0 else -self.effect
-        flat = rearrange(toward, "layer neuron -> (layer neuron)")
-        order = flat.argsort(descending=True, stable=True)[: require_int(n, "n")]
+        flat = rearrange(toward.masked_fill(toward.isnan(), -torch.inf), "layer neuron -> (layer neuron)")
+        there = len(known(self.effect))
+        order = flat.argsort(descending=True, stable=True)[: min(require_int(n, "n"), there)]
         n_layers, d_mlp = self.effect.shape
         choice = Choice.recorded(self.settings.get("chose"))
         choice = None if choice is None else replace(choice, score=toward)
         name = self.settings["model"]["name"]
-        return NeuronSet(order // d_mlp, order % d_mlp, n_layers, d_mlp, name, choice)
+        return NeuronSet(order // d_mlp, order % d_mlp, n_layers, width_in(self.effect), name, choice)
 
     def _no_ranking(self) -> str | None:
-        if not self.effect.isfinite().all():
-            return f"{int((~self.effect.isfinite()).sum())} effects are not finite"
+        unknown = ~self.effect.isfinite()
+        if "d_mlp" in self.settings.get("model", {}):
+            unknown &= present(len(self.effect), tuple(self.settings["model"]["d_mlp"]))
+        if unknown.any():
+            return f"{int(unknown.sum())} effects are not finite"
         return no_fraction(self.gaps, self.units)
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -130,12 +135,12 @@ class NeuronAttribution:
 
         Where the gap is zero, or its interval over pairs holds zero, ``recovered`` is NaN, and a warning says why.
         """
-        frame = NeuronSet.from_mask(torch.ones_like(self.effect, dtype=torch.bool)).to_dataframe()
-        frame["effect"] = rearrange(self.effect, "layer neuron -> (layer neuron)").tolist()
+        frame = NeuronSet.from_mask(~self.effect.isnan()).to_dataframe()
+        frame["effect"] = known(self.effect).tolist()
         if doubt := no_fraction(self.gaps, self.units):
             warnings.warn(f"{doubt}; recovered is NaN, read effect, in logits", stacklevel=2)
             return frame.assign(recovered=float("nan"))
-        frame["recovered"] = rearrange(self.recovered, "layer neuron -> (layer neuron)").tolist()
+        frame["recovered"] = known(self.recovered).tolist()
         return frame
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -222,7 +227,9 @@ def attribute_neurons(
     pairs = twins_of(task, twins)
     sides = pairs.encode(prompted)
     source, base = sides if direction == "denoise" else sides[::-1]
-    effect = torch.zeros(neuron_shape(model), dtype=torch.float64)
+    n_layers, width = neuron_shape(model)
+    effect = torch.zeros(n_layers, widest(width), dtype=torch.float64)
+    effect.masked_fill_(~present(n_layers, width), torch.nan)
     gaps, n_pairs = torch.empty(len(pairs.pairs)), len(pairs.pairs)
     with prompted.attached() as virtual, progress_bar("attribution", n_pairs, show=run.progress) as advance:
         for rows in prompted.batches(base):
@@ -230,7 +237,8 @@ def attribute_neurons(
             change, gaps[rows] = _attribute(
                 prompted, of_base, of_source, virtual, pairs.sign[rows], positions, steps
             )
-            effect += change
+            for layer, of_layer in change.items():
+                effect[layer, : len(of_layer)] += of_layer
             advance(len(rows))
     settings = {
         "model": model_record(model),
@@ -260,8 +268,8 @@ def _attribute(
     sign: Tensor,
     positions: Positions,
     steps: int,
-) -> tuple[Float[Tensor, "layer neuron"], Float[Tensor, " batch"]]:
-    """The estimated changes, summed over the batch, and each pair's gap."""
+) -> tuple[dict[int, Float[Tensor, " neuron"]], Float[Tensor, " batch"]]:
+    """Each layer's estimated changes, summed over the batch, and each pair's gap."""
     require(prompted.model, "neurons")
     names = neuron_hooks(prompted.model)
     embeds: dict[str, Tensor] = {}
@@ -285,7 +293,7 @@ def _attribute(
     with torch.no_grad():
         for side, tokens in (("base", base), ("source", source)):
             hooks: list[Hook] = [("embed.hook_out", keep_embed(side))]
-            hooks += [(name, keep(side)) for name in names]
+            hooks += [(name, keep(side)) for name in names.values()]
             diffs[side] = _diff(prompted, tokens, virtual, hooks, sign)
     gradients = [torch.zeros_like(act) for act in acts["base"]]
     for step in range(steps):
@@ -300,16 +308,16 @@ def _attribute(
             live.append(act)
             return act  # which OPT, that shows a view, would else go on without
 
-        hooks = [("embed.hook_out", start), *((name, hold) for name in names)]
+        hooks = [("embed.hook_out", start), *((name, hold) for name in names.values())]
         total = _diff(prompted, base, virtual, hooks, sign).sum()
         for gradient, new in zip(gradients, torch.autograd.grad(total, live), strict=True):
             gradient += new / steps
     chosen = where["columns"][..., None]
-    change = [
-        ((s - b).double() * g.double() * chosen).sum((0, 1)).cpu()
-        for b, s, g in zip(acts["base"], acts["source"], gradients, strict=True)
-    ]
-    return torch.stack(change), (diffs["source"] - diffs["base"]).float().cpu()
+    change = {
+        layer: ((s - b).double() * g.double() * chosen).sum((0, 1)).cpu()
+        for layer, b, s, g in zip(names, acts["base"], acts["source"], gradients, strict=True)
+    }
+    return change, (diffs["source"] - diffs["base"]).float().cpu()
 
 
 def _diff(
@@ -361,8 +369,10 @@ def compare_with_exact(
     n_layers, d_mlp = attribution.effect.shape
     top = attribution.top(n_top)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(n_layers * d_mlp, generator=generator)[: require_int(n_sample, "n_sample")]
-    groups = {"top": top, "sample": NeuronSet(drawn // d_mlp, drawn % d_mlp, n_layers, d_mlp)}
+    drawn = torch.randperm(n_layers * d_mlp, generator=generator)
+    drawn = drawn[~attribution.effect.flatten()[drawn].isnan()][: require_int(n_sample, "n_sample")]
+    width = width_in(attribution.effect)
+    groups = {"top": top, "sample": NeuronSet(drawn // d_mlp, drawn % d_mlp, n_layers, width)}
     twins = replace(twins_of(task, twins_recorded(settings["twins"])), on_chosen_examples=True)
     prompted = PromptedModel.for_task(model, prompt, task, max_length=settings["max_length"], run=run)
     at = {"direction": settings["direction"], "positions": positions_of(settings["positions"])}

@@ -21,6 +21,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._controls import ALIKE, Controls, draw_controls, less_predictive
+from tl_skillneurons._widths import in_layer, widest
+from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons import NeuronSet
 
 CONTROLS = ("random", "matched", "least")
@@ -103,6 +105,10 @@ def with_controls(
 
 def output_norms(model: TransformerBridge) -> Float[Tensor, "layer neuron"]:
     """Euclidean norm of what each neuron writes to the residual stream per unit of activation: its row of
-    ``W_out``."""
-    norms = [block.mlp.W_out.detach().double().norm(dim=1).cpu() for block in model.blocks]
-    return torch.stack(norms).float()
+    ``W_out``. NaN where a layer has no such neuron."""
+    n_layers, width = neuron_shape(model)
+    norms = torch.full((n_layers, widest(width)), torch.nan)
+    for layer in range(n_layers):
+        if own := in_layer(width, layer):
+            norms[layer, :own] = model.blocks[layer].mlp.W_out.detach().double().norm(dim=1).float().cpu()
+    return norms

@@ -65,7 +65,7 @@ def direct_logits(
     ids = prompted.encode(texts)
     require(prompted.model, "neurons", "output head")
     names = neuron_hooks(prompted.model)
-    layer_of = {f"blocks.{layer}.mlp.hook_post": layer for layer in range(len(names))}
+    place_of = {f"blocks.{layer}.mlp.hook_post": at for at, layer in enumerate(names)}
     seen = False
     with prompted.attached() as virtual, torch.enable_grad():
 
@@ -82,9 +82,9 @@ def direct_logits(
             with _point(alone) as point, torch.no_grad():
                 for logits, hooks in zip(changed, interventions, strict=True):
                     for name, function in hooks:
-                        old = acts[layer_of[name]]
+                        old = acts[place_of[name]]
                         delta = function(old[:, None], hook=point)[:, 0] - old
-                        moved = torch.einsum("bn,bcn->bc", delta.double(), gain[layer_of[name]].double())
+                        moved = torch.einsum("bn,bcn->bc", delta.double(), gain[place_of[name]].double())
                         logits[batch] += moved.to(logits.device)
 
         run_batches(prompted.batches(ids), run)
@@ -97,7 +97,8 @@ def readout_gain(
     virtual: VirtualTokens,
     past: DynamicCache | None = None,
 ) -> tuple[list[Float[Tensor, "batch neuron"]], list[Float[Tensor, "batch n_classes neuron"]]]:
-    """Every layer's activations at the read-out position, and what one more unit of each adds to each logit.
+    """The activations of each layer that has neurons at the read-out position, and what one more unit of each adds to
+    each logit.
 
     Call it inside ``prompted.attached()``, with gradients enabled; with ``past`` only the prompt runs.
     """
@@ -112,7 +113,7 @@ def readout_gain(
 
     model = prompted.model
     hooks = [("embed.hook_out", cut), *((name, cut) for name in mixer_outputs(model))]
-    hooks += [(name, begin) for name in neuron_hooks(model)]
+    hooks += [(name, begin) for name in neuron_hooks(model).values()]
     with frozen_norms(model):
         logits = prompted.read_out(tokens, virtual, hooks, past)
     tokens = tokens if past is None else tokens.last(prompted.layout.n_virtual_tokens)
@@ -132,7 +133,7 @@ def _require_straight(prompted: PromptedModel, tokens: PromptedTokens, virtual: 
     Neurons are halved at the read-out; where it is linear, the gradient tells where that moves the last residual.
     """
     model = prompted.model
-    neurons, mixers = neuron_hooks(model), mixer_outputs(model)
+    neurons, mixers = list(neuron_hooks(model).values()), mixer_outputs(model)
     rows = torch.arange(len(tokens), device=tokens.readout.device)
     kept: dict[str, Tensor] = {}
 

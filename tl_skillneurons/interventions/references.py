@@ -17,6 +17,7 @@ from transformer_lens.hook_points import HookPoint
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._results import html_of_fields, short_repr
+from tl_skillneurons._widths import known, present, width_in
 from tl_skillneurons.prompts.activations import neuron_activations
 from tl_skillneurons.prompts.positions import current_tokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -261,8 +262,13 @@ def given_values(name: str, needs: tuple[str, ...], values: Tensor | None) -> Gi
         raise ValueError(f"values for how={name!r} must be {axes}, got shape {tuple(values.shape)}")
     if not len(values):
         raise ValueError(f"values for how={name!r} must not be empty, got shape {tuple(values.shape)}")
-    if not values.isfinite().all():
-        raise ValueError(f"values for how={name!r} must be finite")
+    if not known(values).isfinite().all() or not torch.equal(
+        ~values.isnan(),
+        present(
+            values.shape[-2], width_in(values.flatten(0, -3)[0] if values.ndim > 2 else values)
+        ).expand_as(values),
+    ):
+        raise ValueError(f"values for how={name!r} must be finite, wherever a layer has a neuron")
     return GivenValues(**{kind: values})
 
 
@@ -342,7 +348,7 @@ def measure_references(
             max_length=prompted.max_length,
             run=prompted.run,
         )
-        if not activations.isfinite().all():
+        if not known(activations).isfinite().all():  # NaN were refused before, but where there is no neuron
             raise ValueError(
                 "activations on the reference examples are not finite; load the model in float32"
             )

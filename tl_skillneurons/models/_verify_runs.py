@@ -21,7 +21,7 @@ from tl_skillneurons.models._quiet_run import made_up_text, plain_run, quietly
 from tl_skillneurons.models.causality import measured_sight
 from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.prefill import fork, prefill
-from tl_skillneurons.models.sites import head_hooks, heads_shown, neuron_hooks
+from tl_skillneurons.models.sites import head_hooks, heads_shown, neuron_hooks, output_projection
 from tl_skillneurons.models.tokenizing import pad_id
 from tl_skillneurons.models.untouched import Untouched
 
@@ -59,19 +59,20 @@ class Subject:
         return pad_id(self.model)
 
     @cached_property
-    def sites(self) -> list[str]:
+    def sites(self) -> dict[int, str]:
+        """The neurons' hook point of each layer that has neurons to name."""
         return neuron_hooks(self.model)
 
     @cached_property
     def plain(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The long text through the bridge: logits, and what passes its hook points."""
-        names = [*self.sites, *heads_shown(self.model).values(), "embed.hook_out", "unembed.hook_in"]
+        names = [*self.sites.values(), *heads_shown(self.model).values(), "embed.hook_out", "unembed.hook_in"]
         return self.run(self.texts[0][None], keep=names)
 
     @cached_property
     def prompted_left(self) -> tuple[list[Tensor], list[slice], dict[str, Tensor]]:
         """Both texts with the prompt in one batch padded on the left, with every layer's neurons."""
-        return self.prompted("left", self.sites)
+        return self.prompted("left", list(self.sites.values()))
 
     @cached_property
     def plain_reference(self) -> tuple[Tensor, dict[int, Tensor]]:
@@ -169,14 +170,12 @@ class Subject:
             return None if new is None else (new, *inputs[1:])
 
         try:
-            for layer, block in enumerate(self.model.blocks):
-                for key, part in (
-                    (layer, _part(block, "mlp", "out")),
-                    (-1 - layer, _part(block, "attn", "o")),
-                ):
-                    own = None if part is None else self.reference.part(part)
-                    if own is not None:
-                        handles.append(own.register_forward_pre_hook(partial(hook, key=key)))
+            parts = {layer: output_projection(self.model, layer) for layer in self.sites}
+            parts |= {-1 - k: _part(block, "attn", "o") for k, block in enumerate(self.model.blocks)}
+            for key, part in parts.items():
+                own = None if part is None else self.reference.part(part)
+                if own is not None:
+                    handles.append(own.register_forward_pre_hook(partial(hook, key=key)))
             yield
         finally:
             for handle in handles:
@@ -199,7 +198,7 @@ def neurons(s: Subject) -> float:
     """``mlp.hook_post`` of every layer against the input of the down projection, and an edit made at both."""
     _, entered = s.plain_reference
     worst = 0.0
-    for layer, name in enumerate(s.sites):
+    for layer, name in s.sites.items():
         if name not in s.plain[1]:
             raise ValueError(f"{name} did not run")
         if layer in entered:
@@ -214,7 +213,7 @@ def neurons(s: Subject) -> float:
 
 def _projected(s: Subject, layer: int, neurons: Tensor) -> float:
     """The neurons through ``W_out`` and ``b_out`` against what leaves the projection."""
-    mlp, name = s.model.blocks[layer].mlp, f"blocks.{layer}.mlp.out.hook_out"
+    mlp, name = s.model.blocks[layer].mlp, output_projection(s.model, layer).hook_out.name or ""
     found = neurons @ mlp.W_out + (0 if mlp.b_out is None else mlp.b_out)
     return difference(found, s.run(s.texts[0][None], keep=[name])[1][name])
 
@@ -227,12 +226,12 @@ def _edited(s: Subject) -> float:
         new[..., ::2] = 0
         return new
 
-    found, _ = s.run(s.texts[0][None], hooks=[(name, edit) for name in s.sites])
+    found, _ = s.run(s.texts[0][None], hooks=[(name, edit) for name in s.sites.values()])
     if torch.equal(found, s.plain[0]):
         raise ValueError("an edit of its neurons does not reach the logits")
-    if not s.plain_reference[1].keys() >= set(range(len(s.sites))):
+    if not s.plain_reference[1].keys() >= s.sites.keys():
         return 0.0  # nothing to edit at in the reference
-    with s.entering(lambda key, act: edit(act) if key >= 0 else None):
+    with s.entering(lambda key, act: edit(act) if key in s.sites else None):
         expected = s.refer(input_ids=s.texts[0][None])
     return difference(found, expected)
 
@@ -287,9 +286,9 @@ def cached(s: Subject) -> float:
     filler = s.texts[0][:1].expand(2, n)
     virtual = torch.ones_like(filler, dtype=torch.bool)
     hook = ("embed.hook_out", partial(put_rows, rows=s.soft, where=virtual))
-    found, apart = s.run(filler, mask, [hook], s.sites, past_key_values=fork(past))
+    found, apart = s.run(filler, mask, [hook], list(s.sites.values()), past_key_values=fork(past))
     worst = max(difference(found[row], whole[row][-n:]) for row in range(2))
-    return max([worst, *(difference(apart[name], neurons[name][:, -n:]) for name in s.sites)])
+    return max([worst, *(difference(apart[name], neurons[name][:, -n:]) for name in s.sites.values())])
 
 
 def _require_keys_and_values(past: DynamicCache, n_layers: int, batch_and_width: tuple[int, int]) -> None:

@@ -14,15 +14,16 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import listed, near, require_option
 from tl_skillneurons._terminal import shown
+from tl_skillneurons._widths import left_out_said
 from tl_skillneurons.models._refused import Refused
 from tl_skillneurons.models.encoder_loading import boot_encoder, is_encoder
+from tl_skillneurons.models.layers import layers_left_out, neuron_widths
 from tl_skillneurons.models.packaged import PACKAGED, packaged_model, quiet
 from tl_skillneurons.models.sites import (
     config_refusal,
     has_language_model_head,
     hf_config,
     mend_head_shapes,
-    neuron_widths,
     require_supported,
 )
 from tl_skillneurons.models.special_tokens import fresh_tokenizer, keep_special_tokens
@@ -108,6 +109,8 @@ def load_model(
     require_supported(model)
     mend_head_shapes(model)
     described = _describe(model.cfg.model_name, model, dtype)
+    without = layers_left_out(model)
+    described += f"\n  left out: {left_out_said(without)}" if without else ""
     if not is_switched_off():
         described += "".join(f"\n  {c.name} {c.told}" for c in verify(model, own).surprises)
     console.print(shown(described), soft_wrap=True)
@@ -323,10 +326,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _describe(name: str, model: TransformerBridge, dtype: torch.dtype) -> str:
     widths = neuron_widths(model)
-    width = str(widths[0]) if len(set(widths)) == 1 else f"{min(widths)} to {max(widths)}"
+    some = sorted({width for width in widths if width})
+    width = str(some[0]) if len(some) == 1 else f"{some[0]} to {some[-1]}"
     n_devices = getattr(model.cfg, "n_devices", 1)
     where = model.cfg.device if n_devices == 1 else f"{n_devices} devices"
-    shape = f"{len(widths)} layers x {width} neurons, {str(dtype).removeprefix('torch.')} on {where}"
+    without = layers_left_out(model)
+    n_with = len(widths) - len(without)
+    layers = f"{n_with} of {len(widths)} layers" if without else f"{len(widths)} layers"
+    shape = f"{layers} x {width} neurons, {str(dtype).removeprefix('torch.')} on {where}"
     if has_language_model_head(model):
         return f"{name}: {type(model.original_model).__name__}, {shape}, language-model head"
     bare = hf_config(model).architectures[0]

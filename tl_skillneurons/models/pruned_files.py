@@ -12,9 +12,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons.models.encoder_loading import random_model
+from tl_skillneurons.models.layers import neuron_widths
 from tl_skillneurons.models.packaged import PACKAGED, packaged_model
 from tl_skillneurons.models.pruning import prune, widths
-from tl_skillneurons.models.sites import SITE, hf_config, neuron_shape
+from tl_skillneurons.models.sites import SITE, hf_config
 from tl_skillneurons.models.weights import unlisted_weights
 from tl_skillneurons.neurons import NeuronSet
 
@@ -67,13 +68,14 @@ def load_pruned(
         sizes, d_mlp, aliases = header["widths"], header["d_mlp"], header["aliases"]
     with contextlib.redirect_stdout(io.StringIO()):  # TransformerLens says which device it moves to
         skeleton = random_model(source, dtype, device)
-    shape = neuron_shape(skeleton)
+    whole_sizes = neuron_widths(skeleton)
+    shape = (len(whole_sizes), max(whole_sizes))
     if shape != (len(sizes), d_mlp):
         raise ValueError(
             f"{path} was pruned from a model with [layer, neuron] = {[len(sizes), d_mlp]}, {base} has {list(shape)}; "
             f"give the model it was pruned from ({header['model']})"
         )
-    cut = [layer for layer, size in enumerate(sizes) if size < d_mlp]
+    cut = [layer for layer, size in enumerate(sizes) if size < whole_sizes[layer]]
     layers = [layer for layer in cut for _ in range(sizes[layer])]
     keep = NeuronSet(layers, [index for layer in cut for index in range(sizes[layer])])
     model = prune(skeleton, keep, torch.zeros(shape), layers=cut) if cut else skeleton

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.pytorch_utils import Conv1D
 
+from tl_skillneurons._widths import in_layer, present, said, widest
 from tl_skillneurons.models.copies import copy_model
 from tl_skillneurons.models.hooks import hooked
+from tl_skillneurons.models.layers import neuron_widths
 from tl_skillneurons.models.records import model_label
-from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
+from tl_skillneurons.models.sites import neuron_hooks, neuron_shape, output_projection
 from tl_skillneurons.neurons import Neurons, as_neurons
 
 Linear = nn.Linear | Conv1D
@@ -57,35 +59,47 @@ def prune(
         >>> skn.PromptedModel(small, prompts[0], task.label_words).accuracy(task)
     """
     keep = as_neurons(keep)
-    shape = neuron_shape(model)
-    keep.require_fits(*shape)
+    n_layers, width = neuron_shape(model)
+    shape, there = (n_layers, widest(width)), present(n_layers, width)
+    keep.require_fits(n_layers, width)
     if tuple(values.shape) != shape:
         raise ValueError(
             f"values must be [layer, neuron] = {list(shape)} of this model, got {list(values.shape)}"
         )
-    if not values.isfinite().all():
+    if not values[there].isfinite().all():
         raise ValueError("values must be finite, got NaN or infinity")
-    pruned = list(range(shape[0])) if layers is None else sorted(set(layers))
+    with_neurons = [layer for layer in range(n_layers) if in_layer(width, layer)]
+    pruned = with_neurons if layers is None else sorted(set(layers))
     outside = [layer for layer in pruned if not 0 <= layer < shape[0]]
     if outside:
         raise ValueError(f"layers must be in [0, {shape[0]}), got {outside[0]}")
+    if bare := [layer for layer in pruned if not in_layer(width, layer)]:
+        raise ValueError(f"layer {bare[0]} has no neurons to prune ({said(width)}); leave it out of layers")
     kept = {
         layer: keep.by_layer().get(layer, torch.empty(0, dtype=torch.int64)).sort().values for layer in pruned
     }
-    if len(pruned) == shape[0] and not len(keep):
+    if pruned == with_neurons and not len(keep):
         raise ValueError("nothing would be kept in any layer; give keep at least one neuron, or spare layers")
     smaller = copy_model(model)
-    smaller.cfg.d_mlp = shape[1]  # the width before; not every architecture adapter gets it right
+    smaller.cfg.d_mlp = shape[
+        1
+    ]  # the widest layer's: the width before; not every architecture adapter gets it right
     for layer in pruned:
-        _require_cuttable(model, layer, shape[1])
-        _cut(smaller.blocks[layer].mlp, kept[layer], values[layer])
-    _require_equal(model, smaller, {layer: (kept[layer], values[layer]) for layer in pruned})
+        own = in_layer(width, layer)
+        _require_cuttable(model, layer, own)
+        _cut(smaller, layer, kept[layer], values[layer, :own])
+    held = {layer: (kept[layer], values[layer, : in_layer(width, layer)]) for layer in pruned}
+    _require_equal(model, smaller, held)
     return smaller
 
 
 def widths(model: TransformerBridge) -> list[int]:
     """How many neurons each layer's MLP has."""
-    return [_n_inputs(block.mlp.out.original_component) for block in model.blocks]
+    there = neuron_widths(model)
+    return [
+        _n_inputs(output_projection(model, layer).original_component) if own else 0
+        for layer, own in enumerate(there)
+    ]
 
 
 def _require_cuttable(model: TransformerBridge, layer: int, d_mlp: int) -> None:
@@ -106,7 +120,7 @@ def _require_cuttable(model: TransformerBridge, layer: int, d_mlp: int) -> None:
             "them instead, by ablate"
         )
     for name in ("in", "gate", "out"):
-        part = getattr(getattr(mlp, name, None), "original_component", None)
+        part = getattr(_projection(model, layer, name), "original_component", None)
         if part is None and name == "gate":
             continue
         n = _neurons_of(part, name) if isinstance(part, Linear) else 0
@@ -163,18 +177,27 @@ def _require_equal(
         )
 
 
-def _cut(mlp: Any, keep: Int[Tensor, " kept"], value: Float[Tensor, " neuron"]) -> None:
+def _projection(model: TransformerBridge, layer: int, name: str) -> Any:
+    """The bridge's part of a layer's projection "in", "gate" or "out"; ``None`` where it has none."""
+    mlp = model.blocks[layer].mlp
+    # of a dense layer beside sparse ones, whose "gate" is the router
+    return getattr(mlp, f"dense_{name}" if "dense_out" in mlp._modules else name, None)
+
+
+def _cut(
+    model: TransformerBridge, layer: int, keep: Int[Tensor, " kept"], value: Float[Tensor, " neuron"]
+) -> None:
     """Make one MLP smaller, in place."""
     for name in ("in", "gate"):
-        part = getattr(mlp, name, None)
+        part = _projection(model, layer, name)
         if part is not None and getattr(part, "original_component", None) is not None:
             linear = part.original_component
             fused = _neurons_of(linear, name) == 2 * len(value)  # ModernBERT's: what is gated, then the gate
             part.set_original_component(
                 _outputs(linear, torch.cat([keep, keep + len(value)]) if fused else keep)
             )
-    out = mlp.out.original_component
-    mlp.out.set_original_component(_inputs(out, keep, value))
+    out = output_projection(model, layer)
+    out.set_original_component(_inputs(out.original_component, keep, value))
 
 
 def _outputs(linear: Linear, keep: Int[Tensor, " kept"]) -> Linear:

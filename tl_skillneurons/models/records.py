@@ -7,11 +7,15 @@ from typing import Any
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from tl_skillneurons.models.layers import layers_left_out, neuron_widths
+
 
 def model_record(model: TransformerBridge) -> dict[str, Any]:
-    """What artifacts record of a model: its name, architecture, sizes and dtype."""
+    """What artifacts record of a model: its name, architecture, sizes and dtype, and where there are any, in
+    ``left_out``, the layers in which no neuron can be named, with the reason."""
     cfg = model.cfg
-    return {
+    without = layers_left_out(model)
+    record = {
         "name": str(cfg.model_name).rstrip("/").rpartition("/")[2]
         if os.path.isdir(str(cfg.model_name))
         else str(cfg.model_name),
@@ -21,6 +25,12 @@ def model_record(model: TransformerBridge) -> dict[str, Any]:
         "d_vocab": int(model.W_E.shape[0]),
         "dtype": str(cfg.dtype).removeprefix("torch."),
     }
+    widths = neuron_widths(model)
+    if len(set(widths)) > 1:
+        record["d_mlp"] = widths
+    if without:
+        record["left_out"] = {str(layer): why for layer, why in without.items()}
+    return record
 
 
 def model_differences(recorded: dict[str, Any], model: TransformerBridge) -> str:

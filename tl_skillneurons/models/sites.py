@@ -14,11 +14,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from tl_skillneurons._widths import Width, left_out_said, width_of
 from tl_skillneurons.models.causality import measured_sight
+from tl_skillneurons.models.layers import layers_left_out, neuron_widths
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.neurons import SITE
 
-_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _RECURRENT = ("mamba", "ssm", "mixer", "linear_attn")
 _HEADS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel")
 
@@ -66,11 +67,11 @@ def config_refusal(config: Any) -> str | None:
             "language model saved on its own"
         )
     text = getattr(config, "text_config", None) or config
-    experts = max(
-        (n for n in (getattr(text, name, None) for name in _EXPERT_COUNTS) if isinstance(n, int)), default=0
-    )
-    if experts > 1:
-        return f"it is a mixture of experts ({experts}): {_MIXTURE}"
+    if _experts_alone(text):
+        return (
+            "it is a mixture of experts in every layer, whose neurons have no hook point (mlp.hook_post is the block's "
+            "output there); use a model with dense MLPs in some layers at least"
+        )
     if getattr(text, "hidden_size_per_layer_input", 0):
         return (
             "it looks the tokens' ids up again in every layer (per-layer inputs), and virtual tokens have none; use a "
@@ -82,10 +83,25 @@ def config_refusal(config: Any) -> str | None:
     return None
 
 
-_MIXTURE = (
-    "mlp.hook_post gives the block's output there (d_model wide), and the experts' neurons have no hook "
-    "point; use a model with dense MLPs"
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_DENSE_LAYERS = (
+    "mlp_only_layers",
+    "decoder_sparse_step",
+    "first_k_dense_replace",
+    "num_dense_layers",
+    "moe_layers",
+    "moe_layer_start_index",
+    "mlp_layer_types",
 )
+"""Where configs say which layers of a mixture of experts are dense."""
+
+
+def _experts_alone(text: Any) -> bool:
+    """Whether a config is of a mixture of experts and has no word for layers that are none."""
+    counts = [n for name in _EXPERT_COUNTS if isinstance(n := getattr(text, name, None), int)]
+    return max(counts, default=0) > 1 and not any(hasattr(text, name) for name in _DENSE_LAYERS)
+
+
 _STATE_SPACE = (
     "it has state-space or other recurrent layers, which have no MLP neurons or carry padding on in their "
     "state; use a model whose layers are all attention and MLP"
@@ -105,20 +121,9 @@ def _refusal(model: TransformerBridge) -> str | None:
         return (
             "it has no token embedding, so it does not read text; use a causal model or a BERT-like encoder"
         )
-    points = model.hook_dict
-    for layer, block in enumerate(blocks):
-        point = points.get(f"blocks.{layer}.{SITE}")
-        if point is None:
-            return (
-                f"layer {layer} has no blocks.{layer}.{SITE} (attention only?); every layer must have an MLP"
-            )
-        if point is points.get(f"blocks.{layer}.mlp.hook_out"):
-            return f"layer {layer} is a mixture of experts: {_MIXTURE}"
-        width = getattr(block.mlp, "W_out", None)
-        if width is None or width.ndim != 2:
-            return (
-                f"layer {layer} has no single output projection (W_out) of [d_mlp, d_model]; use dense MLPs"
-            )
+    without = layers_left_out(model)
+    if len(without) == len(blocks):
+        return f"no layer has neurons to name: {left_out_said(without)}; use a model with dense MLPs"
     return None
 
 
@@ -127,11 +132,37 @@ def hf_config(model: TransformerBridge) -> Any:
     return getattr(model.original_model, "config", None)
 
 
-def neuron_hooks(model: TransformerBridge) -> list[str]:
-    """The canonical name of each layer's neuron hook point, in the order of the layers."""
-    points = model.hook_dict
-    names = [f"blocks.{layer}.{SITE}" for layer in range(len(model.blocks))]
-    return [points[name].name or name for name in names]
+def neuron_hooks(model: TransformerBridge) -> dict[int, str]:
+    """The canonical name of the neuron hook point of each layer that has neurons, in the order of the layers."""
+    points, without = model.hook_dict, layers_left_out(model)
+    names = {k: f"blocks.{k}.{SITE}" for k in range(len(model.blocks)) if k not in without}
+    return {layer: points[name].name or name for layer, name in names.items()}
+
+
+def output_projection(model: TransformerBridge, layer: int) -> Any:
+    """The projection out of a layer's MLP: the bridge's part, whose input its neurons are."""
+    mlp = model.blocks[layer].mlp
+    return mlp.dense_out if "dense_out" in mlp._modules else mlp.out  # of a dense layer beside sparse ones
+
+
+def mlp_outputs(model: TransformerBridge) -> list[str]:
+    """The hook point of each layer at which its MLP, or the experts in its place, writes towards the stream.
+
+    Raises:
+        ValueError: When a layer has neither, with its name.
+    """
+    with_neurons, points, found = neuron_hooks(model), model.hook_dict, []
+    for layer in range(len(model.blocks)):
+        whole = f"blocks.{layer}.mlp.hook_out"
+        if layer in with_neurons:
+            found.append(output_projection(model, layer).hook_out.name or whole)
+        elif whole in points:
+            found.append(points[whole].name or whole)
+        else:
+            raise ValueError(
+                f"layer {layer} of {model_label(model)} has no MLP, so what the layers' MLPs write can't be compared"
+            )
+    return found
 
 
 def head_hooks(model: TransformerBridge) -> list[str]:
@@ -213,27 +244,10 @@ def mend_head_shapes(model: TransformerBridge) -> None:
             conversion.n_heads, conversion.d_head = n_inputs // width, width
 
 
-def neuron_widths(model: TransformerBridge) -> list[int]:
-    """How many neurons each layer has; a pruned model may have another number in each."""
-    return [
-        block.mlp.W_out.shape[0] for block in model.blocks
-    ]  # cfg.d_mlp is wrong for OPT, Falcon and others
-
-
-def neuron_shape(model: TransformerBridge) -> tuple[int, int]:
-    """``(n_layers, d_mlp)``.
-
-    Raises:
-        ValueError: When the layers differ in their number of neurons.
-    """
+def neuron_shape(model: TransformerBridge) -> tuple[int, Width]:
+    """``(n_layers, d_mlp)``; where the layers differ in their number of neurons, ``d_mlp`` is each layer's own."""
     widths = neuron_widths(model)
-    if len(set(widths)) != 1:
-        shown = ", ".join(map(str, widths[:6])) + (", ..." if len(widths) > 6 else "")
-        raise ValueError(
-            f"every layer must have the same number of neurons, got {shown} in {model_label(model)}; "
-            "find neurons before pruning, in the whole model"
-        )
-    return len(widths), widths[0]
+    return len(widths), width_of(widths)
 
 
 def last_mlp_input(model: TransformerBridge) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option
+from tl_skillneurons._widths import in_layer, widest
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons import Neurons, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -33,7 +34,7 @@ def layers_at_a_time(
     memory: int = MEMORY,
     **options: Any,
 ) -> Iterator[tuple[int, Float[Tensor, "prompt example position neuron"]]]:
-    """One layer after another, with every prompt's activations on all texts.
+    """One layer after another, with every prompt's activations on all texts; layers without neurons are left out.
 
     Args:
         prompted: Prompts that stand alike (:func:`~tl_skillneurons.prompts.streaming.stand_alike`).
@@ -44,14 +45,17 @@ def layers_at_a_time(
     model = prompted[0].model
     n_layers, d_mlp = neuron_shape(model)
     dtype = model.W_E.dtype
-    shape = (len(prompted), len(texts), n_positions, d_mlp)
-    of_layer = torch.Size(shape).numel() * dtype.itemsize
-    size = max(1, min(n_layers, require_int(memory, "memory") // of_layer))
-    for first in range(0, n_layers, size):
-        layers = range(first, min(first + size, n_layers))
-        kept = {layer: torch.empty(shape, dtype=dtype) for layer in layers}
+    shape = (len(prompted), len(texts), n_positions)
+    of_layer = torch.Size(shape).numel() * widest(d_mlp) * dtype.itemsize
+    there = [layer for layer in range(n_layers) if in_layer(d_mlp, layer)]
+    size = max(1, min(len(there), require_int(memory, "memory") // of_layer))
+    for first in range(0, len(there), size):
+        layers = there[first : first + size]
+        kept = {layer: torch.empty(*shape, in_layer(d_mlp, layer), dtype=dtype) for layer in layers}
 
-        def reduce(prompt: int, layer: int, acts: Tensor, example: Tensor, layers: range = layers) -> Tensor:
+        def reduce(
+            prompt: int, layer: int, acts: Tensor, example: Tensor, layers: list[int] = layers
+        ) -> Tensor:
             return acts.cpu() if layer in layers else acts.new_empty(0)
 
         def add(
@@ -77,7 +81,8 @@ def neuron_activations(
     """Each text's neuron activations, averaged over the scored positions: reference values for resample
     ablation.
 
-    Unlike scoring it keeps every activation, ``len(texts) * n_layers * d_mlp`` numbers in the model's dtype.
+    Unlike scoring it keeps every activation, ``len(texts) * n_layers * d_mlp`` numbers in the model's dtype; NaN where
+    a layer has no such neuron.
 
     Args:
         positions: ``"prompt"``, or ``"last"``, ``"mean"`` or ``"max"`` over the text's own tokens.
@@ -94,13 +99,13 @@ def neuron_activations(
     prompted = PromptedModel(model, prompt, max_length=max_length, run=run)
     require_sees_text(prompted, positions)
     n_layers, d_mlp = neuron_shape(model)
-    kept = torch.empty(len(texts), n_layers, d_mlp, dtype=model.W_E.dtype)
+    kept = torch.full((len(texts), n_layers, widest(d_mlp)), torch.nan, dtype=model.W_E.dtype)
 
     def reduce(number: int, layer: int, acts: Tensor, example: Tensor) -> Tensor:
         return acts.mean(1).cpu()
 
     def add(number: int, layer: int, means: Tensor, example: Tensor) -> None:
-        kept[example, layer] = means
+        kept[example, layer, : means.shape[-1]] = means
 
     stream_activations([prompted], texts, reduce, add, positions=positions)
     return kept

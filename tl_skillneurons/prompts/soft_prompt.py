@@ -369,7 +369,11 @@ def _attached(
         (points["embed.hook_out"], virtual.on_embed),
     ]
     handles = []
-    sites = [points[name] for name in (*neuron_hooks(model), *heads_shown(model).values()) if name in points]
+    sites = [
+        points[name]
+        for name in (*neuron_hooks(model).values(), *heads_shown(model).values())
+        if name in points
+    ]
     try:
         # permanent, so that a reset_hooks() in the context leaves them; first, so that other hooks see the rows
         for point, function in placed:

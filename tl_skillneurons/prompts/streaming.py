@@ -42,7 +42,7 @@ def stream_activations(
     rank_and_count: tuple[int, int] = (0, 1),
     advance: Advance | None = None,
 ) -> dict[str, int]:
-    """Run ``texts`` in batches of similar length; ``add`` what ``reduce`` keeps of each layer.
+    """Run ``texts`` in batches of similar length; ``add`` what ``reduce`` keeps of each layer that has neurons to name.
 
     Args:
         prompted: One model with one prompt or several that stand alike (see :func:`stand_alike`); batches are those
@@ -75,7 +75,8 @@ def stream_activations(
         if apart and first.run.cache is not None:
             first.run.cache.plan(first.cut(ids))
         alone = positions == "prompt" and not apart and not fwd_hooks and virtual.alone
-        narrow_at = first.last_mlp if alone else None
+        ends = max(names) == len(first.model.blocks) - 1  # the last layer that is read is the last there is
+        narrow_at = first.last_mlp if alone and ends else None
 
         def look(batch: list[int], exactly: bool = False) -> list[tuple[int, int, Tensor]]:
             tokens = first.assemble([ids[i] for i in batch], batch)
@@ -103,7 +104,7 @@ def stream_activations(
         def run(batch: list[int]) -> None:
             found = look(batch)
             seen = [(number, layer) for number, layer, _ in found]
-            if seen != [(number, layer) for number in range(len(prompted)) for layer in range(len(names))]:
+            if seen != [(number, layer) for number in range(len(prompted)) for layer in names]:
                 raise RuntimeError(
                     f"expected each of {len(names)} layers to show its neurons once for each of {len(prompted)} "
                     f"prompts, saw (prompt, layer) {seen}"
@@ -131,12 +132,12 @@ def stand_alike(prompted: Sequence[PromptedModel]) -> list[list[int]]:
 
 
 def _hooks(
-    names: list[str],
+    names: dict[int, str],
     read: Callable[[Tensor], Tensor],
     keep: Callable[[int, Tensor], None],
     narrow_at: str | None,
 ) -> Hooks:
-    last = len(names) - 1
+    last = max(names)
 
     def at(layer: int) -> Callable[..., None]:
         def hook_function(act: Tensor, hook: Any) -> None:
@@ -149,7 +150,7 @@ def _hooks(
     def narrow(act: Tensor, hook: Any) -> Tensor:
         return read(act)
 
-    hooks: list[Hook] = [(name, at(layer)) for layer, name in enumerate(names)]
+    hooks: list[Hook] = [(name, at(layer)) for layer, name in names.items()]
     return hooks if narrow_at is None else [(narrow_at, narrow), *hooks]
 
 

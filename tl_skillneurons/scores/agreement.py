@@ -31,6 +31,7 @@ from tl_skillneurons._checks import require_seed
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._pictures import plotted
 from tl_skillneurons._results import html_of
+from tl_skillneurons._widths import even
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.null import permuted_scores
 from tl_skillneurons.scores.outcomes import described
@@ -205,6 +206,8 @@ def agreements(
         n_top: Best neurons of each layer whose overlap is counted, the lowest index first among equals.
         n_permutations: Of each side's labels, or of the neurons.
     """
+    for score in scores.values():
+        even(score.d_mlp, "agreement of scores")
     ranked = {name: _Ranked.of(strength(score).double(), n_top) for name, score in scores.items()}
     null: dict[tuple[str, str], list[Tensor]] = {pair: [] for pair in pairs}
     shared: dict[tuple[str, str], list[Tensor]] = {pair: [] for pair in pairs}

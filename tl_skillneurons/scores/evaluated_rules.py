@@ -22,7 +22,8 @@ from tl_skillneurons._files import (
     sound,
     write_json,
 )
-from tl_skillneurons._results import html_of
+from tl_skillneurons._results import html_of, without_layers
+from tl_skillneurons._widths import width_in
 from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.scores.selection import every_neuron
 from tl_skillneurons.scores.tallies import accuracy_at
@@ -84,7 +85,8 @@ class AllRules:
         n_prompts, n_layers, n_positions, d_mlp = self.accuracy.shape
         return (
             f"AllRules({n_prompts} prompts, {n_layers} layers x {d_mlp} neurons, {n_positions} positions "
-            f"({self.positions}), {self.n_examples} examples of {self.role})"
+            f"({self.positions}), {self.n_examples} examples of {self.role}"
+            f"{without_layers(self)})"
         )
 
     def _repr_html_(self) -> str:
@@ -101,7 +103,7 @@ class AllRules:
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per neuron: layer, index, accuracy of its rule (mean over prompts), role, and whether it chose."""
-        _, n_layers, _, d_mlp = self.accuracy.shape
+        n_layers, d_mlp = self.accuracy.shape[1], width_in(self.accuracy[0, :, 0])
         layer, index = every_neuron(n_layers, d_mlp)
         accuracy = self.accuracy_of(NeuronSet(layer, index, n_layers=n_layers, d_mlp=d_mlp))
         return pd.DataFrame(

@@ -20,6 +20,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from tl_skillneurons._overlap import hypergeometric
+from tl_skillneurons._widths import widest
 from tl_skillneurons.scores.outcomes import RuleOutcomes
 from tl_skillneurons.stats.units import Units
 
@@ -49,7 +50,8 @@ def bound_p(
         table = torch.stack([tails[m] for m in known.tolist()])
         return table[torch.searchsorted(known, count), size.expand_as(count)].sum(0)
 
-    p = torch.empty(n_prompts + 1, n_layers, outcomes.d_mlp, dtype=torch.float64)
+    shape = (n_prompts + 1, n_layers, widest(outcomes.d_mlp))
+    p = torch.full(shape, torch.nan, dtype=torch.float64)
     for layer, neurons in outcomes.chunks(n):
         counts, sizes = [], []
         for prompt in range(n_prompts):

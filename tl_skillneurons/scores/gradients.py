@@ -23,6 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons._progress import Advance, progress_bar
+from tl_skillneurons._widths import Width, in_layer, widest, width_in
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
@@ -128,14 +129,14 @@ def _collect(
 ) -> Float[Tensor, "*example layer position neuron"]:
     """The sum over examples times their signs, float64; without signs each example's, float32."""
     n_layers, d_mlp = neuron_shape(prompted.model)
-    shape = (n_layers, prompted.n_prompt_positions, d_mlp)
+    shape = (n_layers, prompted.n_prompt_positions, widest(d_mlp))
     kept = torch.zeros(shape, dtype=torch.float64) if sign is not None else torch.empty(len(texts), *shape)
     ids = prompted.encode(texts)
     with prompted.attached() as virtual:
 
         def run(batch: list[int]) -> None:
             tokens = prompted.assemble([ids[i] for i in batch], batch)
-            pushed = _pushes(prompted, tokens, virtual, steps)
+            pushed = _pushes(prompted, tokens, virtual, steps, d_mlp)
             if sign is None:
                 kept[batch] = pushed.float()
             else:
@@ -160,16 +161,19 @@ def _with_null(
     def pushed(columns: Tensor, rows: Tensor, layer: int, neurons: slice) -> Tensor:
         return sign @ columns.double()
 
-    layers = ((layer, kept[:, :, layer]) for layer in range(n_layers))
+    width = width_in(kept[0, 0, :, 0])
+    counts = [in_layer(width, layer) for layer in range(n_layers)]
+    layers = ((layer, kept[:, :, layer, :, :own]) for layer, own in enumerate(counts) if own)
     shape = (n_prompts, n_layers, n_positions, d_mlp)
     walked = score_layers(layers, rows, {"pushed": pushed}, shape, aggregate=aggregate, seed=seed, slack=1e-6)
     return walked["pushed"]
 
 
 def _pushes(
-    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, steps: int
+    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, steps: int, width: Width
 ) -> Float[Tensor, "example layer position neuron"]:
-    """Of one batch: gradient times activation, or with ``steps`` the conductance; float64."""
+    """Of one batch: gradient times activation, or with ``steps`` the conductance; float64, NaN where there is no
+    neuron."""
     require(prompted.model, "neurons")
     names = neuron_hooks(prompted.model)
     read = reading(tokens, "prompt")
@@ -186,7 +190,7 @@ def _pushes(
             live.append(act)
             return act  # which OPT, that shows a view, would else go on without
 
-        hooks: list[Hook] = [("embed.hook_out", start), *((name, hold) for name in names)]
+        hooks: list[Hook] = [("embed.hook_out", start), *((name, hold) for name in names.values())]
         with torch.set_grad_enabled(gradients):
             logits = prompted.read_out(tokens, virtual, hooks)
         acts = [read(act.detach()).double().cpu() for act in live]
@@ -195,9 +199,18 @@ def _pushes(
         found = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), live)
         return acts, [read(gradient).double().cpu() for gradient in found]
 
+    def everywhere(found: list[Tensor]) -> Tensor:
+        wide = widest(width)
+        each = found[0].new_full(
+            (len(found[0]), len(prompted.model.blocks), found[0].shape[1], wide), torch.nan
+        )
+        for layer, own in zip(names, found, strict=True):
+            each[:, layer, :, : own.shape[-1]] = own
+        return each
+
     if not steps:
         acts, gradients = at(1.0, True)
-        return torch.stack([a * g for a, g in zip(acts, gradients, strict=True)], dim=1)
+        return everywhere([a * g for a, g in zip(acts, gradients, strict=True)])
     total: list[Tensor] = []
     before, _ = at(0.0, False)
     for step in range(steps):
@@ -206,4 +219,4 @@ def _pushes(
         moved = [g * (b - a) for g, a, b in zip(gradients, before, after, strict=True)]
         total = [t + m for t, m in zip(total, moved, strict=True)] if total else moved
         before = after
-    return torch.stack(total, dim=1)
+    return everywhere(total)

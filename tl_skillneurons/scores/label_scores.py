@@ -20,6 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_option, require_seed
 from tl_skillneurons._progress import Advance, progress_bar
+from tl_skillneurons._widths import widest
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.prompts.activations import MEMORY, layers_at_a_time
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -137,9 +138,10 @@ def score_texts(
     """
     n_layers, d_mlp = neuron_shape(prompted[0].model)
     n_positions = _n_positions(prompted[0], positions)
-    shape = (len(prompted), n_layers, n_positions, d_mlp)
+    shape = (len(prompted), n_layers, n_positions, widest(d_mlp))
     layers = layers_at_a_time(prompted, texts, n_positions=n_positions, memory=memory, positions=positions)
-    with progress_bar("scores", n_layers, show=progress) as advance:
+    n_read = n_layers if isinstance(d_mlp, int) else sum(map(bool, d_mlp))
+    with progress_bar("scores", n_read, show=progress) as advance:
         return score_layers(_varying(layers, advance), rows, scorers, shape, aggregate=aggregate, seed=seed)
 
 
@@ -197,13 +199,14 @@ def _best_thresholds(
     labels = torch.tensor(split["label"])
     n_positions = _n_positions(prompted[0], positions)
     n_layers, d_mlp = neuron_shape(prompted[0].model)
-    limits = torch.empty(len(prompted), n_layers, n_positions, d_mlp, dtype=torch.float64)
+    shape = (len(prompted), n_layers, n_positions, widest(d_mlp))
+    limits = torch.full(shape, torch.nan, dtype=torch.float64)
     texts = list(split["text"])
     layers = layers_at_a_time(prompted, texts, n_positions=n_positions, memory=memory, positions=positions)
     for layer, acts in layers:
         for k, of_prompt in enumerate(acts):
             for position in range(n_positions):
-                limits[k, layer, position] = best_threshold(of_prompt[:, position], labels)
+                limits[k, layer, position, : acts.shape[-1]] = best_threshold(of_prompt[:, position], labels)
     return limits
 
 

@@ -43,19 +43,21 @@ def score_layers(
 
     Args:
         rows: The true targets, and below them permuted ones.
-        shape: Of the scores: prompts, layers, positions and neurons of a layer.
+        shape: Of the scores: prompts, layers, positions and neurons of the widest layer. What no layer of ``layers``
+            holds stays NaN.
         aggregate: How prompts are combined in the null, "mean" or "min".
         seed: Of the permutations, for the record.
         slack: The relative difference up to which two scores are equals: what rounding makes of them.
     """
     n_prompts, n_layers, n_positions, d_mlp = shape
     n_draws = len(rows) - 1
-    values = {name: torch.empty(tuple(shape), dtype=torch.float64) for name in scorers}
+    values = {name: torch.full(tuple(shape), torch.nan, dtype=torch.float64) for name in scorers}
     nulls = {name: NullTally(n_prompts, n_layers, d_mlp, n_draws, aggregate, slack=slack) for name in scorers}
     wide = max(1, MOST_NUMBERS // (n_positions * max(rows.shape)))
     for layer, acts in layers:
-        for start in range(0, d_mlp, wide):
-            neurons = slice(start, min(start + wide, d_mlp))
+        own = acts.shape[-1]
+        for start in range(0, own, wide):
+            neurons = slice(start, min(start + wide, own))
             columns = rearrange(
                 acts[..., neurons], "prompt example pos neuron -> prompt example (pos neuron)"
             )

@@ -15,6 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import differing
 from tl_skillneurons._choice import Choice, text_fingerprints
+from tl_skillneurons._widths import said
 from tl_skillneurons.models.records import model_differences, model_record
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -171,8 +172,8 @@ def require_measured_here(
     if here != there:
         name = scores.provenance.get("model", {}).get("name", "another model")
         raise ValueError(
-            f"the scores are of {name} with [layer, neuron] = {list(there)}, {model.cfg.model_name} has "
-            f"{list(here)}; score this model"
+            f"the scores are of {name} with {there[0]} layers and {said(there[1])} neurons, {model.cfg.model_name} has "
+            f"{here[0]} and {said(here[1])}; score this model"
         )
     differs = model_differences(scores.provenance.get("model", {}), model)
     if differs:

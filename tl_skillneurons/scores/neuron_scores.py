@@ -17,13 +17,14 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_skillneurons._checks import differing, require_int, require_option, require_seed
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._pictures import plotted
-from tl_skillneurons._results import html_of
+from tl_skillneurons._results import html_of, without_layers
+from tl_skillneurons._widths import Width, width_in
 from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.scores.directions import agreement_of, common_direction, direction_columns
 from tl_skillneurons.scores.null import PermutationNull, combine, permutation_null
@@ -94,7 +95,7 @@ class NeuronScores:
         return (
             f"NeuronScores({n_prompts} prompts, {n_layers} layers x {d_mlp} neurons, {n_positions} positions "
             f"({self.positions}), baseline {self.n_baseline} and select {self.n_select} examples"
-            f"{said_of(self.provenance)})"
+            f"{said_of(self.provenance)}{without_layers(self)})"
         )
 
     def _repr_html_(self) -> str:
@@ -113,26 +114,28 @@ class NeuronScores:
         return self.baseline.shape[1]
 
     @property
-    def d_mlp(self) -> int:
-        """Neurons per layer."""
-        return self.baseline.shape[3]
+    def d_mlp(self) -> Width:
+        """Neurons per layer; each layer's own number where they differ."""
+        return width_in(self.baseline[0, :, 0])
 
     @property
     def accuracy(self) -> Float[Tensor, "prompt layer position neuron"]:
-        """Accuracy on ``select`` of "above the baseline means label 1"; below one half it speaks for label 0."""
-        return self.correct.double() / self.n_select
+        """Accuracy on ``select`` of "above the baseline means label 1"; below one half it speaks for label 0. NaN, as
+        all scores, where a layer has no such neuron."""
+        return (self.correct.double() / self.n_select).masked_fill(self._absent[:, None], torch.nan)
 
     @property
     def predictivity(self) -> Float[Tensor, "layer neuron"]:
         """Predictivity in [0.5, 1]: the best position of each prompt, combined over prompts."""
         best = best_positions(self.correct, self.n_select)[0]  # counts, so that equals stay equal
         n = self.n_select * (len(best) if self.aggregate == "mean" else 1)
-        return combine(best, self.aggregate).double() / n
+        return (combine(best, self.aggregate).double() / n).masked_fill(self._absent, torch.nan)
 
     @property
     def predictivity_by_prompt(self) -> Float[Tensor, "prompt layer neuron"]:
         """The predictivity that each prompt alone gives."""
-        return best_positions(self.correct, self.n_select)[0].double() / self.n_select
+        best = best_positions(self.correct, self.n_select)[0].double() / self.n_select
+        return best.masked_fill(self._absent, torch.nan)
 
     @property
     def direction(self) -> Int[Tensor, "layer neuron"]:
@@ -233,7 +236,9 @@ class NeuronScores:
         belongs together counts as one example (units of unequal size as so many equal ones as vary alike).
         """
         require_option(per, "per", ("layer", "model"))
-        n_scores = self.baseline.numel() // (self.n_layers if per == "layer" else 1)
+        n_scores = int((~self.baseline.isnan()).sum())
+        if per == "layer":  # of the widest
+            n_scores = self.baseline.numel() // self.n_layers
         share = max(self.class_counts) / sum(self.class_counts)
         n_examples = self.provenance.get("units", {}).get("n_effective", self.n_select)
         return best_of_chance(n_examples, n_scores, alpha=alpha, largest_class_share=share)
@@ -269,12 +274,12 @@ class NeuronScores:
             {
                 "layer": layer.numpy(),
                 "index": index.numpy(),
-                "predictivity": self.predictivity.flatten().numpy(),
-                "direction": self.direction.flatten().numpy(),
-                "best_position": self.rules()[0][0].flatten().numpy(),
+                "predictivity": self.predictivity[layer, index].numpy(),
+                "direction": self.direction[layer, index].numpy(),
+                "best_position": self.rules()[0][0, layer, index].numpy(),
             }
         )
-        frame = frame.assign(**direction_columns(self.direction_by_prompt))
+        frame = frame.assign(**direction_columns(self.direction_by_prompt[:, layer, index]))
         frame = frame if self.null is None else frame.assign(**self.null.columns())
         frame.attrs.update(unit_of(self.provenance))
         return frame
@@ -319,7 +324,7 @@ class NeuronScores:
                 null=None if null is None else PermutationNull.of_tensors(tensors, **null),
                 outcomes=RuleOutcomes.of_tensors(
                     tensors,
-                    tensors["baseline"].shape[-1],
+                    width_in(tensors["baseline"][0, :, 0]),
                     unit=header["provenance"].get("units", {}).get("what", "text"),
                 ),
                 n_baseline=header["roles"]["baseline"],
@@ -383,6 +388,11 @@ class NeuronScores:
             **task,
             "special_tokens": tokens,
         }
+
+    @property
+    def _absent(self) -> Bool[Tensor, "layer neuron"]:
+        """Where a layer has no such neuron, or nobody scored any."""
+        return self.baseline[:1, :, :1].isnan().sum((0, 2)) > 0
 
     def _require_consistent(self) -> None:
         """Refuse what no run of scoring gives: a file that somebody else put together.

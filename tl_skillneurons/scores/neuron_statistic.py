@@ -13,7 +13,8 @@ from torch import Tensor
 from tl_skillneurons._checks import require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._pictures import plotted
-from tl_skillneurons._results import html_of
+from tl_skillneurons._results import html_of, without_layers
+from tl_skillneurons._widths import Width, width_in
 from tl_skillneurons.neurons import SITE, NeuronSet
 from tl_skillneurons.scores.directions import agreement_of, common_direction, direction_columns
 from tl_skillneurons.scores.null import PermutationNull
@@ -60,13 +61,14 @@ class NeuronStatistic:
     def __post_init__(self) -> None:
         require_option(self.aggregate, "aggregate", AGGREGATES)
         if self.null is not None:
-            self.null.require_shape(self.n_prompts, self.n_layers, self.d_mlp)
+            self.null.require_shape(self.n_prompts, self.n_layers, self.values.shape[3])
 
     def __repr__(self) -> str:
         n_prompts, n_layers, n_positions, d_mlp = self.values.shape
         return (
             f"NeuronStatistic({self.name}, {n_prompts} prompts, {n_layers} layers x {d_mlp} neurons, {n_positions} "
-            f"positions ({self.positions}), {self.n_examples} examples of {self.role}{said_of(self.provenance)})"
+            f"positions ({self.positions}), {self.n_examples} examples of {self.role}{said_of(self.provenance)}"
+            f"{without_layers(self)})"
         )
 
     def _repr_html_(self) -> str:
@@ -85,9 +87,9 @@ class NeuronStatistic:
         return self.values.shape[1]
 
     @property
-    def d_mlp(self) -> int:
-        """Neurons per layer."""
-        return self.values.shape[3]
+    def d_mlp(self) -> Width:
+        """Neurons per layer; each layer's own number where they differ."""
+        return width_in(self.values[0, :, 0])
 
     @property
     def score(self) -> Float[Tensor, "layer neuron"]:
@@ -139,11 +141,11 @@ class NeuronStatistic:
             {
                 "layer": layer.numpy(),
                 "index": index.numpy(),
-                self.name: self.score.flatten().numpy(),
-                "direction": self.direction.flatten().numpy(),
+                self.name: self.score[layer, index].numpy(),
+                "direction": self.direction[layer, index].numpy(),
             }
         )
-        frame = frame.assign(**direction_columns(self.direction_by_prompt))
+        frame = frame.assign(**direction_columns(self.direction_by_prompt[:, layer, index]))
         frame = frame if self.null is None else frame.assign(**self.null.columns())
         frame.attrs.update(unit_of(self.provenance))
         return frame

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons._widths import known, widest
 from tl_skillneurons.scores.exact_tails import bound_p
 from tl_skillneurons.scores.outcomes import MOST_NUMBERS, RuleOutcomes, count_right
 from tl_skillneurons.stats.multiple_testing import benjamini_hochberg, critical_level, family_wise_p
@@ -123,8 +124,8 @@ class PermutationNull:
 
     def q_value(self, *, prompt: int | None = None) -> Float[Tensor, "layer neuron"]:
         """Benjamini and Hochberg's q-value of each p-value over all neurons; of ``p_bound`` if there is one."""
-        own = self.p_value if self.p_bound is None else self.p_bound
-        return benjamini_hochberg(own[self._scope(prompt)])
+        own = (self.p_value if self.p_bound is None else self.p_bound)[self._scope(prompt)].double()
+        return own.masked_scatter(~own.isnan(), benjamini_hochberg(known(own)))
 
     def family(self, *, prompt: int | None = None) -> Float[Tensor, "layer neuron"]:
         """Each neuron's family-wise p-value, of one prompt or combined."""
@@ -150,7 +151,7 @@ class PermutationNull:
     def columns(self) -> dict[str, Any]:
         """The combined p-values as columns of a frame with one row per neuron."""
         found = {"p_family": self.family(), "p_value": self.p_value[-1].double(), "q_value": self.q_value()}
-        return {name: value.flatten().numpy() for name, value in found.items()}
+        return {name: known(value).numpy() for name, value in found.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file keeps of it, by name."""
@@ -216,7 +217,7 @@ def permutation_null(
     drawn = outcomes.units.permuted(labels, n_permutations, seed=seed)
     rows = (torch.cat([labels[None], drawn]) == class_id).long()  # the first row is the truth
     n_prompts, n, n_layers = outcomes.above.shape[:3]
-    tally = NullTally(n_prompts, n_layers, outcomes.d_mlp, len(drawn), aggregate)
+    tally = NullTally(n_prompts, n_layers, widest(outcomes.d_mlp), len(drawn), aggregate)
     for layer, neurons, counted in count_right(outcomes, torch.ones_like(rows), rows):
         # 2 * max(right, wrong) - n of the best position
         tally.add(layer, neurons, torch.stack([right.abs_().amax(1) for right in counted]))
@@ -238,14 +239,16 @@ def permuted_scores(
 ) -> Iterator[Float[Tensor, "draw layer neuron"]]:
     """What ranks the neurons under permuted labels, a block of permutations after the other.
 
-    It grows with predictivity: ``2 * max(right, wrong) - n`` at the best position, combined over prompts.
+    It grows with predictivity: ``2 * max(right, wrong) - n`` at the best position, combined over prompts; NaN where
+    there is no neuron.
     """
     drawn = outcomes.units.permuted(outcomes.labels, n_permutations, seed=seed)
     rows = (drawn == class_id).long()
     n_layers = outcomes.above.shape[2]
-    at_a_time = max(1, MOST_NUMBERS // (n_layers * outcomes.d_mlp))
+    wide = widest(outcomes.d_mlp)
+    at_a_time = max(1, MOST_NUMBERS // (n_layers * wide))
     for block in rows.split(at_a_time):
-        found = torch.empty(len(block), n_layers, outcomes.d_mlp, dtype=torch.float64)
+        found = torch.full((len(block), n_layers, wide), torch.nan, dtype=torch.float64)
         for layer, neurons, counted in count_right(outcomes, torch.ones_like(block), block):
             best = torch.stack([right.abs_().amax(1) for right in counted])
             found[:, layer, neurons] = combine(best, aggregate).double()
@@ -265,8 +268,11 @@ class NullTally:
         self.aggregate = aggregate
         self.slack = slack
         self.largest = torch.zeros(n_prompts + 1, n_draws, dtype=torch.float64)
-        self.observed = torch.empty(n_prompts + 1, n_layers, d_mlp, dtype=torch.float64)
-        self.reached = torch.empty(n_prompts + 1, n_layers, d_mlp, dtype=torch.float64)
+        shape = (n_prompts + 1, n_layers, d_mlp)
+        self.observed = torch.full(
+            shape, torch.nan, dtype=torch.float64
+        )  # stays NaN where there is no neuron
+        self.reached = torch.full(shape, torch.nan, dtype=torch.float64)
 
     def add(self, layer: int, neurons: slice, best: Float[Tensor, "prompt row neuron"]) -> None:
         """Each prompt's scores of these neurons: the first row under the true labels, then a row per permutation."""
@@ -281,7 +287,9 @@ class NullTally:
         pairs = zip(self.observed, self.largest, strict=True)
         return PermutationNull(
             largest=self.largest,
-            p_family=torch.stack([family_wise_p(observed, largest) for observed, largest in pairs]),
+            p_family=torch.stack(
+                [family_wise_p(observed, largest) for observed, largest in pairs]
+            ).masked_fill(self.observed.isnan(), torch.nan),
             p_value=(1 + self.reached) / (1 + self.largest.shape[1]),
             seed=seed,
         )

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from tl_skillneurons._results import html_of_fields
+from tl_skillneurons._widths import Width, in_layer, widest
 from tl_skillneurons.stats.units import Units
 
 MOST_NUMBERS = 2**24
@@ -27,9 +28,10 @@ class RuleOutcomes:
     """Where each neuron was above its baseline, packed eight neurons to a byte.
 
     Attributes:
-        above: The bits; the last axis is ``ceil(d_mlp / 8)`` bytes, the lowest neuron in the highest bit.
+        above: The bits; the last axis is ``ceil(d_mlp / 8)`` bytes of the widest layer, the lowest neuron in the
+            highest bit.
         labels: Class of each example, in the task's order.
-        d_mlp: Neurons per layer.
+        d_mlp: Neurons per layer, or each layer's own number.
         role: Where the examples come from.
         units: Which examples belong together; without them each stands alone.
 
@@ -43,7 +45,7 @@ class RuleOutcomes:
 
     above: UInt8[Tensor, "prompt example layer position byte"]
     labels: Int[Tensor, " example"]
-    d_mlp: int
+    d_mlp: Width
     role: str = "select"
     units: Units = None  # type: ignore[assignment]  # from the number of examples, below
 
@@ -58,8 +60,8 @@ class RuleOutcomes:
     def __repr__(self) -> str:
         n_prompts, n_examples, n_layers, n_positions, _ = self.above.shape
         return (
-            f"RuleOutcomes({n_prompts} prompts, {n_layers} layers x {self.d_mlp} neurons, {n_positions} positions, "
-            f"{n_examples} examples of {self.role}, {described(self.units)})"
+            f"RuleOutcomes({n_prompts} prompts, {n_layers} layers x {widest(self.d_mlp)} neurons, "
+            f"{n_positions} positions, {n_examples} examples of {self.role}, {described(self.units)})"
         )
 
     def require_shape(self, n_prompts: int, n_examples: int, n_layers: int, n_positions: int) -> None:
@@ -68,7 +70,7 @@ class RuleOutcomes:
         Raises:
             ValueError: When they are not of so many prompts, examples, layers and positions.
         """
-        shape = (n_prompts, n_examples, n_layers, n_positions, (self.d_mlp + 7) // 8)
+        shape = (n_prompts, n_examples, n_layers, n_positions, (widest(self.d_mlp) + 7) // 8)
         if self.above.shape != shape or len(self.labels) != n_examples:
             raise ValueError(
                 f"outcomes must have the shape {shape} and {n_examples} labels, got {tuple(self.above.shape)} and "
@@ -87,11 +89,12 @@ class RuleOutcomes:
 
     def chunks(self, n_rows: int) -> Iterator[tuple[int, slice]]:
         """Layer and neurons of one chunk after another, for products with ``n_rows`` rows of weights."""
-        _, n_examples, n_layers, n_positions, n_bytes = self.above.shape
+        _, n_examples, n_layers, n_positions, _ = self.above.shape
         wide = max(1, MOST_NUMBERS // (8 * n_positions * max(n_rows, n_examples)))
         for layer in range(n_layers):
-            for first in range(0, n_bytes, wide):
-                yield layer, slice(first * 8, min((first + wide) * 8, self.d_mlp))
+            own = in_layer(self.d_mlp, layer)
+            for first in range(0, (own + 7) // 8, wide):
+                yield layer, slice(first * 8, min((first + wide) * 8, own))
 
     def unpack(self, prompt: int, layer: int, neurons: slice) -> Float[Tensor, "example position neuron"]:
         """1 where above, else 0; ``neurons`` starts at a multiple of eight."""
@@ -108,7 +111,7 @@ class RuleOutcomes:
 
     @classmethod
     def of_tensors(
-        cls, tensors: dict[str, Tensor], d_mlp: int, *, unit: str = "text"
+        cls, tensors: dict[str, Tensor], d_mlp: Width, *, unit: str = "text"
     ) -> "RuleOutcomes | None":
         """The outcomes of role ``select`` that :meth:`tensors` gave, where there are any; ``unit`` says what its
         units are.

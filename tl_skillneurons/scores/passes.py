@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tl_skillneurons._processes import gather, rank_and_count
 from tl_skillneurons._progress import Advance, progress_bar
+from tl_skillneurons._widths import widest
 from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -33,7 +34,7 @@ def summaries(
     advance: Advance | None = None,
 ) -> tuple[list[Summary], Padded]:
     """What thresholds come from, over role ``baseline``: one summary per prompt, and how the batches were padded."""
-    n_layers, _ = neuron_shape(prompted[0].model)
+    n_layers, width = neuron_shape(prompted[0].model)
     found: list[list[Tensor | None]] = [[None] * n_layers for _ in prompted]
 
     def reduce(prompt: int, layer: int, acts: Tensor, example: Tensor) -> Tensor:
@@ -51,8 +52,8 @@ def summaries(
         for process in everyone:
             layers = [
                 a if b is None else add_moments(a, b) for a, b in zip(layers, process[prompt], strict=True)
-            ]
-        of_prompts.append(summarize([m for m in layers if m is not None], len(texts)))
+            ]  # of a layer that is left out nobody has any
+        of_prompts.append(summarize(layers, len(texts), widest(width)))
     return of_prompts, padded
 
 
@@ -89,8 +90,8 @@ def _on_cpu(layers: list[Tensor | None]) -> list[Tensor | None]:
     known = [m for m in layers if m is not None]
     if len(known) < len(layers):
         return layers
-    one_device = len({m.device for m in known}) == 1
-    return list(torch.stack(known).cpu()) if one_device else [m.cpu() for m in known]
+    alike = len({(m.device, m.shape) for m in known}) == 1
+    return list(torch.stack(known).cpu()) if alike else [m.cpu() for m in known]
 
 
 def count_correct(
@@ -118,10 +119,11 @@ def count_correct(
     ]
 
     def reduce(prompt: int, layer: int, acts: Tensor, example: Tensor) -> Tensor:
-        return count_above(acts, limits[prompt][layer].to(acts), labels[:, example].to(acts.device))
+        limit = limits[prompt][layer][:, : acts.shape[-1]].to(acts)
+        return count_above(acts, limit, labels[:, example].to(acts.device))
 
     def add(prompt: int, layer: int, kept: Tensor, example: Tensor) -> None:
-        correct[prompt][:, layer] += kept.to(correct[prompt].device)
+        correct[prompt][:, layer, :, : kept.shape[-1]] += kept.to(correct[prompt].device)
 
     padded = _stream(prompted, list(split["text"]), reduce, add, positions, fwd_hooks, advance)
     everyone = gather([c.cpu() for c in correct])
@@ -147,6 +149,7 @@ def every_accuracy(
             correct, _ = count_correct(alike, task, role, baselines, classes, scores.positions, advance=step)
             for number, right in zip(group, correct, strict=True):
                 accuracy[number] = right[0].double() / n_examples
+    accuracy.masked_fill_(scores.baseline.isnan(), torch.nan)  # where there is no neuron
     return accuracy
 
 
@@ -162,23 +165,24 @@ def rule_outcomes(
 ) -> tuple[RuleOutcomes, Padded]:
     """Where each neuron is above its baseline on each example of ``role``, and how the batches were padded."""
     split = task.split(role)
-    n_layers, n_positions, d_mlp = baselines[0].shape
     model = prompted[0].model
+    n_layers, n_positions, d_mlp = baselines[0].shape
+    _, width = neuron_shape(model)
     limits = [threshold(baseline, model.W_E.dtype).to(model.cfg.device) for baseline in baselines]
     shape = (len(baselines), len(split), n_layers, n_positions, (d_mlp + 7) // 8)
     above = torch.zeros(shape, dtype=torch.uint8)
 
     def reduce(prompt: int, layer: int, acts: Tensor, example: Tensor) -> Tensor:
-        return pack(acts > limits[prompt][layer].to(acts))
+        return pack(acts > limits[prompt][layer][:, : acts.shape[-1]].to(acts))
 
     def add(prompt: int, layer: int, kept: Tensor, example: Tensor) -> None:
-        above[prompt, example, layer] = kept
+        above[prompt, example, layer, :, : kept.shape[-1]] = kept
 
     padded = _stream(prompted, list(split["text"]), reduce, add, positions, fwd_hooks, advance)
     first, *others = gather(above)
     for other in others:  # an example ran in one process, elsewhere its bits are 0
         first = first | other
-    return RuleOutcomes(first, torch.tensor(split["label"]), d_mlp, role, task.units(role)), padded
+    return RuleOutcomes(first, torch.tensor(split["label"]), width, role, task.units(role)), padded
 
 
 def correct_of(
@@ -187,7 +191,8 @@ def correct_of(
     """What :func:`count_correct` counts, from single answers."""
     n_prompts, n, n_layers, n_positions, _ = outcomes.above.shape
     rows = torch.stack([outcomes.labels == c for c in classes]).long()
-    correct = torch.empty(n_prompts, len(classes), n_layers, n_positions, outcomes.d_mlp, dtype=torch.int64)
+    shape = (n_prompts, len(classes), n_layers, n_positions, widest(outcomes.d_mlp))
+    correct = torch.zeros(shape, dtype=torch.int64)
     for layer, neurons, counted in count_right(outcomes, torch.ones_like(rows), rows):
         for prompt, twice in enumerate(counted):
             correct[prompt, :, layer, :, neurons] = (twice.long() + n) // 2

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_option, selection_size
 from tl_skillneurons._choice import Choice
+from tl_skillneurons._widths import Width, in_layer, n_neurons, present, width_in
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.scores.null import PermutationNull
 from tl_skillneurons.stats.hypothesis_tests import require_draws
@@ -25,7 +26,8 @@ def top_neurons(
     model: str | None = None,
     chose: Mapping[str, Any] | None = None,
 ) -> NeuronSet:
-    """The neurons of highest score, best first, the lowest layer and index first among equals.
+    """The neurons of highest score, best first, the lowest layer and index first among equals. A score of NaN is of no
+    neuron: the layer has fewer.
 
     Args:
         chose: What the scores record of the examples that choose; the set remembers them, and the scores.
@@ -33,16 +35,23 @@ def top_neurons(
         per: ``"layer"`` takes so many in each layer (Wang et al., 2022), ``"model"`` in the whole model.
     """
     require_option(per, "per", ("layer", "model"))
-    n_layers, d_mlp = score.shape
-    count = selection_size(amount, d_mlp if per == "layer" else score.numel(), per=per)
+    n_layers, wide = score.shape
+    width = width_in(score)
+    ranks = score.masked_fill(score.isnan(), -torch.inf)  # last, and never taken: there are not so many
     if per == "layer":
-        chosen = score.argsort(dim=1, descending=True, stable=True)[:, :count]
-        flat = (chosen + torch.arange(n_layers)[:, None] * d_mlp).flatten()
+        chosen = ranks.argsort(dim=1, descending=True, stable=True)
+        counts = [
+            selection_size(amount, own, per="layer") if (own := in_layer(width, layer)) else 0
+            for layer in range(n_layers)
+        ]
+        flat = torch.cat([chosen[layer, :count] + layer * wide for layer, count in enumerate(counts)])
+        count = sum(counts)
     else:
+        count = selection_size(amount, n_neurons(n_layers, width), per=per)
         flat = torch.arange(score.numel())
-    order = score.flatten()[flat].argsort(descending=True, stable=True)
-    flat = flat[order][: count * (n_layers if per == "layer" else 1)]
-    return NeuronSet(flat // d_mlp, flat % d_mlp, n_layers, d_mlp, model, _choice(score, chose))
+    order = ranks.flatten()[flat].argsort(descending=True, stable=True)
+    flat = flat[order][:count]
+    return NeuronSet(flat // wide, flat % wide, n_layers, width, model, _choice(score, chose))
 
 
 def called_significant(
@@ -63,8 +72,8 @@ def called_significant(
     p = null.family() if correction == "family" else null.q_value()
     called = (p.flatten() <= alpha).nonzero().flatten()
     flat = called[score.flatten()[called].argsort(descending=True, stable=True)]
-    n_layers, d_mlp = score.shape
-    return NeuronSet(flat // d_mlp, flat % d_mlp, n_layers, d_mlp, model, _choice(score, chose))
+    n_layers, wide = score.shape
+    return NeuronSet(flat // wide, flat % wide, n_layers, width_in(score), model, _choice(score, chose))
 
 
 def _choice(score: Float[Tensor, "layer neuron"], chose: Mapping[str, Any] | None) -> Choice | None:
@@ -72,7 +81,7 @@ def _choice(score: Float[Tensor, "layer neuron"], chose: Mapping[str, Any] | Non
     return None if known is None else replace(known, score=score)
 
 
-def every_neuron(n_layers: int, d_mlp: int) -> tuple[Int[Tensor, " neuron"], Int[Tensor, " neuron"]]:
+def every_neuron(n_layers: int, d_mlp: Width) -> tuple[Int[Tensor, " neuron"], Int[Tensor, " neuron"]]:
     """Layer and index of each neuron of the model, in the order that a flattened [layer, neuron] has."""
-    layer, index = torch.meshgrid(torch.arange(n_layers), torch.arange(d_mlp), indexing="ij")
-    return layer.flatten(), index.flatten()
+    layer, index = present(n_layers, d_mlp).nonzero(as_tuple=True)
+    return layer, index

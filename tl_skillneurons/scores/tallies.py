@@ -11,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_skillneurons._widths import width_in
 from tl_skillneurons.neurons import Neurons, as_neurons
 
 _NO_FLOAT64 = ("mps",)
@@ -63,9 +64,18 @@ class Summary:
     mean_abs: Float[Tensor, "layer position neuron"]
 
 
-def summarize(layers: list[Float[Tensor, "5 position neuron"]], n_examples: int) -> Summary:
-    """Mean, standard deviation and mean magnitude over ``n_examples``."""
-    total, lost, square, absolute, lowest = torch.stack([m.cpu() for m in layers]).unbind(1)
+def summarize(layers: list[Float[Tensor, "5 position neuron"] | None], n_examples: int, wide: int) -> Summary:
+    """Mean, standard deviation and mean magnitude over ``n_examples``; NaN where a layer has no such neuron.
+
+    Args:
+        wide: How many neurons the widest layer has.
+    """
+    known = next(m for m in layers if m is not None)
+    each = known.new_full((len(layers), *known.shape[:2], wide), torch.nan, device="cpu")
+    for layer, own in enumerate(layers):
+        if own is not None:
+            each[layer, ..., : own.shape[-1]] = own.cpu()
+    total, lost, square, absolute, lowest = each.unbind(1)
     mean = ((total + lost) / n_examples).maximum(
         lowest
     )  # rounding must not put the mean of a constant below it
@@ -101,8 +111,7 @@ def accuracy_at(
 ) -> Float[Tensor, " chosen"]:
     """Each neuron's accuracy at its position and in its direction, the mean over prompts."""
     neurons = as_neurons(neurons)
-    _, n_layers, _, d_mlp = accuracy.shape
-    neurons.require_fits(n_layers, d_mlp)
+    neurons.require_fits(accuracy.shape[1], width_in(accuracy[0, :, 0]))
     at_best = accuracy.gather(2, position.unsqueeze(2))[:, :, 0]
     directed = torch.where(direction > 0, at_best, 1 - at_best)
     return directed[:, neurons.layer, neurons.index].mean(0)

@@ -33,6 +33,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons._widths import even
+from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.activations import neuron_activations
 from tl_skillneurons.prompts.run import RunOptions, as_list
@@ -183,6 +185,7 @@ def diagnose(
     """
     neurons = as_neurons(neurons)
     neurons = neurons.of_model(model)
+    even(neuron_shape(model)[1], "a diagnosis")
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
     require_int(n_bootstrap, "n_bootstrap")
@@ -282,11 +285,12 @@ def bootstrap_jaccard(
     weights = outcomes.units.weights(n_draws, generator)
     labels = (outcomes.labels == class_id).long().expand(n_draws, -1)
     n_layers = outcomes.above.shape[2]
-    scores = torch.empty(n_draws, n_layers, outcomes.d_mlp)
+    d_mlp = even(outcomes.d_mlp, "resampling a set")
+    scores = torch.empty(n_draws, n_layers, d_mlp)
     for layer, chunk, counted in count_right(outcomes, weights, labels):
         best = torch.stack([right.abs_().amax(1) for right in counted])
         scores[:, layer, chunk] = combine(best, aggregate)
-    mask = neurons.mask(n_layers, outcomes.d_mlp)
+    mask = neurons.mask(n_layers, d_mlp)
     shared = torch.zeros(n_draws, dtype=torch.int64)
     for layer, count in neurons.counts_per_layer().items():
         top = scores[:, layer].argsort(dim=1, descending=True, stable=True)[:, :count]

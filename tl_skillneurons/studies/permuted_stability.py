@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tl_skillneurons._widths import even
 from tl_skillneurons.scores.null import combine
 from tl_skillneurons.scores.outcomes import RuleOutcomes, count_right
 from tl_skillneurons.stats.ranks import average_ranks
@@ -90,15 +91,16 @@ def permuted_stability(
     weights = outcomes.units.weights(n_permutations * n_resamplings, torch.Generator().manual_seed(seed))
     rows = torch.cat([torch.ones(n_permutations, n_examples, dtype=weights.dtype), weights])
     of_rows = torch.cat([labels, labels.repeat_interleave(n_resamplings, 0)])
-    each = torch.empty(n_prompts, n_permutations, n_layers, outcomes.d_mlp)
+    d_mlp = even(outcomes.d_mlp, "the null of stability")
+    each = torch.empty(n_prompts, n_permutations, n_layers, d_mlp)
     shared_pairs = torch.zeros(n_permutations, len(pairs_of(n_prompts)), dtype=torch.float64)
     shared_again = torch.zeros(n_permutations, n_resamplings, dtype=torch.float64)
-    layer_scores = torch.empty(len(rows), outcomes.d_mlp)
+    layer_scores = torch.empty(len(rows), d_mlp)
     for layer, chunk, counted in count_right(outcomes, rows, of_rows):
         best = torch.stack([right.abs_().amax(1) for right in counted])
         each[:, :, layer, chunk] = best[:, :n_permutations]
         layer_scores[:, chunk] = combine(best, aggregate)
-        if chunk.stop < outcomes.d_mlp or layer not in counts:
+        if chunk.stop < d_mlp or layer not in counts:
             continue
         tops = [_top(score, counts[layer]) for score in each[:, :, layer]]
         for number, (one, other) in enumerate(pairs_of(n_prompts)):

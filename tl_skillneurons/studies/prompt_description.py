@@ -30,6 +30,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons._widths import even
 from tl_skillneurons.attention.patterns import attention_over_task
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, require_sees_text
@@ -198,6 +199,7 @@ def describe_prompt(
 
 def _score_columns(scores: NeuronScores, amount: float | int) -> list[list[dict[str, float]]]:
     """Of each prompt and position: the share of the best neurons that peak there, and all neurons' predictivity."""
+    even(scores.d_mlp, "a description of prompts")
     skill = scores.top(amount)
     each = torch.maximum(scores.accuracy, 1 - scores.accuracy)
     n_positions = each.shape[2]

@@ -37,6 +37,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons._widths import known
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.models.tokenizing import piece_ids
 from tl_skillneurons.neurons import NeuronSet
@@ -132,7 +133,7 @@ class ReadingComparison:
                 "reading": name,
                 "n_prompts": len(scores.baseline),
                 "n_positions": scores.baseline.shape[2],
-                "best": float(scores.predictivity.max()),
+                "best": float(known(scores.predictivity).max()),
                 "level": null_of(scores).level(),
                 "n_significant": len(scores.significant()),
                 "accuracy": float(values[number].mean()),

@@ -32,7 +32,9 @@ from tl_skillneurons._choice import Choice, require_apart
 from tl_skillneurons._pictures import plotted
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons._widths import even
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
+from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
@@ -170,6 +172,7 @@ def prompt_trajectory(
     require_two_classes(task)
     require_draws(n_permutations, _ALPHA, name="n_permutations")
     require_seed(seed)
+    even(neuron_shape(model)[1], "a trajectory")
     snapshots = [_snapshots(prompt, number) for number, prompt in enumerate(chosen)]
     require_orders(task, n_permutations, _ALPHA)
     if scores is not None:

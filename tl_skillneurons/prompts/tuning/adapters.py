@@ -27,6 +27,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._progress import progress_bar
+from tl_skillneurons.models.sites import mlp_outputs
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.tuning.schedule import require_between, require_warmup
 from tl_skillneurons.prompts.tuning.training import Examples, Steps, training_steps
@@ -180,13 +181,13 @@ def _adapter(model: TransformerBridge, width: int, seed: int) -> Iterator[dict[s
     """A bottleneck behind each output projection; it belongs to this model from now on, as a permanent hook."""
     generator = torch.Generator().manual_seed(seed)
     trained: dict[str, nn.Parameter] = {}
+    mlps = mlp_outputs(model)
     for layer, block in enumerate(model.blocks):
-        for part, out in (("attn.o", block.attn.o), ("mlp.out", block.mlp.out)):
-            weight = out.original_component.weight
+        for name in (f"blocks.{layer}.attn.o.hook_out", mlps[layer]):
+            weight = next(block.parameters())
             d_model = model.cfg.d_model
             down = torch.randn(d_model, width, generator=generator).to(weight.device) / math.sqrt(d_model)
             own = [nn.Parameter(down), nn.Parameter(torch.zeros(width, d_model, device=weight.device))]
-            name = f"blocks.{layer}.{part}.hook_out"
             model.hook_dict[name].add_hook(_bottleneck(*own), is_permanent=True)
             trained |= {f"{name}.down": own[0], f"{name}.up": own[1]}
     yield trained

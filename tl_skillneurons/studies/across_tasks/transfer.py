@@ -35,6 +35,7 @@ from tl_skillneurons._checks import require_seed
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._terminal import shown
+from tl_skillneurons._widths import known
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record, require_tuned_for
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -356,7 +357,7 @@ def _each_pair(
 
 
 def _skill(one: NeuronScores, other: NeuronScores) -> float:
-    return spearman(one.predictivity.flatten(), other.predictivity.flatten())
+    return spearman(known(one.predictivity), known(other.predictivity))
 
 
 def _activated(one: NeuronScores, other: NeuronScores) -> float:

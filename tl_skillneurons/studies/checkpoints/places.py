@@ -10,6 +10,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._files import fingerprint
+from tl_skillneurons._widths import even
 from tl_skillneurons.models.loading import load_model, stated_config
 from tl_skillneurons.models.packaged import PACKAGED
 from tl_skillneurons.models.records import model_record
@@ -78,7 +79,8 @@ def _parts(where: str | os.PathLike[str]) -> tuple[str, str | None]:
 
 def shape_of(model: TransformerBridge) -> tuple[int, int, int]:
     """``(n_layers, d_mlp, d_model)``."""
-    return (*neuron_shape(model), int(model.cfg.d_model))
+    n_layers, width = neuron_shape(model)
+    return n_layers, even(width, "a comparison of checkpoints"), int(model.cfg.d_model)
 
 
 def stated_shape(where: Checkpoint) -> tuple[int, int, int] | None:

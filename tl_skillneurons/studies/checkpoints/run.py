@@ -30,6 +30,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import differing, require_int, require_option, require_seed
 from tl_skillneurons._files import fingerprint, load_tensors, require_writable, save_tensors, sound
 from tl_skillneurons._terminal import shown
+from tl_skillneurons._widths import even
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.neurons import selection_size
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -136,7 +137,10 @@ def over_checkpoints(
     kept = {name: {**settings, "checkpoint": identity(checkpoints[name])} for name in names}
     measured = {name: found for name in names if (found := _load(place(name), kept[name])) is not None}
     shapes = {name: stated_shape(checkpoints[name]) for name in names if name not in measured}
-    shapes |= {name: (one.scores.n_layers, one.scores.d_mlp, 0) for name, one in measured.items()}
+    shapes |= {
+        name: (one.scores.n_layers, even(one.scores.d_mlp, "a comparison of checkpoints"), 0)
+        for name, one in measured.items()
+    }
     require_one_shape({name: shapes[name] for name in names})
     if folder is not None:
         require_writable(folder)

@@ -22,6 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons._widths import known
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import has_language_model_head, require_supported
@@ -238,9 +239,7 @@ def _pairs(scores: Mapping[tuple[str, int], NeuronScores], amount: float | int) 
                 "seed_other": other[1],
                 "same_words": one[0] == other[0],
                 "same_seed": one[1] == other[1],
-                "spearman": spearman(
-                    scores[one].predictivity.flatten(), scores[other].predictivity.flatten()
-                ),
+                "spearman": spearman(known(scores[one].predictivity), known(scores[other].predictivity)),
                 **{name: shared[name] for name in ("n_shared", "jaccard", "chance_jaccard")},
             }
         )
@@ -303,13 +302,13 @@ def _measure(
     model: TransformerBridge, prompt: SoftPrompt, task: Task, scores: NeuronScores, run: RunOptions
 ) -> dict[str, Any]:
     """What stands beside one run: did its prompt learn the task, and do its best neurons hold on ``report``?"""
-    best = scores.top(min(_N_BEST, scores.predictivity.numel()), per="model")
+    best = scores.top(min(_N_BEST, len(known(scores.predictivity))), per="model")
     return {
         "outcome": prompt.provenance.get("outcome"),
         "prompt_accuracy": PromptedModel(model, prompt, task.label_words, run=run).accuracy(task),
         "best_ten": float(rule_answers(model, prompt, task, scores, best, run=run).mean()),
         "majority": max(task.class_counts("report")) / len(task.split("report")),
-        "best": float(scores.predictivity.max()),
+        "best": float(known(scores.predictivity).max()),
         "level": null_of(scores).level(),
         "role_of_accuracy": "report",
         "role_of_best": "select",

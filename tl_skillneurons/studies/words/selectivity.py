@@ -46,6 +46,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons._choice import require_apart
 from tl_skillneurons._controls import distinct_draws, few_alternatives
+from tl_skillneurons._widths import even
 from tl_skillneurons._words import words_of
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_shape
@@ -272,7 +273,8 @@ def weight_words(
     require_seed(seed)
     require_draws(n_random)
     require_int(n_words, "n_words")
-    shape = neuron_shape(model)
+    n_layers, width = neuron_shape(model)
+    shape = n_layers, even(width, "reading words off weights")
     neurons.require_fits(*shape)
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
@@ -316,7 +318,7 @@ def _stand_ins(neurons: NeuronSet, n: int, seed: int) -> list[list[int]]:
     draw = cache(neurons.random_like)
     counts = neurons.counts_per_layer()
     draw(seed)  # refuses what can't be drawn
-    assert neurons.d_mlp is not None  # for type checkers
+    assert isinstance(neurons.d_mlp, int)  # for type checkers
 
     def one_of(number: int, own_seed: int) -> int:
         return int(draw(own_seed).index[number])

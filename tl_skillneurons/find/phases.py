@@ -227,10 +227,8 @@ def _look_for_neurons(
         _effects(model, prompts, on, {"whole": skill}, out / EFFECTS, (n_random, seed), run)
     with timed(out, "sizes"):
         on = examples_of(task, settings["n_curve_examples"], seed)
-        sizes = {
-            name: scores.top(amount)
-            for name, amount in sizes_of(settings["top"], even(scores.d_mlp, "find_skill_neurons")).items()
-        }
+        d_mlp = even(scores.d_mlp, "find_skill_neurons")
+        sizes = {name: scores.top(amount) for name, amount in sizes_of(settings["top"], d_mlp).items()}
         _effects(model, prompts, on, sizes, out / CURVE, (settings["n_curve_random"], seed), run)
     with timed(out, "stability"):
         measure_stability(scores, skill, seed=seed, path=out / AGREEMENT)

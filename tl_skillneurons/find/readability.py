@@ -24,6 +24,7 @@ from tl_skillneurons._controls import draw_controls
 from tl_skillneurons._files import load_tensors, save_tensors
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons._widths import n_neurons
 from tl_skillneurons.neurons import NeuronSet
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -188,7 +189,7 @@ def load_readability(folder: Path, scores: NeuronScores) -> Readability:
 
 def best_of(scores: NeuronScores) -> NeuronSet:
     """The best neurons of the model: ten, and of small models no more than one in fifty."""
-    n = max(1, min(N_BEST, scores.n_layers * scores.d_mlp // 50))
+    n = max(1, min(N_BEST, n_neurons(scores.n_layers, scores.d_mlp) // 50))
     return scores.top(n, per="model")
 
 

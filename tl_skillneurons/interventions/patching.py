@@ -290,7 +290,7 @@ def patch_neurons(
     names = {layer: neuron_hooks(model)[layer] for layer in neurons.by_layer()}
     diffs = {d: torch.empty(len(index) + 2, len(pairs.pairs), dtype=torch.float64) for d in directions}
     total = len(directions) * len(pairs.pairs)
-    with progress_bar("patching between twins", total, show=run.progress) as advance:
+    with run.one_use(), progress_bar("patching between twins", total, show=run.progress) as advance:
         for rows, diff in patched(prompted, pairs, names, directions, positions, conditions):
             for direction in directions:
                 diffs[direction][:, rows] = diff[direction]

@@ -12,12 +12,16 @@ bits between a text that is kept and one that is computed again.
 
 It holds only while the model is what it was. So each time a cache is used, at the beginning, every weight and buffer
 is read (one number per row is compared, whoever wrote to it and by which way), and one kept text is run again and
-compared: an adapter that was switched on or off shows there. What differs empties the cache. Within a use a changed
-weight empties it as far as torch counts changes. Hooks that are not this package's, TransformerLens' or torch's, on
-any module, and hooks that act on text positions, run without it (:class:`~tl_skillneurons.PromptedModel` decides).
+compared: an adapter that was switched on or off shows there. What differs empties the cache. A use is one call of this
+package (``score_neurons``, ``measure_effects`` with all its conditions, ...) or one ``attached()`` of the caller's own
+(:meth:`InputCache.one_use`); between the calls anybody may change the model. Within a use a changed weight empties it
+as far as torch counts changes; a ``.data`` edit by the call's own intervention is not looked for. Hooks that are not this
+package's, TransformerLens' or torch's, on any module, and hooks that act on text positions, run without it (:class:`~tl_skillneurons.PromptedModel` decides).
 """
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +80,7 @@ class InputCache:
         self.n_runs = 0
         self._weights = _versions(model)
         self._contents: list[Tensor] | None = None
+        self._use = threading.local()
         self.clear()
 
     def __len__(self) -> int:
@@ -91,9 +96,26 @@ class InputCache:
         self._is_full = self.budget == 0
         self.n_bytes = 0
 
+    @contextmanager
+    def one_use(self) -> Iterator[None]:
+        """All that this thread does in here is one use of the cache: it is checked once, when it is first needed."""
+        if getattr(self._use, "checked", None) is not None:
+            yield  # of a use that goes on
+            return
+        self._use.checked = False
+        try:
+            yield
+        finally:
+            self._use.checked = None
+
     def check(self) -> None:
         """Forget every text where the model is no longer what it was: see above. Costs the reading of every weight
-        and the run of one text."""
+        and the run of one text; nothing within a use that was checked before."""
+        checked = getattr(self._use, "checked", None)  # None where no use goes on
+        if checked:
+            return
+        if checked is False:
+            self._use.checked = True
         now = _contents(self.model)
         if self._contents is not None and self._kept:
             same = len(now) == len(self._contents) and all(map(_equal, now, self._contents))

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_skillneurons._widths import even, widest
 from tl_skillneurons.neurons import Neurons, as_neurons
 from tl_skillneurons.plots.look import COLOURS, figure_of, told
 from tl_skillneurons.scores.neuron_scores import NeuronScores
@@ -36,6 +37,7 @@ def plot_scores(scores: NeuronScores | NeuronStatistic) -> Any:
     Example:
         >>> skn.plot_scores(scores).write_html("predictivity.html")
     """
+    even(scores.d_mlp, "this picture")
     values = strength(scores).double()
     name, role, n = said(scores)
     layers = list(range(len(values)))
@@ -137,7 +139,7 @@ def plot_positions(scores: NeuronScores, chosen: Neurons | None = None) -> Any:
         "Each cell is the best of its layer's neurons at one position of the prompt; "
         f"{words[0].lower()}{words[1:]}: {level:.3f}.",
         "Not shown: how many neurons of a cell are good, and whether what can be read there is used there. Each "
-        f"cell is the best of {scores.d_mlp:,} neurons.",
+        f"cell is the best of {widest(scores.d_mlp):,} neurons.",
         height=max(320, 14 * n_layers + 100),
     )
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tl_skillneurons._widths import even
 from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.plots.layers import levels, said
 from tl_skillneurons.plots.look import COLOURS, figure_of, told
@@ -40,6 +41,7 @@ def plot_histogram(
     """
     chosen = None if chosen is None else as_neurons(chosen)
     name, role, n = said(scores)
+    even(scores.d_mlp, "this picture")
     values = strength(scores).double().flatten().numpy()
     panels = [(f"{name} on {role} ({n} examples), which chose", values)]
     if rules is not None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
+from tl_skillneurons._widths import even
 from tl_skillneurons.interventions.attribution import NeuronAttribution
 from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.plots.layers import levels, said
@@ -46,7 +47,7 @@ def plot_prompts(scores: NeuronScores, chosen: Neurons | None = None, *, one: in
     for name, prompt in (("one", one), ("other", other)):
         if not 0 <= require_int(prompt, name, minimum=0) < scores.n_prompts:
             raise ValueError(f"{name} must be in [0, {scores.n_prompts}), got {prompt}")
-    marked = scores.top(0.02 if scores.d_mlp >= 50 else 1) if chosen is None else chosen
+    marked = scores.top(0.02 if even(scores.d_mlp, "this picture") >= 50 else 1) if chosen is None else chosen
     each, direction = scores.predictivity_by_prompt, scores.direction_by_prompt
     figure = figure_of()
     _density(figure, each[one], each[other])
@@ -92,6 +93,7 @@ def plot_read_and_drive(
     """
     chosen = None if chosen is None else as_neurons(chosen)
     name, *_ = said(scores)
+    even(scores.d_mlp, "this picture")
     reading, driving = strength(scores).double(), attribution.effect.double()
     if reading.shape != driving.shape:
         raise ValueError(

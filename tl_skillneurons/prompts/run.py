@@ -5,6 +5,7 @@ of another shape rounds differently.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,10 @@ class RunOptions:
         for name in ("batch_tokens", "batch_size"):
             if getattr(self, name) is not None:
                 require_int(getattr(self, name), name)
+
+    def one_use(self) -> AbstractContextManager[None]:
+        """What runs in here is one use of the cache, if there is one: :meth:`InputCache.one_use`."""
+        return nullcontext() if self.cache is None else self.cache.one_use()
 
 
 def as_list(prompts: SoftPrompt | Sequence[SoftPrompt] | None) -> list[SoftPrompt | None]:

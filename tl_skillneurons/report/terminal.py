@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_skillneurons._terminal import shown
+from tl_skillneurons._widths import n_neurons
 from tl_skillneurons.find.answers import ALPHA
 from tl_skillneurons.find.findings import Findings
 from tl_skillneurons.find.said import label_said
@@ -131,7 +132,7 @@ def _luck(findings: Findings) -> dict[str, Any]:
         "expected": null.expected(),
         "threshold": null.level(ALPHA),
         "alpha": ALPHA,
-        "n_neurons": scores.n_layers * scores.d_mlp,
+        "n_neurons": n_neurons(scores.n_layers, scores.d_mlp),
         "n_neurons_significant": len(scores.significant(ALPHA)),
         "n_neurons_at_fdr_5_percent": len(scores.significant(ALPHA, correction="fdr")),
     }

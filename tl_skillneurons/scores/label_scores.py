@@ -141,7 +141,7 @@ def score_texts(
     shape = (len(prompted), n_layers, n_positions, widest(d_mlp))
     layers = layers_at_a_time(prompted, texts, n_positions=n_positions, memory=memory, positions=positions)
     n_read = n_layers if isinstance(d_mlp, int) else sum(map(bool, d_mlp))
-    with progress_bar("scores", n_read, show=progress) as advance:
+    with prompted[0].run.one_use(), progress_bar("scores", n_read, show=progress) as advance:
         return score_layers(_varying(layers, advance), rows, scorers, shape, aggregate=aggregate, seed=seed)
 
 

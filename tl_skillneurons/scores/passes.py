@@ -137,7 +137,10 @@ def every_accuracy(
     accuracy = torch.empty(scores.baseline.shape, dtype=torch.float64)
     n_examples = task.n_examples[role]
     rank, _ = rank_and_count()
-    with progress_bar(f"rules on {role}", n_examples * len(prompted), show=progress and rank == 0) as advance:
+    with (
+        prompted[0].run.one_use(),
+        progress_bar(f"rules on {role}", n_examples * len(prompted), show=progress and rank == 0) as advance,
+    ):
         for group in stand_alike(prompted):
 
             def step(n_done: int, n_prompts: int = len(group)) -> None:

@@ -234,7 +234,7 @@ def _measure(
     rank, _ = rank_and_count()
     roles = ("baseline", "select")
     n = sum(task.n_examples[role] for role in roles)
-    with progress_bar(phase, n, show=progress and rank == 0) as advance:
+    with prompted[0].run.one_use(), progress_bar(phase, n, show=progress and rank == 0) as advance:
         found, padded = summaries(prompted, task, what.positions, fwd_hooks=what.fwd_hooks, advance=advance)
         limits = [summary.mean for summary in found]
         outcomes = None

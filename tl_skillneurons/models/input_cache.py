@@ -15,8 +15,10 @@ is read (one number per row is compared, whoever wrote to it and by which way), 
 compared: an adapter that was switched on or off shows there. What differs empties the cache. A use is one call of this
 package (``score_neurons``, ``measure_effects`` with all its conditions, ...) or one ``attached()`` of the caller's own
 (:meth:`InputCache.one_use`); between the calls anybody may change the model. Within a use a changed weight empties it
-as far as torch counts changes; a ``.data`` edit by the call's own intervention is not looked for. Hooks that are not this
-package's, TransformerLens' or torch's, on any module, and hooks that act on text positions, run without it (:class:`~tl_skillneurons.PromptedModel` decides).
+as far as torch counts changes; a ``.data`` edit by the call's own intervention is not looked for.
+
+Hooks that are not this package's, TransformerLens' or torch's, on any module, and hooks that act on text positions, run
+without it (:class:`~tl_skillneurons.PromptedModel` decides).
 """
 
 import threading

@@ -22,10 +22,19 @@ def cells(family):
     if refused is not None:
         return None, refused
     try:
-        result = skn.models.verify(families.bridge(family))
+        model = families.bridge(family)
     except Exception as error:  # a family that does not boot is refused as well, with the reason
-        return None, str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
-    return {check.name: check.told for check in result.checks}, None
+        return None, f"TransformerLens does not boot it: {first_line(error)}"
+    try:
+        result = skn.models.verify(model)
+    except Exception as error:
+        return None, first_line(error)
+    return {check.name: check.shown for check in result.checks}, None
+
+
+def first_line(error):
+    """What an error says, in one sentence."""
+    return str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
 def table(families):
@@ -40,9 +49,7 @@ def table(families):
             continue
         if header is None:
             header = f"{'family':<24} " + " ".join(f"{name:<13}" for name in found)
-        short = {
-            name: told if told == "ok" else told.partition(" ")[0].rstrip(":") for name, told in found.items()
-        }
+        short = {name: told if told == "ok" else told.partition(":")[0] for name, told in found.items()}
         lines.append(f"{family:<24} " + " ".join(f"{told:<13}" for told in short.values()))
         reasons += [f"{family}, {name}: {told}" for name, told in found.items() if told != "ok"]
     return "\n".join([header or "family", *lines, "", *reasons])

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_skillneurons._words import same_text
+
 APART, THESE, UNKNOWN = "on other examples", "on these examples", "unknown"
 """Where neurons or heads were chosen, as a table says it."""
 
@@ -61,8 +63,8 @@ def joint(one: Choice | None, other: Choice | None) -> Choice | None:
 
 
 def text_fingerprints(texts: Iterable[str]) -> list[str]:
-    """One for each text, the same for texts that are equal up to white space."""
-    return [hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16] for text in texts]
+    """One for each text, the same for texts that are equal up to white space and the form of their accents (NFC)."""
+    return [hashlib.sha256(same_text(text).encode()).hexdigest()[:16] for text in texts]
 
 
 def require_apart(

@@ -14,6 +14,16 @@ _BOUNDARY = regex.compile(r"\b", regex.WORD | regex.VERSION1)
 _IN_A_WORD = regex.compile(r"[\p{L}\p{N}]")
 
 
+def same_text(text: str) -> str:
+    """A text as it is compared with others: in normal form C, white space is one blank, and none at the ends.
+
+    Example:
+        >>> same_text("cafe\\u0301  noir ") == same_text("caf\\u00e9 noir")
+        True
+    """
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
 def words_of(text: str) -> list[str]:
     """The words of a text in their order; the text itself, without white space around it, where it has none.
 

@@ -148,5 +148,5 @@ def test_which_way_attention_looks_is_measured(family, change, causal, monkeypat
 def test_gpt1_is_refused_a_prompt_since_its_bridge_is_off_with_any_mask():
     model = families.bridge("gpt1")
     assert skn.models.verify(model)["logits"].ok
-    with pytest.raises(ValueError, match=r"prompt differs by 0\.\d+ of the largest value"):
+    with pytest.raises(ValueError, match=r"prompt refused: differs by 0\.\d+ .* given an attention mask"):
         skn.PromptedModel(model, skn.SoftPrompt(torch.randn(3, 32), placement="suffix"))

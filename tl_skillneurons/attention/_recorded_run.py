@@ -27,7 +27,7 @@ class Names:
     def __init__(
         self, model: TransformerBridge, last: int, projections: Sequence[str], layers: list[int]
     ) -> None:
-        require(model, "neurons", "heads")
+        require(model, "neurons", "heads", "norms")
         points = model.hook_dict
         self.layers = range(last + 1)
         self.embed = "blocks.0.hook_in"

@@ -63,7 +63,7 @@ def direct_logits(
         raise ValueError("direct effects need gradients; call this outside torch.inference_mode()")
     changed = [intact.clone().double() for _ in interventions]
     ids = prompted.encode(texts)
-    require(prompted.model, "neurons", "output head")
+    require(prompted.model, "neurons", "output head", "norms")
     names = neuron_hooks(prompted.model)
     place_of = {f"blocks.{layer}.mlp.hook_post": at for at, layer in enumerate(names)}
     seen = False

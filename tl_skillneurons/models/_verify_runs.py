@@ -18,8 +18,9 @@ from transformers import DynamicCache
 
 from tl_skillneurons.models._comparisons import constant_ratio, difference, rounding
 from tl_skillneurons.models._quiet_run import made_up_text, plain_run, quietly
-from tl_skillneurons.models.causality import measured_sight
+from tl_skillneurons.models.causality import measured_sight, sight
 from tl_skillneurons.models.hooks import Hooks
+from tl_skillneurons.models.norms import frozen_norms
 from tl_skillneurons.models.prefill import fork, prefill
 from tl_skillneurons.models.sites import head_hooks, heads_shown, neuron_hooks, output_projection
 from tl_skillneurons.models.tokenizing import pad_id
@@ -191,7 +192,24 @@ def put_rows(act: Tensor, hook: Any, *, rows: Tensor, where: Tensor) -> Tensor:
 
 def logits(s: Subject) -> float:
     """The bridge's logits of a text."""
-    return difference(s.plain[0], s.plain_reference[0])
+    off = difference(s.plain[0], s.plain_reference[0])
+    if off > s.rounding:
+        other = s.texts[0].clone()
+        other[4] = s.texts[0][0]
+        rows = (s.plain_reference[0][0], s.refer(input_ids=other[None])[0])
+        own, here = sight(*rows, 4), measured_sight(s.model)
+        if own != here:
+            raise ValueError(
+                f"differs by {off:.2g} of the largest value, for positions see {here} in the bridge and {own} in the "
+                "model's own attention"
+            )
+    return off
+
+
+def norms(s: Subject) -> float:
+    """Each norm of the residual stream as the affine map that it is at a fixed scale."""
+    with quietly(s.model), frozen_norms(s.model):
+        return difference(s.run(s.texts[0][None, :3])[0], s.run(s.texts[0][None, :3])[0])
 
 
 def neurons(s: Subject) -> float:
@@ -259,8 +277,14 @@ def prompt(s: Subject) -> float:
     virtual = torch.zeros_like(ids, dtype=torch.bool)
     virtual[:, slice(-n, None) if s.causal else slice(n)] = True
     mask = torch.ones_like(ids)  # every run of a prompt gives one, and GPT-1's bridge is off with any
-    found, _ = s.run(ids, mask, [("embed.hook_out", partial(put_rows, rows=s.soft, where=virtual))])
-    return difference(found[0], expected)
+    swap = ("embed.hook_out", partial(put_rows, rows=s.soft, where=virtual))
+    off = difference(s.run(ids, mask, [swap])[0][0], expected)
+    if off > s.rounding and difference(s.run(ids, None, [swap])[0][0], expected) <= s.rounding:
+        raise ValueError(
+            f"differs by {off:.2g} of the largest value where the bridge is given an attention mask, as every prompt's "
+            "batch is, and not without one: what the mask makes of its attention is not the model's"
+        )
+    return off
 
 
 def _prompt_in_batch(s: Subject, side: str) -> float:

@@ -24,6 +24,10 @@ class Sight:
     earlier: bool
     later: bool
 
+    def __str__(self) -> str:
+        seen = [name for name in ("earlier", "later") if getattr(self, name)]
+        return " and ".join(seen) + " ones" if seen else "themselves alone"
+
 
 def sight(
     before: Float[Tensor, "pos d"], after: Float[Tensor, "pos d"], changed: int, rounding: float = _ROUNDING

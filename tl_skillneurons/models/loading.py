@@ -291,6 +291,11 @@ def _load_errors(name: str, source: str, local: bool) -> Iterator[None]:
         yield
     except Refused as error:
         raise ValueError(str(error)) from error.__cause__
+    except RuntimeError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"TransformerLens can't boot {name}: {first}; use another model of its family"
+        ) from error
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise _explain(error, name, source, local) from error
 

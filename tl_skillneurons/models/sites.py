@@ -117,7 +117,7 @@ def _refusal(model: TransformerBridge) -> str | None:
         return "it has no transformer layers (no blocks); use a causal model or a BERT-like encoder"
     if any(word in part for kind in model.layer_types() for part in kind.split("+") for word in _RECURRENT):
         return _STATE_SPACE
-    if stacks.get("embed") is None:
+    if getattr(stacks.get("embed"), "W_E", None) is None:
         return (
             "it has no token embedding, so it does not read text; use a causal model or a BERT-like encoder"
         )

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons.models.sites import is_causal
+from tl_skillneurons.models.sites import hf_config, is_causal
 from tl_skillneurons.models.tokenizing import resolve_prepend_bos, text_token_ids
 
 TEXTS = ("a", "The film was not bad at all.", "1, 2, 3")
@@ -45,7 +45,8 @@ def frame_of(tokenizer: Any) -> Frame | None:
 
 
 def fresh_tokenizer(model: TransformerBridge, revision: str | None = None) -> Any:
-    """The tokenizer that the booted one came from, loaded again from its files, or from what the hub left here.
+    """The tokenizer that the booted one came from, loaded again from its files, or from what the hub left here: of the
+    model's own revision, unless another is given.
 
     ``None`` for a tokenizer that was made in memory, or whose files aren't here.
     """
@@ -55,9 +56,16 @@ def fresh_tokenizer(model: TransformerBridge, revision: str | None = None) -> An
     if not source:
         return None
     try:
-        return AutoTokenizer.from_pretrained(source, revision=revision or "main", local_files_only=True)
+        return AutoTokenizer.from_pretrained(
+            source, revision=revision or _revision(model), local_files_only=True
+        )
     except Exception:  # whatever keeps it from being loaded, there is nothing to compare with
         return None
+
+
+def _revision(model: TransformerBridge) -> str:
+    """The commit that the model's configuration was loaded at, where it says."""
+    return getattr(hf_config(model), "_commit_hash", None) or "main"
 
 
 def keep_special_tokens(model: TransformerBridge, own: Any = None) -> None:
@@ -117,7 +125,8 @@ def token_differences(model: TransformerBridge, own: Any = None) -> str | None:
         if _counted_row(model, ids) != _counted_row(model, wanted):
             return (
                 f"the text {text!r} is run as {_named(model.tokenizer, ids)}, and the model's own tokenizer "
-                f"({type(own).__name__} of {own.name_or_path}) gives {_named(own, wanted)}"
+                f"({type(own).__name__} of {own.name_or_path}) gives {_named(own, wanted)}; "
+                "skn.models.keep_special_tokens(model) puts its rule back"
             )
     return None
 

@@ -9,6 +9,7 @@ from transformer_lens import utilities as tl_utilities
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_text
+from tl_skillneurons.models.locks import held
 from tl_skillneurons.models.sites import has_language_model_head, hf_config, is_causal
 
 T5_MASK = "<extra_id_0>"
@@ -42,7 +43,8 @@ def text_token_ids(model: TransformerBridge, texts: list[str], prepend_bos: bool
             texts = list(tl_utilities.get_input_with_manually_prepended_bos(bos, texts))
     if not texts:
         return []
-    rows = tokenizer(texts, verbose=False)["input_ids"]
+    with held(model):  # a tokenizer is one thread's as well
+        rows = tokenizer(texts, verbose=False)["input_ids"]
     require_rows(model, rows)
     if prepend_bos is None:
         return rows
@@ -70,7 +72,8 @@ def piece_ids(model: TransformerBridge, text: str) -> list[int]:
     Raises:
         ValueError: For a token that the model has no row for.
     """
-    ids = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    with held(model):
+        ids = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     require_rows(model, [ids])
     return ids
 

@@ -2,8 +2,9 @@
 
 Compared are, in one run each, a fraction of a second in all on a small model: logits, neurons (the hook against the
 input of the down projection, its width, its values, and an edit), a soft prompt against ``inputs_embeds``, the same
-inside a batch padded on the left and on the right, the prompt on top of kept keys and values, the heads' outputs, and
-the vocabulary's matrix as it can be read against the module that runs. What differs by more than rounding, or can't
+inside a batch padded on the left and on the right, the prompt on top of kept keys and values, the heads' outputs,
+the vocabulary's matrix as it can be read against the module that runs, and whether each norm of the residual stream is
+linear at a fixed scale, which direct effects and decompositions rest on. What differs by more than rounding, or can't
 be had, is refused for the operations that it would spoil, and for no other.
 
 It is done once per model, when the model is loaded or first used, and again when its weights or its configuration
@@ -44,6 +45,7 @@ _CHECKS: dict[str, Callable[[Subject], float]] = {
     "kept texts": runs.cached,
     "heads": runs.heads,
     "output head": runs.output_head,
+    "norms": runs.norms,
 }
 _DONE: WeakKeyDictionary[TransformerBridge, tuple[Any, "Verification"]] = WeakKeyDictionary()
 
@@ -71,6 +73,11 @@ class Check:
     def told(self) -> str:
         """ "ok", "differs by ..." or "refused: ..."."""
         return "ok" if self.refused is None else self.refused
+
+    @property
+    def shown(self) -> str:
+        """The same for a table: "ok" or "refused: ..."."""
+        return self.told if self.ok or self.told.startswith("refused: ") else f"refused: it {self.told}"
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ class Verification:
     def __repr__(self) -> str:
         way = "positions see earlier ones alone" if self.causal else "positions see later ones too"
         lines = [f"{self.model}, {way}; compared with {self.reference}"]
-        return "\n".join([*lines, *(f"  {check.name:<14} {check.told}" for check in self.checks)])
+        return "\n".join([*lines, *(f"  {check.name:<14} {check.shown}" for check in self.checks)])
 
 
 def verify(model: TransformerBridge, tokenizer: Any = None) -> Verification:
@@ -235,5 +242,6 @@ def _state(model: TransformerBridge) -> Any:
     config = hf_config(model)
     said = json.dumps(config.to_dict(), default=str, sort_keys=True) if hasattr(config, "to_dict") else ""
     said += str(getattr(config, "_attn_implementation", "")) + str(model.compatibility_mode)
+    said += f"{id(model.tokenizer)}"  # one put in its place has a rule of its own for special tokens
     weights = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
     return said, weights

@@ -74,7 +74,7 @@ class PromptedModel:
     ) -> None:
         require_supported(model)
         require_eval(model)
-        require(model, "logits", *(() if prompt is None else ("prompt",)))
+        require(model, "logits", "special tokens", *(() if prompt is None else ("prompt",)))
         if prompt is not None:
             prompt.require_fits(model)
         if run.cache is not None and run.cache.model is not model:

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, Features, Value
 
+from tl_skillneurons._words import same_text
+
 Rows: TypeAlias = Dataset | Sequence[Mapping[str, Any]]
 """Examples as they come: a ``Dataset``, or a list of dicts."""
 
@@ -49,8 +51,8 @@ def columns_of(dataset: Dataset) -> Columns:
 
 
 def plain(texts: Sequence[str]) -> list[str]:
-    """The texts as they are compared: white space is one blank, and none at the ends."""
-    return [" ".join(text.split()) for text in texts]
+    """The texts as they are compared (:func:`~tl_skillneurons._words.same_text`)."""
+    return [same_text(text) for text in texts]
 
 
 def take(columns: Columns, rows: Sequence[int]) -> Columns:

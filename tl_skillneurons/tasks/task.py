@@ -6,9 +6,9 @@ picked as the best of thousands on some examples looks better on them than it is
 train, select and report: what stands in two roles is dropped from the earlier one and counted (published
 benchmarks do have this fault). Baseline is usually train itself, as in Wang et al. (2022, section 3).
 
-Texts are equal when they are equal up to white space. Near-duplicates, and examples of one source, are kept in
-one role when asked for: ``near_duplicates=0.8``, ``group="author"``. What belongs together is one unit of every
-permutation, bootstrap and split (:meth:`Task.units`). Which class is label 1:
+Texts are equal when they are equal in normal form C, up to white space. Near-duplicates, and examples of one source,
+are kept in one role when asked for: ``near_duplicates=0.8``, ``group="author"``. What belongs together is one unit of
+every permutation, bootstrap and split (:meth:`Task.units`). Which class is label 1:
 :mod:`~tl_skillneurons.tasks.reading`.
 """
 

@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons._checks import require_int
+from tl_skillneurons.models.locks import held
 from tl_skillneurons.models.tokenizing import piece_ids
 
 INITS = ("vocabulary", "normal")
@@ -91,7 +92,7 @@ def embedding_rows(model: TransformerBridge, ids: Int[Tensor, " token"]) -> Floa
     def stop(act: Tensor, hook: Any) -> Tensor:
         raise StopAtLayerException(act)
 
-    with torch.no_grad():
+    with held(model), torch.no_grad():
         rows = model.run_with_hooks(ids[:, None].to(model.cfg.device), fwd_hooks=[("embed.hook_out", stop)])
     return rows[:, 0]
 

@@ -66,7 +66,7 @@ def require_mask(mask: Any) -> Bool[Tensor, "layer neuron"]:
 
 
 def shape_of_blocks(model: Any) -> tuple[int, Width]:
-    """``(n_layers, d_mlp)`` of a model whose blocks have one output projection each; a block without one has no neurons.
+    """``(n_layers, d_mlp)`` of a model whose blocks have one output projection each; one without has no neurons.
 
     Raises:
         ValueError: When no layer has a single projection.

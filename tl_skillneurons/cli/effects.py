@@ -55,6 +55,7 @@ def effects(where: Where, asked: Asked, shown: Shown) -> None:
 
     def ask(path: Path) -> "Answer":
         from tl_skillneurons._checks import require_others
+        from tl_skillneurons._widths import even
         from tl_skillneurons.find.folder import load_run
         from tl_skillneurons.interventions.effects import measure_effects
 
@@ -62,7 +63,7 @@ def effects(where: Where, asked: Asked, shown: Shown) -> None:
         top = findings.settings["top"]
         sizes = settings["sizes"] or {str(top): top}
         for amount in sizes.values():
-            require_others(amount, findings.scores.d_mlp)
+            require_others(amount, even(findings.scores.d_mlp, "this command"))
         panel = measure_effects(
             model_again(findings, where),
             findings.prompts,

@@ -64,7 +64,7 @@ def test_a_bridge_whose_logits_are_others_is_refused_with_the_difference(llama):
 
 def test_a_hook_that_shows_something_else_than_the_neurons_is_refused_for_neurons_alone(llama, monkeypatch):
     task, prompt = tiny.task(), skn.SoftPrompt(torch.randn(2, 32), placement="suffix")
-    monkeypatch.setattr(runs, "neuron_hooks", lambda model: [f"blocks.{k}.mlp.hook_pre" for k in range(2)])
+    monkeypatch.setattr(runs, "neuron_hooks", lambda model: {k: f"blocks.{k}.mlp.hook_pre" for k in range(2)})
     result = skn.models.verify(llama)
     assert [check.name for check in result.surprises] == ["neurons"]
     with pytest.raises(ValueError, match="neurons differs by"):

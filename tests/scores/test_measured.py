@@ -92,7 +92,7 @@ def test_scores_of_another_model_are_refused_by_shape_and_told_by_name(gpt2, pro
     with pytest.warns(UserWarning, match="scores are of another model \\(name: 'other' then, 'tiny' here\\)"):
         require_measured_here(replace(short, provenance=other), gpt2, prompt, max_length=SHORT)
     cut = {name: getattr(short, name)[..., :40] for name in ("baseline", "std", "mean_abs", "correct")}
-    with pytest.raises(ValueError, match=r"\[layer, neuron\] = \[2, 40\], tiny has \[2, 48\]"):
+    with pytest.raises(ValueError, match=r"with 2 layers and 40 neurons, tiny has 2 and 48"):
         require_measured_here(replace(short, **cut), gpt2, prompt, max_length=SHORT)
 
 

@@ -68,6 +68,7 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search, output: Shown
     from rich.console import Console
 
     from tl_skillneurons._terminal import shown
+    from tl_skillneurons._widths import even
     from tl_skillneurons.models.loading import load_model
     from tl_skillneurons.models.sites import neuron_shape
 
@@ -76,7 +77,7 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search, output: Shown
     bridge = load_model(model.model, device=model.device, dtype=model.dtype)
     task = given or built_in(bridge, want, _BUILT_IN_PAIRS, search.seed)
     require_words(bridge, task)
-    require_others(amount, neuron_shape(bridge)[1])
+    require_others(amount, even(neuron_shape(bridge)[1], "find"))
     task = task.limit(
         train=data.train_examples or None,
         select=data.select_examples or None,

@@ -87,12 +87,14 @@ def _pair(given: str) -> tuple[int, int]:
 
 def _profiles(findings: "Findings", where: Where, pairs: list[tuple[int, int]]) -> "NeuronProfiles":
     """Those of the run where it has all of these neurons, else made anew."""
-    scores = findings.scores
+    from tl_skillneurons._widths import even
+
+    scores, d_mlp = findings.scores, even(findings.scores.d_mlp, "this command")
     for layer, index in pairs:
-        if layer >= scores.n_layers or index >= scores.d_mlp:
+        if layer >= scores.n_layers or index >= d_mlp:
             raise ValueError(
                 f"there is no neuron {layer}.{index}: layers are 0 to {scores.n_layers - 1}, neurons of a layer 0 to "
-                f"{scores.d_mlp - 1}"
+                f"{d_mlp - 1}"
             )
     if set(pairs) <= set(findings.profiles.neurons):
         return findings.profiles

@@ -64,13 +64,16 @@ class Summary:
     mean_abs: Float[Tensor, "layer position neuron"]
 
 
-def summarize(layers: list[Float[Tensor, "5 position neuron"] | None], n_examples: int, wide: int) -> Summary:
+def summarize(
+    layers: list[Float[Tensor, "5 position neuron"] | None], n_examples: int, wide: int | None = None
+) -> Summary:
     """Mean, standard deviation and mean magnitude over ``n_examples``; NaN where a layer has no such neuron.
 
     Args:
-        wide: How many neurons the widest layer has.
+        wide: How many neurons the widest layer has, where that is none of these.
     """
     known = next(m for m in layers if m is not None)
+    wide = max(m.shape[-1] for m in layers if m is not None) if wide is None else wide
     each = known.new_full((len(layers), *known.shape[:2], wide), torch.nan, device="cpu")
     for layer, own in enumerate(layers):
         if own is not None:

@@ -127,32 +127,6 @@ def measure_effects(
     kept = KeptOutputs(None if path is None else Path(path), settings)
     with run.one_use():
         needed = ["prompt"]  # controls are matched there
-            needed += ["text"] if set(places) & {"text", "all"} else []
-            for one in runs:
-                one.measure_references(needed)
-            drawn = with_controls(
-                sets, model, runs[0].mean_absolute, n_random, seed, most_difference=beyond.most_difference
-            )
-            settings |= {"controls": drawn.told, "notes": drawn.notes}
-            plan = _Plan(chosen, places, drawn.sets, seed)
-            n_runs = sum(len(one.prompted) for one in runs) * (1 + len(plan.conditions))
-            n_runs += beyond.direct * len(runs[0].prompted)
-            n_runs += bool(len(beyond.plain_texts)) * (1 + len(plan.in_plain_text))
-            measured: list[Measured] = []
-            with kept, progress_bar("measuring effects", n_runs, show=run.progress) as advance:
-                for number, one in enumerate(runs):
-                    measured.append(one.total(plan, kept, len(measured), advance))
-                    if number == 0 and beyond.direct:
-                        measured.append(one.direct(plan, kept, measured[0], len(measured), advance))
-                if len(beyond.plain_texts):
-                    losses = partial(_losses, plain, beyond.plain_texts, seed)
-                    hooks = partial(plan.hooks, references=runs[0].references[0], place="text")
-                    kept_as = (len(measured), 0)
-                    intact, outputs = kept.each(*kept_as, losses, hooks, plan.in_plain_text, advance)
-                    measured.append(_stacked("plain text", "total", None, [intact], [outputs]))
-                panel = EffectPanel(tuple(plan.conditions), tuple(measured), examples.role, settings)
-                kept.finish(panel)
-        needed = ["prompt"]  # controls are matched there
         needed += ["text"] if set(places) & {"text", "all"} else []
         for one in runs:
             one.measure_references(needed)

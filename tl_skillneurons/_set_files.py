@@ -65,6 +65,9 @@ def read_set(path: str | os.PathLike[str], site: str) -> tuple[list[tuple[int, i
         if (score := content.get("score")) is not None:
             known["choice"] = replace(known["choice"], score=score_recorded(score))
             of_score, of_set = list(known["choice"].score.shape), [known["n_layers"], known["d_mlp"]]
+            of_set[1] = (
+                max(of_set[1]) if isinstance(of_set[1], list) else of_set[1]
+            )  # each layer's own number
             if any(size not in (None, own) for size, own in zip(of_set, of_score, strict=True)):
                 raise ValueError(f"its score is of {of_score}, its neurons of {of_set} [layer, neuron]")
         pairs = [(layer, index) for layer, index in content["ranked"]]

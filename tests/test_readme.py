@@ -119,6 +119,8 @@ def test_every_name_in_the_tables_of_questions_is_public(skn, page, heading):
     rooms = [name for name in skn.__all__ if name.islower() and isinstance(getattr(skn, name), type(typing))]
     for row in rows:
         for code in re.findall(r"`([A-Za-z][^`]*)`", row.split("|")[2]):
+            if code.startswith("tl-skillneurons "):  # a command
+                continue
             name = re.match(r"(?:skn\.)?([A-Za-z_.]+)", code)[1]
             values = {"scores": skn.NeuronScores, "prompt": skn.SoftPrompt}
             first, _, rest = name.partition(".")

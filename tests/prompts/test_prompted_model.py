@@ -241,7 +241,7 @@ LABELS = [
     ({0: "good", 1: 40}, r"the token id of label 1 must be in \[0, 40\), got 40"),
     ({0: "good", 1: -1}, r"must be in \[0, 40\), got -1"),
     ({0: "good"}, "a word for each of at least two classes, got {0: 'good'}"),
-    ({}, "a word for each of at least two classes"),
+    ({}, "answers with words, and the task has none for its labels: give label_words"),
 ]
 
 

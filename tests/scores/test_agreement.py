@@ -91,6 +91,35 @@ def test_permuted_labels_stay_honest_where_permuted_neurons_call_correlated_ones
     assert sum(by_labels) <= 3 < 6 <= sum(by_neurons)  # of 20, at 5 %
 
 
+def test_two_prompts_of_one_task_whose_labels_mean_nothing_are_seldom_called_alike():
+    """Their scores are of the same texts under the same labels, so what fits these by luck is high in both."""
+    called, one_side = [], []
+    for seed in range(20):
+        texts, labels = groups_of_neurons(seed), labels_of(100 + seed)
+        noise = [
+            torch.rand(texts.shape, generator=torch.Generator().manual_seed(2 * seed + k)) for k in (0, 1)
+        ]
+        one, other = (scores_of(texts ^ (flip < 0.1), labels) for flip in noise)
+        found = agreements({"a": one, "b": other}, [("a", "b")], 5, n_permutations=39, seed=seed)["a", "b"]
+        called.append(found.row(-1)["p_value"] <= 0.05)
+        bare = dataclasses.replace(other, outcomes=None)
+        one_side.append(
+            agreements({"a": one, "b": bare}, [("a", "b")], 5, n_permutations=39, seed=seed)["a", "b"]
+        )
+        assert found.sides == (39,)
+    assert sum(called) <= 3 < 10 <= sum(one.row(-1)["p_value"] <= 0.05 for one in one_side)
+
+
+def test_draws_of_both_sides_are_what_scoring_both_under_the_same_permuted_labels_gives():
+    labels = labels_of(3)
+    one, other = (scores_of(groups_of_neurons(seed), labels) for seed in (0, 1))
+    found = agreements({"a": one, "b": other}, [("a", "b")], 5, n_permutations=5, seed=2)["a", "b"]
+    drawn = one.outcomes.units.permuted(labels, 5, seed=2)
+    for draw, permuted in zip(found.null, drawn, strict=True):
+        sides = [scores_of(groups_of_neurons(seed), permuted).predictivity.flatten() for seed in (0, 1)]
+        assert float(draw[-1]) == pytest.approx(stats.spearmanr(*sides).statistic)
+
+
 def test_the_side_whose_labels_mean_least_decides_however_few_its_permutations():
     """One side's labels can be dealt out in 16 ways, the other's in many: what 999 draws say can't hide the 15."""
     above = groups_of_neurons(0)

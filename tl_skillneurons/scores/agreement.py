@@ -4,9 +4,12 @@ Neurons are correlated, and some answer to any labels better than others, so ran
 the labels mean. The null keeps all of this: the labels of one side's ``select`` examples are dealt out anew to its
 units (:mod:`~tl_skillneurons.stats.units`), and the rankings and tops that it then has are compared with the other
 side's. That takes the single answers (``score_neurons(..., keep_outcomes=True)``); each side that kept them is permuted
-in turn, and the larger p-value of the two sides counts: agreement takes labels that mean something on both. Few units
-have few orders; all are counted then, and ``smallest_p`` says what they allow. Where neither side kept them, neurons
-are permuted within their layers in place of labels, which treats them as independent: that null is too narrow.
+in turn, and the larger p-value of the two sides counts: agreement takes labels that mean something on both. Two sides
+with the same labels on the same units (two prompts of one task, one task at two checkpoints) are permuted together,
+each draw giving both the same new labels: labels that mean nothing make such sides agree too, which permuting one of
+them can't show. Few units have few orders; all are counted then, and ``smallest_p`` says what they allow. Where neither
+side kept them, neurons are permuted within their layers in place of labels, which treats them as independent: that null
+is too narrow.
 
 With ``rho`` Spearman's correlation of the neurons' scores and ``rho_b`` that of draw ``b`` of the ``B`` of a side::
 
@@ -17,8 +20,9 @@ Agreement does not show that two tasks use the same neurons for the same thing.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -34,7 +38,7 @@ from tl_skillneurons._results import html_of
 from tl_skillneurons._widths import even
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.null import permuted_scores
-from tl_skillneurons.scores.outcomes import described
+from tl_skillneurons.scores.outcomes import RuleOutcomes, described
 from tl_skillneurons.scores.ranked import Scored, require_one_model, strength
 from tl_skillneurons.stats.permutation import row_orders
 from tl_skillneurons.stats.ranks import average_ranks
@@ -55,7 +59,8 @@ class Agreement:
         n_top: Best neurons of each layer whose overlap is counted.
         seed: Of the permutations.
         units: What labels were dealt out to, of each side that was permuted: ``"60 units (group)"``.
-        sides: How many of the draws permuted each side, one side after the other.
+        sides: How many of the draws permuted each side, one side after the other; one number where both were permuted
+            together.
 
     Example:
         >>> found = skn.scores.score_agreement(scores, other_scores, 30)
@@ -213,23 +218,29 @@ def agreements(
     shared: dict[tuple[str, str], list[Tensor]] = {pair: [] for pair in pairs}
     units: dict[tuple[str, str], list[str]] = {pair: [] for pair in pairs}
     sides: dict[tuple[str, str], list[int]] = {pair: [] for pair in pairs}
+    drawn = partial(_permuted, n_permutations=n_permutations, n_top=n_top, seed=seed)
+    joint = [pair for pair in pairs if _share_labels(*(scores[name] for name in pair))]
+    for pair in joint:
+        mine, theirs = (_with_outcomes(scores[name]) for name in pair)
+        assert mine is not None and theirs is not None  # for type checkers
+        for ranks, beside in zip(drawn(mine), drawn(theirs), strict=True):
+            null[pair].append(ranks.spearman(beside))
+            shared[pair].append(ranks.shared(beside))
+        units[pair].append(described(mine[1].units))
+        sides[pair].append(len(null[pair]))
     for name, score in scores.items():
-        others = [pair for pair in pairs if name in pair]
-        if not others or not isinstance(score, NeuronScores) or score.outcomes is None:
+        others = [pair for pair in pairs if name in pair and pair not in joint]
+        kept = _with_outcomes(score)
+        if not others or kept is None:
             continue
         before = {pair: len(null[pair]) for pair in others}
-        blocks = permuted_scores(
-            score.outcomes, n_permutations, seed=seed, aggregate=score.aggregate, class_id=score.class_id
-        )
-        for block in blocks:
-            for drawn in block:
-                permuted = _Ranked.of(drawn, n_top)
-                for pair in others:
-                    other = ranked[pair[1] if pair[0] == name else pair[0]]
-                    null[pair].append(permuted.spearman(other))
-                    shared[pair].append(permuted.shared(other))
+        for ranks in drawn(kept):
+            for pair in others:
+                other_side = ranked[pair[1] if pair[0] == name else pair[0]]
+                null[pair].append(ranks.spearman(other_side))
+                shared[pair].append(ranks.shared(other_side))
         for pair in others:
-            units[pair].append(described(score.outcomes.units))
+            units[pair].append(described(kept[1].units))
             sides[pair].append(len(null[pair]) - before[pair])
     for pair in pairs:
         if not null[pair]:
@@ -249,6 +260,32 @@ def agreements(
         )
         for one, other in pairs
     }
+
+
+def _with_outcomes(score: Scored) -> tuple[NeuronScores, RuleOutcomes] | None:
+    """Scores that can be counted again under other labels."""
+    if not isinstance(score, NeuronScores) or score.outcomes is None:
+        return None
+    return score, score.outcomes
+
+
+def _share_labels(one: Scored, other: Scored) -> bool:
+    """Whether both go by the same labels of the same units, so that labels which mean nothing make them alike."""
+    kept, beside = _with_outcomes(one), _with_outcomes(other)
+    if kept is None or beside is None:
+        return False
+    mine, theirs = kept[1], beside[1]
+    return torch.equal(mine.labels, theirs.labels) and mine.units.same_as(theirs.units)
+
+
+def _permuted(
+    kept: tuple[NeuronScores, RuleOutcomes], *, n_permutations: int, n_top: int, seed: int
+) -> Iterator["_Ranked"]:
+    score, outcomes = kept
+    for block in permuted_scores(
+        outcomes, n_permutations, seed=seed, aggregate=score.aggregate, class_id=score.class_id
+    ):
+        yield from (_Ranked.of(drawn, n_top) for drawn in block)
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,6 +75,11 @@ class Units:
     what: str = "text"
     pair: Int[Tensor, " example"] | None = None
 
+    def same_as(self, other: "Units") -> bool:
+        """Whether they are the same units of the same examples, whatever they are called."""
+        pairs = [torch.full_like(one.member, -1) if one.pair is None else one.pair for one in (self, other)]
+        return torch.equal(self.member, other.member) and torch.equal(*pairs)
+
     @classmethod
     def single(cls, n_examples: int) -> "Units":
         """Every example a unit of its own."""

@@ -22,7 +22,7 @@ from .models.input_cache import InputCache as InputCache
 from .models.loading import load_model as load_model
 from .models.packaged import packaged_model as packaged_model
 from .models.pruning import prune as prune
-from .neurons import NeuronSet as NeuronSet
+from .neurons.neuron_set import NeuronSet as NeuronSet
 from .plots import plot_scores as plot_scores
 from .prompts.prompted_model import PromptedModel as PromptedModel
 from .prompts.run import RunOptions as RunOptions

@@ -30,7 +30,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int
 from tl_skillneurons.models.hooks import remove_hook
 from tl_skillneurons.models.sites import require_supported
-from tl_skillneurons.neurons import Neurons, as_neurons
+from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 
 __docformat__ = "google"

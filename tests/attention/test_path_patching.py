@@ -9,9 +9,9 @@ import torch
 from toy import QUIET
 
 from tl_skillneurons import NeuronSet, RunOptions, SoftPrompt
-from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons.attention import ChosenHeads, PathPatching, patch_heads_to_neurons
 from tl_skillneurons.interventions import Twins
+from tl_skillneurons.neurons.choice import Choice, text_fingerprints
 from tl_skillneurons.stats import ratio_interval
 
 PAIRS = planted.twins(6)

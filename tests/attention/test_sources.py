@@ -5,8 +5,8 @@ import pytest
 from toy import QUIET
 
 from tl_skillneurons import NeuronSet
-from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons.attention import ChosenHeads, SourceWords, coloured_sources, source_words
+from tl_skillneurons.neurons.choice import Choice, text_fingerprints
 
 QUICK = {"run": QUIET}
 

@@ -9,8 +9,8 @@ import torch
 from toy import QUIET, task_of
 
 from tl_skillneurons import NeuronSet, RunOptions, SoftPrompt, Task
-from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons.attention import HeadWriters, decompose, head_writers
+from tl_skillneurons.neurons.choice import Choice, text_fingerprints
 from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.stats.units import Units
 

@@ -9,7 +9,7 @@ from calibration_settings import N_NEURONS, N_TEXTS, PLANTED, Setting, few_group
 from torch import Tensor
 
 from tl_skillneurons import NeuronSet
-from tl_skillneurons._controls import draw_controls
+from tl_skillneurons.neurons.controls import draw_controls
 from tl_skillneurons.scores.kinds import KINDS
 from tl_skillneurons.scores.null import NullTally, permutation_null
 from tl_skillneurons.scores.target_scores import _drawn  # the public way to it runs a model

@@ -9,7 +9,6 @@ from toy import QUIET
 
 import tl_skillneurons as skn
 from tl_skillneurons import InputCache, NeuronSet, PromptedModel, RunOptions, SoftPrompt, ablate
-from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons.interventions import (
     Beyond,
     Examples,
@@ -21,6 +20,7 @@ from tl_skillneurons.interventions import (
     measure_effects,
 )
 from tl_skillneurons.interventions.controls import output_norms, with_controls
+from tl_skillneurons.neurons.choice import Choice, text_fingerprints
 
 FEW = Examples(n_reference=16)
 

@@ -11,12 +11,12 @@ import torch
 from toy import QUIET
 
 from tl_skillneurons import NeuronSet, PromptedModel, RunOptions, SoftPrompt, minimal_pairs
-from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons._files import load_tensors, save_tensors
 from tl_skillneurons.interventions import NeuronPatching, Twins, patch_neurons
 from tl_skillneurons.interventions._exchange import conditions_of
 from tl_skillneurons.interventions.patching import _result
 from tl_skillneurons.interventions.twins import twins_recorded
+from tl_skillneurons.neurons.choice import Choice, text_fingerprints
 from tl_skillneurons.stats import ratio_interval
 from tl_skillneurons.stats.units import Units
 

@@ -5,8 +5,8 @@ import tiny
 import torch
 
 import tl_skillneurons as skn
-from tl_skillneurons._choice import text_fingerprints
 from tl_skillneurons.models import special_tokens
+from tl_skillneurons.neurons.choice import text_fingerprints
 from tl_skillneurons.tasks.columns import plain
 
 TEXTS = ["good film", "a bad film"]

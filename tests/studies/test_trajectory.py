@@ -12,7 +12,7 @@ from toy import QUIET
 from tuned import SMALL, TASK, fit
 
 import tl_skillneurons as skn
-from tl_skillneurons._choice import text_fingerprints
+from tl_skillneurons.neurons.choice import text_fingerprints
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not below chance")  # a few steps seldom suffice
 READOUT = {"readout_learning_rate": 0.05}

@@ -6,7 +6,7 @@ from typing import Any
 
 from tl_skillneurons.attention.decomposition import PreActivationParts, decompose_batch
 from tl_skillneurons.models.records import model_record
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.tasks.task import Task

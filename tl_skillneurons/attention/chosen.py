@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
-from tl_skillneurons._choice import Choice, require_apart
 from tl_skillneurons.attention._heads import Head
+from tl_skillneurons.neurons.choice import Choice, require_apart
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,7 +52,7 @@ class ChosenHeads(Sequence[Head]):
 
 
 def require_heads_apart(heads: Sequence[Head], texts: Iterable[str], *, insist: bool, by: str) -> str:
-    """Where ``heads`` were chosen, seen from the texts that measure them (:mod:`~tl_skillneurons._choice`).
+    """Where ``heads`` were chosen, seen from the texts that measure them (:mod:`~tl_skillneurons.neurons.choice`).
 
     Raises:
         ValueError: When some of these texts chose them, unless the caller insists.

@@ -32,8 +32,6 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_option, require_seed
-from tl_skillneurons._choice import require_apart
-from tl_skillneurons._controls import ALIKE, few_alternatives, standardised_differences
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
@@ -48,7 +46,9 @@ from tl_skillneurons.interventions.references import reference_rows
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.sites import head_output_weights, neuron_hooks, neuron_shape
-from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
+from tl_skillneurons.neurons.choice import require_apart
+from tl_skillneurons.neurons.controls import ALIKE, few_alternatives, standardised_differences
+from tl_skillneurons.neurons.neuron_set import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.positions import NAMED, ActsAt, current_tokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions

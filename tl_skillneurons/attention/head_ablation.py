@@ -21,14 +21,14 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from tl_skillneurons._checks import require_int, require_option, require_seed
-from tl_skillneurons._controls import distinct_draws
-from tl_skillneurons._matching import draw_nearest, finite_match
 from tl_skillneurons.attention._heads import Head, require_heads
 from tl_skillneurons.attention.outputs import HeadOutputs
 from tl_skillneurons.interventions.ablation import FeatureEdit, Positions
 from tl_skillneurons.interventions.kinds import How, Intervention, as_intervention
 from tl_skillneurons.interventions.references import VALUES, GivenValues, ReferenceValues
 from tl_skillneurons.models.hooks import Hook
+from tl_skillneurons.neurons.controls import distinct_draws
+from tl_skillneurons.neurons.matching import draw_nearest, finite_match
 from tl_skillneurons.prompts.positions import NAMED, ActsAt
 
 

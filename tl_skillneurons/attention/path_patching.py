@@ -47,7 +47,7 @@ from tl_skillneurons.interventions.twins import INSIST, Twins, logit_diff, no_fr
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.sites import head_hooks, mlp_outputs, neuron_hooks, neuron_shape
 from tl_skillneurons.models.verification import require
-from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
+from tl_skillneurons.neurons.neuron_set import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.positions import PromptedTokens, columns
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions

@@ -23,7 +23,6 @@ from rich.text import Text
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._choice import require_apart
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
@@ -32,7 +31,8 @@ from tl_skillneurons.attention._over_task import POSITIONS, decomposed, settings
 from tl_skillneurons.attention.chosen import require_heads_apart
 from tl_skillneurons.attention.decomposition import PreActivationParts
 from tl_skillneurons.attention.patterns import token_names
-from tl_skillneurons.neurons import SITE, Neurons, as_neurons
+from tl_skillneurons.neurons.choice import require_apart
+from tl_skillneurons.neurons.neuron_set import SITE, Neurons, as_neurons
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions

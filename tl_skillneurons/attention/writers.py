@@ -31,14 +31,14 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_seed
-from tl_skillneurons._choice import THESE, UNKNOWN, Choice, require_apart, text_fingerprints
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._pictures import plotted
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._over_task import POSITIONS, decomposed, settings_of, small_batches
 from tl_skillneurons.attention.chosen import ChosenHeads
-from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
+from tl_skillneurons.neurons.choice import THESE, UNKNOWN, Choice, require_apart, text_fingerprints
+from tl_skillneurons.neurons.neuron_set import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from tl_skillneurons.find.findings import Findings
-    from tl_skillneurons.neurons import NeuronSet
+    from tl_skillneurons.neurons.neuron_set import NeuronSet
     from tl_skillneurons.report.further import Answer
 
 SOURCE = "model_source"
@@ -155,7 +155,7 @@ def model_again(findings: "Findings", where: Where) -> "TransformerBridge":
 
 def first_of(neurons: "NeuronSet", n: int) -> "NeuronSet":
     """The best ``n`` of a set that is sorted from the best on; they remember what chose them."""
-    from tl_skillneurons.neurons import NeuronSet
+    from tl_skillneurons.neurons.neuron_set import NeuronSet
 
     kept = neurons.layer[:n], neurons.index[:n]
     return NeuronSet(*kept, neurons.n_layers, neurons.d_mlp, neurons.model, neurons.choice)

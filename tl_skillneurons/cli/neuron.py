@@ -99,7 +99,7 @@ def _profiles(findings: "Findings", where: Where, pairs: list[tuple[int, int]]) 
     if set(pairs) <= set(findings.profiles.neurons):
         return findings.profiles
 
-    from tl_skillneurons.neurons import NeuronSet
+    from tl_skillneurons.neurons.neuron_set import NeuronSet
     from tl_skillneurons.studies.profiles.run import profile_neurons
 
     chosen = NeuronSet.from_pairs(pairs, n_layers=scores.n_layers, d_mlp=scores.d_mlp)

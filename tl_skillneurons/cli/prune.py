@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from tl_skillneurons.find.findings import Findings
-    from tl_skillneurons.neurons import NeuronSet
+    from tl_skillneurons.neurons.neuron_set import NeuronSet
     from tl_skillneurons.report.further import Answer
 
 HELD_AT = ("prompt", "text")
@@ -138,7 +138,7 @@ def _arms(findings: "Findings", skill: "NeuronSet", asked: Asked) -> dict[str, l
     """What is kept: the skill neurons, as many random ones several times, as many of the most active."""
     import torch
 
-    from tl_skillneurons.neurons import NeuronSet
+    from tl_skillneurons.neurons.neuron_set import NeuronSet
 
     scores = findings.scores
     active = torch.stack([scores.mean_absolute(k) for k in range(scores.n_prompts)]).mean(0)

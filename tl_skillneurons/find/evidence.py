@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._results import html_of_fields
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.tasks.task import Task
 

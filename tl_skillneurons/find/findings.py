@@ -24,7 +24,7 @@ from tl_skillneurons.find.verdicts import (
     judge_stability,
 )
 from tl_skillneurons.interventions.effect_panel import EffectPanel
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.evaluated_rules import AllRules
 from tl_skillneurons.scores.neuron_scores import NeuronScores

@@ -21,7 +21,7 @@ from tl_skillneurons.find.price import Price
 from tl_skillneurons.find.readability import load_readability
 from tl_skillneurons.find.stability import load_stability
 from tl_skillneurons.interventions.effect_panel import EffectPanel
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.prompts.run import prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.evaluated_rules import AllRules

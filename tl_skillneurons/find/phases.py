@@ -70,7 +70,7 @@ from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import has_language_model_head, is_causal, max_length, neuron_shape
 from tl_skillneurons.models.tokenizing import label_token_ids
-from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.neurons.neuron_set import SITE, NeuronSet
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts

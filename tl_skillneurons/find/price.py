@@ -30,7 +30,7 @@ from tl_skillneurons.interventions.controls import CONTROLS
 from tl_skillneurons.interventions.plain_text import cross_entropy
 from tl_skillneurons.interventions.references import measure_references
 from tl_skillneurons.models.sites import is_causal
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt

@@ -20,12 +20,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._controls import draw_controls
 from tl_skillneurons._files import load_tensors, save_tensors
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._widths import n_neurons
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.controls import draw_controls
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.evaluated_rules import AllRules, RuleAccuracy

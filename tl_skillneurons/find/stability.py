@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of, one_line
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.studies.diagnosis import agreement
 from tl_skillneurons.studies.permuted_stability import StabilityNull, permuted_stability

@@ -11,13 +11,13 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.tools.analysis.interchange import NormMatchedPlacebo, SubspaceInterchange, neuron_basis
 from transformers import DynamicCache
 
-from tl_skillneurons._controls import draw_controls, some_of
 from tl_skillneurons._widths import in_layer
 from tl_skillneurons.interventions.ablation import Positions
 from tl_skillneurons.interventions.twins import Twins, logit_diff
 from tl_skillneurons.models.hooks import Hook, Hooks
 from tl_skillneurons.models.sites import neuron_hooks
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.controls import draw_controls, some_of
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.prompts.positions import PromptedTokens, columns
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import VirtualTokens

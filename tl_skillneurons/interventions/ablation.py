@@ -26,7 +26,7 @@ from tl_skillneurons._widths import Width, in_layer, width_in
 from tl_skillneurons.interventions.kinds import How, Intervention, as_intervention
 from tl_skillneurons.interventions.references import At, References, ReferenceValues, given_values
 from tl_skillneurons.models.hooks import Hook
-from tl_skillneurons.neurons import Neurons, as_neurons
+from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
 from tl_skillneurons.prompts.positions import NAMED, ActsAt, columns
 
 Positions = str | slice | Sequence[int] | Int[Tensor, " pos"]

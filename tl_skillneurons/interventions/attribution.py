@@ -29,7 +29,6 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import differing, require_int, require_option, require_seed
-from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._pictures import plotted
 from tl_skillneurons._progress import progress_bar
@@ -51,7 +50,8 @@ from tl_skillneurons.models.hooks import Hook, Hooks
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.models.verification import require
-from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
+from tl_skillneurons.neurons.choice import Choice, text_fingerprints
+from tl_skillneurons.neurons.neuron_set import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.positions import PromptedTokens, columns
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record

@@ -20,10 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._controls import ALIKE, Controls, draw_controls, less_predictive
 from tl_skillneurons._widths import in_layer, widest
 from tl_skillneurons.models.sites import neuron_shape
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.controls import ALIKE, Controls, draw_controls, less_predictive
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 
 CONTROLS = ("random", "matched", "least")
 

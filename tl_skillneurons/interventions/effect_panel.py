@@ -39,7 +39,6 @@ import torch
 from torch import Tensor
 
 from tl_skillneurons._checks import require_option, require_seed
-from tl_skillneurons._choice import THESE
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._pictures import plotted
 from tl_skillneurons._results import html_of, one_line
@@ -54,6 +53,7 @@ from tl_skillneurons.interventions._measured import (
     units_told,
 )
 from tl_skillneurons.interventions.controls import CONTROLS
+from tl_skillneurons.neurons.choice import THESE
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value
 from tl_skillneurons.stats.intervals import interval_scope
 from tl_skillneurons.stats.ranks import median

@@ -19,7 +19,6 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option, require_seed
-from tl_skillneurons._choice import require_apart
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.interventions._kept_outputs import KeptOutputs
 from tl_skillneurons.interventions._measured import Condition, Measured, units_record
@@ -36,7 +35,8 @@ from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.models.verification import require
-from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
+from tl_skillneurons.neurons.choice import require_apart
+from tl_skillneurons.neurons.neuron_set import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.positions import NAMED
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record

@@ -32,7 +32,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.patching import PatchingResult
 
 from tl_skillneurons._checks import require_option, require_seed
-from tl_skillneurons._choice import THESE, UNKNOWN
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
@@ -49,7 +48,8 @@ from tl_skillneurons.interventions.twins import (
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.models.verification import require
-from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
+from tl_skillneurons.neurons.choice import THESE, UNKNOWN
+from tl_skillneurons.neurons.neuron_set import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_skillneurons._choice import require_apart
 from tl_skillneurons.interventions._measured import units_record, units_told
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.choice import require_apart
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.stats.intervals import doubtful_gap
 from tl_skillneurons.stats.units import Units, require_units

@@ -17,7 +17,7 @@ from tl_skillneurons.models.packaged import PACKAGED, packaged_model
 from tl_skillneurons.models.pruning import prune, widths
 from tl_skillneurons.models.sites import SITE, hf_config
 from tl_skillneurons.models.weights import unlisted_weights
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 
 KIND = "PrunedModel"
 _REST = "original_model."

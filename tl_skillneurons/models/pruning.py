@@ -26,7 +26,7 @@ from tl_skillneurons.models.hooks import hooked
 from tl_skillneurons.models.layers import neuron_widths
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape, output_projection
-from tl_skillneurons.neurons import Neurons, as_neurons
+from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
 
 Linear = nn.Linear | Conv1D
 """A projection, as Hugging Face writes it: GPT-2 has its weights the other way round."""

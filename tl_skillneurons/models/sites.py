@@ -18,7 +18,7 @@ from tl_skillneurons._widths import Width, left_out_said, width_of
 from tl_skillneurons.models.causality import measured_sight
 from tl_skillneurons.models.layers import layers_left_out, neuron_widths
 from tl_skillneurons.models.records import model_label
-from tl_skillneurons.neurons import SITE
+from tl_skillneurons.neurons.neuron_set import SITE
 
 _RECURRENT = ("mamba", "ssm", "mixer", "linear_attn")
 _HEADS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel")

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_skillneurons._widths import even, widest
-from tl_skillneurons.neurons import Neurons, as_neurons
+from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
 from tl_skillneurons.plots.look import COLOURS, figure_of, told
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from tl_skillneurons._widths import even
-from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
+from tl_skillneurons.neurons.neuron_set import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.plots.layers import levels, said
 from tl_skillneurons.plots.look import COLOURS, figure_of, told
 from tl_skillneurons.scores.evaluated_rules import AllRules

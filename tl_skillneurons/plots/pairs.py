@@ -11,7 +11,7 @@ from torch import Tensor
 from tl_skillneurons._checks import require_int
 from tl_skillneurons._widths import even
 from tl_skillneurons.interventions.attribution import NeuronAttribution
-from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
+from tl_skillneurons.neurons.neuron_set import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.plots.layers import levels, said
 from tl_skillneurons.plots.look import COLOURS, figure_of, told
 from tl_skillneurons.scores.neuron_scores import NeuronScores

@@ -16,7 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._widths import in_layer, widest
 from tl_skillneurons.models.sites import neuron_shape
-from tl_skillneurons.neurons import Neurons, as_neurons
+from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, require_sees_text
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt

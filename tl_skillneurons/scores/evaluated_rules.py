@@ -12,7 +12,6 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_skillneurons._choice import THESE, UNKNOWN
 from tl_skillneurons._files import (
     FORMAT,
     load_tensors,
@@ -24,7 +23,8 @@ from tl_skillneurons._files import (
 )
 from tl_skillneurons._results import html_of, without_layers
 from tl_skillneurons._widths import width_in
-from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
+from tl_skillneurons.neurons.choice import THESE, UNKNOWN
+from tl_skillneurons.neurons.neuron_set import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.scores.selection import every_neuron
 from tl_skillneurons.scores.tallies import accuracy_at
 

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from scipy.stats import binom
 from torch import Tensor
 
-from tl_skillneurons._overlap import hypergeometric
 from tl_skillneurons._widths import widest
+from tl_skillneurons.neurons.overlap import hypergeometric
 from tl_skillneurons.scores.outcomes import RuleOutcomes
 from tl_skillneurons.stats.units import Units
 

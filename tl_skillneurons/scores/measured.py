@@ -14,10 +14,10 @@ from typing import Any
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import differing
-from tl_skillneurons._choice import Choice, text_fingerprints
 from tl_skillneurons._widths import said
 from tl_skillneurons.models.records import model_differences, model_record
 from tl_skillneurons.models.sites import neuron_shape
+from tl_skillneurons.neurons.choice import Choice, text_fingerprints
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import (
     RunOptions,

@@ -25,7 +25,7 @@ from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._pictures import plotted
 from tl_skillneurons._results import html_of, without_layers
 from tl_skillneurons._widths import Width, width_in
-from tl_skillneurons.neurons import SITE, Neurons, NeuronSet, as_neurons
+from tl_skillneurons.neurons.neuron_set import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.scores.directions import agreement_of, common_direction, direction_columns
 from tl_skillneurons.scores.null import PermutationNull, combine, permutation_null
 from tl_skillneurons.scores.outcomes import RuleOutcomes

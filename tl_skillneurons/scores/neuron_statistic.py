@@ -15,7 +15,7 @@ from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._pictures import plotted
 from tl_skillneurons._results import html_of, without_layers
 from tl_skillneurons._widths import Width, width_in
-from tl_skillneurons.neurons import SITE, NeuronSet
+from tl_skillneurons.neurons.neuron_set import SITE, NeuronSet
 from tl_skillneurons.scores.directions import agreement_of, common_direction, direction_columns
 from tl_skillneurons.scores.null import PermutationNull
 from tl_skillneurons.scores.selection import called_significant, every_neuron, top_neurons

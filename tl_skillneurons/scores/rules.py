@@ -24,8 +24,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_seed
-from tl_skillneurons._choice import require_apart
-from tl_skillneurons.neurons import Neurons, as_neurons
+from tl_skillneurons.neurons.choice import require_apart
+from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, as_list
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt

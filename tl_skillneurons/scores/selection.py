@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_skillneurons._checks import require_option, selection_size
-from tl_skillneurons._choice import Choice
 from tl_skillneurons._widths import Width, in_layer, n_neurons, present, width_in
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.choice import Choice
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.scores.null import PermutationNull
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 

@@ -32,7 +32,7 @@ from tl_skillneurons.interventions.kinds import How
 from tl_skillneurons.models.copies import copy_model
 from tl_skillneurons.models.records import model_differences, model_record
 from tl_skillneurons.models.sites import has_language_model_head, is_causal, require_eval, require_supported
-from tl_skillneurons.neurons import Neurons, as_neurons
+from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt

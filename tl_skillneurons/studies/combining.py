@@ -27,10 +27,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis.sparse_probing import fit_sparse_probe
 
 from tl_skillneurons._checks import require_int, require_seed
-from tl_skillneurons._controls import draw_controls
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of, one_line
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.controls import draw_controls
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record, require_sees_text
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt

@@ -35,7 +35,7 @@ from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._widths import even
 from tl_skillneurons.models.sites import neuron_shape
-from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
+from tl_skillneurons.neurons.neuron_set import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.activations import neuron_activations
 from tl_skillneurons.prompts.run import RunOptions, as_list
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt

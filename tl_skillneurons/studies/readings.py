@@ -40,7 +40,7 @@ from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._widths import known
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.models.tokenizing import piece_ids
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt

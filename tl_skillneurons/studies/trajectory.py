@@ -28,14 +28,14 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_seed
-from tl_skillneurons._choice import Choice, require_apart
 from tl_skillneurons._pictures import plotted
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._widths import even
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.sites import neuron_shape
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.choice import Choice, require_apart
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt

@@ -10,7 +10,7 @@ import torch
 from toy import LABEL_WORDS, QUIET
 
 import tl_skillneurons as skn
-from tl_skillneurons._choice import text_fingerprints
+from tl_skillneurons.neurons.choice import text_fingerprints
 from tl_skillneurons.scores.evaluated_rules import AllRules
 from tl_skillneurons.studies._common import file_name
 from tl_skillneurons.studies.checkpoints.comparison import Measures, compare_checkpoints
@@ -62,7 +62,9 @@ def test_skill_neurons_appear_at_the_checkpoint_from_which_they_are_there(found)
     last = found.layers[found.layers.checkpoint == "30"]
     assert last.n_significant.tolist()[1:] == [2, 2] and last.n_shared.tolist() == [2, 2, 2]
     assert set(frame.permuted) == {"labels"}
-    assert frame.p_shared["20"] == 1  # the same weights as the last, which share their tops whatever the labels are
+    assert (
+        frame.p_shared["20"] == 1
+    )  # the same weights as the last, which share their tops whatever the labels are
     assert frame.p_shared["0"] > 0.05
     assert frame.p_value["20"] == 1 and frame.p_value["0"] > 0.05
     assert found.to_table().row_count == 4

@@ -10,8 +10,8 @@ from toy import QUIET, TASK, prompt_for, read
 
 import tl_skillneurons as skn
 from tl_skillneurons import NeuronSet, RunOptions
-from tl_skillneurons._choice import THESE
 from tl_skillneurons.attention import decompose
+from tl_skillneurons.neurons.choice import THESE
 from tl_skillneurons.scores import evaluate_rules
 from tl_skillneurons.studies import NeuronProfiles, profile_neurons
 from tl_skillneurons.studies.profiles.one_neuron import PARTS_OF_TOTAL

@@ -9,7 +9,7 @@ from toy import LABEL_WORDS, prompt_for, task_of
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 import tl_skillneurons as skn
-from tl_skillneurons._choice import Choice, text_fingerprints
+from tl_skillneurons.neurons.choice import Choice, text_fingerprints
 from tl_skillneurons.prompts.positions import current_tokens
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies.words.position_share import epsilon_squared, position_share

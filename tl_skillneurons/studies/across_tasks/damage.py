@@ -28,7 +28,7 @@ from tl_skillneurons.interventions.asked import Examples
 from tl_skillneurons.interventions.controls import CONTROLS
 from tl_skillneurons.interventions.effects import measure_effects
 from tl_skillneurons.interventions.kinds import How
-from tl_skillneurons.neurons import Neurons, as_neurons
+from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.hypothesis_tests import require_draws

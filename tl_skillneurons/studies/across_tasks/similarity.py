@@ -25,7 +25,7 @@ from rich.table import Table
 from tl_skillneurons._checks import require_seed
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._terminal import shown
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.scores.agreement import agreements
 from tl_skillneurons.scores.ranked import Scored, require_one_model, strength
 from tl_skillneurons.stats.hypothesis_tests import require_draws

@@ -14,12 +14,12 @@ from jaxtyping import Float
 from rich.table import Table
 from torch import Tensor
 
-from tl_skillneurons._choice import APART, THESE, UNKNOWN, require_apart
-from tl_skillneurons._controls import draw_controls
 from tl_skillneurons._pictures import plotted
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._terminal import shown
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.choice import APART, THESE, UNKNOWN, require_apart
+from tl_skillneurons.neurons.controls import draw_controls
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.scores.agreement import Agreement, agreements
 from tl_skillneurons.scores.evaluated_rules import AllRules
 from tl_skillneurons.scores.neuron_scores import NeuronScores

@@ -32,7 +32,7 @@ from tl_skillneurons._files import fingerprint, load_tensors, require_writable, 
 from tl_skillneurons._terminal import shown
 from tl_skillneurons._widths import even
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.neurons import selection_size
+from tl_skillneurons.neurons.neuron_set import selection_size
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt

@@ -26,7 +26,7 @@ from tl_skillneurons.attention.patterns import token_names
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.sites import neuron_hooks
 from tl_skillneurons.models.token_spans import token_spans
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.prompts.positions import ActsAt, PromptedTokens, current_tokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 

@@ -26,7 +26,7 @@ from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.norms import frozen_norms
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import has_language_model_head, mixer_outputs
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.prompts._forward import stopping_at
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value

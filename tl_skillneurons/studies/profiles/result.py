@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of, one_line
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.studies._common import columns_of, records, table_of
 from tl_skillneurons.studies.profiles.one_neuron import NeuronProfile
 

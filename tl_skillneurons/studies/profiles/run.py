@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
-from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
+from tl_skillneurons.neurons.neuron_set import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt

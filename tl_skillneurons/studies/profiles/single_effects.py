@@ -27,7 +27,7 @@ from tl_skillneurons.interventions.direct_effects import direct_logits
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.sites import neuron_hooks
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.stats.metrics import per_example

@@ -26,7 +26,7 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.models.verification import require
-from tl_skillneurons.neurons import Neurons, as_neurons
+from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt

@@ -44,13 +44,13 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_seed
-from tl_skillneurons._choice import require_apart
-from tl_skillneurons._controls import distinct_draws, few_alternatives
 from tl_skillneurons._widths import even
 from tl_skillneurons._words import words_of
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_shape
-from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
+from tl_skillneurons.neurons.choice import require_apart
+from tl_skillneurons.neurons.controls import distinct_draws, few_alternatives
+from tl_skillneurons.neurons.neuron_set import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.activations import set_activations
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions

@@ -25,10 +25,10 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_seed
-from tl_skillneurons._choice import require_apart
-from tl_skillneurons._controls import draw_controls
 from tl_skillneurons._results import html_of, one_line
-from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
+from tl_skillneurons.neurons.choice import require_apart
+from tl_skillneurons.neurons.controls import draw_controls
+from tl_skillneurons.neurons.neuron_set import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, as_list
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt

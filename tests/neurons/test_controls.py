@@ -6,15 +6,15 @@ import itertools
 import pytest
 import torch
 
-from tl_skillneurons import _controls
-from tl_skillneurons._controls import (
+from tl_skillneurons.neurons import controls
+from tl_skillneurons.neurons.controls import (
     distinct_draws,
     draw_controls,
     few_alternatives,
     less_predictive,
     standardised_differences,
 )
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value
 
 SKILL = NeuronSet([0, 0, 2, 2], [3, 5, 1, 0], n_layers=3, d_mlp=50)
@@ -136,7 +136,7 @@ def test_more_draws_begin_with_the_same_and_end_with_all_there_are():
 
 
 def test_what_is_listed_stands_neuron_by_neuron_for_the_set(monkeypatch):
-    monkeypatch.setattr(_controls, "_PATIENCE", 1)  # so that most are listed, not drawn
+    monkeypatch.setattr(controls, "_PATIENCE", 1)  # so that most are listed, not drawn
     few = NeuronSet([1, 0, 1], [2, 3, 0], n_layers=2, d_mlp=6)
     found = draw_controls(few, 500)
     assert len(set(found.sets)) == 30 and all(one.layer.tolist() == [1, 0, 1] for one in found.sets)
@@ -185,4 +185,4 @@ def test_what_can_not_be_drawn_is_refused(make, message):
 
 
 def test_the_examples_in_docstrings_give_what_they_say():
-    assert doctest.testmod(_controls, extraglobs={"torch": torch}).failed == 0
+    assert doctest.testmod(controls, extraglobs={"torch": torch}).failed == 0

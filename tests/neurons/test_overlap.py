@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 import tl_skillneurons as skn
-from tl_skillneurons._overlap import hypergeometric, overlap_distribution
+from tl_skillneurons.neurons.overlap import hypergeometric, overlap_distribution
 
 
 @pytest.mark.parametrize("total, marked, drawn", [(50, 7, 12), (10, 8, 9), (5, 5, 5), (20, 1, 0)])

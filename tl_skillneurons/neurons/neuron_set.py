@@ -1,11 +1,7 @@
-"""Which neurons: sets of MLP neurons, their algebra, their files and the random controls drawn for them.
+"""Sets of MLP neurons, their algebra and their files.
 
-A neuron is one coordinate of ``blocks.{layer}.mlp.hook_post``, the input of the MLP's output projection, and
-is named by its layer and its index there, both from 0. A :class:`NeuronSet` says nothing about what its
-neurons do. The control for anything done to it is :meth:`NeuronSet.random_like`: equally many random neurons
-of the same layers, matched on activation scale where ``match`` is given, since larger activations do more
-damage when they are ablated, whatever they encode. The control for what two sets share is in
-:meth:`NeuronSet.overlap`: what sets of the same sizes share by luck.
+A :class:`NeuronSet` says nothing about what its neurons do. The control for anything done to it is
+:meth:`NeuronSet.random_like`, the control for what two sets share is in :meth:`NeuronSet.overlap`.
 """
 
 import os
@@ -21,9 +17,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int, require_seed, selection_size
-from tl_skillneurons._choice import Choice, joint
 from tl_skillneurons._files import sound
-from tl_skillneurons._indices import (
+from tl_skillneurons._results import html_of
+from tl_skillneurons._widths import Width, in_layer, present, require_width, said, widest
+from tl_skillneurons.neurons.choice import Choice, joint
+from tl_skillneurons.neurons.indices import (
+    first_of_each,
     integers,
     layers_and_indices,
     one_shape,
@@ -32,11 +31,9 @@ from tl_skillneurons._indices import (
     require_mask,
     shape_of_blocks,
 )
-from tl_skillneurons._matching import draw_like, finite_match
-from tl_skillneurons._overlap import Overlap, overlap_beside_chance
-from tl_skillneurons._results import html_of
-from tl_skillneurons._set_files import KIND, read_set, write_set
-from tl_skillneurons._widths import Width, in_layer, present, require_width, said, widest
+from tl_skillneurons.neurons.matching import draw_like, finite_match
+from tl_skillneurons.neurons.overlap import Overlap, overlap_beside_chance
+from tl_skillneurons.neurons.set_files import KIND, read_set, write_set
 
 SITE = "mlp.hook_post"
 """The hook point, below ``blocks.{layer}.``, whose coordinates are the neurons: the input of the MLP's output
@@ -211,19 +208,13 @@ class NeuronSet:
             {'1': [(0, 5), (1, 4)], '0.2': [(0, 5), (0, 2), (1, 4), (1, 0)]}
         """
         if not len(amounts):
-            raise ValueError(
-                "amounts must hold at least one size, got none; take the set itself for the whole"
-            )
+            raise ValueError("amounts must hold at least one size, got none; the set itself is the whole")
         _, width = self._shape(None, d_mlp)
         if width is None:
             raise ValueError("the set doesn't know its model's d_mlp; give nested(amounts, d_mlp)")
+        sizes = {layer: in_layer(width, layer) for layer in self.by_layer()}
         return {
-            str(amount): self._first(
-                {
-                    layer: selection_size(amount, in_layer(width, layer), per="layer")
-                    for layer in self.by_layer()
-                }
-            )
+            str(amount): self._first({k: selection_size(amount, n, per="layer") for k, n in sizes.items()})
             for amount in amounts
         }
 
@@ -396,19 +387,7 @@ class NeuronSet:
 
     def _first(self, wanted: Mapping[int, int]) -> "NeuronSet":
         """The first of each layer, so many."""
-        counts = self.counts_per_layer()
-        few = min(counts, key=lambda layer: counts[layer] - wanted[layer], default=None)
-        if few is not None and counts[few] < wanted[few]:
-            raise ValueError(
-                f"the set has {counts[few]} neurons in layer {few}, can't take the first {wanted[few]} of each layer"
-            )
-        kept: list[tuple[int, int]] = []
-        left = dict(wanted)
-        for layer, index in self:
-            left[layer] -= 1
-            if left[layer] >= 0:
-                kept.append((layer, index))
-        return self._part(kept)
+        return self._part(first_of_each(list(self), wanted))
 
     def _part(
         self, pairs: Iterable[tuple[int, int]], n_layers: int | None = None, d_mlp: Width | None = None

@@ -1,6 +1,7 @@
 """What names neurons: layers and indices in any form, inside the model, each pair once."""
 
-from collections.abc import Iterable, Mapping, Set
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
 from numbers import Integral
 from typing import Any
 
@@ -142,3 +143,23 @@ def require_distinct(pairs: Iterable[tuple[int, int]]) -> None:
         if pair in seen:
             raise ValueError(f"neurons must be distinct, got {pair} twice; name each (layer, index) once")
         seen.add(pair)
+
+
+def first_of_each(pairs: Sequence[tuple[int, int]], wanted: Mapping[int, int]) -> list[tuple[int, int]]:
+    """The first ``wanted[layer]`` pairs of each layer, in their order.
+
+    Raises:
+        ValueError: When a layer has fewer.
+    """
+    counts = Counter(layer for layer, _ in pairs)
+    few = min(counts, key=lambda layer: counts[layer] - wanted[layer], default=None)
+    if few is not None and counts[few] < wanted[few]:
+        raise ValueError(
+            f"the set has {counts[few]} neurons in layer {few}, can't take the first {wanted[few]} of each layer"
+        )
+    left, kept = dict(wanted), []
+    for layer, index in pairs:
+        left[layer] -= 1
+        if left[layer] >= 0:
+            kept.append((layer, index))
+    return kept

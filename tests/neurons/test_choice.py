@@ -7,9 +7,17 @@ import pytest
 import torch
 
 from tl_skillneurons import NeuronSet
-from tl_skillneurons._choice import APART, THESE, UNKNOWN, Choice, joint, require_apart, text_fingerprints
-from tl_skillneurons._controls import less_predictive
 from tl_skillneurons._files import write_json
+from tl_skillneurons.neurons.choice import (
+    APART,
+    THESE,
+    UNKNOWN,
+    Choice,
+    joint,
+    require_apart,
+    text_fingerprints,
+)
+from tl_skillneurons.neurons.controls import less_predictive
 
 SCORE = torch.arange(8.0).reshape(2, 4)
 CHOICE = Choice("select", frozenset(text_fingerprints(["a film", "a plot"])), SCORE)

@@ -16,10 +16,10 @@ import tiny
 import torch
 
 from tl_skillneurons import neurons
-from tl_skillneurons._choice import Choice
 from tl_skillneurons._files import write_json
-from tl_skillneurons._indices import integers
-from tl_skillneurons.neurons import Neurons, NeuronSet, as_neurons
+from tl_skillneurons.neurons.choice import Choice
+from tl_skillneurons.neurons.indices import integers
+from tl_skillneurons.neurons.neuron_set import Neurons, NeuronSet, as_neurons
 
 PAIRS = [(2, 7), (0, 3), (2, 1), (1, 5)]
 
@@ -190,7 +190,7 @@ def test_the_same_seed_draws_the_same_control_and_another_seed_another(matched):
 
 def test_a_seed_draws_the_same_control_in_another_process():
     code = (
-        "from tl_skillneurons.neurons import NeuronSet; "
+        "from tl_skillneurons.neurons.neuron_set import NeuronSet; "
         "print(list(NeuronSet([0, 0, 1], [1, 2, 3]).random_like(5, d_mlp=50)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -30,9 +30,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_skillneurons._checks import require_int
-from tl_skillneurons._matching import finite_match
 from tl_skillneurons._widths import Width, in_layer
-from tl_skillneurons.neurons import NeuronSet
+from tl_skillneurons.neurons.matching import finite_match
+from tl_skillneurons.neurons.neuron_set import NeuronSet
 
 ALIKE = 0.1
 """Standardised differences up to here count as alike."""

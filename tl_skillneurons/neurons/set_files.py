@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_skillneurons._choice import Choice
 from tl_skillneurons._files import FORMAT, package_version, read_json, sound, write_json_lines
+from tl_skillneurons.neurons.choice import Choice
 
 KIND = "NeuronSet"
 

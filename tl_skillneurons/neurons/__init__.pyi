@@ -1,0 +1,2 @@
+from .neuron_set import NeuronSet as NeuronSet
+from .overlap import Overlap as Overlap

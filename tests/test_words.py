@@ -6,7 +6,7 @@ import pytest
 from texts import make, texts_of
 
 from tl_skillneurons._words import word_spans, words_of
-from tl_skillneurons.studies.words.selectivity import distinct_words, word_presence
+from tl_skillneurons.studies.words.presence import distinct_words, word_presence
 from tl_skillneurons.tasks.groups import near_duplicates
 
 

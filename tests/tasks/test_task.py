@@ -12,7 +12,8 @@ from texts import WORDS, four_classes, make, rows, texts_of, three_splits
 from tl_skillneurons.tasks.drawing import apportion
 from tl_skillneurons.tasks.roles import ROLES
 from tl_skillneurons.tasks.sources import load_splits
-from tl_skillneurons.tasks.task import Task, require_two_classes
+from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.two_classes import require_two_classes
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -16,9 +16,9 @@ from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import asking_for_patterns, head_hooks, mlp_outputs, neuron_hooks
 from tl_skillneurons.models.verification import require
+from tl_skillneurons.prompts.attached import VirtualTokens
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.soft_prompt import VirtualTokens
 
 
 class Names:

@@ -49,9 +49,10 @@ from tl_skillneurons.models.norms import frozen_norms
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons.neuron_set import Neurons, NeuronSet, as_neurons
+from tl_skillneurons.prompts.attached import VirtualTokens
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 
 PROJECTIONS = {
     "pre": ("hook_pre",),

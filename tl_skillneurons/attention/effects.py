@@ -56,7 +56,8 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws
 from tl_skillneurons.stats.metrics import per_example
 from tl_skillneurons.stats.ranks import median
-from tl_skillneurons.tasks.task import Task, require_two_classes
+from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.two_classes import require_two_classes
 
 KIND = "HeadEffects"
 _ENOUGH = 19  # distinct controls give a p-value of 0.05
@@ -70,8 +71,7 @@ class HeadEffects:
 
     Attributes:
         heads: Which heads.
-        controls: The heads of each draw, of each control: "random" and "matched", and "all_layers" where one of them
-            has too few alternatives; no set twice.
+        controls: Each control's draws, none twice: "random", "matched", "all_layers" where these have too few.
         logits: Class logits: intact, ablated, and of each draw, the random ones before the matched ones.
         activations: The neurons' activations, averaged over prompt positions, likewise.
         labels: Class of each example.

@@ -48,10 +48,11 @@ from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.sites import head_hooks, mlp_outputs, neuron_hooks, neuron_shape
 from tl_skillneurons.models.verification import require
 from tl_skillneurons.neurons.neuron_set import SITE, Neurons, NeuronSet, as_neurons
+from tl_skillneurons.prompts.attached import VirtualTokens
 from tl_skillneurons.prompts.positions import PromptedTokens, columns
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws
 from tl_skillneurons.stats.intervals import doubtful_gap, ratio_interval
 from tl_skillneurons.stats.ranks import median

@@ -33,10 +33,11 @@ from tl_skillneurons.attention._over_task import settings_of
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.sites import asking_for_patterns
+from tl_skillneurons.prompts.attached import VirtualTokens
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task
 
 KEYS = ("text", "special", "prompt")

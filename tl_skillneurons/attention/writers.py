@@ -45,7 +45,8 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.hypothesis_tests import LabelDifference, permutation_difference
 from tl_skillneurons.stats.intervals import bootstrap_counts, bootstrap_ends, bootstrap_mean
 from tl_skillneurons.stats.units import Units
-from tl_skillneurons.tasks.task import Task, require_two_classes
+from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.two_classes import require_two_classes
 
 _PARTS = ("heads", "mlps", "embed")
 

@@ -80,7 +80,8 @@ from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.predictivity import require_orders, score_neurons
 from tl_skillneurons.scores.rules import evaluate_rules
 from tl_skillneurons.studies.profiles.run import profile_neurons
-from tl_skillneurons.tasks.task import Task, require_two_classes
+from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.two_classes import require_two_classes
 
 
 def find_skill_neurons(

@@ -18,9 +18,9 @@ from tl_skillneurons.models.hooks import Hook, Hooks
 from tl_skillneurons.models.sites import neuron_hooks
 from tl_skillneurons.neurons.controls import draw_controls, some_of
 from tl_skillneurons.neurons.neuron_set import NeuronSet
+from tl_skillneurons.prompts.attached import VirtualTokens
 from tl_skillneurons.prompts.positions import PromptedTokens, columns
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.soft_prompt import VirtualTokens
 
 PLACES = ("layer", "index")
 """Columns of the frame of conditions that not every one has."""

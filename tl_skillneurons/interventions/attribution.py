@@ -52,10 +52,11 @@ from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.models.verification import require
 from tl_skillneurons.neurons.choice import Choice, text_fingerprints
 from tl_skillneurons.neurons.neuron_set import SITE, Neurons, NeuronSet, as_neurons
+from tl_skillneurons.prompts.attached import VirtualTokens
 from tl_skillneurons.prompts.positions import PromptedTokens, columns
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.ranks import spearman
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task

@@ -32,9 +32,9 @@ from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import mixer_outputs, neuron_hooks
 from tl_skillneurons.models.verification import require
 from tl_skillneurons.prompts._forward import stopping_at
+from tl_skillneurons.prompts.attached import VirtualTokens
 from tl_skillneurons.prompts.positions import PromptedTokens, published
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.soft_prompt import VirtualTokens
 
 _CHECKED = 4  # texts on which the straight path is compared with a run
 

@@ -5,7 +5,7 @@ A :class:`NeuronSet` says nothing about what its neurons do. The control for any
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -49,12 +49,10 @@ class NeuronSet:
     two sets are equal when they hold the same neurons of models of the same shape.
 
     Attributes:
-        layer: Layer of each neuron. Integers in any form (list, tuple, tensor, pandas column) become an int64
-            tensor on the CPU, a copy of what was given.
-        index: Index of each neuron within its layer, likewise.
+        layer: Layer of each neuron; integers in any form become an int64 tensor on the CPU, a copy of what was given.
+        index: Index within the layer, likewise.
         n_layers: Layers of the model the set belongs to, if known.
-        d_mlp: Neurons per layer of that model, if known; where layers differ a tuple with each layer's own number, 0
-            for a layer that has none to name.
+        d_mlp: Neurons per layer of that model, if known; where layers differ a tuple with each layer's own number.
         model: The model's name, kept for the record; compared with nothing.
         choice: Which examples chose it, by which score, where that is known; compared with nothing. What is measured
             on these examples is refused, or marked.
@@ -99,10 +97,8 @@ class NeuronSet:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
         if len(self.layer) != len(self.index):
-            raise ValueError(
-                f"layer and index must name one neuron each, got {len(self.layer)} layers and "
-                f"{len(self.index)} indices"
-            )
+            counts = f"{len(self.layer)} layers and {len(self.index)} indices"
+            raise ValueError(f"layer and index must name one neuron each, got {counts}")
         require_inside(self.layer, self.index, self.n_layers, self.d_mlp)
         require_distinct(self)
 
@@ -121,7 +117,7 @@ class NeuronSet:
 
     @classmethod
     def from_mask(cls, mask: Bool[Tensor, "layer neuron"], *, model: str | None = None) -> "NeuronSet":
-        """The neurons where ``mask`` is true, ordered by layer and index; the mask's shape is the model's."""
+        """The neurons where ``mask`` is true, by layer and index; the mask's shape is the model's."""
         layer, index = require_mask(mask).nonzero(as_tuple=True)
         return cls(layer, index, n_layers=mask.shape[0], d_mlp=mask.shape[1], model=model)
 
@@ -130,15 +126,12 @@ class NeuronSet:
         it is as wide as the widest.
 
         Raises:
-            ValueError: When neither the set nor the caller says the shape, when they contradict each other,
-                or when a neuron is outside it.
+            ValueError: When nobody says the shape, or it contradicts the set.
         """
         n_layers, d_mlp = self._shape(n_layers, d_mlp)
         if n_layers is None or d_mlp is None:
-            missing = [n for n, v in (("n_layers", n_layers), ("d_mlp", d_mlp)) if v is None]
-            raise ValueError(
-                f"the set doesn't know its model's {' and '.join(missing)}; give mask(n_layers, d_mlp)"
-            )
+            missing = " and ".join(n for n, v in (("n_layers", n_layers), ("d_mlp", d_mlp)) if v is None)
+            raise ValueError(f"the set doesn't know its model's {missing}; give mask(n_layers, d_mlp)")
         mask = torch.zeros(n_layers, widest(d_mlp), dtype=torch.bool)
         mask[self.layer, self.index] = True
         return mask
@@ -155,12 +148,10 @@ class NeuronSet:
         """The set as one of this model's: it knows the model's shape and name.
 
         Args:
-            model: Anything with ``blocks[layer].mlp.W_out`` of shape ``[d_mlp, d_model]``: a
-                TransformerBridge.
+            model: Anything with ``blocks[layer].mlp.W_out`` of shape ``[d_mlp, d_model]``: a TransformerBridge.
 
         Raises:
-            ValueError: When the model's shape contradicts the set's own or is too small for its neurons, or when no
-                layer has a single output projection.
+            ValueError: When the model's shape contradicts the set or no layer has a single output projection.
         """
         n_layers, d_mlp = self._shape(*shape_of_blocks(model))
         name = getattr(model.cfg, "model_name", None)
@@ -189,7 +180,7 @@ class NeuronSet:
             ValueError: When one of these layers has fewer.
         """
         require_int(n, "n")
-        return self._first(dict.fromkeys(self.by_layer(), n))
+        return self._part(first_of_each(list(self), dict.fromkeys(self.by_layer(), n)))
 
     def nested(self, amounts: Sequence[float | int], d_mlp: Width | None = None) -> dict[str, "NeuronSet"]:
         """The first of each layer, in several sizes: ``str(amount)`` -> set, each within the next larger one.
@@ -213,10 +204,12 @@ class NeuronSet:
         if width is None:
             raise ValueError("the set doesn't know its model's d_mlp; give nested(amounts, d_mlp)")
         sizes = {layer: in_layer(width, layer) for layer in self.by_layer()}
-        return {
-            str(amount): self._first({k: selection_size(amount, n, per="layer") for k, n in sizes.items()})
-            for amount in amounts
-        }
+
+        def first(amount: float | int) -> "NeuronSet":
+            wanted = {layer: selection_size(amount, n, per="layer") for layer, n in sizes.items()}
+            return self._part(first_of_each(list(self), wanted))
+
+        return {str(amount): first(amount) for amount in amounts}
 
     def overlap(self, other: "Neurons", *, d_mlp: Width | None = None) -> Overlap:
         """How much two sets share, and how much sets of their sizes per layer share by luck.
@@ -254,23 +247,22 @@ class NeuronSet:
     ) -> "NeuronSet":
         """Equally many random neurons of each layer: the control for whatever is done to this set.
 
-        Neuron ``i`` of the result stands for neuron ``i`` of this set and is of the same layer. The same seed
-        gives the same control for equal sets, in whatever order theirs are.
+        Neuron ``i`` of the result stands for neuron ``i`` of this set, in its layer. Equal sets get the same control by
+        the same seed, in whatever order theirs are.
 
         Args:
             seed: Feeds a generator of its own; the caller's random state stays as it is.
             d_mlp: Neurons per layer, for a set that doesn't know.
             n_layers: Layers, likewise; needed only for the result to know its shape.
             exclude: Whether this set's neurons may not be drawn.
-            match: A number for every neuron, e.g. the mean absolute activation, or several. Each neuron's
-                stand-in is then drawn uniformly among the ``n_nearest`` that come nearest to it in this number
-                (of several: in their ranks within the layer) and are still free.
+            match: A number for every neuron, e.g. the mean absolute activation, or several. Each stand-in is then drawn
+                uniformly among the ``n_nearest`` that come nearest in it (of several: in ranks within the layer).
             n_nearest: Fewer match better and vary less from seed to seed.
             among: Which neurons may be drawn; all without.
 
         Raises:
-            ValueError: When a layer has too few neurons to draw from, when ``d_mlp`` is unknown, or when
-                ``match`` has another shape or holds a number that is not finite.
+            ValueError: When a layer has too few neurons to draw from, when ``d_mlp`` is unknown, or when ``match`` has
+                another shape or holds a number that is not finite.
         """
         seed = require_seed(seed)
         n_nearest = require_int(n_nearest, "n_nearest")
@@ -384,10 +376,6 @@ class NeuronSet:
         model = self.model if self.model == other.model else None
         choice = joint(self.choice, other.choice)
         return NeuronSet.from_pairs(pairs, n_layers=n_layers, d_mlp=d_mlp, model=model, choice=choice)
-
-    def _first(self, wanted: Mapping[int, int]) -> "NeuronSet":
-        """The first of each layer, so many."""
-        return self._part(first_of_each(list(self), wanted))
 
     def _part(
         self, pairs: Iterable[tuple[int, int]], n_layers: int | None = None, d_mlp: Width | None = None

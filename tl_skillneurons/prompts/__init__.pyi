@@ -1,11 +1,11 @@
 from .activations import neuron_activations as neuron_activations
 from .activations import set_activations as set_activations
+from .attached import VirtualTokens as VirtualTokens
 from .positions import ActsAt as ActsAt
 from .positions import PromptedTokens as PromptedTokens
 from .prompted_model import PromptedModel as PromptedModel
 from .run import RunOptions as RunOptions
 from .soft_prompt import SoftPrompt as SoftPrompt
-from .soft_prompt import VirtualTokens as VirtualTokens
 from .streaming import stream_activations as stream_activations
 from .tuning.adapters import AdapterTraining as AdapterTraining
 from .tuning.fit import fit_soft_prompts as fit_soft_prompts

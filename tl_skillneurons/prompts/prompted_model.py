@@ -29,9 +29,10 @@ from tl_skillneurons.models.sites import embedding_width, is_causal, require_eva
 from tl_skillneurons.models.tokenizing import label_token_ids
 from tl_skillneurons.models.verification import require
 from tl_skillneurons.prompts._forward import last_mlp_that_can_be_cut, run_hooked, stopping_at
+from tl_skillneurons.prompts.attached import VirtualTokens, attach
 from tl_skillneurons.prompts.positions import PromptedTokens, all_act_at
 from tl_skillneurons.prompts.run import RunOptions, require_tuned_for
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens, attach
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.text_batch import TextLayout
 from tl_skillneurons.tasks.task import Task
 

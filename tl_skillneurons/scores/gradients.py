@@ -28,16 +28,18 @@ from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
 from tl_skillneurons.models.verification import require
+from tl_skillneurons.prompts.attached import VirtualTokens
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.streaming import reading
 from tl_skillneurons.scores.layers import Walked, score_layers
 from tl_skillneurons.scores.measured import prompted_set, provenance_of, require_alike, task_provenance
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
 from tl_skillneurons.scores.null import label_rows
-from tl_skillneurons.tasks.task import Task, require_two_classes
+from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.two_classes import require_two_classes
 
 KINDS = ("gradient", "conductance")
 

@@ -34,7 +34,8 @@ from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
 from tl_skillneurons.scores.null import label_rows
 from tl_skillneurons.scores.passes import summaries
 from tl_skillneurons.scores.tallies import threshold
-from tl_skillneurons.tasks.task import Task, require_two_classes
+from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.two_classes import require_two_classes
 
 LABEL_SCORES = tuple(KINDS)
 

@@ -36,6 +36,7 @@ from tl_skillneurons.stats.chance import ChanceLevel, best_of_chance
 
 KIND = "NeuronScores"
 AGGREGATES = ("mean", "min")
+_TENSORS = ("baseline", "std", "mean_abs", "correct")
 _ONE_SET = ("n_baseline", "n_select", "class_counts", "positions", "site", "aggregate", "class_id")
 _ONE_TASK = ("name", "label_names", "template", "label_words", "roles", "fingerprint")
 
@@ -46,8 +47,7 @@ class NeuronScores:
 
     Attributes:
         baseline: Mean activation over role ``baseline``, the threshold.
-        std: Standard deviation of the activation over role ``baseline``.
-        mean_abs: Mean absolute activation over role ``baseline``.
+        std, mean_abs: Its standard deviation and mean absolute value there.
         correct: On how many examples of role ``select`` the rule was right.
         n_baseline, n_select: Examples per role.
         class_counts: Examples of label 0 and of label 1 in ``select``.
@@ -83,12 +83,10 @@ class NeuronScores:
 
     def __post_init__(self) -> None:
         require_option(self.aggregate, "aggregate", AGGREGATES)
-        for name in ("std", "mean_abs", "correct"):
-            if getattr(self, name).shape != self.baseline.shape:
-                raise ValueError(
-                    f"{name} must have the shape of baseline, {tuple(self.baseline.shape)}, "
-                    f"got {tuple(getattr(self, name).shape)}"
-                )
+        wanted = tuple(self.baseline.shape)
+        for name in _TENSORS:
+            if (shape := tuple(getattr(self, name).shape)) != wanted:
+                raise ValueError(f"{name} must have the shape of baseline, {wanted}, got {shape}")
 
     def __repr__(self) -> str:
         n_prompts, n_layers, n_positions, d_mlp = self.baseline.shape
@@ -286,7 +284,7 @@ class NeuronScores:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the scores to one safetensors file, whole or not at all."""
-        tensors = {name: getattr(self, name) for name in ("baseline", "std", "mean_abs", "correct")}
+        tensors = {name: getattr(self, name) for name in _TENSORS}
         if self.null is not None:
             tensors |= self.null.tensors()
         if self.outcomes is not None:
@@ -319,7 +317,7 @@ class NeuronScores:
         with sound(path, KIND):
             null = header.get("null")
             scores = cls(
-                **{name: tensors[name] for name in ("baseline", "std", "mean_abs", "correct")},
+                **{name: tensors[name] for name in _TENSORS},
                 class_id=header.get("class_id", 1),
                 null=None if null is None else PermutationNull.of_tensors(tensors, **null),
                 outcomes=RuleOutcomes.of_tensors(
@@ -352,22 +350,18 @@ class NeuronScores:
             raise ValueError("give the scores of at least one prompt, got none")
         first = scores[0]
         for other in scores[1:]:
-            if apart := differing(first._settings(), other._settings()):
-                raise ValueError(
-                    f"scores of one set must be measured alike; they differ in {'; '.join(apart)}"
-                )
+            if apart := "; ".join(differing(first._settings(), other._settings())):
+                raise ValueError(f"scores of one set must be measured alike; they differ in {apart}")
             if other.baseline.shape[1:] != first.baseline.shape[1:]:
                 raise ValueError(
                     f"scores differ in [layer, position, neuron]: {tuple(first.baseline.shape[1:])} "
                     f"and {tuple(other.baseline.shape[1:])}; prompts of one set need equally many virtual tokens"
                 )
         kept = [one.outcomes for one in scores if one.outcomes is not None]
+        joined: dict[str, Any] = {n: torch.cat([getattr(one, n) for one in scores]) for n in _TENSORS}
         return replace(
             first,
-            baseline=torch.cat([one.baseline for one in scores]),
-            std=torch.cat([one.std for one in scores]),
-            mean_abs=torch.cat([one.mean_abs for one in scores]),
-            correct=torch.cat([one.correct for one in scores]),
+            **joined,
             null=first.null if len(scores) == 1 else None,
             outcomes=RuleOutcomes.of_prompts(kept) if len(kept) == len(scores) else None,
             provenance={
@@ -378,16 +372,12 @@ class NeuronScores:
 
     def _settings(self) -> dict[str, Any]:
         """In what scores of one set are alike."""
-        recorded = {name: self.provenance.get(name) for name in ("model", "max_length")}
-        task = {f"task's {name}": self.provenance.get("task", {}).get(name) for name in _ONE_TASK}
+        said = {name: getattr(self, name) for name in _ONE_SET}
+        said |= {name: self.provenance.get(name) for name in ("model", "max_length")}
+        said |= {f"task's {name}": self.provenance.get("task", {}).get(name) for name in _ONE_TASK}
         named = self.provenance.get("special_tokens") or {}
         tokens = {name: token for name, token in named.items() if name != "prepend_bos"}  # a prompt's own
-        return {
-            **{name: getattr(self, name) for name in _ONE_SET},
-            **recorded,
-            **task,
-            "special_tokens": tokens,
-        }
+        return {**said, "special_tokens": tokens}
 
     @property
     def _absent(self) -> Bool[Tensor, "layer neuron"]:

@@ -46,7 +46,8 @@ from tl_skillneurons.scores.outcomes import RuleOutcomes
 from tl_skillneurons.scores.passes import Padded, correct_of, count_correct, rule_outcomes, summaries
 from tl_skillneurons.scores.tallies import Summary
 from tl_skillneurons.stats.units import require_reachable
-from tl_skillneurons.tasks.task import Task, require_two_classes
+from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.two_classes import require_two_classes
 
 
 def score_neurons(

@@ -39,7 +39,8 @@ from tl_skillneurons.scores.measured import (
 )
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
 from tl_skillneurons.stats.units import Units
-from tl_skillneurons.tasks.task import Task, require_two_classes
+from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.two_classes import require_two_classes
 
 CORRELATIONS = tuple(name for name, kind in KINDS.items() if kind.any_number)
 ANSWERS = ("confidence", "probability", "loss", "logit_diff")

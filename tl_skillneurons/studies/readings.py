@@ -52,7 +52,8 @@ from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import load_with_scores, null_of, save_with_scores, settings_of
-from tl_skillneurons.tasks.task import Task, require_two_classes
+from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.two_classes import require_two_classes
 
 KIND = "ReadingComparison"
 UNTUNED = ("random", "last", "mean", "max")

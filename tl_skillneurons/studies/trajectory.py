@@ -56,7 +56,8 @@ from tl_skillneurons.studies._common import (
     settings_of,
     soft_prompts,
 )
-from tl_skillneurons.tasks.task import Task, require_two_classes
+from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.two_classes import require_two_classes
 
 KIND = "PromptTrajectory"
 _ALPHA = 0.05

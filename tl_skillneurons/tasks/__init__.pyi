@@ -4,4 +4,4 @@ from .roles import ROLES as ROLES
 from .sources import load_splits as load_splits
 from .subtasks import against_rest as against_rest
 from .task import Task as Task
-from .task import require_two_classes as require_two_classes
+from .two_classes import require_two_classes as require_two_classes

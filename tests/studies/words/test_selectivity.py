@@ -13,12 +13,8 @@ from tl_skillneurons.neurons.choice import Choice, text_fingerprints
 from tl_skillneurons.prompts.positions import current_tokens
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies.words.position_share import epsilon_squared, position_share
-from tl_skillneurons.studies.words.selectivity import (
-    _against_shuffled,
-    _require_movable,
-    word_correlations,
-    word_presence,
-)
+from tl_skillneurons.studies.words.presence import word_correlations, word_presence
+from tl_skillneurons.studies.words.selectivity import _against_shuffled, _require_movable
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from toy import LABEL_WORDS, QUIET, prompt_for, task_of
 from worded import plant, worded_task
 
 import tl_skillneurons as skn
-from tl_skillneurons.studies.words.selectivity import distinct_words
+from tl_skillneurons.studies.words.presence import distinct_words
 from tl_skillneurons.studies.words.without_words import strongest_words
 
 WORD, LABEL = skn.NeuronSet([1], [3]), skn.NeuronSet([1], [5])

@@ -2,9 +2,8 @@
 
 The loss is cross-entropy over the label words at the read-out position. Adam moves the virtual tokens (and
 the linear read-out, for encoders without a language-model head); the rate warms up linearly and decays
-linearly to zero. Part of role ``train`` is held back, stratified by label and the same for every seed: the
-prompt with the highest accuracy on it (the lowest loss among equals) is kept. Roles ``select`` and ``report``
-are never read. Lester et al. (2021); Wang et al. (2022), section 3.1.
+linearly to zero. Part of role ``train`` is held back, stratified by label and the same for every seed: the prompt with
+the highest accuracy on it (the lowest loss among equals) is kept. Lester et al. (2021); Wang et al. (2022), section 3.1.
 
 Defaults, measured on SST-2 (1,500 examples of role train, 255 of them held back, 8 virtual tokens, batches of 16,
 seed 0; held-back loss and accuracy at the end, the standard error of an accuracy being 0.024)::
@@ -44,9 +43,10 @@ from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import has_language_model_head, is_causal, require_supported
 from tl_skillneurons.models.tokenizing import text_token_ids
 from tl_skillneurons.models.verification import verified
+from tl_skillneurons.prompts.attached import VirtualTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, task_terms
-from tl_skillneurons.prompts.soft_prompt import SoftPrompt, VirtualTokens
+from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.schedule import (
     INITS,
     TrainingOptions,

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tl_skillneurons.prompts.attached import VirtualTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.soft_prompt import VirtualTokens
 from tl_skillneurons.prompts.tuning.schedule import batch_at, rate
 
 

@@ -54,7 +54,8 @@ from tl_skillneurons.studies.checkpoints.places import (
     shape_of,
     stated_shape,
 )
-from tl_skillneurons.tasks.task import Task, require_two_classes
+from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.two_classes import require_two_classes
 
 KIND = "checkpoint measures"
 PROMPTS, SCORES, RULES, MEASURES = (

@@ -43,7 +43,8 @@ from tl_skillneurons.studies._common import (
     save_with_scores,
     settings_of,
 )
-from tl_skillneurons.tasks.task import Task, require_two_classes
+from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.two_classes import require_two_classes
 
 KIND = "LabelWordComparison"
 _N_BEST = 10  # neurons whose accuracy on report stands beside each wording

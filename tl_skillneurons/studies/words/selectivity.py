@@ -32,7 +32,6 @@ are shuffled texts for the activations and random neurons for the weights, none 
 """
 
 import warnings
-from collections import Counter
 from collections.abc import Iterable
 from functools import cache, partial
 
@@ -45,7 +44,6 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_seed
 from tl_skillneurons._widths import even
-from tl_skillneurons._words import words_of
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons.choice import require_apart
@@ -61,6 +59,7 @@ from tl_skillneurons.stats.ranks import median
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import settings_of
 from tl_skillneurons.studies.words.position_share import position_share
+from tl_skillneurons.studies.words.presence import unit_columns, word_correlations, word_presence
 from tl_skillneurons.tasks.task import Task
 
 _MANY = 0.05  # of the texts: from here on it is worth a warning that their units stay in place
@@ -132,11 +131,11 @@ def word_selectivity(
     labels = labels[:, 1:] if task.n_classes == 2 else labels
     acts = set_activations(model, prompt, texts, neurons, max_length=max_length, run=run)
     by_place = position_share(model, prompt, texts, neurons, max_length=max_length, run=run)
-    a = _unit(acts)
+    a = unit_columns(acts)
     dead = (a == 0).all(0)
-    of_labels = a.T @ _unit(labels)
+    of_labels = a.T @ unit_columns(labels)
     label_r = of_labels.gather(1, of_labels.abs().argmax(1)[:, None])[:, 0]
-    unit_length = _unit(lengths[:, None])[:, 0]
+    unit_length = unit_columns(lengths[:, None])[:, 0]
     length_r = a.T @ unit_length
     best, word_r, reached = _against_shuffled(a, present, unit_length, length_r, n_permutations, seed, units)
     p = (1 + reached) / (1 + n_permutations)
@@ -331,61 +330,6 @@ def _stand_ins(neurons: NeuronSet, n: int, seed: int) -> list[list[int]]:
         )
         for number, (layer, _) in enumerate(neurons)
     ]
-
-
-def distinct_words(text: str) -> set[str]:
-    """The words of a text, case left out (:mod:`~tl_skillneurons._words`)."""
-    return set(words_of(text))
-
-
-def word_presence(texts: list[str], min_texts: int = 1) -> tuple[list[str], Float[Tensor, "word text"]]:
-    """The words of the texts, case left out, alphabetical; and a 1 where a text has one, sparse (COO).
-
-    Raises:
-        ValueError: When no word stands in, and is absent from, ``min_texts`` texts.
-    """
-    sets = [distinct_words(text) for text in texts]
-    counts = Counter(word for own in sets for word in own)
-    words = sorted(word for word, n in counts.items() if min_texts <= n <= len(texts) - min_texts)
-    if not words:
-        raise ValueError(
-            f"no word stands in at least {min_texts} of {len(texts)} texts and is absent from as many; give more texts "
-            "or a lower min_texts"
-        )
-    place = {word: number for number, word in enumerate(words)}
-    pairs = sorted((place[word], row) for row, own in enumerate(sets) for word in own if word in place)
-    present = torch.sparse_coo_tensor(
-        torch.tensor(pairs).T,
-        torch.ones(len(pairs), dtype=torch.float64),
-        (len(words), len(texts)),
-        check_invariants=True,
-        is_coalesced=True,
-    )
-    return words, present
-
-
-def word_correlations(
-    present: Float[Tensor, "word text"], values: Float[Tensor, "text column"]
-) -> Float[Tensor, "word column"]:
-    """The point-biserial correlation of each word's presence with each column; 0 where either is constant.
-
-    Args:
-        present: As :func:`word_presence` gives it.
-    """
-    n_texts = present.shape[1]
-    n = torch.bincount(present.indices()[0], minlength=len(present)).double()
-    scale = (n * (1 - n / n_texts)).sqrt()
-    sums = torch.sparse.mm(present, _unit(values))
-    return sums / torch.where(scale == 0, torch.inf, scale)[:, None]
-
-
-def _unit(values: Float[Tensor, "example column"]) -> Float[Tensor, "example column"]:
-    """Centred columns of length 1, so that products are correlations; constant ones are 0."""
-    wide = values.double()
-    raw = wide.norm(dim=0)
-    wide = wide - wide.mean(0)
-    length = wide.norm(dim=0)
-    return wide / torch.where(length <= 1e-7 * raw, torch.inf, length)
 
 
 def _directions(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:

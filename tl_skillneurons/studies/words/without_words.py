@@ -40,8 +40,9 @@ from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.stats.ranks import median
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import load_tables, right_answers, save_tables, settings_of
-from tl_skillneurons.studies.words.selectivity import distinct_words, word_correlations, word_presence
-from tl_skillneurons.tasks.task import Task, require_two_classes
+from tl_skillneurons.studies.words.presence import distinct_words, word_correlations, word_presence
+from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.two_classes import require_two_classes
 
 KIND = "AccuracyWithoutWords"
 _TOLD = ("unit", "n_units", "smallest_p", "warnings")

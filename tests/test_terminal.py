@@ -88,6 +88,7 @@ def test_progress_bars_read_no_markup(monkeypatch):
 
     made = []
     monkeypatch.setattr(_progress, "TextColumn", lambda *a, **k: made.append(k) or TextColumn(*a, **k))
+    monkeypatch.setattr(_progress, "Console", lambda **k: Console(force_terminal=True, **k))
     with _progress.progress_bar("rules on [/]", 2) as advance:
         advance(note="[/]")
     assert made and all(options["markup"] is False for options in made)

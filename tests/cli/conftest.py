@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from planted import model as planted_model
 from planted import sentences
 
 
-@pytest.fixture(scope="session")
-def cli():
+@contextmanager
+def tiny_behind():
     """The command with a tiny model that can do the task behind ``--model``, whatever it is given."""
     from tl_skillneurons import cli
     from tl_skillneurons.models import loading
@@ -21,6 +22,12 @@ def cli():
         patch.setattr(page, "page_of", lambda findings: "<p>drawn elsewhere</p>")  # it takes a second
         patch.setattr(loading, "load_model", lambda name, **options: planted_model())
         yield cli
+
+
+@pytest.fixture(scope="module")
+def cli():
+    with tiny_behind() as command:
+        yield command
 
 
 @pytest.fixture(scope="session")
@@ -34,11 +41,12 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished(cli, data, tmp_path_factory):
+def finished(data, tmp_path_factory):
     """The folder of a finished run, and what was printed; read-only."""
     out = tmp_path_factory.mktemp("finished") / "run"
     given = ["--model", "tiny", "--data", data, "--label-words", WORDS, "--out", out, *QUICK]
-    result = ask(cli, "find", *given)
+    with tiny_behind() as command:
+        result = ask(command, "find", *given)
     assert result.exit_code == 0, result.output
     return out, result.stdout
 

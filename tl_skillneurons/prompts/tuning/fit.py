@@ -3,7 +3,7 @@
 The loss is cross-entropy over the label words at the read-out position. Adam moves the virtual tokens (and
 the linear read-out, for encoders without a language-model head); the rate warms up linearly and decays
 linearly to zero. Part of role ``train`` is held back, stratified by label and the same for every seed: the prompt with
-the highest accuracy on it (the lowest loss among equals) is kept. Lester et al. (2021); Wang et al. (2022), section 3.1.
+the highest accuracy on it (the lowest loss among equals) is kept. Lester et al. (2021); Wang et al. (2022), 3.1.
 
 Defaults, measured on SST-2 (1,500 examples of role train, 255 of them held back, 8 virtual tokens, batches of 16,
 seed 0; held-back loss and accuracy at the end, the standard error of an accuracy being 0.024)::

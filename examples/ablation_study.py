@@ -23,8 +23,8 @@ if len(sys.argv) > 1:
 else:
     model = skn.load_model("minilm")
     task = skn.minimal_pairs("movie_reviews", n_pairs=60 if SMALL else 200, tokenizer=model.tokenizer)
-    tuning = {"n_virtual_tokens": 4 if SMALL else 8, "n_steps": 20 if SMALL else 60}
-    sizes, interventions = (0.02,), ("mean", "keep")
+    tuning = {"n_virtual_tokens": 4 if SMALL else 8, "n_steps": 5 if SMALL else 60}
+    sizes, interventions = (0.02,), ("mean",) if SMALL else ("mean", "keep")
 [prompt] = skn.fit_soft_prompts(model, task, seeds=[0], **tuning)
 scores = skn.score_neurons(model, prompt, task)
 skill = scores.top(sizes[-1])

@@ -17,7 +17,7 @@ import tl_skillneurons as skn
 
 SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
 model = skn.load_model(sys.argv[1] if len(sys.argv) > 1 else "minilm")
-tuning = {"n_virtual_tokens": 4, "n_steps": 10 if SMALL else 60, "seeds": [0]}
+tuning = {"n_virtual_tokens": 4, "n_steps": 3 if SMALL else 60, "seeds": [0]}
 if len(sys.argv) > 2:
     tuning["n_steps"] = 120
     tasks = {Path(folder).name: load_task(folder, binary=True, max_words=64) for folder in sys.argv[2:]}

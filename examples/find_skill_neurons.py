@@ -10,7 +10,7 @@ import tl_skillneurons as skn
 
 SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
 model = skn.load_model("minilm" if SMALL else "smollm2")
-task = skn.minimal_pairs("movie_reviews", n_pairs=400, tokenizer=model.tokenizer, seed=0)
+task = skn.minimal_pairs("movie_reviews", n_pairs=80 if SMALL else 400, tokenizer=model.tokenizer, seed=0)
 
 # %% Train soft prompts, everything else frozen, and score every neuron at every virtual token
 prompts = skn.fit_soft_prompts(model, task, n_virtual_tokens=8, seeds=range(2), n_steps=40)

@@ -22,7 +22,7 @@ if len(sys.argv) > 2:
     task = load_task(sys.argv[2], binary=True).limit(train=1000, select=400, report=300)
 else:
     task = skn.minimal_pairs("movie_reviews", n_pairs=60 if SMALL else 400, tokenizer=model.tokenizer)
-tuning = {"n_virtual_tokens": 4, "n_steps": 10 if SMALL else 100, "seeds": [0]}
+tuning = {"n_virtual_tokens": 4, "n_steps": 3 if SMALL else 100, "seeds": [0]}
 [prompt] = skn.fit_soft_prompts(model, task, **tuning)
 scores = skn.score_neurons(model, prompt, task)
 skill = scores.top(0.02)
@@ -40,7 +40,7 @@ Console(width=160).print(found.to_table())
 methods = (
     ["lora", "adapter", "bitfit"] if name == "minilm" else ["lora", "adapter"]
 )  # Llama models have no biases
-steps = 10 if SMALL else 300
+steps = 3 if SMALL else 300
 adapted = {
     "tuned prompt": skn.studies.AdaptedModel(
         model, prompt, "prompt", sum(p.numel() for p in prompt.parameters())

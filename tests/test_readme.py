@@ -14,6 +14,7 @@ from tiny import bridge
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(page for page in (ROOT / "examples").glob("*.md") if "```python" in page.read_text())
 SMALLER = {
+    "n_steps=30": "n_steps=2",
     "n_steps=40": "n_steps=2",
     "n_steps=300": "n_steps=2",
     "0.02": "0.1",  # 0.02 of 48 is none

@@ -21,3 +21,11 @@ def tiny_task():
 def unchecked(monkeypatch):
     """Types are not checked at run time, as users have it: what is refused then is refused by the package itself."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+LONGEST = ("test_real.py", "test_types.py", "test_processes.py", "test_readme.py")
+"""Few tests that take long: begun first, so that no process ends up waiting for them."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)

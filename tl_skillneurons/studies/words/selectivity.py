@@ -62,6 +62,8 @@ from tl_skillneurons.studies.words.position_share import position_share
 from tl_skillneurons.studies.words.presence import unit_columns, word_correlations, word_presence
 from tl_skillneurons.tasks.task import Task
 
+ALPHA = 0.05
+"""The level of the flags; p-values are corrected for the number of words."""
 _MANY = 0.05  # of the texts: from here on it is worth a warning that their units stay in place
 _MOST_NUMBERS = 2**22  # of one chunk of columns: 32 MB in float64
 
@@ -75,7 +77,6 @@ def word_selectivity(
     role: str = "report",
     min_texts: int = 5,
     n_permutations: int = 1000,
-    alpha: float = 0.05,
     position_threshold: float | int = 0.5,
     seed: int = 0,
     max_length: int | None = None,
@@ -87,7 +88,6 @@ def word_selectivity(
     Args:
         min_texts: A word counts when it stands in, and is absent from, at least so many texts.
         n_permutations: Of the texts' activations by the task's units, the same for all neurons.
-        alpha: For the flags, corrected for the number of words.
         position_threshold: The share of the variance from which on a neuron is called a position neuron.
         seed: Draws the permutations.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with. Words behind a cut count as
@@ -104,7 +104,7 @@ def word_selectivity(
         ``neurons_chosen`` "on other examples", "on these examples" (by insistence) or "unknown".
 
     Raises:
-        ValueError: When no word stands in enough texts, for too few permutations for ``alpha``, for a
+        ValueError: When no word stands in enough texts, for too few permutations for :data:`ALPHA`, for a
             ``position_threshold`` outside (0, 1], for neurons that these texts chose, or when more than half of the
             texts are of units whose size no other has.
 
@@ -113,7 +113,7 @@ def word_selectivity(
         >>> frame[["word", "word_r", "p_word", "label_r", "token_detector"]]
     """
     neurons = as_neurons(neurons)
-    require_draws(n_permutations, alpha, name="n_permutations")
+    require_draws(n_permutations, ALPHA, name="n_permutations")
     require_int(min_texts, "min_texts")
     require_seed(seed)
     if not 0 < position_threshold <= 1:
@@ -154,13 +154,13 @@ def word_selectivity(
         }
     )
     strong = frame.word_r.abs() >= frame.label_r.abs()
-    frame["token_detector"] = strong & (frame.p_word <= alpha) & ~frame.dead
+    frame["token_detector"] = strong & (frame.p_word <= ALPHA) & ~frame.dead
     long = frame.length_r.abs() >= frame.label_r.abs()
-    frame["length_neuron"] = long & (frame.p_length <= alpha) & ~frame.dead
+    frame["length_neuron"] = long & (frame.p_length <= ALPHA) & ~frame.dead
     frame["position_neuron"] = (frame.position_share >= position_threshold) & ~frame.dead
     frame = frame.assign(n_words=len(words), role=role, n_examples=len(texts), neurons_chosen=where_chosen)
     counts = {"min_texts": min_texts, "n_permutations": n_permutations, "seed": seed}
-    thresholds = {"alpha": alpha, "position_threshold": position_threshold}
+    thresholds = {"alpha": ALPHA, "position_threshold": position_threshold}
     of_units = {"unit": units.what, "n_units": len(units), "n_fixed": n_fixed}
     frame.attrs |= settings_of(
         model, task, [prompt], **counts, **thresholds, **of_units, max_length=prompted.max_length

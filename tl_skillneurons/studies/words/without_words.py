@@ -125,7 +125,6 @@ def accuracy_without_words(
     role: str = "report",
     n_random: int = 20,
     seed: int = 0,
-    max_length: int | None = None,
     on_chosen_examples: bool = False,
     run: RunOptions = RunOptions(),
 ) -> AccuracyWithoutWords:
@@ -142,12 +141,11 @@ def accuracy_without_words(
         n_random: Distinct draws of as many random neurons of the same layers, with the rules that ``select`` chose for
             them; all where there are fewer.
         seed: Of the first draw, and of the bootstrap.
-        max_length: Longest sequence in tokens; by default what the prompts were tuned with.
         on_chosen_examples: Measure though some texts of ``role`` chose the neurons; every row then says so.
 
     Raises:
-        ValueError: For a task of more than two classes, an empty set, scores of other prompts or of texts cut to
-            another length, neurons that these texts chose, too few draws, or when too few texts are without the words.
+        ValueError: For a task of more than two classes, an empty set, scores of other prompts,
+            neurons that these texts chose, too few draws, or when too few texts are without the words.
 
     Example:
         >>> found = skn.studies.accuracy_without_words(model, prompts, task, scores, skill)
@@ -163,6 +161,7 @@ def accuracy_without_words(
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
     chosen = as_list(prompts)
+    max_length = scores.provenance.get("max_length")  # texts are cut as they were for the scores
     require_measured_here(scores, model, chosen, task=task, max_length=max_length)
     words = strongest_words(task, n_words, min_texts)
     split = task.split(role)

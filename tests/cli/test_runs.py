@@ -96,8 +96,7 @@ def test_a_profiled_neuron_is_shown_from_a_read_only_folder_without_its_model(cl
     profile, name = profiles.of(layer, index), f"{layer}.{index}"
     assert f"{profile.rule['accuracy']:.3f}" in result.stdout
     for title in (
-        "Words raised by",
-        "Words lowered by",
+        "Words in the output weights of",
         "Effects of holding",
         "Heads that write the label into",
     ):

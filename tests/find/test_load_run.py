@@ -7,6 +7,7 @@ import planted
 import pytest
 import scipy.stats
 import torch
+from runs import quick_run
 from toy import QUIET
 
 
@@ -16,19 +17,8 @@ def task():
 
 
 @pytest.fixture(scope="module")
-def found(skn, task, tmp_path_factory):
-    return skn.find_skill_neurons(
-        planted.model(),
-        task,
-        out=tmp_path_factory.mktemp("runs") / "run",
-        n_virtual_tokens=2,
-        n_prompts=2,
-        n_steps=8,
-        top=2,
-        evidence=skn.find.Evidence(n_permutations=99, n_curve_examples=4, n_curve_random=1),
-        training=skn.prompts.TrainingOptions(batch_size=8),
-        run=QUIET,
-    )
+def found(task, tmp_path_factory):
+    return quick_run(planted.model(), task, tmp_path_factory.mktemp("runs") / "run")
 
 
 @pytest.fixture

@@ -6,26 +6,8 @@ import planted
 import pytest
 import tiny
 import torch
-from toy import QUIET
+from runs import quick_run
 from tuned import learnable
-
-
-def quick(skn, model, task, out, **changes):
-    return skn.find_skill_neurons(
-        model,
-        task,
-        out=out,
-        **{
-            "n_virtual_tokens": 2,
-            "n_prompts": 2,
-            "n_steps": 8,
-            "top": 2,
-            "evidence": skn.find.Evidence(19, 99, n_curve_examples=4, n_curve_random=1),
-            "training": skn.prompts.TrainingOptions(batch_size=8),
-            "run": QUIET,
-            **changes,
-        },
-    )
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +23,7 @@ def skewed(skn):
 def stopped(skn, skewed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.warns(UserWarning, match="not below chance"):
-        return quick(skn, tiny.bridge("llama"), skewed, folder, n_steps=2)
+        return quick_run(tiny.bridge("llama"), skewed, folder, n_steps=2)
 
 
 def test_without_a_prompt_that_beats_the_majority_no_later_phase_runs(skn, stopped):
@@ -87,7 +69,7 @@ def test_only_the_prompts_that_beat_the_majority_are_used(skn, tmp_path, monkeyp
         return replace(answers, logits=logits)
 
     monkeypatch.setattr(phases, "measure_answers", one_fails)
-    found = quick(skn, planted.model(), planted.task(40, 24, 24), tmp_path / "run")
+    found = quick_run(planted.model(), planted.task(40, 24, 24), tmp_path / "run")
     assert found.used == (1,) and len(found.fitted) == 2 and found.scores.n_prompts == 1
     assert found.scores.provenance["prompts"][0]["seed"] == found.prompts[0].seed == 1
     assert found.effects.to_dataframe().prompt.unique().tolist() == [0]

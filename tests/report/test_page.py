@@ -8,26 +8,16 @@ from dataclasses import replace
 import browser
 import planted
 import pytest
-from toy import QUIET
+from runs import quick_run
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&amp; [/red] {{ 7*7 }} \u202e\u0645"
 
 
 @pytest.fixture(scope="module")
-def found(skn, tmp_path_factory):
+def found(tmp_path_factory):
     """A small run whose task, model and labels have names that mean harm."""
-    run = skn.find_skill_neurons(
-        planted.model(),
-        planted.task(n_train=40, n_select=24, n_report=24),
-        out=tmp_path_factory.mktemp("page") / "run",
-        n_virtual_tokens=2,
-        n_prompts=2,
-        n_steps=8,
-        top=2,
-        evidence=skn.find.Evidence(n_permutations=99, n_curve_examples=4, n_curve_random=1),
-        training=skn.prompts.TrainingOptions(batch_size=8),
-        run=QUIET,
-    )
+    task, out = planted.task(n_train=40, n_select=24, n_report=24), tmp_path_factory.mktemp("page") / "run"
+    run = quick_run(planted.model(), task, out)
     task = replace(run.task, name=HOSTILE, label_names=(HOSTILE + "0", HOSTILE + "1"), notes=(HOSTILE,))
     return replace(run, task=task, model={"name": HOSTILE})
 

@@ -59,9 +59,10 @@ def neuron(where: Where, asked: Asked, shown: Shown) -> None:
         notes = [
             "Rule: high activation means that label; on select it chose its position and direction, so that figure is "
             "too good. Words: what moved the activation most, by attention alone, in its own units.",
-            "Words raised and lowered: in standard deviations over the vocabulary, p beside random neurons of the "
-            "layer. Holding: it alone, at its mean; total is a first-order estimate, direct goes straight through the "
-            "residual stream. Heads: chosen on select; in sd of all that the neuron reads.",
+            "Words raised and lowered: in standard deviations over the vocabulary, the furthest either way beside "
+            "that of random neurons of the layer. Holding: it alone, at its mean; total is a first-order estimate, "
+            "direct goes straight through the residual stream. Heads: chosen on select; in sd of all that the neuron "
+            "reads.",
             *(f"Left out: {part}: {reason}." for part, reason in profiles.left_out.items()),
         ]
         parts = ("rules", "texts", "output_words", "output_null", "effects", "heads")
@@ -128,11 +129,12 @@ def _parts(profile: "NeuronProfile") -> dict[str, list[dict[str, Any]]]:
 
     found: dict[str, list[dict[str, Any]]] = {}
     if (null := profile.output_null) is not None:
-        words = {"raised by": profile.raised, "lowered by": profile.lowered}
-        for title, scored in words.items():
-            said = ", ".join(f"{word.strip()} {score:+.1f}" for word, score in scored[:_N_WORDS])
-            beside = {"highest": null["largest"], "random": null["random_median"], "p": null["p"]}
-            found[f"Words {title}"] = [{"words": said, **beside}]
+        raised, lowered = (
+            ", ".join(f"{word.strip()} {score:+.1f}" for word, score in scored[:_N_WORDS])
+            for scored in (profile.raised, profile.lowered)
+        )
+        beside = {"furthest": null["largest"], "random": null["random_median"], "p": null["p"]}
+        found["Words in the output weights of"] = [{"raised": raised, "lowered": lowered, **beside}]
     if (effects := profile.effects) is not None:
         found["Effects of holding"] = [
             {

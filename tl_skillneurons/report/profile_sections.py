@@ -92,8 +92,8 @@ def _further_facts(one: NeuronProfile) -> list[tuple[str, str]]:
         null = one.output_null
         facts.append(("Raises the words", _scored(one.raised)))
         facts.append(("Lowers the words", _scored(one.lowered)))
-        beside = f"its highest {digits(null['largest'])}, random neurons of its layer {digits(null['random_median'])}"
-        beside += f" (95 % below {digits(null['random_high'])}), p {fraction(null['p'])}"
+        beside = f"its furthest either way {digits(null['largest'])}, random neurons of its layer "
+        beside += f"{digits(null['random_median'])} (95 % below {digits(null['random_high'])}), p {fraction(null['p'])}"
         facts.append(("In standard deviations over the vocabulary", beside))
     if one.effects is not None:
         for name, words in (

@@ -61,7 +61,8 @@ def test_the_label_is_readable_where_the_interval_lies_above_luck_and_random_neu
 def row(value, **changes):
     kinds = ("random", "matched", "least")
     told = {f"{kind}_median": 2.0 for kind in kinds} | {f"p_{kind}": 0.05 for kind in kinds}
-    return {"value": value, "change_high": -SOME, **told, **changes}
+    told |= {f"{kind}_min": 1.5 for kind in kinds}
+    return {"value": value, "intact": 2.5, "change_low": -1.0, "change_high": -SOME, **told, **changes}
 
 
 REACHES = row(2.0 - SOME)
@@ -81,6 +82,9 @@ REACHES = row(2.0 - SOME)
         ([row(2.0)], row(2.0), NO),
         ([row(2.0)], row(2.0 - SOME, least_median=2.0 - SOME), NO),  # no more than one kind of control
         ([row(1.0, p_random=1.0)], row(2.0 - SOME), NOT_ESTABLISHED),
+        # the interval reaches beyond all controls of every kind, so that more than they do can't be excluded
+        ([row(2.0)], row(2.0, change_low=-1.0 - SOME), NOT_ESTABLISHED),
+        ([row(2.0)], row(2.0, change_low=-1.0 - SOME, least_min=1.5 - SOME), NO),
     ],
 )
 def test_the_model_uses_them_only_where_every_prompt_and_every_kind_of_control_say_so(
@@ -99,7 +103,9 @@ def test_a_control_that_could_not_be_drawn_decides_nothing():
     [
         ([0.05], 0.05, YES),
         ([0.05], 0.05 + SOME, PARTLY),
-        ([0.05 + SOME], 0.0, NO),
+        ([0.05 + SOME], 0.0, NOT_ESTABLISHED),
+        ([0.5 - SOME], 0.0, NOT_ESTABLISHED),
+        ([0.5], 0.0, NO),
         ([0.05, 0.05 + SOME], 0.0, PARTLY),
         ([], 0.0, NOT_ESTABLISHED),
     ],
@@ -148,8 +154,14 @@ def test_a_prompt_that_always_says_the_commoner_label_is_right_on_87_percent_and
 
 
 def test_of_two_prompts_the_one_that_beats_the_majority_is_used_and_the_other_is_named():
-    told = answered([[1] * 100, [1] * 87 + [0] * 6 + [1] * 7], MOSTLY_ONE)
-    assert told.beating == (1,)  # six more right and none lost: McNemar's p is 2 / 64
+    told = answered([[1] * 100, [1] * 87 + [0] * 7 + [1] * 6], MOSTLY_ONE)
+    assert told.beating == (
+        1,
+    )  # seven more right and none lost: McNemar's p is 2 / 128, and there are two prompts
+    six = [1] * 87 + [0] * 6 + [1] * 7  # 2 / 64: enough for one prompt, not for one of two
+    assert (
+        answered([six], MOSTLY_ONE).beating == (0,) and answered([[1] * 100, six], MOSTLY_ONE).beating == ()
+    )
     verdict = verdicts.judge_answers(told, ['"bad"', '"good"'], "run")
     assert verdict.answer == YES
     assert "The prompt of seed 0 does not beat that, and is not used." in verdict.sentence

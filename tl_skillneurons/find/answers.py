@@ -4,9 +4,10 @@ With ``right_p(x)`` whether prompt ``p`` is right on example ``x``, and ``most``
 
     accuracy   = mean of right_p(x)                      majority = mean of 1[y(x) = most]
     balanced   = mean over labels of the accuracy on the examples of that label
-    p_majority = McNemar's test of right_p against 1[y = most], whole units turned
+    p_majority = p of McNemar's test of right_p against 1[y = most], whole units turned, times the number of prompts
 
-A prompt beats the majority when it is right more often, at ``p_majority <= 0.05``. One that doesn't has no skill that
+A prompt beats the majority when it is right more often, at ``p_majority <= 0.05``: of several that learnt nothing one
+or the other is out by chance more often than a single one (Bonferroni). One that doesn't has no skill that
 neurons could be looked for; it may answer the commoner label on every text and be right on 87 % of them.
 
 What it does not show: that the prompt learnt the task from ``train``; an untuned prompt, or one tuned on shuffled
@@ -98,7 +99,7 @@ class PromptAnswers:
             balanced, balanced_low, balanced_high = balanced_accuracy(
                 right, self.labels, self.units, seed=seed
             )
-            p_value = mcnemar(always, right, units=self.units).p_value
+            p_value = min(1.0, len(self.right) * mcnemar(always, right, units=self.units).p_value)
             counts = answers.bincount()
             told = self.settings["prompts"][number]
             rows.append(

@@ -4,7 +4,8 @@
 question                                       rule
 =============================================  =====================================================================
 Can the task be done?                          YES: some prompt is right on ``report`` more often than whoever always
-                                               says the commonest label, at p <= 0.05 (McNemar, by units).
+                                               says the commonest label, at p <= 0.05 (McNemar, by units, times
+                                               the number of prompts).
                                                NO: none is. The other questions are not asked then
 Is the label readable?                         YES: the interval of the best neurons' rules on ``report`` lies above
                                                what the best of all neurons reaches by luck, and they beat random
@@ -12,11 +13,13 @@ Is the label readable?                         YES: the interval of the best neu
 Does the model use them?                       of the margin (logit diff), and of the answers (accuracy), each
                                                YES: with every prompt the value is below the median of every kind of
                                                control at p <= 0.05, and the interval of the pooled change is below 0.
-                                               NO: the pooled value is not below the median of some kind of control
+                                               NO: the pooled value is not below the median of some kind of control,
+                                               and the lower end of its interval not below all of that kind
 Are they the same with another prompt?         YES: each two prompts share more of their best neurons than under
                                                permuted labels, at p <= 0.05, and at most 5 % of the skill neurons
-                                               turn their sign. NO: no two prompts do. PARTLY: otherwise, with how
-                                               many of how many
+                                               turn their sign. PARTLY: some two prompts do, with how many of how
+                                               many. NO: no two prompts share more than the median of permuted
+                                               labels (p >= 0.5)
 What does taking them away cost elsewhere?     MORE, LESS or NO MORE THAN CONTROLS: where the perplexity of plain text
                                                lies beside the range of all controls'
 =============================================  =====================================================================
@@ -100,7 +103,7 @@ RULES = {
         "Can the task be done?",
         "The soft prompts make the model answer the task.",
         "Accuracy on report, which no prompt was tuned on, beside always saying the commonest label; McNemar's "
-        "exact test of each prompt against that, whole units turned, p <= 0.05.",
+        "exact test of each prompt against that, whole units turned, p times the number of prompts <= 0.05.",
         "Units of report are independent of each other and of those of train.",
         "Texts of report that stand in train in other words; a prompt tuned on shuffled labels that does as well.",
         "tl-skillneurons find --prompts 5 --steps 300",
@@ -180,7 +183,8 @@ def is_used(
     Args:
         prompts: Of each prompt the ``value`` with the neurons held, and of each kind of control its median and p-value
             (``random_median``, ``p_random``, ...).
-        pooled: The same over all prompts, and ``change_high``, the upper end of the change's interval.
+        pooled: The same over all prompts, with the lowest draw of each kind (``random_min``, ...), ``intact``, and the
+            ends of the change's interval, ``change_low`` and ``change_high``.
         kinds: The kinds of control that there are.
     """
     below = [
@@ -190,8 +194,11 @@ def is_used(
     ]
     if all(below) and pooled["change_high"] < 0:
         return YES
-    no_more = any(pooled["value"] >= pooled[f"{kind}_median"] for kind in kinds)
-    return NO if no_more else NOT_ESTABLISHED
+    lower_end = pooled["intact"] + pooled["change_low"]
+    no_more = [
+        pooled["value"] >= pooled[f"{kind}_median"] and lower_end >= pooled[f"{kind}_min"] for kind in kinds
+    ]
+    return NO if any(no_more) else NOT_ESTABLISHED
 
 
 def is_same(p_values: Sequence[float], turned: float) -> str:
@@ -202,14 +209,12 @@ def is_same(p_values: Sequence[float], turned: float) -> str:
         turned: The share of the skill neurons that turn.
 
     Example:
-        >>> is_same([0.05], 0.05), is_same([0.05], 0.06), is_same([0.06], 0.0), is_same([], 0.0)
-        ('YES', 'PARTLY', 'NO', 'NOT ESTABLISHED')
+        >>> is_same([0.05], 0.05), is_same([0.05], 0.06), is_same([0.06], 0.0), is_same([0.5], 0.0)
+        ('YES', 'PARTLY', 'NOT ESTABLISHED', 'NO')
     """
-    if not p_values:
-        return NOT_ESTABLISHED
     agree = [p <= ALPHA for p in p_values]
     if not any(agree):
-        return NO
+        return NO if p_values and min(p_values) >= 0.5 else NOT_ESTABLISHED
     return YES if all(agree) and turned <= MOST_TURNED else PARTLY
 
 

@@ -110,6 +110,18 @@ def test_two_prompts_of_one_task_whose_labels_mean_nothing_are_seldom_called_ali
     assert sum(called) <= 3 < 10 <= sum(one.row(-1)["p_value"] <= 0.05 for one in one_side)
 
 
+def test_other_texts_that_happen_to_have_the_same_labels_are_permuted_side_by_side():
+    sides = [
+        dataclasses.replace(
+            scores_of(groups_of_neurons(k), labels_of(3)), provenance={"task": {"roles": {"select": name}}}
+        )
+        for k, name in enumerate(("reviews", "verbs"))
+    ]
+    assert skn.scores.score_agreement(*sides, 5, n_permutations=9).sides == (9, 9)
+    same = dataclasses.replace(sides[1], provenance=sides[0].provenance)
+    assert skn.scores.score_agreement(sides[0], same, 5, n_permutations=9).sides == (9,)
+
+
 def test_draws_of_both_sides_are_what_scoring_both_under_the_same_permuted_labels_gives():
     labels = labels_of(3)
     one, other = (scores_of(groups_of_neurons(seed), labels) for seed in (0, 1))

@@ -5,7 +5,7 @@ the labels mean. The null keeps all of this: the labels of one side's ``select``
 units (:mod:`~tl_skillneurons.stats.units`), and the rankings and tops that it then has are compared with the other
 side's. That takes the single answers (``score_neurons(..., keep_outcomes=True)``); each side that kept them is permuted
 in turn, and the larger p-value of the two sides counts: agreement takes labels that mean something on both. Two sides
-with the same labels on the same units (two prompts of one task, one task at two checkpoints) are permuted together,
+with the same labels of the same texts (two prompts of one task, one task at two checkpoints) are permuted together,
 each draw giving both the same new labels: labels that mean nothing make such sides agree too, which permuting one of
 them can't show. Few units have few orders; all are counted then, and ``smallest_p`` says what they allow. Where neither
 side kept them, neurons are permuted within their layers in place of labels, which treats them as independent: that null
@@ -270,12 +270,18 @@ def _with_outcomes(score: Scored) -> tuple[NeuronScores, RuleOutcomes] | None:
 
 
 def _share_labels(one: Scored, other: Scored) -> bool:
-    """Whether both go by the same labels of the same units, so that labels which mean nothing make them alike."""
+    """Whether both go by the same labels of the same texts, so that labels which mean nothing make them alike."""
     kept, beside = _with_outcomes(one), _with_outcomes(other)
     if kept is None or beside is None:
         return False
-    mine, theirs = kept[1], beside[1]
-    return torch.equal(mine.labels, theirs.labels) and mine.units.same_as(theirs.units)
+    (score, mine), (score_beside, theirs) = kept, beside
+    read, read_beside = (
+        of.provenance.get("task", {}).get("roles", {}).get(answers.role)
+        for of, answers in ((score, mine), (score_beside, theirs))
+    )
+    return (
+        read == read_beside and torch.equal(mine.labels, theirs.labels) and mine.units.same_as(theirs.units)
+    )
 
 
 def _permuted(

@@ -18,6 +18,7 @@ from tl_skillneurons.interventions import (
     OtherClassMean,
     Resample,
     Scale,
+    Shift,
     Zero,
 )
 from tl_skillneurons.interventions.ablation import ablate_where_known
@@ -113,6 +114,13 @@ def by_hand(how, reference, old, example, label, neuron, column, seed):
         return old + how.sigma * std * noise
     if isinstance(how, Scale):
         return how.factor * old
+    if isinstance(how, Shift):
+        acts, one = reference.activations[:, 1, [7, 9]].double(), how.toward
+        away = acts[reference.labels == one].mean(0) - acts[reference.labels != one].mean(0)
+        unit = away / away.square().sum().sqrt()
+        along = [float(row @ unit) for row in acts]
+        spread = (sum((a - sum(along) / len(along)) ** 2 for a in along) / len(along)) ** 0.5
+        return old + how.by * spread * unit[column].item()
     return 2 * reference.activations[:, 1, neuron].double().mean().item() - old  # Flipped
 
 
@@ -125,6 +133,7 @@ EVERY = [
     Noise(0.7),
     Noise(0.1, absolute=True),
     Scale(1.7),
+    Shift(0, by=-1.5),
     Keep(),
     Keep(Zero()),
     Flipped(),
@@ -192,9 +201,9 @@ def test_a_function_that_looks_at_other_positions_sees_them_with_a_cache_too(pro
 def test_names_say_what_and_how_much_and_strings_are_short_for_the_defaults():
     assert [one.name for one in EVERY[:9]] == [
         "zero", "mean", "class_mean", "other_class_mean", "resample", "noise 0.7", "noise 0.1 absolute",
-        "scale 1.7", "keep",
+        "scale 1.7", "shift to 0 by -1.5",
     ]  # fmt: skip
-    assert Keep(Zero()).name == "keep, others zero" and Flipped().name == "flipped"
+    assert Keep().name == "keep" and Keep(Zero()).name == "keep, others zero" and Flipped().name == "flipped"
     assert as_intervention("noise") == Noise() and as_intervention("keep") == Keep(Mean())
     assert {name.split()[0] for name in SHORT_NAMES} == {one.name.split()[0] for one in SHORT_NAMES.values()}
     assert as_interventions("mean") == [Mean()] and as_interventions(Mean()) == [Mean()]
@@ -224,6 +233,23 @@ def test_one_that_needs_several_kinds_of_values_takes_them_together(prompted, re
         layer_1(prompted, ablate(NEURONS, how=Standardized(), values=GivenValues(mean=reference.mean)))
 
 
+def test_a_shift_goes_from_the_mean_of_the_other_classes_to_a_class_that_the_reference_has(prompted):
+    means = torch.tensor([[[0.0, 0.0]], [[3.0, 0.0]], [[0.0, 6.0]]])
+    acts = torch.tensor([[[1.0, 0.0]], [[-1.0, 0.0]]])
+    given = GivenValues(class_mean=means, activations=acts)
+    (_, hook_function), *_ = ablate(NeuronSet([0, 0], [0, 1]), how=Shift(1, by=2.0), values=given)
+    point = prompted.model.hook_dict[neuron_hooks(prompted.model)[0]]
+    moved = hook_function(torch.zeros(1, 1, 2), hook=point)[0, 0]
+    unit = torch.tensor([3.0, -3.0]) / 18**0.5  # class 1 at (3, 0), the others' mean at (0, 3)
+    torch.testing.assert_close(moved, 2 * (acts[:, 0] @ unit).std(correction=0) * unit)
+    equal = GivenValues(class_mean=torch.zeros(2, 1, 2), activations=acts)
+    ((_, nowhere),) = ablate([(0, 0), (0, 1)], how=Shift(1), values=equal)
+    assert torch.equal(nowhere(torch.ones(1, 1, 2), hook=point), torch.ones(1, 1, 2))
+    ((_, absent),) = ablate([(0, 0), (0, 1)], how=Shift(3), values=given)
+    with pytest.raises(ValueError, match=r"a direction to class 3 needs .* has those of the classes 0 to 2"):
+        absent(torch.ones(1, 1, 2), hook=point)
+
+
 def reduced(act, hook):
     return act.mean(-1, keepdim=True)
 
@@ -251,6 +277,8 @@ def twice_named():
         (lambda: Noise(math.nan), ValueError, "sigma must be positive and finite, got nan"),
         (lambda: Scale(-1), ValueError, "factor must be at least 0 and finite, got -1"),
         (lambda: Scale(math.inf), ValueError, "factor must be at least 0 and finite, got inf"),
+        (lambda: Shift(-1), ValueError, "toward must be an integer of at least 0, got -1"),
+        (lambda: Shift(1, by=math.nan), ValueError, "by must be finite, got nan"),
         (lambda: Keep(Keep()), ValueError, "edits all others itself"),
     ],
 )

@@ -154,10 +154,10 @@ def test_equal_widths_go_into_a_hugging_face_folder(family, tmp_path):
     keep = skn.NeuronSet([0, 0, 0, 0, 1, 1, 1, 1], [5, 2, 8, 9, 7, 1, 2, 3])
     small = skn.prune(model, keep, values)
     state = torch.get_rng_state()
-    folder = skn.models.export_pruned(small, tmp_path / "out")
+    folder = skn.models.export_model(small, tmp_path / "out")
     assert torch.equal(state, torch.get_rng_state()) and [p.name for p in tmp_path.iterdir()] == ["out"]
     with pytest.raises(FileExistsError, match="is there already and not empty"):
-        skn.models.export_pruned(small, folder)
+        skn.models.export_model(small, folder)
     back = type(tiny.hf_model(family, 0, torch.float32)).from_pretrained(folder).eval()
     ids = torch.tensor([[1, 6, 7, 8, 9]])
     with torch.no_grad():
@@ -176,7 +176,7 @@ def test_what_hugging_faces_format_cannot_hold_is_refused_with_the_reason(family
     keep = skn.NeuronSet([0, 0], index) if index else skn.NeuronSet([0, 1], [3, 3])
     small = skn.prune(tiny.bridge(family), keep, torch.zeros(2, 48))
     with pytest.raises(ValueError, match=message):
-        skn.models.export_pruned(small, tmp_path / "out")
+        skn.models.export_model(small, tmp_path / "out")
 
 
 def test_the_input_cache_serves_the_smaller_model():

@@ -6,6 +6,7 @@ from .asked import Examples as Examples
 from .attribution import NeuronAttribution as NeuronAttribution
 from .attribution import attribute_neurons as attribute_neurons
 from .attribution import compare_with_exact as compare_with_exact
+from .baking import bake as bake
 from .direct_effects import direct_logits as direct_logits
 from .effect_panel import EffectPanel as EffectPanel
 from .effects import measure_effects as measure_effects
@@ -17,6 +18,7 @@ from .kinds import Noise as Noise
 from .kinds import OtherClassMean as OtherClassMean
 from .kinds import Resample as Resample
 from .kinds import Scale as Scale
+from .kinds import Shift as Shift
 from .kinds import Zero as Zero
 from .patching import NeuronPatching as NeuronPatching
 from .patching import patch_neurons as patch_neurons

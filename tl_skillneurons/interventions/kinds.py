@@ -9,6 +9,8 @@ Resample             held at the values of one reference example, drawn for each
 Noise(sigma)         plus Gaussian noise, ``sigma`` times each neuron's reference standard deviation: one vector
                      per example and layer, the same at every position (Wang et al., 2022, section 4)
 Scale(factor)        times ``factor``; several factors make a dose-response curve
+Shift(toward, by)    plus ``by`` standard deviations along the direction to a class, the same in every example (Li et
+                     al., 2023, "Inference-time intervention", section 3)
 Keep(other)          all *other* neurons of the model edited (held at the mean): sufficiency, not necessity
 ==================== ================================================================================
 
@@ -29,7 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_skillneurons._checks import require_option
+from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons.interventions.references import At
 
 Edited = Float[Tensor, "batch pos feature"]
@@ -219,6 +221,47 @@ class Scale(Intervention):
 
     def edit(self, old: Edited, at: At) -> Edited:
         return old * self.factor
+
+
+@dataclass(frozen=True)
+class Shift(Intervention):
+    """Plus ``by`` standard deviations along the direction from the other classes to one class, in each layer.
+
+    The direction is the difference between the class's reference mean and the mean of the other classes', over the
+    chosen neurons of a layer, at length 1; the unit is the standard deviation of the reference activations along it
+    (:meth:`At.toward`). Where the means don't differ nothing is shifted.
+
+    Args:
+        toward: The class.
+        by: How far; negative goes away from the class, 0 nowhere.
+
+    Raises:
+        ValueError: For a class that is no integer from 0 on, or an amount that is not finite.
+
+    Example:
+        >>> reference = Reference(skn.prompts.neuron_activations(model, prompt, texts), labels)
+        >>> prompted.generate(texts, interventions=skn.ablate(skill, how=Shift(1, by=3.0), values=reference))
+    """
+
+    toward: int
+    by: float | int = 1.0
+    uses = ("class_mean", "activations")
+
+    def __post_init__(self) -> None:
+        require_int(self.toward, "toward", minimum=0)
+        if not math.isfinite(self.by):
+            raise ValueError(f"by must be finite, got {self.by}")
+
+    @property
+    def name(self) -> str:
+        return f"shift to {self.toward} by {self.by:g}"
+
+    @property
+    def needs_labels(self) -> bool:
+        return False  # the class is the one that was named, whatever the example's own
+
+    def edit(self, old: Edited, at: At) -> Edited:
+        return old + (self.by * at.toward(self.toward)).to(old)
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,30 @@ class At:
         """The chosen features on each reference example."""
         return self._of("activations")
 
+    def toward(self, label: int) -> Float[Tensor, " feature"]:
+        """One standard deviation of the reference activations along the direction to a class, as a vector.
+
+        The direction is that from the mean of the other classes' means to the mean of this class.
+
+        Raises:
+            ValueError: When the reference has no such class, or no other.
+        """
+        kind = f"toward {label}"
+        if kind not in self.kept:
+            means = self.class_mean.double()
+            if not 0 <= label < len(means) or len(means) < 2:
+                raise ValueError(
+                    f"a direction to class {label} needs the means of that class and of another, and the reference "
+                    f"has those of the classes 0 to {len(means) - 1}"
+                )
+            others = [c for c in range(len(means)) if c != label]
+            direction = means[label] - means[others].mean(0)
+            length = direction.norm()
+            unit = direction / length if length else direction
+            along = self.activations.double() @ unit.to(self.activations.device)
+            self.kept[kind] = along.std(correction=0).to(unit) * unit
+        return self.kept[kind]
+
     @cached_property
     def examples(self) -> list[int]:
         """Each row's number in the caller's order; its row where nobody said otherwise."""

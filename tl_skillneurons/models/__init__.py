@@ -11,7 +11,7 @@ InputCache          keys and values of texts, computed once for every prompt, st
 prune               a copy with smaller MLPs, equal to holding the dropped neurons at given values
 save_pruned         a pruned model's weights in one file, ``load_pruned`` reads it
 load_pruned         the pruned model that ``save_pruned`` wrote
-export_pruned       a pruned model as a Hugging Face folder
+export_model        a model whose weights were changed (pruned, baked) as a Hugging Face folder
 shuffle_layers      a copy whose layers stand in another order: trained parts that make no trained whole
 register_encoders   let TransformerLens boot encoders that it has no adapter for, as ``load_model`` does
 T5EncoderToRead     a T5's encoder, as ``boot_transformers(hf_model=...)`` takes it

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
+from tl_skillneurons.models.hooks import Hooks, hooked
 from tl_skillneurons.models.records import model_label
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -52,6 +53,31 @@ def copy_model(model: TransformerBridge) -> TransformerBridge:
         _bind_functions(part, memo)
     _require_apart(model, copied)
     return copied
+
+
+@torch.no_grad()
+def require_does_the_same(
+    changed: TransformerBridge, model: TransformerBridge, fwd_hooks: Hooks, told: str
+) -> None:
+    """Return if a copy whose weights were changed gives the logits of the model that runs with these hooks.
+
+    Args:
+        told: What to say of it: "gpt2 can't be pruned, the smaller one".
+
+    Raises:
+        ValueError: Where it doesn't run, or gives others.
+    """
+    ids = torch.arange(1, 7, device=model.cfg.device)[None] % model.W_E.shape[0]
+    with hooked(model, fwd_hooks):
+        expected = model(ids).double()
+    try:
+        found = changed(ids).double()
+    except RuntimeError as error:
+        raise ValueError(f"{told} doesn't run ({error}); hold neurons by ablate") from error
+    exact = 1e-3 if model.W_E.dtype in (torch.float32, torch.float64) else 5e-2
+    off = float((found - expected).abs().max() / expected.abs().max())
+    if not off <= exact:
+        raise ValueError(f"{told}'s logits are off by {off:.2g} of the largest; hold neurons by ablate")
 
 
 def _parts(model: TransformerBridge) -> list[nn.Module]:

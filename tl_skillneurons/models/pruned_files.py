@@ -1,9 +1,9 @@
-"""Pruned models to and from files: our own for any widths, a Hugging Face folder where its format can hold them."""
+"""Pruned models to and from files of our own, for any widths; a Hugging Face folder is written by :func:`export_model`
+(:mod:`~tl_skillneurons.models.exporting`)."""
 
 import contextlib
 import io
 import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from tl_skillneurons.models.encoder_loading import random_model
 from tl_skillneurons.models.layers import neuron_widths
 from tl_skillneurons.models.packaged import PACKAGED, packaged_model
 from tl_skillneurons.models.pruning import prune, widths
-from tl_skillneurons.models.sites import SITE, hf_config
+from tl_skillneurons.models.sites import SITE
 from tl_skillneurons.models.weights import unlisted_weights
 from tl_skillneurons.neurons.neuron_set import NeuronSet
 
@@ -101,92 +101,6 @@ def _put(places: dict[str, Tensor], given: dict[str, Tensor]) -> None:
             if place.shape != given[name].shape:
                 raise RuntimeError(f"{name} is {list(given[name].shape)}, it must be {list(place.shape)}")
             place.copy_(given[name])
-
-
-def export_pruned(model: TransformerBridge, folder: str | os.PathLike[str]) -> Path:
-    """Write a pruned model as a Hugging Face folder that ``from_pretrained`` reads, whole or not at all.
-
-    Possible where every layer has the same width and the architecture has biases in its MLP (its configuration then
-    holds both): gpt2, bert, roberta and their kin, opt, gpt_neox, phi, gpt_neo, and llama through ``mlp_bias``.
-
-    Raises:
-        ValueError: Where the format can't hold it; the message says why.
-        FileExistsError: When there is something in ``folder`` already.
-
-    Example:
-        >>> folder = skn.models.export_pruned(small, "pruned-gpt2")
-        >>> transformers.AutoModelForCausalLM.from_pretrained(folder)
-    """
-    if Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
-        raise FileExistsError(f"{folder} is there already and not empty; choose another folder")
-    sizes = sorted(set(widths(model)))
-    if len(sizes) > 1:
-        raise ValueError(
-            f"a Hugging Face config has one width for all layers, this model has {sizes}; prune every layer to "
-            "the same number of neurons, or use save_pruned"
-        )
-    config = hf_config(model)
-    named = next(
-        (name for name in ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim") if hasattr(config, name)),
-        None,
-    )
-    kind = config.model_type
-    if kind not in _EXPORTABLE or named is None:
-        raise ValueError(
-            f"the Hugging Face format of {kind} has no place for an output bias in the MLP, or none for its width; "
-            f"it can hold {', '.join(_EXPORTABLE)}; use save_pruned"
-        )
-    copied = type(config).from_dict({**config.to_dict(), named: sizes[0]})
-    state = model.original_model.state_dict()
-    state = {name.replace("._original_component", ""): value for name, value in state.items()}
-    if kind == "llama":
-        copied.mlp_bias = True
-        state |= _zero_biases(state)
-    with torch.random.fork_rng(devices=[]):  # weights that are drawn, only to be replaced
-        kind_of: Any = type(model.original_model)
-        written = kind_of(copied).to(model.W_E.dtype)
-    # The bridge knows its parts by further names as well, so only what is missing counts.
-    missing, _ = written.load_state_dict(state, strict=False)
-    if missing:
-        raise ValueError(f"{kind} can't be exported: no weights for {sorted(missing)[:3]}; use save_pruned")
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        whole = Path(temporary) / "model"
-        written.save_pretrained(whole)
-        if model.tokenizer is not None:
-            model.tokenizer.save_pretrained(whole)
-        whole.rename(folder)
-    return folder
-
-
-_EXPORTABLE = (
-    "gpt2",
-    "bert",
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "distilbert",
-    "electra",
-    "mpnet",
-    "deberta",
-    "deberta-v2",
-    "opt",
-    "gpt_neox",
-    "phi",
-    "gpt_neo",
-    "llama",
-)
-
-
-def _zero_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Biases of 0 for llama's gate and up projections, which its config can only have together with the output's."""
-    found = {}
-    for name, weight in state.items():
-        for part in ("gate_proj", "up_proj"):
-            if name.endswith(f"{part}.weight"):
-                found[name.removesuffix("weight") + "bias"] = weight.new_zeros(len(weight))
-    return found
 
 
 def _each_once(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -10,26 +10,21 @@ Each layer has a width of its own, 0 included. So ``cfg.d_mlp`` is no longer eve
 What it does not show: that the rest was useless. Compare with keeping random neurons.
 """
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers.pytorch_utils import Conv1D
 
 from tl_skillneurons._widths import in_layer, present, said, widest
-from tl_skillneurons.models.copies import copy_model
-from tl_skillneurons.models.hooks import hooked
+from tl_skillneurons.models.copies import copy_model, require_does_the_same
 from tl_skillneurons.models.layers import neuron_widths
+from tl_skillneurons.models.projections import Linear, like, n_inputs, weight_of
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import neuron_hooks, neuron_shape, output_projection
 from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
-
-Linear = nn.Linear | Conv1D
-"""A projection, as Hugging Face writes it: GPT-2 has its weights the other way round."""
 
 
 def prune(
@@ -88,8 +83,9 @@ def prune(
         own = in_layer(width, layer)
         _require_cuttable(model, layer, own)
         _cut(smaller, layer, kept[layer], values[layer, :own])
-    held = {layer: (kept[layer], values[layer, : in_layer(width, layer)]) for layer in pruned}
-    _require_equal(model, smaller, held)
+    names = neuron_hooks(model)
+    held = [(names[layer], _held(kept[layer], values[layer, : in_layer(width, layer)])) for layer in pruned]
+    require_does_the_same(smaller, model, held, f"{model_label(model)} can't be pruned, the smaller one")
     return smaller
 
 
@@ -97,7 +93,7 @@ def widths(model: TransformerBridge) -> list[int]:
     """How many neurons each layer's MLP has."""
     there = neuron_widths(model)
     return [
-        _n_inputs(output_projection(model, layer).original_component) if own else 0
+        n_inputs(output_projection(model, layer).original_component) if own else 0
         for layer, own in enumerate(there)
     ]
 
@@ -137,44 +133,18 @@ def _require_cuttable(model: TransformerBridge, layer: int, d_mlp: int) -> None:
 
 
 def _neurons_of(linear: Linear, name: str) -> int:
-    return _weight(linear).shape[1 if name == "out" else 0]
+    return weight_of(linear).shape[1 if name == "out" else 0]
 
 
-@torch.no_grad()
-def _require_equal(
-    model: TransformerBridge,
-    smaller: TransformerBridge,
-    dropped: Mapping[int, tuple[Int[Tensor, " kept"], Float[Tensor, " neuron"]]],
-) -> None:
-    """Refuse a smaller model that is not the whole one with the dropped neurons held."""
-    names = neuron_hooks(model)
+def _held(kept: Int[Tensor, " kept"], value: Float[Tensor, " neuron"]) -> Callable[..., Tensor]:
+    """A hook function that holds what is dropped."""
 
-    def held(layer: int) -> Callable[..., Tensor]:
-        kept, value = dropped[layer]
+    def hook_function(act: Tensor, hook: Any) -> Tensor:
+        new = value.to(act).expand(act.shape).clone()
+        new[..., kept.to(act.device)] = act[..., kept.to(act.device)]
+        return new
 
-        def hook_function(act: Tensor, hook: Any) -> Tensor:
-            new = value.to(act).expand(act.shape).clone()
-            new[..., kept.to(act.device)] = act[..., kept.to(act.device)]
-            return new
-
-        return hook_function
-
-    ids = torch.arange(1, 7, device=model.cfg.device)[None] % model.W_E.shape[0]
-    with hooked(model, [(names[layer], held(layer)) for layer in dropped]):
-        expected = model(ids).double()
-    try:
-        found = smaller(ids).double()
-    except RuntimeError as error:
-        raise ValueError(
-            f"{model_label(model)} can't be pruned, the smaller one doesn't run ({error}); hold neurons by ablate"
-        ) from error
-    exact = 1e-3 if model.W_E.dtype in (torch.float32, torch.float64) else 5e-2
-    off = float((found - expected).abs().max() / expected.abs().max())
-    if not off <= exact:
-        raise ValueError(
-            f"{model_label(model)} can't be pruned, the smaller one's logits are off by {off:.2g} of the largest; "
-            "hold neurons by ablate"
-        )
+    return hook_function
 
 
 def _projection(model: TransformerBridge, layer: int, name: str) -> Any:
@@ -202,44 +172,16 @@ def _cut(
 
 def _outputs(linear: Linear, keep: Int[Tensor, " kept"]) -> Linear:
     """The projection into the neurons, with the kept ones alone."""
-    weight = _weight(linear)[keep.to(linear.weight.device)]
+    weight = weight_of(linear)[keep.to(linear.weight.device)]
     bias = None if linear.bias is None else linear.bias.detach()[keep.to(linear.bias.device)]
-    return _like(linear, weight, bias)
+    return like(linear, weight, bias)
 
 
 def _inputs(linear: Linear, keep: Int[Tensor, " kept"], value: Float[Tensor, " neuron"]) -> Linear:
     """The projection out of the neurons; what the dropped ones always add is in its bias."""
-    whole = _weight(linear)
+    whole = weight_of(linear)
     held = value.to(device=whole.device, dtype=torch.float64).clone()
     held[keep.to(whole.device)] = 0  # the kept ones speak for themselves
     added = whole.double() @ held
     bias = added if linear.bias is None else linear.bias.detach().double() + added
-    return _like(linear, whole[:, keep.to(whole.device)], bias.to(whole.dtype))
-
-
-def _weight(linear: Linear) -> Float[Tensor, "output input"]:
-    weight = linear.weight.detach()
-    return weight.T if isinstance(linear, Conv1D) else weight
-
-
-def _n_inputs(linear: Linear) -> int:
-    return _weight(linear).shape[1]
-
-
-def _like(
-    linear: Linear, weight: Float[Tensor, "output input"], bias: Float[Tensor, " output"] | None
-) -> Linear:
-    """A layer of the same class with these weights, frozen or not as the old one."""
-    n_outputs, n_inputs = weight.shape
-    if isinstance(linear, Conv1D) and n_inputs:  # which can't be run without inputs, where a Linear can
-        new: Linear = Conv1D(n_outputs, n_inputs)
-        weight = weight.T
-    else:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
-            new = nn.Linear(n_inputs, n_outputs, bias=bias is not None, device="meta")
-    needs = linear.weight.requires_grad
-    new.weight = nn.Parameter(weight.clone().contiguous(), requires_grad=needs)
-    if bias is not None:
-        new.bias = nn.Parameter(bias.clone(), requires_grad=needs)
-    return new.train(linear.training)
+    return like(linear, whole[:, keep.to(whole.device)], bias.to(whole.dtype))

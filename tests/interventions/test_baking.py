@@ -84,14 +84,19 @@ def test_plain_transformers_reads_what_the_hooks_do(family, how, tmp_path):
     assert all(not p.requires_grad for p in baked.parameters()) and not baked.training
 
 
-def test_the_folder_has_the_models_own_tokenizer_and_generation_settings(tmp_path):
-    model = families.bridge("llama")
-    model.original_model.generation_config.eos_token_id = [2, 7]
+def test_the_folder_has_the_models_own_tokenizer_configuration_and_generation_settings(tmp_path):
+    whole = tiny.hf_model("llama")
+    whole.generation_config.eos_token_id = [2, 7]
+    whole.save_pretrained(tmp_path / "own")
+    tiny.tokenizer("llama").save_pretrained(tmp_path / "own")
+    model = skn.load_model(tmp_path / "own", device="cpu", verbose=False)
     folder = skn.models.export_model(bake(model, NEURONS, "zero"), tmp_path / "baked")
+    own, baked = (hf.AutoTokenizer.from_pretrained(tmp_path / name) for name in ("own", "baked"))
     text = "the film was good"
-    ids = hf.AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
-    assert ids == model.to_tokens(text)[0].tolist()
+    assert own(text)["input_ids"] == baked(text)["input_ids"]
     assert hf.GenerationConfig.from_pretrained(folder).eos_token_id == [2, 7]
+    kept = [hf.AutoConfig.from_pretrained(tmp_path / name).to_dict() for name in ("own", "baked")]
+    assert all(config.pop("_name_or_path") for config in kept) and kept[0] == kept[1]
 
 
 def test_an_intervention_of_ones_own_is_baked_where_it_is_linear_in_each_neuron():

@@ -24,6 +24,8 @@ from tl_skillneurons.models.special_tokens import fresh_tokenizer
 
 _WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim")
 """What configs call the number of neurons of every layer."""
+_OF_A_RUN = {"output_attentions": False, "output_hidden_states": False}
+"""What TransformerLens asks of a model when it boots one, which its files never said."""
 _INSTEAD = "run it here, or keep a pruned one by save_pruned"
 
 
@@ -100,7 +102,7 @@ def _as_hugging_face_has_it(model: TransformerBridge) -> Any:
             f"{cant}: {kind.__name__} is no class of transformers', which would read it; {_INSTEAD}"
         )
     state = {_own(name): value for name, value in model.original_model.state_dict().items()}
-    config = type(config).from_dict(config.to_dict())
+    config = type(config).from_dict({**config.to_dict(), **_OF_A_RUN})
     biases = {name for name, bias in _output_biases(model).items() if bias is not None}
     if biases and hasattr(config, "mlp_bias"):
         config.mlp_bias = True

@@ -8,7 +8,7 @@ import tiny
 import torch
 
 import tl_skillneurons as skn
-from tl_skillneurons.models import _verify_runs as runs
+from tl_skillneurons.models import _verify_subject as subject
 from tl_skillneurons.models import verification
 
 FEW = (
@@ -38,6 +38,24 @@ def test_a_family_agrees_with_the_model_inside_it(family):
     assert re.search(r"^  neurons +ok$", repr(result), re.MULTILINE)
 
 
+@pytest.mark.parametrize(("family", "most"), [("bert", 4), ("llama", 6)])
+def test_all_comparisons_together_read_the_weights_a_few_times(family, most, monkeypatch):
+    model, ran = tiny.bridge(family), []
+    kind = type(model.original_model)
+    forward = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda *args, **kwargs: ran.append(1) or forward(*args, **kwargs))
+    assert not skn.models.verify(model).surprises
+    assert 0 < len(ran) <= most
+
+
+def test_paddings_that_can_not_stand_in_one_batch_are_looked_at_apart(monkeypatch):
+    model = tiny.bridge("llama")
+    monkeypatch.setattr(subject.Subject, "off_in_batch", lambda self, row: 1.0)
+    result = skn.models.verify(model)
+    assert not result.surprises
+    assert 0 < result["padding right"].difference < 1e-5
+
+
 @pytest.fixture
 def llama():
     return tiny.bridge("llama")
@@ -64,7 +82,9 @@ def test_a_bridge_whose_logits_are_others_is_refused_with_the_difference(llama):
 
 def test_a_hook_that_shows_something_else_than_the_neurons_is_refused_for_neurons_alone(llama, monkeypatch):
     task, prompt = tiny.task(), skn.SoftPrompt(torch.randn(2, 32), placement="suffix")
-    monkeypatch.setattr(runs, "neuron_hooks", lambda model: {k: f"blocks.{k}.mlp.hook_pre" for k in range(2)})
+    monkeypatch.setattr(
+        subject, "neuron_hooks", lambda model: {k: f"blocks.{k}.mlp.hook_pre" for k in range(2)}
+    )
     result = skn.models.verify(llama)
     assert [check.name for check in result.surprises] == ["neurons"]
     with pytest.raises(ValueError, match="neurons differs by"):

@@ -1,5 +1,7 @@
 """By how much two tensors differ, and whether that is more than rounding."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,9 @@ def difference(found: Tensor, expected: Tensor) -> float:
     found, expected = found.double(), expected.double().to(found.device)
     if not found.numel():
         return 0.0
+    off, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    if math.isfinite(off) and math.isfinite(largest):
+        return off / (largest or 1.0)
     finite = expected.isfinite()
     if not torch.equal(found.isfinite(), finite):
         return float("inf")  # what is not finite in both is for those to refuse who read it

@@ -49,6 +49,24 @@ def measured_sight(model: TransformerBridge) -> Sight:
     return _MEASURED[model]
 
 
+def sight_at_a_glance(
+    before: Float[Tensor, "pos d"], after: Float[Tensor, "pos d"], changed: int, clear: float
+) -> Sight | None:
+    """The same from two rows of one batch, which rounding may tell apart; ``None`` where a difference is neither none
+    nor above ``clear``, as a share of the largest value."""
+    before, after = before.double(), after.double()
+    moved = (before - after).abs().amax(1) / before.abs().max()
+    seen = [float(part.max()) for part in (moved[changed + 1 :], moved[:changed])]
+    if not all(one <= _ROUNDING or one > clear for one in seen):
+        return None
+    return Sight(earlier=seen[0] > clear, later=seen[1] > clear)
+
+
+def remember(model: TransformerBridge, seen: Sight) -> None:
+    """What was seen of ``model`` elsewhere, until :func:`forget`."""
+    _MEASURED[model] = seen
+
+
 def forget(model: TransformerBridge) -> None:
     """Measure anew at the next call: the model is no longer what it was."""
     _MEASURED.pop(model, None)

@@ -39,7 +39,7 @@ def slope_of(
     """The slope of a norm where it took ``x`` to ``y``; ``None`` where it is no LayerNorm or RMSNorm."""
     d = x.shape[-1]
     sign = torch.where(torch.arange(d, device=x.device) % 2 == 0, 1.0, -1.0).to(x.dtype)[None, None]
-    up, down, raised = (norm(probe)[0, 0].double() for probe in (sign, -sign, sign + 3))
+    up, down, raised = norm(torch.cat([sign, -sign, sign + 3], 1))[0].double()
     bias = (up + down) / 2
     centred = bool((raised - up).abs().max() <= 0.05 * (up - bias).abs().max().clamp(min=1e-30))
     probe = sign[0, 0].double()
@@ -99,7 +99,31 @@ def frozen_norms(model: TransformerBridge) -> Iterator[FrozenNorms]:
     Raises:
         ValueError: While the model runs, for a norm that is not affine at a fixed scale.
     """
-    frozen, width, inside = FrozenNorms(), model.cfg.d_model, False
+    frozen = FrozenNorms()
+    with _at_norms(model, frozen.put):
+        yield frozen
+
+
+@contextmanager
+def watched_norms(model: TransformerBridge) -> Iterator[list[str]]:
+    """In here every norm of the residual stream runs as ever and is looked at; the list is filled with what is to be
+    said of those that are not affine at a fixed scale."""
+    misfits: list[str] = []
+
+    def look(norm: Callable[[Tensor], Tensor], name: str, x: Tensor, y: Tensor) -> None:
+        try:
+            FrozenNorms().put(norm, name, x, y)
+        except Exception as error:  # whatever a norm of somebody else's may raise
+            misfits.append(str(error))
+
+    with _at_norms(model, look):
+        yield misfits
+
+
+@contextmanager
+def _at_norms(model: TransformerBridge, put: Callable[..., Tensor | None]) -> Iterator[None]:
+    """``put`` is given each norm of the residual stream, its name, input and output, and may exchange the output."""
+    width, inside = model.cfg.d_model, False
 
     def hook(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         nonlocal inside
@@ -109,14 +133,14 @@ def frozen_norms(model: TransformerBridge) -> Iterator[FrozenNorms]:
         inside = True  # the norm itself runs again, to be measured
         try:
             norm: Any = getattr(part, "original_component", part)
-            return frozen.put(norm, f"{names[part]} of {model_label(model)}", x, out)
+            return put(norm, f"{names[part]} of {model_label(model)}", x, out)
         finally:
             inside = False
 
     names = _norms(model)
     handles = [part.register_forward_hook(hook, with_kwargs=True) for part in names]
     try:
-        yield frozen
+        yield
     finally:
         for handle in handles:
             handle.remove()

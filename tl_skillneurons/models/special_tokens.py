@@ -11,6 +11,7 @@ Whether a causal model's text begins with a BOS, and that no EOS ends it, follow
 
 import copy
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -19,6 +20,7 @@ from tl_skillneurons.models.tokenizing import resolve_prepend_bos, text_token_id
 
 TEXTS = ("a", "The film was not bad at all.", "1, 2, 3")
 """What is encoded by both tokenizers."""
+_FRESH: WeakKeyDictionary[TransformerBridge, tuple[tuple[str, str], Any]] = WeakKeyDictionary()
 
 
 class Frame(NamedTuple):
@@ -55,12 +57,16 @@ def fresh_tokenizer(model: TransformerBridge, revision: str | None = None) -> An
     source = getattr(model.tokenizer, "name_or_path", None)
     if not source:
         return None
+    asked = (source, revision or _revision(model))
+    known, own = _FRESH.get(model, (None, None))
+    if known == asked:
+        return own
     try:
-        return AutoTokenizer.from_pretrained(
-            source, revision=revision or _revision(model), local_files_only=True
-        )
+        own = AutoTokenizer.from_pretrained(source, revision=asked[1], local_files_only=True)
     except Exception:  # whatever keeps it from being loaded, there is nothing to compare with
         return None
+    _FRESH[model] = asked, own
+    return own
 
 
 def _revision(model: TransformerBridge) -> str:

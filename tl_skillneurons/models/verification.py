@@ -27,7 +27,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._results import html_of
 from tl_skillneurons.models import _verify_runs as runs
 from tl_skillneurons.models._quiet_run import quietly
-from tl_skillneurons.models._verify_runs import Subject
+from tl_skillneurons.models._verify_subject import Subject
 from tl_skillneurons.models.causality import forget
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import hf_config, mend_head_shapes, require_supported
@@ -203,7 +203,7 @@ def _subject(model: TransformerBridge) -> tuple[Subject, str]:
     """The model beside its reference, and what that is."""
     try:
         subject = Subject(model, untouched(model))
-        _ = subject.plain_reference
+        _ = subject.referred
         return subject, "the Hugging Face model inside it, without the bridge's parts"
     except Exception as error:  # whatever a model of somebody else's may raise
         parts = {id(part): part for part in model.original_model.modules()}

@@ -10,6 +10,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from texts import WORDS, make, rows, texts_of, three_splits
 
+from tl_skillneurons import Task
 from tl_skillneurons.tasks.sources import load_splits
 
 SPELLED = [
@@ -106,7 +107,49 @@ def test_what_is_no_string_in_a_text_column_is_refused_with_its_place_and_value(
         make(data)
 
 
-@pytest.mark.parametrize("value", [None, True, ["a"], b"a", {"a": 1}])
+def test_a_cell_may_be_of_any_size_and_hold_lines_and_quotes(tmp_path):
+    cells = [
+        "a " * 700_000 + "end",
+        'two\nlines, and "quotes"',
+        "\u0939\u093f\u0928\u094d\u0926\u0940",
+        "\u4e2d\u6587",
+        "\U0001f600",
+    ]
+    path = tmp_path / "a.csv"
+    quoted = ['"' + cell.replace('"', '""') + '"' for cell in cells]
+    lines = [f"{cell},{number % 2}" for number, cell in enumerate([*quoted, "x", "y"])]
+    path.write_text("\ufefftext,label\r\n" + "\r\n".join(lines), encoding="utf-8")
+    assert all_of(make(load_splits(path))) == {*cells, "x", "y"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        ([[0], [1]], TypeError, r"row 0: a label must be an integer or a string, got list \[0\]"),
+        ([{"a": 1}, 1], TypeError, "row 0: a label must be an integer or a string, got dict"),
+        ([float("inf"), 1], TypeError, "labels must be all integers or all strings, got 1, inf"),
+        ([float("nan"), 1], ValueError, r"row 0 has no label \(nan in column"),
+        ([None, None], ValueError, "no example has a label: column 'label' is empty"),
+    ],
+)
+def test_labels_that_can_name_no_class_are_refused_without_label_words_too(labels, error, message):
+    data = [{"text": f"text {n}", "label": labels[n % 2]} for n in range(12)]
+    with pytest.raises(error, match=message):
+        Task.from_datasets(data)
+
+
+def test_a_label_that_looks_like_a_number_and_is_none_is_a_name():
+    data = [{"text": f"text {n}", "label": ["--1", "1"][n % 2]} for n in range(12)]
+    assert Task.from_datasets(data).label_names == ("--1", "1")
+
+
+@pytest.mark.parametrize("words", ["ab", [" bad", " good"]])
+def test_label_words_that_are_no_dict_are_refused(words):
+    with pytest.raises(TypeError, match="label_words must be a dict of label to word"):
+        make(three_splits(), label_words=words)
+
+
+@pytest.mark.parametrize("value", [None, True, ["a"], b"a", {"a": 1}, float("nan"), float("inf")])
 def test_taking_numbers_takes_nothing_else(value):
     data = three_splits()
     data["train"][3]["text"] = value
@@ -231,7 +274,6 @@ def test_a_split_without_a_name_that_another_has_is_refused(words):
 
 
 def test_roles_given_to_a_task_itself_must_number_their_classes_alike():
-    from tl_skillneurons import Task
 
     splits = {role: named(role, ["neg", "pos"]) for role in ("train", "baseline", "select")}
     splits["report"] = named("report", ["pos", "neg"])
@@ -269,7 +311,7 @@ def test_a_seed_that_is_no_integer_from_zero_on_is_refused(seed):
 def test_a_cell_of_pandas_missing_value_is_refused():
     data = three_splits()
     data["train"][3]["text"] = float("nan")
-    with pytest.raises(ValueError, match="row 3: column 'text' must hold strings, got float nan"):
+    with pytest.raises(ValueError, match="row 3: column 'text' is empty"):
         make(data)
     frame = pd.DataFrame(three_splits()["train"])
     frame.loc[3, "text"] = None

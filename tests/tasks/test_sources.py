@@ -55,7 +55,12 @@ def test_class_names_of_a_parquet_file_are_kept(tmp_path):
         ("a.jsonl", b'{"text": "\xff"}', r"a\.jsonl can't be read"),
         ("a.json", b"{", r"a\.json can't be read"),
         ("a.csv", b"text,label\na,1,2\n", r"a\.csv can't be read"),
-        ("a.csv", b"text,label\na\xff,1\n", r"a\.csv can't be read as \.csv: .*UTF8"),
+        ("a.csv", b"text,label\na\xff,1\n", r"a\.csv can't be read as \.csv: .*utf-8"),
+        ("a.csv", b"text,label\na,1\nb\n", r"line 3 has 1 cells, and the header 2 \('text', 'label'\)"),
+        ("a.csv", b"text;label\na;1\n", "its columns are separated by ';'; separate them by commas"),
+        ("a.csv", b'text,label\n"a"b,1\n', "line 2: a quote that opens a cell must close it"),
+        ("a.csv", b'text,label\n"a,1\nb,0\n"c" d,1\n', "line 4: a quote that opens a cell must close it"),
+        ("a.csv", b'text,label\n"a,1\nb,0\n', "line 3: a quote that opens a cell must close it"),
         ("a.csv", b"text,label,text\na,1,b\n", "the column 'text' stands there twice"),
         ("a.jsonl", b'{"text": "a", "text": "b"}', "line 1: the column 'text' stands there twice"),
         (

@@ -33,6 +33,7 @@ from tl_skillneurons.tasks.reading import (
     pair_values,
     parse_template,
     read,
+    require_label_kind,
 )
 from tl_skillneurons.tasks.roles import choose_splits, make_roles, settle_overlap, where
 
@@ -166,16 +167,19 @@ def labels_found(splits: Mapping[str, Rows], label: str) -> list[Any]:
     if (names := class_names_of(splits, label)) is not None:
         return list(names)
     found: dict[Any, None] = {}
-    for rows in splits.values():
-        values = (
-            {one for one in column(rows, label) if not is_missing(one)}
-            if label in column_names(rows)
-            else set()
-        )
-        if values != {HIDDEN}:
-            found |= dict.fromkeys(values - {""})
+    for split, rows in splits.items():
+        values = column(rows, label) if label in column_names(rows) else []
+        for row, value in enumerate(values):
+            require_label_kind(value, f"split {split!r}, row {row}")
+        there = {one for one in values if not is_missing(one)}
+        if there != {HIDDEN}:
+            found |= dict.fromkeys(there - {""})
     if not found:
         names_there = list(dict.fromkeys(itertools.chain.from_iterable(map(column_names, splits.values()))))
+        if label in names_there:
+            raise ValueError(
+                f"no example has a label: column {label!r} is empty throughout; fill it, or say which by label="
+            )
         raise ValueError(
             f"no label stands in a column {label!r}; the columns are {listed(names_there)}; say which by label=; "
             f"{near(label, names_there)}"
@@ -186,10 +190,10 @@ def labels_found(splits: Mapping[str, Rows], label: str) -> list[Any]:
             "that are meant, or say by label= which column holds the classes"
         )
     if all(isinstance(value, str) for value in found):
-        numbers = {value: int(value) for value in found if value.lstrip("-").isdecimal()}
+        numbers = {value: int(value) for value in found if value.removeprefix("-").isdecimal()}
         spelled = all(str(number) == value for value, number in numbers.items())
         return sorted(numbers.values()) if len(numbers) == len(found) and spelled else sorted(found)
-    if all(isinstance(value, (int, float)) and value == int(value) for value in found):
+    if all(isinstance(value, int) or (isinstance(value, float) and value.is_integer()) for value in found):
         return sorted(map(int, found))
     raise TypeError(
         f"labels must be all integers or all strings, got {listed(sorted(found, key=str)[:5])} in column {label!r}; "
@@ -274,6 +278,7 @@ def _named(labels: list[Any], label_names: Sequence[str] | Mapping[Any, str]) ->
     names = dict(label_names) if isinstance(label_names, Mapping) else dict(enumerate(label_names))
     known = {**{name: name for name in names.values()}, **names}
     for place, value in enumerate(labels):
+        require_label_kind(value, f"example {place}")
         if value is not None and value not in known:
             raise ValueError(
                 f"label {value!r} (example {place}) has no name in label_names, which has {listed(names)} called "

@@ -7,6 +7,7 @@ nothing else does; of more classes each in turn is label 1
 (:func:`~tl_skillneurons.tasks.subtasks.against_rest`).
 """
 
+import math
 import string
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import pandas as pd
 from datasets import ClassLabel, Dataset
 
 from tl_skillneurons._checks import listed, near, require_text
-from tl_skillneurons.tasks.columns import Columns, Rows, column, column_names, frame_rows
+from tl_skillneurons.tasks.columns import Columns, Rows, column, column_names, frame_rows, is_missing
 
 HIDDEN = -1
 """The label that the Hub's benchmarks give to examples whose label is kept secret."""
@@ -61,6 +62,10 @@ def order_labels(label_words: Mapping[Any, Any]) -> list[Any]:
         >>> order_labels({1: " good", 0: " bad"}), order_labels({"good": " good", "bad": " bad"})
         ([0, 1], ['good', 'bad'])
     """
+    if not isinstance(label_words, Mapping):
+        raise TypeError(
+            f"label_words must be a dict of label to word, such as {{0: ' bad', 1: ' good'}}, got {_short(label_words)}"
+        )
     keys = list(label_words)
     if len(keys) < 2:
         raise ValueError(f"a task needs at least two labels, got {len(keys)} in label_words")
@@ -221,10 +226,14 @@ def _spelled(value: Any, name: str, numbers: bool, where: str) -> str:
     if isinstance(value, str):
         return require_text(value, f"{where}: column {name!r}")
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and numbers:
+    if is_number and numbers and (isinstance(value, int) or math.isfinite(value)):
         return str(value)
-    if value is None:
-        raise ValueError(f"{where}: column {name!r} is empty (None); drop such examples")
+    if is_missing(value):
+        raise ValueError(f"{where}: column {name!r} is empty ({value}); drop such examples")
+    if is_number and numbers:
+        raise ValueError(
+            f"{where}: column {name!r} must hold finite numbers, got {value}; drop such examples"
+        )
     advice = (
         f"write {{{name}!s}} in the template to take numbers as they are spelled"
         if is_number
@@ -239,21 +248,25 @@ def _short(value: Any) -> str:
     return textwrap.shorten(repr(value), 80, placeholder=" ...")
 
 
+def require_label_kind(value: Any, where: str) -> None:
+    """Refuse a label that can name no class: a list, bytes, a date. A missing one is looked at elsewhere."""
+    if not is_missing(value) and not isinstance(value, (int, float, str)):
+        raise TypeError(
+            f"{where}: a label must be an integer or a string, got {type(value).__name__} {_short(value)}"
+        )
+
+
 def _classes(
     rows: Rows, where: str, label: str, keys: list[Any], class_names: Sequence[str] | None
 ) -> list[int]:
     class_of = _values(rows, where, label, keys, class_names)
     values = _readable(rows, where, label)
     for row, value in enumerate(values):
-        if value is None:
+        if is_missing(value):
             raise ValueError(
-                f"{where}, row {row} has no label (None in column {label!r}); drop such examples"
+                f"{where}, row {row} has no label ({value} in column {label!r}); drop such examples"
             )
-        if not isinstance(value, (int, float, str)):
-            raise TypeError(
-                f"{where}, row {row}: a label must be an integer or a string, got {type(value).__name__} "
-                f"{_short(value)}"
-            )
+        require_label_kind(value, f"{where}, row {row}")
         if value not in class_of:
             hidden = " (the Hub's mark for a hidden label)" if value == HIDDEN else ""
             raise ValueError(

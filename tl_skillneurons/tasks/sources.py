@@ -5,6 +5,7 @@ has splits, a ``Dataset`` (of JSON a list of dicts) where it is one file. Local 
 cache of ``datasets``.
 """
 
+import csv
 import json
 import logging
 import re
@@ -16,12 +17,12 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 from datasets import Dataset, DatasetDict
 from datasets.table import InMemoryTable
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from tl_skillneurons._checks import listed
 from tl_skillneurons.tasks.columns import Rows
 from tl_skillneurons.tasks.roles import SPLIT_NAMES
 
@@ -167,14 +168,44 @@ def _require_objects(rows: list[Any]) -> list[dict[str, Any]]:
 
 
 def _read_csv(path: Path) -> Dataset:
-    quoted_lines = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    with pyarrow.csv.open_csv(path, parse_options=quoted_lines) as reader:
-        names = reader.schema.names
+    """Every cell as text; a quote that opens a cell must close it, so that no line is read into another's cell."""
+    rows, places = [], []
+    with path.open(encoding="utf-8-sig", newline="") as file, _cells_of_any_size():
+        reader = csv.reader(file, strict=True)
+        try:
+            for row in reader:
+                if row:  # a line with nothing on it
+                    rows.append(row)
+                    places.append(reader.line_num)
+        except csv.Error as error:
+            raise ValueError(
+                f"line {reader.line_num}: a quote that opens a cell must close it, one inside stands twice ({error})"
+            ) from error
+    if not rows:
+        raise ValueError("it is empty")
+    names = rows.pop(0)
     _require_each_once(names)
-    as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+    for row, place in zip(rows, places[1:], strict=True):
+        if len(row) != len(names):
+            raise ValueError(
+                f"line {place} has {len(row)} cells, and the header {len(names)} ({listed(names)})"
+            )
+    if len(names) == 1 and (found := [mark for mark in ";\t|" if mark in names[0]]):
+        raise ValueError(f"its columns are separated by {found[0]!r}; separate them by commas")
+    columns = zip(*rows, strict=True) if rows else [()] * len(names)
     return Dataset(
-        InMemoryTable(pyarrow.csv.read_csv(path, parse_options=quoted_lines, convert_options=as_text))
+        InMemoryTable.from_arrays([pa.array(cells, pa.string()) for cells in columns], names=names)
     )
+
+
+@contextmanager
+def _cells_of_any_size() -> Iterator[None]:
+    """Python's reader stops at cells of 128 kB elsewhere."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _read_parquet(path: Path) -> Dataset:

@@ -178,7 +178,7 @@ def test_intervals_resample_units_and_from_three_prompts_on_prompts_too(scored):
     rest = [{**row, "author": str(k)} for k, row in enumerate(ROWS[:39])]
     data = {"train": rest[:24], "validation": rest[24:], "test": report}
     authors = skn.Task.from_datasets(
-        data, template="{text}", label_words=LABEL_WORDS, name="toy", group="author", overlap="refuse"
+        data, template="{text}", label_words=LABEL_WORDS, name="toy", group="author", drop=()
     )
     by_author = evaluate_rules(model, prompts, authors, scores, top, run=QUIET)
     low, high = bootstrap_mean(right.mean((0, 2)), units=Units.of([torch.arange(15).div(3).long().tolist()]))

@@ -23,7 +23,7 @@ def task_of(rows, label_words=LABEL_WORDS, **roles):
     """A task of ``rows`` split in three: 24 for train and baseline, the next 15 for select, the rest for report."""
     splits = {"train": rows[:24], "validation": rows[24:39], "test": rows[39:], **roles}
     return skn.Task.from_datasets(
-        splits, template="{text}", label="label", label_words=label_words, name="toy", overlap="refuse"
+        splits, template="{text}", label="label", label_words=label_words, name="toy", drop=()
     )
 
 

@@ -105,20 +105,20 @@ def test_examples_without_text_or_label_are_dropped_where_that_is_asked_for():
     data[6] = {"text": "", "label": None}
     with pytest.raises(ValueError, match=r"row 3: column 'text' is empty \(None\); drop such examples"):
         make(data)
-    task = make(data, drop_empty=True)
+    task = make(data, drop="empty")
     kept = [row for k, row in enumerate(data) if not 3 <= k <= 7]
     assert task.fingerprint == make(kept).fingerprint
     assert task.notes[0] == (
         "5 of the 40 examples of split 'data' are dropped: 3 without a text, 2 without a label."
     )
-    assert make(pd.DataFrame(data), drop_empty=True).fingerprint == task.fingerprint
+    assert make(pd.DataFrame(data), drop="empty").fingerprint == task.fingerprint
     spelled = [
         {"text": row["text"], "label": "" if row["label"] is None else "b"[: k % 2] or "a"}
         for k, row in enumerate(rows(40, "x"))
     ]
     spelled[9]["label"] = ""
-    assert Task.from_datasets(spelled, drop_empty=True).label_names == ("a", "b")
-    kept = Task.from_texts(["", *TEXTS], [0, *LABELS], drop_empty=True)
+    assert Task.from_datasets(spelled, drop="empty").label_names == ("a", "b")
+    kept = Task.from_texts(["", *TEXTS], [0, *LABELS], drop="empty")
     assert as_held(kept) == as_held(Task.from_texts(TEXTS, LABELS))
 
 

@@ -46,7 +46,7 @@ def test_a_group_in_two_given_splits_is_dropped_from_the_earlier_and_counted_or_
     late = {row["author"] for row in rows()[40:50]}
     assert task.dropped["train"] == sum(row["author"] in late for row in rows()[:40]) > 0
     with pytest.raises(ValueError, match=r"text or its group stands in two roles: .* of train"):
-        make(data, group="author", overlap="refuse")
+        make(data, group="author", drop=())
 
 
 def slow_groups(texts, threshold):

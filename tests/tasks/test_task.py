@@ -132,8 +132,8 @@ def test_text_in_two_roles_is_dropped_from_the_earlier_one_and_counted():
     with pytest.raises(
         ValueError, match=r"2 of train, 2 of baseline, 1 of select .* 'validation 0' of train"
     ):
-        make(data, overlap="refuse")
-    assert make(three_splits(), overlap="refuse").n_examples["train"] == 40
+        make(data, drop=())
+    assert make(three_splits(), drop=()).n_examples["train"] == 40
 
 
 def test_a_baseline_of_its_own_loses_overlaps_too_but_may_share_with_train():
@@ -276,7 +276,7 @@ REFUSED = [
         {},
         "role 'select' has no example of label 0 once 4 examples",
     ),
-    (three_splits(), {"overlap": "keep"}, "overlap must be one of 'drop', 'refuse', got 'keep'"),
+    (three_splits(), {"drop": "keep"}, "drop must be one of 'overlap', 'empty', got 'keep'"),
     (three_splits(), {"label_words": {0: " bad"}}, "a task needs at least two labels, got 1 in label_words"),
     (
         three_splits(),

@@ -41,7 +41,8 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task
 
 KEYS = ("text", "special", "prompt")
-"""What is attended to: the text's own tokens, its special tokens (BOS, [CLS], [SEP]), the prompt positions."""
+"""What is attended to: the text's own tokens, what the tokenizer adds (BOS, [CLS], [SEP], a chat template), the prompt
+positions."""
 
 KIND = "PromptAttention"
 
@@ -209,7 +210,10 @@ def _shares(
     columns = tokens.prompt_columns()
     rows = torch.arange(len(tokens), device=columns.device)[:, None]
     own = tokens.is_text & ~tokens.is_special
-    kinds = torch.stack([own, tokens.is_special, tokens.is_prompt], dim=-1).double()
+    beside = (
+        tokens.is_special | tokens.is_template
+    )  # what the tokenizer adds, by itself or by its chat template
+    kinds = torch.stack([own, beside, tokens.is_prompt], dim=-1).double()
     given, received = [], []
     for pattern in patterns:
         wide = pattern.double()

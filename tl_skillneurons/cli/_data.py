@@ -88,7 +88,7 @@ def read_task(data: Data, want: Wanted, seed: int) -> "Task":
         label_words=want.words,
         name=Path(data.data).stem if Path(data.data).exists() else data.data,
         seed=seed,
-        drop_empty=data.drop_empty,
+        drop=("overlap", "empty") if data.drop_empty else "overlap",
     )
     if task.n_classes > 2 and want.classes is None:
         raise ValueError(too_many_classes(task.label_names))

@@ -27,6 +27,7 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.evaluated_rules import AllRules
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.studies.profiles.result import NeuronProfiles
+from tl_skillneurons.tasks.chat import Chat
 from tl_skillneurons.tasks.columns import as_dataset, columns_of
 from tl_skillneurons.tasks.roles import ROLES
 from tl_skillneurons.tasks.task import Task
@@ -164,7 +165,7 @@ def record(folder: str | os.PathLike[str], **found: Any) -> Path:
 
 def describe_task(task: Task) -> dict[str, Any]:
     """What a run records of its task: enough to know the data again."""
-    return {
+    described = {
         "name": task.name,
         "fingerprint": task.fingerprint,
         "template": task.template,
@@ -173,6 +174,7 @@ def describe_task(task: Task) -> dict[str, Any]:
         "dropped_as_also_in_a_later_role": task.dropped,
         "notes": list(task.notes),
     }
+    return described if task.chat is None else {**described, "chat": task.chat.record}
 
 
 def save_task(path: Path, task: Task) -> Path:
@@ -193,6 +195,8 @@ def save_task(path: Path, task: Task) -> Path:
         "notes": list(task.notes),
         "roles": roles,
     }
+    if task.chat is not None:
+        content["chat"] = task.chat.record
     return write_json(path, content)
 
 
@@ -216,6 +220,7 @@ def load_task(path: Path) -> Task:
             template=content["template"],
             dropped=content["dropped"],
             notes=tuple(content["notes"]),
+            chat=Chat(**content["chat"]) if "chat" in content else None,
         )
 
 

@@ -30,7 +30,7 @@ class Condition:
 
     Attributes:
         intervention: Its name, for example ``"noise 0.5"``.
-        positions: "all", "prompt" or "text".
+        positions: "all", "prompt", "text" or "template".
         set: The set's name; ``"whole"`` where there is one without a name.
         neurons: "chosen", or the control: "random", "matched" or "least".
         draw: Which control; 0 for the chosen neurons.

@@ -30,7 +30,8 @@ from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
 from tl_skillneurons.prompts.positions import NAMED, ActsAt, columns
 
 Positions = str | slice | Sequence[int] | Int[Tensor, " pos"]
-"""Where: "all", "prompt", "text", or a slice or indices into the sequence with virtual tokens."""
+"""Where: "all", "prompt", "text", "template" (what a chat template puts around the text), or a slice or indices into
+the sequence with virtual tokens."""
 
 
 def positions_record(positions: Positions) -> Any:
@@ -70,9 +71,9 @@ def ablate(
             ``[class, layer, neuron]``; for "resample" activations ``[example, layer, neuron]``
             (:func:`~tl_skillneurons.prompts.neuron_activations`), of which each example of the run takes all its
             neurons from one. Or a :class:`~tl_skillneurons.interventions.references.Reference`, which has them all.
-        positions: ``"all"``; ``"prompt"`` or ``"text"``, in :class:`~tl_skillneurons.PromptedModel` and
-            inside ``attached``; or a slice or indices into the sequence, virtual tokens included, from the
-            example's first token where padding is known.
+        positions: ``"all"``; ``"prompt"`` or ``"text"``, in :class:`~tl_skillneurons.PromptedModel` and inside
+            ``attached``; ``"template"`` in the former, for texts in a chat; or a slice or indices into the sequence,
+            virtual tokens included, from the example's first token where padding is known.
         classes: For what goes by class: the class of each example, by its place in the caller's order.
         seed: Of what is drawn: with it, what an example gets depends on its place in the caller's order alone, not
             on the batches it is run in.
@@ -122,7 +123,8 @@ def ablate_where_known(
     """Hooks of one intervention with the reference values of each kind of position at that kind.
 
     Args:
-        positions: "prompt", "text", or "all": these two, each at its own values.
+        positions: "prompt", "text", "template", or "all": those of them that there are references for, each at its own
+            values.
         labels: Classes of the examples that will run.
     """
     neurons = as_neurons(neurons)
@@ -130,7 +132,8 @@ def ablate_where_known(
         return ablate(neurons, how=how, positions=positions, seed=seed)
     classes = labels if how.needs_labels else None
     hooks: list[Hook] = []
-    for where in ("prompt", "text") if positions == "all" else (positions,):
+    known = [where for where in ("prompt", "text", "template") if where in references]
+    for where in known if positions == "all" else [positions]:
         hooks += ablate(
             neurons, how=how, values=references[where], positions=where, classes=classes, seed=seed
         )

@@ -198,6 +198,7 @@ def _readout_alone(example: Tensor) -> PromptedTokens:
         is_prompt=yes,
         is_text=no,
         is_special=no,
+        is_template=no,
         readout=torch.zeros_like(example),
         example=example,
     )

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int, require_option, require_seed
+from tl_skillneurons._checks import listed, require_int, require_option, require_seed
 from tl_skillneurons._progress import Advance, progress_bar
 from tl_skillneurons.interventions._kept_outputs import KeptOutputs
 from tl_skillneurons.interventions._measured import Condition, Measured, units_record
@@ -71,8 +71,9 @@ def measure_effects(
         neurons: The neurons, or several sets by name, e.g. ``{"1%": scores.top(0.01), "2%": scores.top(0.02)}``.
         interventions: One or several (:mod:`~tl_skillneurons.interventions.kinds`): values such as ``Mean()`` or
             ``Noise(0.5)``, short names, functions ``(act, hook) -> act``.
-        positions: One or several of "prompt", "text" and "all"; where only the prompt is touched, the keys and
-            values of the texts are computed once for all conditions (causal models, suffix prompts).
+        positions: One or several of "prompt", "text", "template" (of a task with a chat) and "all"; where only the
+            prompt is touched, the keys and values of the texts are computed once for all conditions (causal models,
+            suffix prompts).
         n_random: Distinct draws of each control, or all that there are; 19 at least, for fewer can't give a p-value of
             0.05 (``Beyond(as_band=True)`` takes fewer).
         seed: Of the controls and of what interventions draw.
@@ -112,11 +113,16 @@ def measure_effects(
         run = replace(run, cache=InputCache(model))
     runs = [_TaskRun(model, one, t, examples, run) for t, one in [(task, prompts), *beyond.other_tasks]]
     require(model, "neurons")
+    if "template" in places and (plain_tasks := [one.task.name for one in runs if one.task.chat is None]):
+        raise ValueError(
+            f"positions='template' needs texts in a chat template, and {plain_tasks[0]!r} has none; make the task with "
+            "chat=, or leave 'template' out"
+        )
     where_chosen = {one.task.name: one.where_chosen(sets) for one in runs}
     plain = PromptedModel(model, None, max_length=examples.max_length, run=run)
     if len(beyond.plain_texts):
         require_head(plain)
-        if places == ["prompt"]:
+        if not {"text", "all"} & set(places):
             raise ValueError(
                 "plain texts have no prompt positions; give positions 'text' or 'all' as well, or leave "
                 "plain_texts out"
@@ -129,7 +135,8 @@ def measure_effects(
         needed = ["prompt"]  # controls are matched there
         needed += ["text"] if set(places) & {"text", "all"} else []
         for one in runs:
-            one.measure_references(needed)
+            in_chat = bool(set(places) & {"template", "all"}) and one.task.chat is not None
+            one.measure_references([*needed, "template"] if in_chat else needed)
         drawn = with_controls(
             sets, model, runs[0].mean_absolute, n_random, seed, most_difference=beyond.most_difference
         )
@@ -184,7 +191,7 @@ class _Plan:
         return [
             c
             for c in self.conditions
-            if c.positions != "prompt" and not self.by_name[c.intervention].needs_labels
+            if c.positions in ("text", "all") and not self.by_name[c.intervention].needs_labels
         ]
 
     def hooks(
@@ -267,7 +274,7 @@ class _TaskRun:
         self, plan: _Plan, kept: KeptOutputs, total: Measured, number: int, advance: Advance
     ) -> Measured:
         """What it would answer with each condition's direct effect alone."""
-        reaching = [c for c in plan.conditions if c.positions != "text"]
+        reaching = [c for c in plan.conditions if c.positions in ("prompt", "all")]
         outputs = []
         for k, one in enumerate(self.prompted):
             hooks = partial(self._hooks(plan, k), place="prompt")
@@ -306,7 +313,7 @@ def _losses(plain: PromptedModel, texts: Sequence[str], seed: int, hooks: Hooks)
 def _require_places(positions: str | Sequence[str]) -> list[str]:
     places = [positions] if isinstance(positions, str) else list(dict.fromkeys(positions))
     if not places:
-        raise ValueError("positions must hold at least one of 'prompt', 'text' and 'all', got none")
+        raise ValueError(f"positions must hold at least one of {listed(NAMED)}, got none")
     return [require_option(one, "positions", NAMED) for one in places]
 
 

@@ -1,8 +1,8 @@
 """What neurons (or other features) do on reference examples, and what an intervention gets to see of it.
 
-Reference values are taken apart at the prompt positions and at the text, since neurons do other things there: an
-intervention at all positions holds each position at the value of its kind. A value that is usual at the prompt can
-be far from usual in the text, and would harm whatever the neuron encodes.
+Reference values are taken apart at the prompt positions, at the text and at a chat template, since neurons do other
+things there: an intervention at all positions holds each position at the value of its kind. A value that is usual at
+the prompt can be far from usual in the text, and would harm whatever the neuron encodes.
 """
 
 import heapq
@@ -131,7 +131,7 @@ ReferenceValues = Reference | GivenValues
 """Whatever has reference values, by layer."""
 
 References = Mapping[str, Reference]
-"""The reference at "prompt" and at "text" positions, or at those of the two that are needed."""
+"""The reference at "prompt", "text" and "template" positions, or at those of them that are needed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,7 +348,7 @@ def measure_references(
 ) -> dict[str, Reference]:
     """Activations on up to ``n_examples`` of ``role``, evenly from all classes and units (:func:`reference_rows`).
 
-    Keeps ``n_examples * n_layers * d_mlp`` numbers for each of ``places`` ("prompt", "text").
+    Keeps ``n_examples * n_layers * d_mlp`` numbers for each of ``places`` ("prompt", "text", "template").
 
     Args:
         n_examples: ``None`` for all.
@@ -361,7 +361,7 @@ def measure_references(
     rows = reference_rows(task, role, n_examples)
     texts = list(split["text"])
     texts = [texts[row] for row in rows.tolist()]
-    reading = {"prompt": "prompt", "text": "mean"}
+    reading = {"prompt": "prompt", "text": "mean", "template": "template"}
     found = {}
     for place in places:
         activations = neuron_activations(
@@ -371,6 +371,7 @@ def measure_references(
             positions=reading[place],
             max_length=prompted.max_length,
             run=prompted.run,
+            chat=prompted.chat,
         )
         if not known(activations).isfinite().all():  # NaN were refused before, but where there is no neuron
             raise ValueError(

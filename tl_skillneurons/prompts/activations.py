@@ -21,6 +21,7 @@ from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, require_sees_text
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.streaming import READINGS, stream_activations
+from tl_skillneurons.tasks.chat import Chat
 
 MEMORY = 2**30
 """Bytes that kept activations take at most, unless asked otherwise."""
@@ -77,6 +78,7 @@ def neuron_activations(
     positions: str = "prompt",
     max_length: int | None = None,
     run: RunOptions = RunOptions(),
+    chat: Chat | None = None,
 ) -> Float[Tensor, "example layer neuron"]:
     """Each text's neuron activations, averaged over the scored positions: reference values for resample
     ablation.
@@ -85,8 +87,10 @@ def neuron_activations(
     a layer has no such neuron.
 
     Args:
-        positions: ``"prompt"``, or ``"last"``, ``"mean"`` or ``"max"`` over the text's own tokens.
+        positions: ``"prompt"``; ``"last"``, ``"mean"`` or ``"max"`` over the text's own tokens; ``"template"`` for
+            the mean over what a chat template puts around it, ``"readout"`` for where the answer is read.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
+        chat: What stands around the texts in a conversation; by default what the prompt was tuned in.
 
     Raises:
         ValueError: For positions that never see the text, or an activation that is not finite.
@@ -96,7 +100,7 @@ def neuron_activations(
         >>> hooks = skn.ablate(skill, how="resample", values=values)
     """
     require_option(positions, "positions", READINGS)
-    prompted = PromptedModel(model, prompt, max_length=max_length, run=run)
+    prompted = PromptedModel(model, prompt, max_length=max_length, run=run, chat=chat)
     require_sees_text(prompted, positions)
     n_layers, d_mlp = neuron_shape(model)
     kept = torch.full((len(texts), n_layers, widest(d_mlp)), torch.nan, dtype=model.W_E.dtype)
@@ -120,6 +124,7 @@ def set_activations(
     positions: str = "prompt",
     max_length: int | None = None,
     run: RunOptions = RunOptions(),
+    chat: Chat | None = None,
 ) -> Float[Tensor, "example feature"]:
     """Activations of the set alone, averaged over the scored positions; feature ``i`` is neuron ``i`` of the set.
 
@@ -127,8 +132,10 @@ def set_activations(
     the model's dtype.
 
     Args:
-        positions: ``"prompt"``, or ``"last"``, ``"mean"`` or ``"max"`` over the text's own tokens.
+        positions: ``"prompt"``; ``"last"``, ``"mean"`` or ``"max"`` over the text's own tokens; ``"template"`` for
+            the mean over what a chat template puts around it, ``"readout"`` for where the answer is read.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
+        chat: What stands around the texts in a conversation; by default what the prompt was tuned in.
 
     Raises:
         ValueError: For an empty set, neurons outside the model, or positions that never see the text.
@@ -139,7 +146,7 @@ def set_activations(
     """
     neurons = as_neurons(neurons)
     require_option(positions, "positions", READINGS)
-    prompted = PromptedModel(model, prompt, max_length=max_length, run=run)
+    prompted = PromptedModel(model, prompt, max_length=max_length, run=run, chat=chat)
     require_sees_text(prompted, positions)
     neurons.require_fits(*neuron_shape(model))
     if not len(neurons):

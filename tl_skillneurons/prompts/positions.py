@@ -6,6 +6,8 @@ A prompted sequence is contiguous, and padding stands outside it, on one side::
     prefix (bidirectional)     [mask] [virtual tokens] [text]       read out at the mask
     prefix (causal, as PEFT)   [virtual tokens] [text]              read out at the last token of the text
 
+A chat template stands around the text, and is no part of it: ``[template] [text] [template] [virtual tokens]``.
+
 Causal models are padded on the left and bidirectional ones on the right, so that position ids, sliding
 windows and read-outs of an example are those it has alone. All indices here are in the frame *with* virtual
 tokens; those named ``column`` count padding as well.
@@ -26,11 +28,15 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_option
 from tl_skillneurons._results import html_of_fields, short_repr
+from tl_skillneurons.models.chat_templates import n_alike
 
 PLACEMENTS = ("prefix", "suffix")
 PADDING_SIDES = ("left", "right")
-NAMED = ("all", "prompt", "text")
+NAMED = ("all", "prompt", "text", "template")
 """The positions that go by a name."""
+Frame = tuple[list[int], list[int]]
+"""The ids that a chat template puts before and after a text."""
+NO_FRAME: Frame = ([], [])
 _KEY = "tl_skillneurons.tokens"
 
 
@@ -42,7 +48,8 @@ class ActsAt:
     by this declaration; a hook that declares nothing is taken to act anywhere.
 
     Args:
-        positions: "prompt", "text", "all" (whatever position a batch has, each on its own), or "chosen" for others.
+        positions: "prompt", "text", "template" (what a chat template puts around it), "all" (whatever position a batch
+            has, each on its own), or "chosen" for others.
         function: In TransformerLens' form, ``(act, hook) -> act``, or ``None`` to leave it.
 
     Example:
@@ -75,7 +82,8 @@ class PromptedTokens:
     tokens.
 
     ``ids`` from ``d_vocab`` on stand for virtual tokens. ``is_text`` covers the text as the tokenizer makes
-    it, special tokens included; ``is_special`` are those special tokens (BOS, [CLS], [SEP]). ``readout`` is
+    it, special tokens included; ``is_special`` are those special tokens (BOS, [CLS], [SEP]). ``is_template`` is what a
+    chat template puts around the text, none of which counts as text. ``readout`` is
     the column at which class logits are read, ``example`` each row's number in the caller's order,
     ``n_truncated`` how many rows lost text.
 
@@ -92,6 +100,7 @@ class PromptedTokens:
     is_prompt: Bool[Tensor, "batch pos"]
     is_text: Bool[Tensor, "batch pos"]
     is_special: Bool[Tensor, "batch pos"]
+    is_template: Bool[Tensor, "batch pos"]
     readout: Int[Tensor, " batch"]
     example: Int[Tensor, " batch"]
     n_truncated: int = 0
@@ -113,7 +122,7 @@ class PromptedTokens:
 
     def last(self, n: int) -> "PromptedTokens":
         """The last ``n`` columns alone: what runs on top of the text's keys and values."""
-        names = ("ids", "attention_mask", "is_prompt", "is_text", "is_special")
+        names = ("ids", "attention_mask", "is_prompt", "is_text", "is_special", "is_template")
         cut: dict[str, Any] = {name: getattr(self, name)[:, -n:] for name in names}
         return replace(self, **cut, readout=self.readout - (self.ids.shape[1] - n))
 
@@ -133,6 +142,7 @@ def arrange(
     pad_id: int,
     padding_side: str,
     max_length: int | None,
+    frame: Frame = NO_FRAME,
     example: Iterable[int] | None = None,
 ) -> PromptedTokens:
     """Put the virtual tokens beside each text, cut what is too long out of the text, and pad.
@@ -143,6 +153,7 @@ def arrange(
         mask_id: The token put before a prefix and read out; ``None`` reads out at the last token.
         special_ids: Which ids are special tokens; those at the end of a text survive truncation.
         max_length: Longest sequence allowed, virtual tokens and mask included; ``None`` for no limit.
+        frame: The ids that a chat template puts before and after every text; they are never cut.
         example: Each row's number in the caller's order; by default 0, 1, 2, ...
 
     Raises:
@@ -156,11 +167,13 @@ def arrange(
     rows, kinds, readouts, n_truncated = [], [], [], 0
     numbers = list(range(len(text_ids)) if example is None else example)
     for number, ids in zip(numbers, text_ids, strict=True):
-        cut = truncate(ids, n_prompt, special_ids, max_length)
-        if not any(i not in special_ids for i in cut):
+        cut = truncate(ids, n_prompt, special_ids, max_length, frame)
+        n_head, n_tail = framed(cut, frame)
+        own = cut[n_head : len(cut) - n_tail]
+        if not any(i not in special_ids for i in own):
             raise ValueError(f"text {number} has no token of its own; give texts that are not empty")
         n_truncated += len(cut) < len(ids)
-        text_kind = [3 if i in special_ids else 2 for i in cut]
+        text_kind = [4] * n_head + [3 if i in special_ids else 2 for i in own] + [4] * n_tail
         if placement == "prefix":
             rows.append(before + virtual + cut)
             kinds.append([1] * n_prompt + text_kind)
@@ -181,27 +194,42 @@ def arrange(
         ids=token_ids,
         attention_mask=(kind > 0).long(),
         is_prompt=kind == 1,
-        is_text=kind >= 2,
+        is_text=(kind == 2) | (kind == 3),
         is_special=kind == 3,
+        is_template=kind == 4,
         readout=readout,
         example=torch.tensor(numbers),
         n_truncated=n_truncated,
     )
 
 
-def truncate(ids: list[int], n_prompt: int, special: frozenset[int], max_length: int | None) -> list[int]:
-    """A text's token ids without what is too many beside ``n_prompt`` positions; special tokens at its end stay.
+def framed(ids: list[int], frame: Frame) -> tuple[int, int]:
+    """How many tokens at the beginning and at the end of a text's ids are the template's: as many as agree with it, for
+    one that the text has a share in is the text's."""
+    before, after = frame
+    n_head = n_alike(ids, before)
+    return n_head, n_alike(ids[n_head:][::-1], after[::-1])
+
+
+def truncate(
+    ids: list[int], n_prompt: int, special: frozenset[int], max_length: int | None, frame: Frame = NO_FRAME
+) -> list[int]:
+    """A text's token ids without what is too many beside ``n_prompt`` positions; special tokens at its end stay, and so
+    does what a chat template puts around it.
 
     Raises:
         ValueError: When there is no room for a token of the text's own.
     """
     if max_length is None or len(ids) <= (room := max_length - n_prompt):
         return ids
-    n_tail = next((k for k, i in enumerate(reversed(ids)) if i not in special), 0)
-    if room <= n_tail or all(i in special for i in ids[: room - n_tail]):
+    n_head, n_tail = framed(ids, frame)
+    if not n_tail:
+        n_tail = next((k for k, i in enumerate(reversed(ids)) if i not in special), 0)
+    if room <= n_head + n_tail or all(i in special for i in ids[n_head : room - n_tail]):
+        beside = f" and {sum(map(len, frame))} tokens of the chat template" if any(frame) else ""
         raise ValueError(
-            f"{n_prompt} prompt positions leave no room for text in a sequence of at most {max_length} tokens; "
-            "use fewer virtual tokens"
+            f"{n_prompt} prompt positions{beside} leave no room for text in a sequence of at most {max_length} "
+            "tokens; use fewer virtual tokens"
         )
     return ids[: room - n_tail] + ids[len(ids) - n_tail :]
 
@@ -224,6 +252,7 @@ def from_ids(ids: Int[Tensor, "batch pos"], base: int, mask_id: int | None) -> P
         is_prompt=is_prompt,
         is_text=~is_prompt,
         is_special=torch.zeros_like(is_prompt),
+        is_template=torch.zeros_like(is_prompt),
         readout=torch.full((len(ids),), ids.shape[1] - 1, device=ids.device),
         example=torch.arange(len(ids), device=ids.device),
     )
@@ -256,14 +285,14 @@ def columns(positions: Any, act: Tensor, hook: Any, *, what: str = "positions") 
     """Which columns of ``act`` a choice of positions means, given what is running through this hook point.
 
     Args:
-        positions: ``"all"``, ``"prompt"``, ``"text"``, or a slice or indices into the sequence. Those count
-            from the example's own first token, virtual tokens included, where the padding is known, else from
+        positions: ``"all"``, ``"prompt"``, ``"text"``, ``"template"``, or a slice or indices into the sequence. Those
+            count from the example's own first token, virtual tokens included, where the padding is known, else from
             the first column; negative ones from the end.
         act: The activation ``[batch, pos, ...]`` at the hook point.
 
     Raises:
-        ValueError: When "prompt" or "text" is asked for where nobody knows them, or an index is outside the
-            sequence.
+        ValueError: When "prompt", "text" or "template" is asked for where nobody knows them, "template" of texts
+            without one, or an index is outside the sequence.
     """
     batch, n_columns = act.shape[:2]
     if isinstance(positions, str) and positions == "all":
@@ -280,7 +309,10 @@ def columns(positions: Any, act: Tensor, hook: Any, *, what: str = "positions") 
                 f"{what}={positions!r} needs to know where the virtual tokens stand, and this model runs without any; "
                 "run it through PromptedModel or inside `with prompt.attached(model)`, or give a slice or indices"
             )
-        return (tokens.is_prompt if positions == "prompt" else tokens.is_text).to(act.device)
+        if positions == "template":
+            require_template(tokens, what)
+        kinds = {"prompt": tokens.is_prompt, "text": tokens.is_text, "template": tokens.is_template}
+        return kinds[positions].to(act.device)
     if tokens is None:
         start = torch.zeros(batch, dtype=torch.long)
         length = torch.full((batch,), n_columns)
@@ -291,6 +323,19 @@ def columns(positions: Any, act: Tensor, hook: Any, *, what: str = "positions") 
     for row, (first, n) in enumerate(zip(start.tolist(), length.tolist(), strict=True)):
         chosen[row, [first + i for i in _indices(positions, n, what)]] = True
     return chosen.to(act.device)
+
+
+def require_template(tokens: PromptedTokens, what: str = "positions") -> None:
+    """Refuse texts around which no chat template stands.
+
+    Raises:
+        ValueError: Then.
+    """
+    if not tokens.is_template.any():
+        raise ValueError(
+            f"{what}='template' needs texts in a chat template, and these stand alone; make the task with chat=, run "
+            "it through PromptedModel, or give other positions"
+        )
 
 
 def _indices(positions: Any, n: int, what: str) -> list[int]:

@@ -34,6 +34,7 @@ from tl_skillneurons.prompts.positions import PromptedTokens, all_act_at
 from tl_skillneurons.prompts.run import RunOptions, require_tuned_for
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.text_batch import TextLayout
+from tl_skillneurons.tasks.chat import Chat
 from tl_skillneurons.tasks.task import Task
 
 
@@ -53,6 +54,8 @@ class PromptedModel:
         padding_side: ``None`` pads causal models on the left and bidirectional ones on the right. No result
             depends on it.
         run: Batches, and keys and values of texts, taken from there wherever a run touches only prompt positions.
+        chat: What stands around each text in a conversation with a chat model; by default what the prompt was tuned
+            in. The prompt then stands where the assistant's answer would begin.
 
     Raises:
         ValueError: When the model, the prompt and the label words don't go together; the message says which.
@@ -72,6 +75,7 @@ class PromptedModel:
         max_length: int | None = None,
         padding_side: str | None = None,
         run: RunOptions = RunOptions(),
+        chat: Chat | None = None,
     ) -> None:
         require_supported(model)
         require_eval(model)
@@ -81,7 +85,12 @@ class PromptedModel:
         if run.cache is not None and run.cache.model is not model:
             raise ValueError("the input cache is of another model; make one of this model: InputCache(model)")
         self.layout = TextLayout.of(
-            model, prompt, prepend_bos=prepend_bos, max_length=max_length, padding_side=padding_side
+            model,
+            prompt,
+            prepend_bos=prepend_bos,
+            max_length=max_length,
+            padding_side=padding_side,
+            chat=chat,
         )
         self.model, self.prompt, self.run = model, prompt, run
         self.causal = is_causal(model)
@@ -100,14 +109,15 @@ class PromptedModel:
         max_length: int | None = None,
         run: RunOptions = RunOptions(),
     ) -> "PromptedModel":
-        """The model with a prompt and the label words of ``task``, which the prompt was tuned on if it says on what.
+        """The model with a prompt, the label words of ``task`` and its chat; the prompt was tuned on it, if it says on
+        what.
 
         Raises:
             ValueError: For a prompt that was tuned on a task with another template, other label words, or labels in
                 another order.
         """
         require_tuned_for(prompt, task)
-        return cls(model, prompt, task.label_words, max_length=max_length, run=run)
+        return cls(model, prompt, task.label_words, max_length=max_length, run=run, chat=task.chat)
 
     @property
     def max_length(self) -> int | None:
@@ -116,8 +126,13 @@ class PromptedModel:
 
     @property
     def prepend_bos(self) -> bool | None:
-        """Whether texts get a BOS; ``None`` where the question does not arise (bidirectional models)."""
+        """Whether texts get a BOS; ``None`` where the question does not arise (bidirectional models, chats)."""
         return self.layout.prepend_bos
+
+    @property
+    def chat(self) -> Chat | None:
+        """What stands around each text in a conversation; ``None`` for texts that stand alone."""
+        return None if self.layout.chat is None else self.layout.chat.chat
 
     @property
     def n_prompt_positions(self) -> int:

@@ -13,6 +13,7 @@ from tl_skillneurons._checks import differing, require_int
 from tl_skillneurons._files import fingerprint
 from tl_skillneurons.models.input_cache import InputCache
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+from tl_skillneurons.tasks.chat import Chat
 from tl_skillneurons.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -78,23 +79,31 @@ def prompt_record(prompt: SoftPrompt) -> dict[str, Any]:
 
 
 def task_terms(task: Task) -> dict[str, Any]:
-    """What a task asks, apart from its examples: how texts are rendered, and which words stand for which label, in
-    which order."""
-    return {
+    """What a task asks, apart from its examples: how texts are rendered, which words stand for which label, in which
+    order, and, where there is one, the chat."""
+    terms = {
         "label_names": list(task.label_names),
         "template": task.template,
         "label_words": [task.label_words[k] for k in sorted(task.label_words)],
     }
+    return terms if task.chat is None else {**terms, "chat": task.chat.record}
 
 
 def require_tuned_for(prompt: SoftPrompt | None, task: Task) -> None:
-    """Refuse a prompt that was tuned on a task with another template, other label words, or labels in another order.
+    """Refuse a prompt that was tuned on a task with another template, other label words, or labels in another order, or
+    that stands in another chat than the task's texts.
 
     What a prompt doesn't record (those made by hand, or by PEFT) is not compared; nor are the examples.
 
     Raises:
         ValueError: In one sentence, what differs and what to give.
     """
+    if prompt is not None and prompt.chat != task.chat:
+        raise ValueError(
+            f"the prompt stands {_place(prompt.chat)}, the texts of {task.name!r} {_place(task.chat)}; give a prompt "
+            "tuned on this task, or SoftPrompt(..., chat=task.chat) (studies.transfer_prompts runs prompts on other "
+            "tasks)"
+        )
     was = {} if prompt is None else prompt.provenance.get("task", {})
     now = task_terms(task)
     idle = (
@@ -108,6 +117,10 @@ def require_tuned_for(prompt: SoftPrompt | None, task: Task) -> None:
         )
 
 
+def _place(chat: Chat | None) -> str:
+    return "beside the text alone" if chat is None else f"in a {chat}"
+
+
 def require_sees_text(prompted: "PromptedModel", positions: str) -> None:
     """Refuse positions at which nothing of the text is seen.
 
@@ -118,7 +131,7 @@ def require_sees_text(prompted: "PromptedModel", positions: str) -> None:
         return
     if prompted.prompt is None:
         raise ValueError(
-            "without a prompt there are no prompt positions; use positions='last', 'mean' or 'max'"
+            "without a prompt there are no prompt positions; use positions='last', 'mean', 'max' or 'readout'"
         )
     if prompted.causal and prompted.prompt.placement == "prefix":
         raise ValueError(

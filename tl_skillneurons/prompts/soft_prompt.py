@@ -35,6 +35,7 @@ from tl_skillneurons.models.verification import embedding_scale, require
 from tl_skillneurons.prompts.attached import VirtualTokens, attach
 from tl_skillneurons.prompts.peft_files import read_peft, write_peft
 from tl_skillneurons.prompts.positions import PLACEMENTS
+from tl_skillneurons.tasks.chat import Chat
 
 KIND = "SoftPrompt"
 
@@ -47,6 +48,8 @@ class SoftPrompt(nn.Module):
         placement: ``"suffix"`` after the text (causal models) or ``"prefix"`` before it (bidirectional ones).
         readout: A linear read-out for encoders without a language-model head; ``None`` reads label words.
         prepend_bos: Whether texts get a BOS token; ``None`` follows the model (``cfg.default_prepend_bos``).
+        chat: What stands around the text in a conversation, for a chat model's prompt, which then stands where the
+            answer would begin; ``None`` for texts that stand alone.
         max_length: The longest sequence in tokens, virtual tokens included, that it was tuned with; whatever runs
             the prompt cuts texts to it unless told otherwise. ``None`` for what the model takes.
         initial: The embedding that training started from.
@@ -73,6 +76,7 @@ class SoftPrompt(nn.Module):
         placement: str,
         readout: Float[Tensor, "n_classes d_model"] | None = None,
         prepend_bos: bool | None = None,
+        chat: Chat | None = None,
         max_length: int | None = None,
         initial: Float[Tensor, "virtual_token d_embed"] | None = None,
         snapshots: Float[Tensor, "evaluation virtual_token d_embed"] | None = None,
@@ -94,7 +98,12 @@ class SoftPrompt(nn.Module):
         for name, tensor in buffers.items():
             self.register_buffer(name, None if tensor is None else tensor.detach().clone())
         self.placement = require_option(placement, "placement", PLACEMENTS)
-        self.prepend_bos = prepend_bos
+        if chat is not None and prepend_bos is not None:
+            raise ValueError(
+                "a chat template says which special tokens stand around a text, got "
+                f"prepend_bos={prepend_bos} beside chat; leave it out"
+            )
+        self.prepend_bos, self.chat = prepend_bos, chat
         self.max_length = None if max_length is None else require_int(max_length, "max_length")
         self.seed = seed
         self.history = history or []
@@ -179,6 +188,8 @@ class SoftPrompt(nn.Module):
             "history": self.history,
             "provenance": self.provenance,
         }
+        if self.chat is not None:
+            header["chat"] = self.chat.record
         return save_tensors(path, KIND, tensors, header)
 
     @classmethod
@@ -193,7 +204,8 @@ class SoftPrompt(nn.Module):
         fields = ("placement", "prepend_bos", "max_length", "seed", "history", "provenance")
         with sound(path, KIND):
             given: dict[str, Any] = {**tensors, **{name: header[name] for name in fields}}
-            return cls(**given)
+            chat = None if header.get("chat") is None else Chat(**header["chat"])
+            return cls(**given, chat=chat)
 
     @classmethod
     def from_peft(

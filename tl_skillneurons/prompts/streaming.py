@@ -18,10 +18,12 @@ from tl_skillneurons.models.batches import padding, run_batches
 from tl_skillneurons.models.hooks import Hook, Hooks
 from tl_skillneurons.models.sites import neuron_hooks
 from tl_skillneurons.models.verification import require
-from tl_skillneurons.prompts.positions import PromptedTokens
+from tl_skillneurons.prompts.positions import PromptedTokens, require_template
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 
-READINGS = ("prompt", "last", "mean", "max")
+READINGS = ("prompt", "last", "mean", "max", "template", "readout")
+"""Where activations are read: at each prompt position; at the last of the text's own tokens, or averaged or highest
+over them; averaged over what a chat template puts around the text; or where the answer is read out."""
 
 Reduce = Callable[[int, int, Float[Tensor, "batch position neuron"], Int[Tensor, " batch"]], Tensor]
 """Takes the prompt's number, a layer, its neurons' activations and which example each row is; gives what is
@@ -127,7 +129,8 @@ def stand_alike(prompted: Sequence[PromptedModel]) -> list[list[int]]:
     for number, model in enumerate(prompted):
         prompt = model.prompt
         kind = None if prompt is None else (prompt.placement, prompt.n_virtual_tokens)
-        groups.setdefault((kind, model.prepend_bos, model.max_length), []).append(number)
+        chat = None if model.layout.chat is None else model.layout.chat.told
+        groups.setdefault((kind, model.prepend_bos, chat, model.max_length), []).append(number)
     return list(groups.values())
 
 
@@ -177,10 +180,14 @@ def reading(
         rows = torch.arange(len(tokens), device=columns.device)[:, None]
         return lambda act: act[rows, columns]
     own = tokens.is_text & ~tokens.is_special
-    if positions == "last":
-        last_column = own.shape[1] - 1 - own.int().flip(1).argmax(1)
+    if positions in ("last", "readout"):
+        last_own = own.shape[1] - 1 - own.int().flip(1).argmax(1)
+        column = last_own if positions == "last" else tokens.readout.to(own.device)
         rows = torch.arange(len(tokens), device=own.device)
-        return lambda act: act[rows, last_column][:, None]
+        return lambda act: act[rows, column][:, None]
+    if positions == "template":
+        require_template(tokens)
+        return lambda act: _masked_mean(act, tokens.is_template)
     if positions == "max":
         return lambda act: act.masked_fill(~own.to(act.device)[..., None], -torch.inf).amax(1, keepdim=True)
     return lambda act: _masked_mean(act, own)

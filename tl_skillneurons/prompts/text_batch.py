@@ -1,7 +1,8 @@
 """Texts as batches of tokens beside a prompt: encoded, cut to what the model takes, and put in batches.
 
-A text gets the special tokens that its tokenizer gives it (and a BOS where the prompt was trained with one); what
-is too long is cut out of the text, never out of the prompt.
+A text gets the special tokens that its tokenizer gives it (and a BOS where the prompt was trained with one), or stands
+in the tokenizer's chat template where a chat is asked for; what is too long is cut out of the text, never out of the
+prompt.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons.models.batches import batch_tokens_on, length_batches
+from tl_skillneurons.models.chat_templates import ChatFrame
 from tl_skillneurons.models.lengths import length_limit
 from tl_skillneurons.models.sites import is_causal, max_length
 from tl_skillneurons.models.tokenizing import (
@@ -21,9 +23,17 @@ from tl_skillneurons.models.tokenizing import (
     text_token_ids,
 )
 from tl_skillneurons.models.verification import agrees, require
-from tl_skillneurons.prompts.positions import PADDING_SIDES, PromptedTokens, arrange, truncate
+from tl_skillneurons.prompts.positions import (
+    NO_FRAME,
+    PADDING_SIDES,
+    Frame,
+    PromptedTokens,
+    arrange,
+    truncate,
+)
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+from tl_skillneurons.tasks.chat import Chat
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +41,14 @@ class TextLayout:
     """How texts stand beside one prompt (or none) in one model.
 
     Attributes:
-        prepend_bos: Whether texts get a BOS; ``None`` where the question does not arise (bidirectional models).
+        prepend_bos: Whether texts get a BOS; ``None`` where the question does not arise (bidirectional models, chats).
         padding_side: "left" or "right".
         max_length: Longest sequence, virtual tokens included; ``None`` where the model states no limit.
         pads: Whether texts of different lengths may stand in one batch: padding was seen to change nothing.
         limit: Texts of up to so many tokens, virtual ones included, stand in no batch with longer ones, beside which
             the model's positions mean something else (:mod:`~tl_skillneurons.models.lengths`); ``None`` where
             all may.
+        chat: What the tokenizer's chat template puts around every text; ``None`` for texts that stand alone.
     """
 
     model: TransformerBridge
@@ -47,6 +58,7 @@ class TextLayout:
     max_length: int | None
     pads: bool
     limit: int | None
+    chat: ChatFrame | None = None
 
     @classmethod
     def of(
@@ -57,6 +69,7 @@ class TextLayout:
         prepend_bos: bool | None = None,
         max_length: int | None = None,
         padding_side: str | None = None,
+        chat: Chat | None = None,
     ) -> "TextLayout":
         """What was asked for, else what the prompt was tuned with, else what the model takes.
 
@@ -67,6 +80,8 @@ class TextLayout:
             raise ValueError(
                 f"{model.cfg.model_name} has no tokenizer; boot it with tokenizer=..., texts need one"
             )
+        chat = prompt.chat if chat is None and prompt is not None else chat
+        frame = None if chat is None else _frame(model, prompt, chat, prepend_bos)
         if prompt is not None and prepend_bos is None:
             prepend_bos = prompt.prepend_bos
         side = padding_side or ("left" if is_causal(model) else "right")
@@ -76,11 +91,12 @@ class TextLayout:
         return cls(
             model,
             prompt,
-            resolve_prepend_bos(model, prepend_bos),
+            resolve_prepend_bos(model, prepend_bos) if frame is None else None,
             side,
             longest,
             agrees(model, f"padding {side}"),
             limit if limit is not None and (longest is None or limit < longest) else None,
+            frame,
         )
 
     @property
@@ -98,10 +114,18 @@ class TextLayout:
         """How many positions the prompt takes, the mask before a bidirectional model's included."""
         return self.n_virtual_tokens + self.has_mask
 
+    @property
+    def frame(self) -> Frame:
+        """The ids that a chat template puts before and after every text; none without a chat."""
+        return NO_FRAME if self.chat is None else self.chat.ids
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text alone: with the special tokens its tokenizer (and ``prepend_bos``) gives it."""
+        """Token ids of each text alone: with the special tokens its tokenizer (and ``prepend_bos``) gives it, or in the
+        tokenizer's chat template."""
         if isinstance(texts, str):
             raise TypeError(f"texts must be a list of strings, got one string {texts!r}; put it in a list")
+        if self.chat is not None:
+            return self.chat.encode(list(texts))
         return text_token_ids(self.model, list(texts), self.prepend_bos)
 
     def assemble(self, text_ids: list[list[int]], example: Sequence[int] | None = None) -> PromptedTokens:
@@ -124,6 +148,7 @@ class TextLayout:
             pad_id=pad_id(self.model),
             padding_side=self.padding_side,
             max_length=self.max_length,
+            frame=self.frame,
             example=example,
         )
         return tokens.to(self.model.cfg.device)
@@ -143,7 +168,8 @@ class TextLayout:
     def cut(self, text_ids: list[list[int]]) -> list[list[int]]:
         """The texts as they stand beside the prompt: without what is more than the model takes."""
         special = special_token_ids(self.model.tokenizer)
-        return [truncate(ids, self.n_prompt_positions, special, self.max_length) for ids in text_ids]
+        n = self.n_prompt_positions
+        return [truncate(ids, n, special, self.max_length, self.frame) for ids in text_ids]
 
     def lengths(self, text_ids: list[list[int]]) -> list[int]:
         """How many tokens each text has with the prompt in place, and cut to what the model takes."""
@@ -155,6 +181,30 @@ class TextLayout:
         if self.max_length is None:
             return 0
         return sum(len(ids) + self.n_prompt_positions > self.max_length for ids in text_ids)
+
+
+def _frame(
+    model: TransformerBridge, prompt: SoftPrompt | None, chat: Chat, prepend_bos: bool | None
+) -> ChatFrame:
+    """The chat's frame, which is that of the tuning where the prompt was tuned in this chat.
+
+    Raises:
+        ValueError: For a BOS that is asked for beside the template's, or a template that is another now.
+    """
+    if prepend_bos is not None:
+        raise ValueError(
+            f"a chat template says which special tokens stand around a text, got prepend_bos={prepend_bos}; leave it "
+            "out"
+        )
+    frame = ChatFrame(model, chat)
+    was = prompt.provenance.get("chat") if prompt is not None and prompt.chat == chat else None
+    if was not in (None, frame.told):
+        raise ValueError(
+            f"the prompt was tuned in the chat template {was!r}, and the tokenizer of {model.cfg.model_name} now gives "
+            f"{frame.told!r}; give that tokenizer (a date that a template writes is set by chat={{'options': ...}}), "
+            "or tune a prompt in this one"
+        )
+    return frame
 
 
 def _max_length(model: TransformerBridge, prompt: SoftPrompt | None, wanted: int | None) -> int | None:

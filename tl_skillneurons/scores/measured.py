@@ -57,7 +57,14 @@ def prompted_set(
         for prompt in as_list(prompts):
             require_tuned_for(prompt, task)
     prompted = [
-        PromptedModel(model, prompt, label_words, max_length=max_length, run=run)
+        PromptedModel(
+            model,
+            prompt,
+            label_words,
+            max_length=max_length,
+            run=run,
+            chat=None if task is None else task.chat,
+        )
         for prompt in as_list(prompts)
     ]
     for one in prompted:
@@ -136,14 +143,16 @@ def _digest(values: list[Any]) -> str:
 
 
 def _special_tokens(prompted: PromptedModel) -> dict[str, Any]:
-    """The tokenizer's special tokens and their ids, and whether a BOS is put before texts."""
+    """The tokenizer's special tokens and their ids, what a chat template puts around texts, and whether a BOS is put
+    before them."""
     tokenizer = prompted.model.tokenizer
     named = {
         name: [token, int(tokenizer.convert_tokens_to_ids(token))]
         for name, token in sorted(tokenizer.special_tokens_map.items())
         if isinstance(token, str)
     }
-    return {**named, "prepend_bos": prompted.prepend_bos}
+    chat = {} if prompted.layout.chat is None else {"chat": prompted.layout.chat.told}
+    return {**named, **chat, "prepend_bos": prompted.prepend_bos}
 
 
 def require_measured_here(
@@ -189,7 +198,10 @@ def require_measured_here(
     if task is not None:
         _require_task(scores, task)
     if chosen:
-        _require_tokens(scores, PromptedModel(model, chosen[0], max_length=max_length), task)
+        prompted = PromptedModel(
+            model, chosen[0], max_length=max_length, chat=None if task is None else task.chat
+        )
+        _require_tokens(scores, prompted, task)
     if "max_length" not in scores.provenance:
         return
     limit = scores.provenance["max_length"]
@@ -219,8 +231,8 @@ def _require_task(scores: Scored, task: Task) -> None:
             )
         return
     now = _task_record(task, list(was["roles"]))
-    labels = ("label_names", "template", "label_words")
-    if apart := differing({k: was[k] for k in labels}, {k: now[k] for k in labels}):
+    terms = ("label_names", "template", "label_words", "chat")
+    if apart := differing({k: was.get(k) for k in terms}, {k: now.get(k) for k in terms}):
         raise ValueError(
             f"the scores are of another task than {task.name!r} ({'; '.join(apart)}); give the task that was scored, "
             "or score this one"

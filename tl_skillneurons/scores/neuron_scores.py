@@ -38,7 +38,7 @@ KIND = "NeuronScores"
 AGGREGATES = ("mean", "min")
 _TENSORS = ("baseline", "std", "mean_abs", "correct")
 _ONE_SET = ("n_baseline", "n_select", "class_counts", "positions", "site", "aggregate", "class_id")
-_ONE_TASK = ("name", "label_names", "template", "label_words", "roles", "fingerprint")
+_ONE_TASK = ("name", "label_names", "template", "label_words", "chat", "roles", "fingerprint")
 
 
 @dataclass(frozen=True, eq=False)

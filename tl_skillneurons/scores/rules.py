@@ -112,7 +112,10 @@ def evaluate_rules(
     require_seed(seed)
     if neurons is None:
         require_measured_here(scores, model, prompts, task=task, max_length=max_length)
-        each = [PromptedModel(model, one, max_length=max_length, run=run) for one in as_list(prompts)]
+        each = [
+            PromptedModel(model, one, max_length=max_length, run=run, chat=task.chat)
+            for one in as_list(prompts)
+        ]
         position, direction = scores.rules()
         return AllRules(
             accuracy=every_accuracy(each, task, scores, role, run.progress),
@@ -128,7 +131,7 @@ def evaluate_rules(
     texts, by = list(task.split(role)["text"]), "on_chosen_examples=True"
     require_apart(neurons.choice, texts, insist=on_chosen_examples, by=by)
     answers = rule_answers(model, prompts, task, scores, neurons, role=role, max_length=max_length, run=run)
-    prompted = PromptedModel(model, as_list(prompts)[0], max_length=max_length)
+    prompted = PromptedModel(model, as_list(prompts)[0], max_length=max_length, chat=task.chat)
     return accuracy_of_set(answers, prompted, task, scores, neurons, role=role, seed=seed)
 
 
@@ -211,7 +214,7 @@ def rule_answers(
     texts = list(task.split(role)["text"])
     rows = []
     for prompt, where in zip(as_list(prompts), scores.rules()[0], strict=True):
-        prompted = PromptedModel(model, prompt, max_length=max_length, run=run)
+        prompted = PromptedModel(model, prompt, max_length=max_length, run=run, chat=task.chat)
         at = where[layer, index]
         rows.append(chosen_activations(prompted, texts, layer, at, index, positions=scores.positions))
     return right_by_rule(torch.stack(rows), labels, scores, neurons)

@@ -45,6 +45,7 @@ from tl_skillneurons.prompts.tuning.adapters import (
 )
 from tl_skillneurons.prompts.tuning.schedule import embedding_rows, hold_back
 from tl_skillneurons.prompts.tuning.training import Examples
+from tl_skillneurons.tasks.chat import Chat
 from tl_skillneurons.tasks.task import Task
 
 KIND = "AdaptedModel"
@@ -104,6 +105,7 @@ class AdaptedModel:
         tensors = {**self.trained, **{f"prompt {k}": v for k, v in self.prompt.named_parameters()}}
         header = {name: getattr(self, name) for name in ("how", "n_trained", "provenance")}
         of_prompt = {name: getattr(self.prompt, name) for name in _OF_PROMPT}
+        of_prompt |= {} if self.prompt.chat is None else {"chat": self.prompt.chat.record}
         return save_tensors(path, KIND, tensors, {**header, "prompt": of_prompt})
 
     @classmethod
@@ -121,9 +123,9 @@ class AdaptedModel:
             if differs:
                 raise ValueError(f"it was trained in another model ({differs}); give that one")
             rows, readout = tensors.pop("prompt embedding"), tensors.pop("prompt readout", None)
-            prompt = SoftPrompt(
-                rows, readout=readout, **{name: header["prompt"][name] for name in _OF_PROMPT}
-            )
+            said = {name: header["prompt"][name] for name in _OF_PROMPT}
+            chat = Chat(**header["prompt"]["chat"]) if "chat" in header["prompt"] else None
+            prompt = SoftPrompt(rows, readout=readout, chat=chat, **said)
             adapted = _frozen_copy(model)
             restore_adapters(adapted, header["how"], header["provenance"]["settings"]["width"], tensors)
             adapted.requires_grad_(False)
@@ -284,7 +286,9 @@ def _untrained_prompt(
     if not has_language_model_head(model):
         readout = torch.zeros(task.n_classes, model.cfg.d_model, dtype=rows.dtype, device=rows.device)
     placement = "suffix" if is_causal(model) else "prefix"
-    prompt = SoftPrompt(rows, placement=placement, readout=readout, max_length=max_length, seed=seed)
+    prompt = SoftPrompt(
+        rows, placement=placement, readout=readout, chat=task.chat, max_length=max_length, seed=seed
+    )
     prompt.embedding.requires_grad_(False)
     return prompt
 

@@ -200,7 +200,9 @@ def diagnose(
     require_measured_here(scores, model, prompts, task=task, max_length=max_length)
     texts = list(task.split("select")["text"])
     first, *_ = chosen = as_list(prompts)
-    acts = neuron_activations(model, first, texts, positions=scores.positions, max_length=max_length, run=run)
+    acts = neuron_activations(
+        model, first, texts, positions=scores.positions, max_length=max_length, run=run, chat=task.chat
+    )
     jaccard = bootstrap_jaccard(
         scores.outcomes,
         neurons,

@@ -250,7 +250,11 @@ def _tried(
 
     def accuracy(embedding: Float[Tensor, "virtual_token d_embed"]) -> float:
         other = SoftPrompt(
-            embedding, placement=prompt.placement, readout=prompt.readout, prepend_bos=prompt.prepend_bos
+            embedding,
+            placement=prompt.placement,
+            readout=prompt.readout,
+            prepend_bos=prompt.prepend_bos,
+            chat=prompt.chat,
         )
         advance()
         return PromptedModel(model, other, task.label_words, max_length=limit, run=run).accuracy(task)

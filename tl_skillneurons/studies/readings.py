@@ -317,5 +317,9 @@ def _random_prompts(model: TransformerBridge, like: Sequence[SoftPrompt], seed: 
 
 def _bare(embedding: Float[Tensor, "virtual_token d_embed"], like: SoftPrompt) -> SoftPrompt:
     return SoftPrompt(
-        embedding.detach(), placement=like.placement, prepend_bos=like.prepend_bos, max_length=like.max_length
+        embedding.detach(),
+        placement=like.placement,
+        prepend_bos=like.prepend_bos,
+        chat=like.chat,
+        max_length=like.max_length,
     )

@@ -295,6 +295,7 @@ def _snapshots(prompt: SoftPrompt, number: int) -> tuple[list[SoftPrompt], int]:
             placement=prompt.placement,
             readout=None if readouts is None else readouts[at],
             prepend_bos=prompt.prepend_bos,
+            chat=prompt.chat,
             max_length=prompt.max_length,
             seed=prompt.seed,
         )

@@ -1,3 +1,4 @@
+from .chat import Chat as Chat
 from .groups import near_duplicates as near_duplicates
 from .pairs import minimal_pairs as minimal_pairs
 from .roles import ROLES as ROLES

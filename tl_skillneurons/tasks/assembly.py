@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from tl_skillneurons._checks import listed, near, require_option, require_seed
+from tl_skillneurons.tasks.chat import Chat, require_plain
 from tl_skillneurons.tasks.columns import (
     Rows,
     as_dataset,
@@ -38,6 +39,8 @@ from tl_skillneurons.tasks.reading import (
 from tl_skillneurons.tasks.roles import choose_splits, make_roles, settle_overlap, where
 
 _MOST_LABELS = 100
+DROPPED = ("overlap",)
+"""What is left out where nobody says otherwise."""
 NAME = "task"
 """What a task is called in tables where neither the caller nor the data says."""
 
@@ -51,14 +54,17 @@ def assembled(
     name: str | None,
     roles: Mapping[str, Any] | None,
     seed: int,
-    overlap: str,
+    drop: str | Sequence[str],
     group: str | None,
     near_duplicates: float | int | None,
     pair: str | None,
-    drop_empty: bool,
+    chat: Chat | None,
 ) -> dict[str, Any]:
     """The fields of the task that ``data`` holds; :meth:`~tl_skillneurons.Task.from_datasets` says what each is."""
-    require_option(overlap, "overlap", ("drop", "refuse"))
+    left_out = {
+        require_option(one, "drop", ("overlap", "empty"))
+        for one in ([drop] if isinstance(drop, str) else drop)
+    }
     require_seed(seed)
     splits = as_splits(data)
     notes: list[str] = []
@@ -79,8 +85,9 @@ def assembled(
     if template is None:
         template, how = found_template(used, (label, group, pair))
         notes += how
+    require_plain(chat, {name: None for rows in used.values() for name in column_names(rows)})
     parts = parse_template(template)
-    if drop_empty:
+    if "empty" in left_out:
         used, how = without_empty(used, parts, label)
         notes += how
     names, made_of_names = class_names_of(used, label), notes_on_names(used, label)
@@ -93,7 +100,7 @@ def assembled(
         twins = {n: pair_values(used[n], where(n, chosen), pair, tables[n]["label"]) for n in tables}
         tables = with_pairs(tables, twins)
     columns, made = make_roles(chosen, tables, seed)
-    columns, dropped = settle_overlap(columns, overlap)
+    columns, dropped = settle_overlap(columns, refuse="overlap" not in left_out)
     made += notes_on_units(columns)
     return {
         "name": _name_of(used) if name is None else name,
@@ -103,6 +110,7 @@ def assembled(
         "template": template,
         "dropped": dropped,
         "notes": (*said, *notes, *made_of_names, *made),
+        "chat": chat,
     }
 
 

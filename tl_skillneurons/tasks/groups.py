@@ -134,3 +134,23 @@ def _sequences(text: str) -> set[tuple[str, ...]]:
     if len(words) <= _N_WORDS:
         return {tuple(words)}
     return {tuple(words[i : i + _N_WORDS]) for i in range(len(words) - _N_WORDS + 1)}
+
+
+def twins_of(columns: Columns, task: str, role: str) -> list[tuple[str, str]]:
+    """Each text of class 0 beside its twin of class 1.
+
+    Raises:
+        ValueError: When the examples have no twins, or twins of other classes.
+    """
+    if "pair" not in columns:
+        raise ValueError(
+            f"the examples of task {task!r} have no twins; tasks made by minimal_pairs have them, and others whose "
+            "splits have a column 'pair'"
+        )
+    twins: dict[Any, dict[int, str]] = {}
+    for pair, label, text in zip(columns["pair"], columns["label"], columns["text"], strict=True):
+        twins.setdefault(pair, {})[label] = text
+    for pair, texts in twins.items():
+        if sorted(texts) != [0, 1]:
+            raise ValueError(f"pair {pair} of role {role!r} must have classes 0 and 1, got {sorted(texts)}")
+    return [(texts[0], texts[1]) for texts in twins.values()]

@@ -112,7 +112,7 @@ def _joined(tables: list[Columns]) -> Columns:
     return {name: list(itertools.chain.from_iterable(table[name] for table in tables)) for name in tables[0]}
 
 
-def settle_overlap(columns: dict[str, Columns], overlap: str) -> tuple[dict[str, Columns], dict[str, int]]:
+def settle_overlap(columns: dict[str, Columns], *, refuse: bool) -> tuple[dict[str, Columns], dict[str, int]]:
     """Drop from each role the texts, the groups and the pairs that also stand in a later one, or refuse."""
     keys = each_once(columns, _keys)
     held = {role: set(itertools.chain.from_iterable(keys[role])) for role in ROLES}
@@ -122,14 +122,14 @@ def settle_overlap(columns: dict[str, Columns], overlap: str) -> tuple[dict[str,
         role: [i for i, own in enumerate(keys[role]) if not later[role].isdisjoint(own)] for role in ROLES
     }
     dropped = {role: len(rows) for role, rows in doubled.items()}
-    if overlap == "refuse" and any(dropped.values()):
+    if refuse and any(dropped.values()):
         role = next(role for role in ROLES if dropped[role])
         counts = ", ".join(f"{n} of {role}" for role, n in dropped.items() if n)
         example = repr(textwrap.shorten(columns[role]["text"][doubled[role][0]], 80, placeholder=" ..."))
         what = " or ".join(["text", *(f"its {name}" for name in _BOUND if name in columns[role])])
         raise ValueError(
             f"{what} stands in two roles: {counts} also stand in a later role, such as {example} of {role}; "
-            "overlap='drop' drops them from the earlier role"
+            "drop='overlap' drops them from the earlier role"
         )
     kept = {role: sorted(set(range(len(keys[role]))) - set(rows)) for role, rows in doubled.items()}
     settled = {role: take(columns[role], kept[role]) if dropped[role] else columns[role] for role in ROLES}

@@ -27,10 +27,11 @@ from tl_skillneurons._checks import listed, require_int, require_option, require
 from tl_skillneurons._results import html_of_fields, one_line
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks._requirements import require_classes, require_examples, require_one_numbering
-from tl_skillneurons.tasks.assembly import assembled, named_words, rows_of
+from tl_skillneurons.tasks.assembly import DROPPED, assembled, named_words, rows_of
+from tl_skillneurons.tasks.chat import Chat, ChatGiven, as_chat
 from tl_skillneurons.tasks.columns import as_dataset, columns_of, each_once, take
 from tl_skillneurons.tasks.drawing import draw
-from tl_skillneurons.tasks.groups import units_of
+from tl_skillneurons.tasks.groups import twins_of, units_of
 from tl_skillneurons.tasks.roles import ROLES
 from tl_skillneurons.tasks.subtasks import Classes, Grouping, groupings, regroup
 
@@ -47,9 +48,11 @@ class Task:
             examples have twins, ``pair`` (the number that two twins share); where groups were asked for,
             ``group``; for built-in tasks ``unit`` (the word pair that a text was made from).
         label_names: The labels as the data has them, in class order.
-        template: What the texts were rendered with.
+        template: What the texts were rendered with; with ``chat`` the user's message.
         dropped: How many examples each role lost because their text also stands in a later role.
         notes: How the roles were made, one sentence each.
+        chat: What stands around the texts for a chat model, which gets them by its tokenizer's chat template; ``None``
+            for the text alone.
 
     Raises:
         ValueError: When a role, a column or a class is missing, a text is empty or label words can't tell
@@ -72,6 +75,7 @@ class Task:
     template: str = "{text}"
     dropped: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    chat: Chat | None = None
 
     def __post_init__(self) -> None:
         require_classes(self.label_words, self.label_names)
@@ -94,11 +98,11 @@ class Task:
         name: str | None = None,
         roles: Mapping[str, Any] | None = None,
         seed: int = 0,
-        overlap: str = "drop",
+        drop: str | Sequence[str] = DROPPED,
         group: str | None = None,
         near_duplicates: float | int | None = None,
         pair: str | None = "pair",
-        drop_empty: bool = False,
+        chat: ChatGiven = None,
     ) -> "Task":
         """The task that ``data`` holds.
 
@@ -126,8 +130,9 @@ class Task:
             roles: Role to split name, or several names, where the splits are called something else. Without
                 ``"baseline"``, it is whatever train is.
             seed: Draws what is drawn.
-            overlap: ``"drop"`` drops text that stands in two roles from the earlier one and counts it;
-                ``"refuse"`` makes it an error. The same for groups.
+            drop: What is left out and counted, one or several of: ``"overlap"``, text that stands in two roles (and
+                groups that do), from the earlier one; ``"empty"``, examples without a text or a label. What isn't
+                named here is refused; ``()`` refuses both.
             group: A column whose equal values (an author, a review, a source) never straddle train, select and
                 report.
             near_duplicates: A similarity in (0, 1], such as 0.8, from which on texts count as one group
@@ -135,7 +140,9 @@ class Task:
             pair: The column, where there is one, whose equal values are two twins: texts of different labels that
                 differ in what tells the label. An example whose value is None has no twin. Twins never straddle
                 train, select and report.
-            drop_empty: Drop examples without a text or a label, with a note; else they are refused.
+            chat: For chat models: ``True``, or what stands around the text, ``{"system": ..., "assistant": ...}``, each
+                as it is written (:class:`~tl_skillneurons.tasks.Chat`). The text is the user's message; its template
+                may stand there too, as ``"user"``. The tokenizer's chat template makes the ids, once a model runs.
 
         Raises:
             TypeError: When ``data``, a label or a label word is of a kind that can't be used.
@@ -146,7 +153,11 @@ class Task:
             >>> task = Task.from_datasets(frame, label="stars")
             >>> task.template, task.label_names, task.n_examples["report"]
             ('{review}', (1, 5), 4)
+            >>> asked = {"user": "Is it good? {review}", "assistant": "It is"}
+            >>> Task.from_datasets(frame, label="stars", chat=asked).split("report")["text"][0]
+            'Is it good? Film 7'
         """
+        messages, template = as_chat(chat, template)
         return cls(
             **assembled(
                 data,
@@ -156,11 +167,11 @@ class Task:
                 name=name,
                 roles=roles,
                 seed=require_seed(seed),
-                overlap=overlap,
+                drop=drop,
                 group=group,
                 near_duplicates=near_duplicates,
                 pair=pair,
-                drop_empty=drop_empty,
+                chat=messages,
             )
         )
 
@@ -178,7 +189,8 @@ class Task:
         name: str | None = None,
         seed: int = 0,
         near_duplicates: float | int | None = None,
-        drop_empty: bool = False,
+        drop: str | Sequence[str] = DROPPED,
+        chat: ChatGiven = None,
     ) -> "Task":
         """The task of these texts and labels, divided by ``seed`` into 60% train, 20% select and 20% report.
 
@@ -189,6 +201,8 @@ class Task:
             groups: Of each text what it belongs to (an author); equal ones never straddle train, select and report.
             pairs: Of each text the number of its pair of twins, ``None`` for none.
             template: What stands around the text: ``"Review: {text} It was"``.
+            chat: What stands around it in a conversation, for chat models; this and ``drop`` as in
+                :meth:`from_datasets`.
 
         Raises:
             TypeError: For one string in the place of several, or labels of a kind that can't be used.
@@ -201,16 +215,18 @@ class Task:
             (('bad', 'good'), 4)
         """
         rows = rows_of(texts, labels, label_names, groups, pairs)
+        messages, rendered = as_chat(chat, template, default="{text}")
         return cls.from_datasets(
             rows,
-            template=template,
+            template=rendered,
             label_words=label_words if label_names is None else named_words(label_words, label_names),
             name=name,
             seed=require_seed(seed),
             group=None if groups is None else "group",
             near_duplicates=near_duplicates,
             pair=None if pairs is None else "pair",
-            drop_empty=drop_empty,
+            drop=drop,
+            chat=messages,
         )
 
     def __repr__(self) -> str:
@@ -262,10 +278,12 @@ class Task:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of roles, texts, labels, template and label words; the same in every process."""
+        """SHA-256 of roles, texts, labels, template, label words and chat; the same in every process."""
         digest = hashlib.sha256()
         words = [self.label_words[i] for i in sorted(self.label_words)]
         digest.update(json.dumps([self.template, words]).encode())
+        if self.chat is not None:
+            digest.update(json.dumps(self.chat.record, sort_keys=True).encode())
         for role in ROLES:
             columns = columns_of(self.splits[role])
             digest.update(json.dumps([role, columns["text"], columns["label"]]).encode())
@@ -277,21 +295,7 @@ class Task:
         Raises:
             ValueError: When the examples have no twins.
         """
-        columns = columns_of(self.split(role))
-        if "pair" not in columns:
-            raise ValueError(
-                f"the examples of task {self.name!r} have no twins; tasks made by minimal_pairs "
-                "have them, and others whose splits have a column 'pair'"
-            )
-        twins: dict[Any, dict[int, str]] = {}
-        for pair, label, text in zip(columns["pair"], columns["label"], columns["text"], strict=True):
-            twins.setdefault(pair, {})[label] = text
-        for pair, texts in twins.items():
-            if sorted(texts) != [0, 1]:
-                raise ValueError(
-                    f"pair {pair} of role {role!r} must have classes 0 and 1, got {sorted(texts)}"
-                )
-        return [(texts[0], texts[1]) for texts in twins.values()]
+        return twins_of(columns_of(self.split(role)), self.name, role)
 
     def limit(
         self,

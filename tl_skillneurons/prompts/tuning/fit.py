@@ -41,7 +41,6 @@ from tl_skillneurons.models.hooks import frozen
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import has_language_model_head, is_causal, require_supported
-from tl_skillneurons.models.tokenizing import text_token_ids
 from tl_skillneurons.models.verification import verified
 from tl_skillneurons.prompts.attached import VirtualTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -126,20 +125,14 @@ def fit_soft_prompts(
     seeds = [require_seed(seed, "a seed") for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be distinct and at least one, got {seeds}")
-    counts = {
-        "n_virtual_tokens": n_virtual_tokens,
-        "n_steps": n_steps,
-        "batch_size": training.batch_size,
-        "evaluate_every": training.evaluate_every,
-        "patience": training.patience,
-    }
+    counts = {"n_virtual_tokens": n_virtual_tokens, "n_steps": n_steps}
+    counts |= {name: getattr(training, name) for name in ("batch_size", "evaluate_every", "patience")}
     counts = {name: require_int(value, name) for name, value in counts.items()}
     require_option(readout, "readout", READOUTS)
     linear = readout == "linear" or (readout == "auto" and not has_language_model_head(model))
     # refuses here what would be refused once training starts
-    bare = PromptedModel(
-        model, None, None if linear else task.label_words, prepend_bos=prepend_bos, max_length=max_length
-    )
+    words = None if linear else task.label_words
+    bare = PromptedModel(model, None, words, prepend_bos=prepend_bos, max_length=max_length, chat=task.chat)
     if not isinstance(init, str):
         start_ids(model, init)
     settings = {
@@ -147,9 +140,7 @@ def fit_soft_prompts(
         "init": require_option(init, "init", INITS) if isinstance(init, str) else list(init),
         "learning_rate": training.learning_rate,
         "readout_learning_rate": training.readout_learning_rate if linear else None,
-        "warmup": training.warmup,
-        "clip": training.clip,
-        "held_back": training.held_back,
+        **{name: getattr(training, name) for name in ("warmup", "clip", "held_back")},
         "readout": "linear" if linear else "label_words",
         "prepend_bos": bare.prepend_bos,
         "max_length": max_length,
@@ -159,7 +150,7 @@ def fit_soft_prompts(
     if run.cache is None and runs_text_apart(model):
         run = replace(run, cache=InputCache(model))
     with frozen(model):
-        data = _prepare(model, task, settings)
+        data = _prepare(bare, task, settings)
         rank, count = rank_and_count()
         mine: dict[int, SoftPrompt] = {}
         for seed in seeds[rank::count]:
@@ -184,10 +175,12 @@ class _Data:
     provenance: dict[str, Any]
 
 
-def _prepare(model: TransformerBridge, task: Task, settings: dict[str, Any]) -> _Data:
+def _prepare(bare: PromptedModel, task: Task, settings: dict[str, Any]) -> _Data:
+    model = bare.model
     split = task.split("train")
     labels = torch.tensor(split["label"])
-    ids = text_token_ids(model, list(split["text"]), settings["prepend_bos"])
+    ids = bare.encode(list(split["text"]))
+    in_chat = {} if bare.layout.chat is None else {"chat": bare.layout.chat.told}
     trained, held = hold_back(labels, settings["held_back"])
     sample = torch.randint(model.W_E.shape[0], (4096,), generator=torch.Generator().manual_seed(0))
     rows = embedding_rows(model, sample).double()
@@ -213,6 +206,7 @@ def _prepare(model: TransformerBridge, task: Task, settings: dict[str, Any]) -> 
             "n_trained": len(trained),
             "n_held_back": len(held),
             "settings": settings,
+            **in_chat,
         },
     )
 
@@ -273,6 +267,7 @@ def _start(
         placement=placement,
         readout=readout,
         prepend_bos=settings["prepend_bos"],
+        chat=task.chat,
         max_length=settings["max_length"],
     )
     groups: list[dict[str, Any]] = [
@@ -383,6 +378,7 @@ def _finish(
         placement=state.prompt.placement,
         readout=state.best.get("readout"),
         prepend_bos=state.prompt.prepend_bos,
+        chat=state.prompt.chat,
         max_length=state.prompt.max_length,
         initial=state.initial,
         snapshots=kept.get("embedding"),

@@ -213,7 +213,9 @@ def transfer_prompts(
         for target, task in tasks.items():
             rows = []
             for source, prompt in prompts.items():
-                prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, run=run)
+                prompted = PromptedModel(
+                    model, prompt, task.label_words, max_length=max_length, run=run, chat=task.chat
+                )
                 rows.append(right_answers(prompted, task, role).double())
                 advance(note=f"{source} on {target}: {float(rows[-1].mean()):.3f}")
             answers[target] = torch.stack(rows)

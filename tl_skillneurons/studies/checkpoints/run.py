@@ -231,7 +231,8 @@ class _What:
 
 def _record(prompt: SoftPrompt) -> dict[str, Any]:
     """What tells a carried prompt from another."""
-    how = {"placement": prompt.placement, "prepend_bos": prompt.prepend_bos, "max_length": prompt.max_length}
+    how: dict[str, Any] = {name: getattr(prompt, name) for name in ("placement", "prepend_bos", "max_length")}
+    how |= {} if prompt.chat is None else {"chat": prompt.chat.record}
     return {**how, "sha256": fingerprint(*prompt.parameters())}
 
 

@@ -166,20 +166,19 @@ def taken_apart(
 
 def _named(prompted: PromptedModel, tokens: PromptedTokens, row: int, text: str) -> list[dict[str, Any]]:
     """The tokens of a row that are no padding, each with its name, kind, column, and span in the text."""
-    is_text, is_special, is_prompt = (
-        one[row].cpu() for one in (tokens.is_text, tokens.is_special, tokens.is_prompt)
-    )
+    is_text, is_prompt = (one[row].cpu() for one in (tokens.is_text, tokens.is_prompt))
+    beside = (tokens.is_special | tokens.is_template)[row].cpu()  # what the tokenizer adds
     own = is_text.nonzero()[:, 0].tolist()
     spans = dict(
         zip(
             own, token_spans(prompted.model.tokenizer, text, tokens.ids[row].cpu()[own].tolist()), strict=True
         )
     )
-    columns = (is_text | is_prompt).nonzero()[:, 0].tolist()
+    columns = (is_text | is_prompt | beside).nonzero()[:, 0].tolist()
     names = token_names(prompted.model, tokens.ids[row].cpu()[columns].tolist())
     found = []
     for column, name in zip(columns, names, strict=True):
-        kind = "prompt" if is_prompt[column] else "special" if is_special[column] else "text"
+        kind = "prompt" if is_prompt[column] else "special" if beside[column] else "text"
         start, end = spans.get(column) or (-1, -1)
         found.append({"token": name, "kind": kind, "start": start, "end": end, "column": column})
     return found

@@ -353,7 +353,7 @@ def tiny_width():
         ({"examples": Examples(n_reference=0)}, "n_reference must be an integer of at least 1"),
         ({"interventions": ["men"]}, "did you mean 'mean'"),
         ({"interventions": []}, "at least one, got none"),
-        ({"positions": []}, "at least one of 'prompt'"),
+        ({"positions": []}, "at least one of 'all', 'prompt'"),
         ({"positions": ["prompts"]}, "did you mean 'prompt'"),
         ({"prompts": [planted.prompt(), tiny_width()]}, "embeddings are 16 wide"),
         ({"beyond": Beyond(plain_texts=["the film is good"])}, "plain texts have no prompt positions"),

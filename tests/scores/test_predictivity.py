@@ -227,7 +227,11 @@ def three_classes():
             {},
             "this prompt is a prefix and the model is causal: .* never see it",
         ),
-        (None, {}, "without a prompt there are no prompt positions; use positions='last', 'mean' or 'max'"),
+        (
+            None,
+            {},
+            "without a prompt there are no prompt positions; use positions='last', 'mean', 'max' or 'readout'",
+        ),
         ([], {"positions": "last"}, "at least one soft prompt; give None to score the bare text"),
         (
             prompt_for("gpt2"),

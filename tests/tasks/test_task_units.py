@@ -154,7 +154,7 @@ def test_two_of_one_label_and_three_of_one_pair_are_a_unit_and_no_twins():
         ([{**PAIRED[0], "pair": 1.5}], {}, "row 0: a pair must be an integer, a string or None, got 1.5"),
         (
             {"train": PAIRED[:41], "validation": PAIRED[41:62], "test": PAIRED[62:]},
-            {"overlap": "refuse"},
+            {"drop": ()},
             "text or its pair stands in two roles: 1 of train",
         ),
     ],

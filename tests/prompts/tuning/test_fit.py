@@ -17,6 +17,7 @@ from tuned import QUICK, SMALL, TASK, assert_same_bits, fit, learnable, stop_at
 from tl_skillneurons import PromptedModel, SoftPrompt, Task, score_neurons
 from tl_skillneurons._files import save_tensors
 from tl_skillneurons.models.sites import neuron_hooks
+from tl_skillneurons.models.tokenizing import text_token_ids
 from tl_skillneurons.prompts.tuning import fit as tuning
 from tl_skillneurons.prompts.tuning import schedule, training
 
@@ -359,7 +360,7 @@ def test_every_seed_is_measured_on_the_same_held_back_examples_and_trained_on_th
     prompts = fit(llama, seeds=(0, 1))
     trained, held = schedule.hold_back(torch.tensor(SMALL.split("train")["label"]), 0.25)
     assert {i for batch in used for i in batch} == set(trained)
-    ids = tuning.text_token_ids(llama, list(SMALL.split("train")["text"]), True)
+    ids = text_token_ids(llama, list(SMALL.split("train")["text"]), True)
     assert all(m == [ids[i] for i in held] for m in measured) and len(measured) == 8
     assert [p.provenance["n_trained"] for p in prompts] == [12, 12]
     assert [p.provenance["n_held_back"] for p in prompts] == [4, 4]

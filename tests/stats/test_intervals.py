@@ -108,7 +108,29 @@ def test_a_long_tail_is_left_out_less_often_than_the_quantiles_leave_it_out(n, a
 def test_the_interval_of_a_mean_stays_within_the_values():
     answers = torch.tensor([[1.0] * 7 + [0.0], [1.0] + [0.0] * 7])
     low, high = bootstrap_mean(answers)
-    assert low.min() >= 0 and high.max() <= 1 and (low < 0.4).all() and (high > 0.6).all()
+    assert low.min() >= 0 and high.max() <= 1 and (low < 0.5).all() and (high > 0.5).all()
+
+
+@pytest.mark.parametrize("n", [12, 26])
+@pytest.mark.parametrize("wrong", [1, 2])
+def test_of_answers_of_units_that_agree_the_interval_reaches_no_further_than_the_exact_one(n, wrong):
+    """By the correction for skewness alone, 10 of 12 right would be an accuracy of 0.00 to 1.00."""
+    units = Units(torch.arange(n).repeat_interleave(4), "group")
+    right = (torch.arange(n) >= wrong).double().repeat_interleave(4)
+    low, high = bootstrap_mean(right, units=units)
+    exact = stats.binomtest(n - wrong, n).proportion_ci(method="exact")
+    assert exact.low - 1e-9 <= low < right.mean() < high <= 1
+    twice = bootstrap_mean(torch.stack([right, 3 - 2 * right]), units=units)
+    torch.testing.assert_close(twice[0], torch.stack([low, 3 - 2 * high]))
+    torch.testing.assert_close(twice[1], torch.stack([high, 3 - 2 * low]))
+
+
+def test_of_answers_the_interval_leaves_out_the_true_rate_no_more_often_than_it_says():
+    samples = (torch.rand(4000, 26, generator=torch.Generator().manual_seed(1)) < 0.75).double()
+    low, high = bootstrap_mean(samples)
+    wrong = int(((low > 0.75) | (high < 0.75)).sum())
+    assert stats.binomtest(wrong, 4000, 0.05, alternative="greater").pvalue > 0.01
+    assert float((high - low).median()) < 0.36  # 0.38 before it stopped at the exact interval
 
 
 def test_of_many_units_the_interval_is_the_plain_percentile_one():
@@ -264,7 +286,8 @@ def test_a_gap_of_so_few_units_that_no_p_is_small_is_doubtful_though_all_agree(n
 def test_of_six_units_that_agree_the_gap_is_none_to_doubt_and_of_seven_one_may_disagree_a_little():
     assert doubtful_gap(torch.tensor([1.0, 2, 1, 2, 3, 1])) is None
     assert doubtful_gap(torch.tensor([1.0, 2, 1, 2, 3, 1, -0.5])) is None
-    assert "holds zero (6 units: text)" in doubtful_gap(torch.tensor([5.0, 6, 5, 6, 5, -0.1]))
+    assert "exact sign-flip p is 0.0625" in doubtful_gap(torch.tensor([5.0, 6, 5, 6, 5, -0.1]))
+    assert "holds zero (6 units: text)" in doubtful_gap(torch.tensor([5.0, 6, 5, 6, -3, -0.1]))
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf])

@@ -12,11 +12,12 @@ would have Student's width::
 
 which is the plain percentile for many. Values with a long tail need more on its side: where the interval that corrects
 for their skewness (:mod:`~tl_skillneurons.stats.skewness`) reaches further, so does this one, though not beyond the
-values themselves. Examples that belong together are drawn together: with ``units`` it is units
-that are drawn, the drawn mean is over their examples (:mod:`~tl_skillneurons.stats.units`), and ``n`` is how many units
-of equal size would vary as much (Kish, 1965). It is about other examples of the same kind, not about other prompts or
-seeds. Of fewer than :data:`FEWEST_UNITS` no two quantiles reach far enough: such an interval is too narrow; and so is
-one of a few dozen numbers that are mostly equal.
+values themselves, nor, where these are but two (right or wrong), beyond the exact interval of so many units' rate: of
+units that are right in part the mean scatters less. Examples that belong together are drawn together: with ``units`` it
+is units that are drawn, the drawn mean is over their examples (:mod:`~tl_skillneurons.stats.units`), and ``n`` is how
+many units of equal size would vary as much (Kish, 1965). It is about other examples of the same kind, not about other
+prompts or seeds. Of fewer than :data:`FEWEST_UNITS` no two quantiles reach far enough: such an interval is too narrow;
+and so is one of a few dozen numbers that are mostly equal.
 
 **Two levels.** Every prompt answers the same examples, so prompts and units are crossed. The interval of the units is
 the bootstrap's; that of the prompts is Student's, on the prompts' own values and one degree of freedom less than there
@@ -118,7 +119,8 @@ def bootstrap_mean(
         means[:, start : start + len(counts)] = rows @ counts.T / counts.sum(1)
     mean = rows.mean(1)
     pulls = (rows - mean[:, None]) / n
-    low, high = bootstrap_ends(means, confidence, require_units(n, units), mean, pulls)
+    units = require_units(n, units)
+    low, high = bootstrap_ends(means, confidence, units, mean, pulls, _rate_ends(rows, units, confidence))
     low, high = low.maximum(rows.amin(1)), high.minimum(rows.amax(1))  # as far as such values can be
     return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
 
@@ -144,6 +146,7 @@ def bootstrap_ends(
     units: Units,
     estimate: Float[Tensor, " row"] | None = None,
     pulls: Float[Tensor, "row example"] | None = None,
+    furthest: tuple[Float[Tensor, " row"], Float[Tensor, " row"]] | None = None,
 ) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
     """The ends ``(low, high)`` of the intervals of what was drawn: its expanded quantiles; of a single unit, which has
     no scatter, the plain ones.
@@ -152,6 +155,7 @@ def bootstrap_ends(
         means: What each draw of the ``units`` gave.
         estimate, pulls: What all examples gave, and by how much each pulls it away from the others
             (:func:`~tl_skillneurons.stats.skewness.skewed_ends`), for a tail that is longer on one side.
+        furthest: The lowest and the highest end that such a tail may move the interval to.
 
     Example:
         >>> low, high = bootstrap_ends(torch.linspace(0, 1, 1001).double()[None], 0.95, Units.single(10))
@@ -165,6 +169,8 @@ def bootstrap_ends(
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=1)
     if n > 1 and estimate is not None and pulls is not None:
         skewed_low, skewed_high = skewed_ends(estimate, units.sums(pulls), n, confidence)
+        if furthest is not None:
+            skewed_low, skewed_high = skewed_low.maximum(furthest[0]), skewed_high.minimum(furthest[1])
         low, high = low.minimum(skewed_low), high.maximum(skewed_high)
     return low, high
 
@@ -358,6 +364,24 @@ def ratio_interval(
     pulls = (rows - ratio[:, None] * whole) / whole.sum()
     low, high = bootstrap_ends(ratios, confidence, require_units(len(gap), units), ratio, pulls)
     return low.reshape(part.shape[:-1]), high.reshape(part.shape[:-1])
+
+
+def _rate_ends(
+    rows: Float[Tensor, "row example"], units: Units, confidence: float
+) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
+    """The exact interval of a rate for each row of two values, were each unit's examples all alike; else no ends."""
+    least, most = rows.aminmax(dim=1)
+    wide = most - least
+    two = ((rows == least[:, None]) | (rows == most[:, None])).all(1) & (wide > 0)
+    n = units.n_examples**2 / int(units.sizes.square().sum())
+    hits = (n * torch.where(two, (rows.mean(1) - least) / wide, 0.5)).numpy()
+    tail = (1 - confidence) / 2
+    low = torch.from_numpy(betaincinv(hits, n - hits + 1, tail))
+    high = torch.from_numpy(betaincinv(hits + 1, n - hits, 1 - tail))
+    return (
+        torch.where(two, least + wide * low, -torch.inf),
+        torch.where(two, least + wide * high, torch.inf),
+    )
 
 
 def _lower_end(hits: int, n: int, tail: float) -> float:

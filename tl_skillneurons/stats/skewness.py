@@ -5,8 +5,10 @@ With ``n`` units, ``T`` the studentised mean and ``g`` the skewness of what is a
 
     T' = sqrt(n) * (y + g y^2 / 3 + g^2 y^3 / 27 + g / (6 n)),    y = T / sqrt(n)
 
-and the interval is where ``T'`` lies between Student's quantiles. It is closed and the same for every seed, where a
-bootstrap-t divides by the scatter of each draw, which is none in many draws of answers that rarely change.
+and the interval is where ``T'`` lies between Student's quantiles, as far as the cubic is of use: beyond the point
+where it is flat, at ``y = -3 / g``, a small step of ``T'`` would be any number of standard errors. It is closed and the
+same for every seed, where a bootstrap-t divides by the scatter of each draw, which is none in many draws of answers
+that rarely change.
 
 What it does not show: a tail of which nothing was seen. Of values that are nearly all equal it is as short as any.
 """
@@ -58,9 +60,9 @@ def skewed_ends(
 
 
 def _student_of(corrected: float, skewness: Float[Tensor, " row"], n: float) -> Float[Tensor, " row"]:
-    """The ``T`` whose ``T'`` this is."""
+    """The ``T`` whose ``T'`` this is, or where the cubic is flat if that is nearer."""
     y = corrected / math.sqrt(n) - skewness / (6 * n)
-    cube = 1 + skewness * y
+    cube = (1 + skewness * y).clamp(min=0)
     straight = skewness.abs() < 1e-6  # the formula's limit, which it divides by nothing to reach
-    bent = 3 * (cube.sign() * cube.abs().pow(1 / 3) - 1) / torch.where(straight, 1.0, skewness)
+    bent = 3 * (cube.pow(1 / 3) - 1) / torch.where(straight, 1.0, skewness)
     return math.sqrt(n) * torch.where(straight, y, bent)

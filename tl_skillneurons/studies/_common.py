@@ -53,9 +53,12 @@ def right_answers(prompted: PromptedModel, task: Task, role: str = "report") -> 
 
 
 def interval_of_answers(right: Float[Tensor, " example"], units: Units) -> tuple[float, float]:
-    """The 95 % interval of an accuracy: exact where every example stands alone, else by bootstrap over units."""
+    """The 95 % interval of an accuracy: exact where every example stands alone, else by bootstrap over units; where all
+    answers are right, or all wrong, which no bootstrap tells from a certainty, the exact one of as many units."""
     if units.are_single:
         return clopper_pearson(int(right.sum()), len(right))
+    if right.min() == right.max():
+        return clopper_pearson(len(units) if right[0] else 0, len(units))
     low, high = bootstrap_mean(right, units=units)
     return float(low), float(high)
 

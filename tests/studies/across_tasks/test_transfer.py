@@ -1,5 +1,6 @@
 """Prompts tried on each other's tasks, and Mantel's test against all orders by hand."""
 
+import dataclasses
 import io
 
 import pandas as pd
@@ -11,6 +12,7 @@ from scipy import stats
 from toy import QUIET, prompt_for, task_of
 
 import tl_skillneurons as skn
+from tl_skillneurons.stats.intervals import ratio_interval
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies.across_tasks.transfer import compare_answers
 
@@ -50,14 +52,15 @@ def test_every_prompt_answers_every_task_and_similarities_are_what_they_say(thre
         value == pytest.approx(1) or value != value for value in own
     )  # NaN where the own prompt only guesses
     assert list(found.foretold.similarity) == ["skill", "activated", "cosine"]
-    assert set(found.foretold.n_pairs) == {6} and set(found.foretold.n_orders) == {6}
     assert found.foretold.low.isna().all()  # two tasks have one similarity, and nothing to be correlated
     assert found.to_dataframe().equals(found.pairs) and found.to_dataframe() is not found.pairs
+    assert row.above == pytest.approx(row.accuracy - row.guessing)
+
+
+def printed(found):
     console = Console(width=200, file=io.StringIO())
-    console.print(found.to_table())
-    printed = " ".join(console.file.getvalue().split())
-    assert f"{row.accuracy:.3f} ({row.relative:.2f})" in printed and f"{row.guessing:.3f} (0.00)" in printed
-    assert "cosine foretells it: Spearman" in printed and "over 6 orders of the tasks" in printed
+    console.print(dataclasses.replace(found, pairs=found.pairs.assign(role="report")).to_table())
+    return " ".join(console.file.getvalue().split())
 
 
 def answered(names, shares, n=80, seed=0):
@@ -98,7 +101,6 @@ def test_beside_the_interval_stand_the_extremes_of_leaving_out_each_task_in_turn
     assert relative.loc["a", "c"] == pytest.approx(float(expected))
 
 
-@pytest.mark.filterwarnings("ignore:.*own prompt")
 def test_examples_of_one_group_are_drawn_together_so_that_copies_narrow_no_interval():
     names, generator = "abcd", torch.Generator().manual_seed(1)
     similar = {"cosine": torch.rand(4, 4, generator=generator, dtype=torch.float64)}
@@ -107,13 +109,13 @@ def test_examples_of_one_group_are_drawn_together_so_that_copies_narrow_no_inter
         for name, rows in answered(names, torch.full((4, 4), 0.8), n=12).items()
     }
     authors = Units(torch.arange(12).repeat_interleave(8), "author")
-    one_by_one = compare_answers(copied, dict.fromkeys(names, 0.5), similar).pairs
+    one_by_one = compare_answers(copied, dict.fromkeys(names, 0.2), similar).pairs
     single = dict.fromkeys(names, Units.single(96))
     pd.testing.assert_frame_equal(
-        one_by_one, compare_answers(copied, dict.fromkeys(names, 0.5), similar, units=single).pairs
+        one_by_one, compare_answers(copied, dict.fromkeys(names, 0.2), similar, units=single).pairs
     )
     by_author = compare_answers(
-        copied, dict.fromkeys(names, 0.5), similar, units=dict.fromkeys(names, authors)
+        copied, dict.fromkeys(names, 0.2), similar, units=dict.fromkeys(names, authors)
     ).pairs
     assert by_author.accuracy.equals(one_by_one.accuracy)
     inside = (one_by_one.accuracy > 0.5) & (one_by_one.accuracy < 1)
@@ -124,17 +126,57 @@ def test_examples_of_one_group_are_drawn_together_so_that_copies_narrow_no_inter
     assert width[0] > 1.5 * width[1]
 
 
-def test_an_own_prompt_that_may_only_guess_is_warned_of():
-    ten = torch.tensor([1.0] * 10 + [0.0] * 5, dtype=torch.float64).expand(3, 15)
-    guessing = {"a": 8 / 15, "b": 8 / 15, "c": 0.7}
+def test_nothing_is_relative_to_an_own_prompt_that_may_only_guess_and_the_change_itself_is_told():
+    """Own prompts: 10 of 15 right, 8 by guessing; two that do their tasks; and one that is below guessing."""
+    names, generator = "abcde", torch.Generator().manual_seed(1)
+    shares = torch.full((5, 5), 0.9, dtype=torch.float64)
+    answers = answered(names, shares, n=60)
+    answers["a"] = torch.tensor([1.0] * 10 + [0.0] * 5, dtype=torch.float64).expand(5, 15)
+    guessing = {"a": 8 / 15, "b": 0.5, "c": 0.5, "d": 0.5, "e": 1.0}
+    similar = {"cosine": torch.rand(5, 5, generator=generator, dtype=torch.float64)}
     with pytest.warns(UserWarning) as warned:
-        compare_answers(
-            dict.fromkeys("abc", ten), guessing, {"cosine": torch.rand(3, 3, dtype=torch.float64)}
-        )
+        found = compare_answers(answers, guessing, similar)
     said = " ".join(str(one.message) for one in warned)
-    assert "the own prompt of a (0.667, 0.384 to 0.882; guessing 0.533), b (" in said
-    assert "may be no better than guessing, so what is relative to it is mostly noise" in said
-    assert "the own prompt of c is no better than guessing, so nothing is relative to it" in said
+    assert (
+        "relative to the own prompt of a, nor foretold of it: it may be no better than guessing (0.667, "
+        in said
+    )
+    assert "(0.667, 0.384 to 0.882; guessing 0.533)" in said
+    assert "own prompt of e, nor foretold of it: it is no better than guessing" in said
+    pairs = found.pairs.set_index("target")
+    for target in "ae":
+        assert pairs.loc[target, ["relative", "relative_low", "relative_high"]].isna().all(axis=None)
+    assert pairs.loc["a"].above.to_list() == pytest.approx([2 / 15] * 5)
+    assert "0.667 (+0.133)" in printed(found) and "own prompt of a: it may be no better" in printed(found)
+    assert list(found.settings["left_out"]) == ["a", "e"] and "left_out=['a', 'e']" in repr(found)
+    rest = {name: answers[name][1:4] for name in "bcd"}
+    alone = compare_answers(rest, guessing, {"cosine": similar["cosine"][1:4, 1:4]})
+    told = ["correlation", "p_value", "n_pairs", "n_orders"]
+    assert found.foretold[told].equals(alone.foretold[told]) and set(alone.foretold.n_orders) == {6}
+    assert f"({alone.matrix('relative').loc['b', 'c']:.2f})" in printed(found)
+    assert "cosine foretells it: Spearman" in printed(found) and "over 6 orders of the tasks" in printed(
+        found
+    )
+
+
+def test_the_interval_of_a_ratio_has_the_own_prompts_uncertainty_and_few_units_are_no_gap():
+    names = "abc"
+    answers = answered(names, torch.full((3, 3), 0.8, dtype=torch.float64), n=40)
+    found = compare_answers(answers, dict.fromkeys(names, 0.5), {"cosine": torch.rand(3, 3).double()}, seed=3)
+    low, high = ratio_interval(answers["b"] - 0.5, answers["b"][1] - 0.5, seed=3)
+    pairs = found.pairs[found.pairs.target == "b"]
+    assert pairs.relative_low.to_list() == low.tolist() and pairs.relative_high.to_list() == high.tolist()
+    four = Units(torch.arange(4).repeat_interleave(10), "author")
+    right = torch.ones(3, 40, dtype=torch.float64)
+    right[:, 0] = 0
+    with pytest.warns(UserWarning, match="of 4 units .author. the exact sign-flip p is 0.125"):
+        few = compare_answers(
+            dict.fromkeys(names, right),
+            dict.fromkeys(names, 0.5),
+            {"cosine": torch.rand(3, 3).double()},
+            units=dict.fromkeys(names, four),
+        )
+    assert few.pairs.relative.isna().all()
 
 
 @pytest.mark.filterwarnings("ignore:.*(own prompt|orders)")

@@ -3,9 +3,13 @@
 Zero-shot transfer: the prompt of task A answers task B, with B's label words; its accuracy relative to that of B's own
 prompt, both above guessing::
 
-    relative = (accuracy of A's prompt on B - guessing) / (accuracy of B's own - guessing)
+    above    = accuracy of A's prompt on B - guessing
+    relative = above / (accuracy of B's own - guessing)
 
-It is foretold, for what it is worth, by three similarities of tasks: Spearman's correlation of predictivities
+Where B's own prompt may only guess, ``relative`` would be a fraction of nothing: it is NaN, and ``above`` says what
+there is. Such a task is left out of what is foretold.
+
+Transfer is foretold, for what it is worth, by three similarities of tasks: Spearman's correlation of predictivities
 (``skill``), the share of neurons that both prompts activate (``activated``: positive mean activation at the prompt
 positions, both of either; after Su et al., 2022), and the mean cosine of the prompts' tokens (``cosine``). Whether one
 does is Spearman's correlation over ordered pairs of tasks, with Mantel's test: tasks, not pairs, are permuted, since
@@ -15,7 +19,6 @@ What it does not show: with a handful of tasks almost nothing; a warning says so
 accuracy is counted from, and the tasks' other orders.
 """
 
-import itertools
 import math
 import os
 import warnings
@@ -42,6 +45,7 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.ranked import require_one_model
+from tl_skillneurons.stats.intervals import doubtful_gap, ratio_interval
 from tl_skillneurons.stats.ranks import mantel, off_diagonal_spearman, spearman
 from tl_skillneurons.stats.units import Units, require_units
 from tl_skillneurons.studies._common import (
@@ -68,15 +72,16 @@ class PromptTransfer:
     Attributes:
         pairs: A row per ``source`` and ``target``: ``accuracy`` of the source's prompt on the target with its
             interval (``accuracy_low``, ``accuracy_high``; exact where every example stands alone, else by bootstrap
-            over units), ``own`` of the target's own prompt, ``guessing``, and
-            ``relative`` with its bootstrap interval over the target's units (``relative_low``, ``relative_high``);
-            and the similarities ``skill``, ``activated``, ``cosine``.
+            over units), ``own`` of the target's own prompt, ``guessing``, and how far the accuracy is ``above`` it;
+            ``relative`` with its bootstrap interval over the target's units (``relative_low``, ``relative_high``), NaN
+            where the own prompt may be no better than guessing; and the similarities ``skill``, ``activated``,
+            ``cosine``.
         foretold: A row per similarity: Spearman's ``correlation`` with ``relative`` over ordered pairs of different
             tasks, and its bootstrap interval over the units of all targets (``low``, ``high``), which says nothing
             of other tasks; the lowest and the highest of the correlations that are left when each task in turn is
             taken out with all its pairs (``least_without``, ``most_without``; NaN where none is defined, as with three
-            tasks); Mantel's ``p_value``, ``n_pairs``, ``n_orders``. Draws in which an own prompt only guesses are left
-            out of the intervals.
+            tasks); Mantel's ``p_value``, ``n_pairs``, ``n_orders``. Tasks whose own prompt may only guess are left out
+            (``left_out`` in the settings, with the reason), and so are draws in which another one only guesses.
         settings: Permutations, seed, and each task's prompt, scores, ``unit`` and ``n_units``, as plain JSON values.
 
     Example:
@@ -90,10 +95,12 @@ class PromptTransfer:
 
     def __repr__(self) -> str:
         others = self.pairs[self.pairs.source != self.pairs.target]
+        left_out = {"left_out": list(self.settings["left_out"])} if self.settings.get("left_out") else {}
         return one_line(
             self,
             tasks=list(dict.fromkeys(self.pairs.source)),
             relative=float(others.relative.mean()),
+            **left_out,
             foretold=dict(zip(self.foretold.similarity, self.foretold.correlation.round(3), strict=True)),
         )
 
@@ -110,7 +117,9 @@ class PromptTransfer:
         return self.pairs.copy()
 
     def to_table(self) -> Table:
-        """Accuracies, relative ones in brackets, and what foretells them, as a table to print with rich."""
+        """Accuracies, in brackets the relative ones, and what foretells them, as a table to print with rich; where
+        nothing is relative to the own prompt, the bracket tells how far the accuracy is from guessing, as ``+0.030``.
+        """
         table = Table(
             title=shown(
                 f"Accuracy on {self.pairs.role.iloc[0]} (relative to the task's own prompt)", "table.title"
@@ -118,6 +127,11 @@ class PromptTransfer:
             title_justify="left",
             caption=shown(
                 "\n".join(
+                    f"nothing is relative to the own prompt of {name}: {reason}"
+                    for name, reason in self.settings.get("left_out", {}).items()
+                )
+                + ("\n" if self.settings.get("left_out") else "")
+                + "\n".join(
                     "{similarity} foretells it: Spearman {correlation:.3f} ({low:.3f} to {high:.3f} over examples, "
                     "{least_without:.3f} to {most_without:.3f} with one task left out), p {p_value:.2g} over "
                     "{n_orders} orders of the tasks".format(**row)
@@ -133,12 +147,10 @@ class PromptTransfer:
             table.add_column(shown(target), justify="right")
         for source in names:
             of_source = [cells[source, target] for target in names]
-            table.add_row(
-                shown(source), *("{accuracy:.3f} ({relative:.2f})".format(**cell) for cell in of_source)
-            )
+            table.add_row(shown(source), *map(_cell, of_source))
         table.add_section()
         of_targets = [cells[names[0], target] for target in names]
-        table.add_row("guessing", *("{guessing:.3f} (0.00)".format(**cell) for cell in of_targets))
+        table.add_row("guessing", *(f"{cell['guessing']:.3f}" for cell in of_targets))
         return table
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -235,7 +247,7 @@ def transfer_prompts(
         "unit": {name: one.what for name, one in units.items()},
         "n_units": {name: len(one) for name, one in units.items()},
     }
-    return PromptTransfer(found.pairs.assign(role=role), found.foretold, settings)
+    return PromptTransfer(found.pairs.assign(role=role), found.foretold, {**settings, **found.settings})
 
 
 def compare_answers(
@@ -258,58 +270,78 @@ def compare_answers(
     names = list(answers)
     chance = torch.tensor([guessing[name] for name in names], dtype=torch.float64)
     right = torch.stack([rows.mean(1) for rows in answers.values()], dim=1)
-    relative = _relative(right, chance)
     own = {name: answers[name][number] for number, name in enumerate(names)}
     belong = {
         name: require_units(rows.shape[1], None if units is None else units[name])
         for name, rows in answers.items()
     }
-    _warn_of_own_prompts(own, guessing, belong)
+    doubts = {name: _doubt(own[name], guessing[name], belong[name], seed) for name in names}
+    left_out = {name: reason for name, reason in doubts.items() if reason is not None}
+    for name, reason in left_out.items():
+        warnings.warn(
+            f"nothing is relative to the own prompt of {name}, nor foretold of it: {reason}; tune it longer, or leave "
+            "the task out",
+            stacklevel=3,
+        )
     generator = torch.Generator().manual_seed(require_seed(seed))
     every = [(rows, belong[name]) for name, rows in answers.items()]
     drawn = torch.stack([_relative(_resampled(every, generator), chance) for _ in range(_N_BOOTSTRAP)])
-    ends = drawn.nanquantile(_ENDS, dim=0)
+    relative = _relative(right, chance)
+    refused = torch.tensor([name in left_out for name in names])
+    relative[:, refused] = torch.nan
     rows = []
-    for (i, source), (j, target) in itertools.product(enumerate(names), repeat=2):
-        row = {"source": source, "target": target, "accuracy": float(right[i, j]), "own": float(right[j, j])}
-        low, high = interval_of_answers(answers[target][i], belong[target])
-        row |= {"accuracy_low": low, "accuracy_high": high, "guessing": guessing[target]}
-        row |= {"relative": float(relative[i, j])}
-        row |= {"relative_low": float(ends[0, i, j]), "relative_high": float(ends[1, i, j])}
-        rows.append({**row, **{name: float(matrix[i, j]) for name, matrix in similar.items()}})
+    for j, target in enumerate(names):
+        above = answers[target] - guessing[target]
+        ends = [torch.full((len(names),), torch.nan)] * 2
+        if target not in left_out:
+            ends = list(ratio_interval(above, above[j], seed=seed, units=belong[target]))
+        for i, source in enumerate(names):
+            low, high = interval_of_answers(answers[target][i], belong[target])
+            row = {"source": source, "target": target, "accuracy": float(right[i, j])}
+            row |= {"accuracy_low": low, "accuracy_high": high, "own": float(right[j, j])}
+            row |= {"guessing": guessing[target], "above": float(right[i, j]) - guessing[target]}
+            row |= {"relative": float(relative[i, j])}
+            row |= {"relative_low": float(ends[0][i]), "relative_high": float(ends[1][i])}
+            rows.append({**row, **{name: float(matrix[i, j]) for name, matrix in similar.items()}})
+    rows.sort(key=lambda row: (names.index(row["source"]), names.index(row["target"])))
+    rest = (~refused).nonzero()[:, 0]
+    n = len(rest)
     foretold = [
-        {"similarity": name, **_foretells(matrix, relative, drawn, n_permutations, seed)}
+        {
+            "similarity": name,
+            **_foretells(
+                matrix[rest][:, rest],
+                relative[rest][:, rest],
+                drawn[:, rest][:, :, rest],
+                n_permutations,
+                seed,
+            ),
+        }
         for name, matrix in similar.items()
     ]
-    n_orders = min(math.factorial(len(names)), n_permutations + 1)
-    frame = pd.DataFrame(foretold).assign(n_pairs=len(names) * (len(names) - 1), n_orders=n_orders)
-    return PromptTransfer(pd.DataFrame(rows), frame)
+    frame = pd.DataFrame(foretold).assign(
+        n_pairs=n * (n - 1), n_orders=min(math.factorial(n), n_permutations + 1)
+    )
+    return PromptTransfer(pd.DataFrame(rows), frame, {"left_out": left_out})
 
 
-def _warn_of_own_prompts(
-    own: Mapping[str, Float[Tensor, " _"]], guessing: Mapping[str, float], units: Mapping[str, Units]
-) -> None:
-    """Warn of tasks whose own prompt is, or may be, no better than guessing."""
-    useless, unsure = [], []
-    for name, right in own.items():
-        value, share = float(right.mean()), guessing[name]
-        low, high = interval_of_answers(right, units[name])
-        if value <= share:
-            useless.append(name)
-        elif low <= share:
-            unsure.append(f"{name} ({value:.3f}, {low:.3f} to {high:.3f}; guessing {share:.3f})")
-    if useless:
-        warnings.warn(
-            f"the own prompt of {', '.join(useless)} is no better than guessing, so nothing is relative to it, and "
-            "nothing can be foretold; tune it longer, or leave the task out",
-            stacklevel=4,
+def _cell(row: Mapping[str, Any]) -> str:
+    """Accuracy, and relative to the own prompt, where that means something, else to guessing."""
+    beside = "{above:+.3f}" if math.isnan(row["relative"]) else "{relative:.2f}"
+    return f"{{accuracy:.3f}} ({beside})".format(**row)
+
+
+def _doubt(right: Float[Tensor, " _"], share: float, units: Units, seed: int) -> str | None:
+    """Why a fraction of what a task's own prompt is above guessing means nothing; ``None`` where it does."""
+    value = float(right.mean())
+    if value <= share:
+        return f"it is no better than guessing ({value:.3f}, guessing {share:.3f})"
+    low, high = interval_of_answers(right, units)
+    if low <= share:
+        return (
+            f"it may be no better than guessing ({value:.3f}, {low:.3f} to {high:.3f}; guessing {share:.3f})"
         )
-    if unsure:
-        warnings.warn(
-            f"the own prompt of {', '.join(unsure)} may be no better than guessing, so what is relative to it is "
-            "mostly noise; tune it longer, or leave the task out",
-            stacklevel=4,
-        )
+    return doubtful_gap(right - share, seed=seed, units=units)
 
 
 def _foretells(
@@ -320,6 +352,9 @@ def _foretells(
     seed: int,
 ) -> dict[str, float]:
     """How far one similarity goes with transfer: over other examples, without each task in turn, and by luck."""
+    if len(similar) < 3:  # two tasks have one similarity, and nothing to be correlated
+        ends = dict.fromkeys(("correlation", "low", "high", "least_without", "most_without"), math.nan)
+        return {**ends, "p_value": 1.0}
     correlation, p_value = mantel(similar, relative, n_permutations=n_permutations, seed=seed)
     n = len(similar)
     rests = [[k for k in range(n) if k != left] for left in range(n)]

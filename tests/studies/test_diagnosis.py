@@ -1,5 +1,8 @@
 """Stability of neuron sets: slow loops, planted twins, and what is refused."""
 
+import dataclasses
+
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -11,7 +14,7 @@ import tl_skillneurons as skn
 from tl_skillneurons.scores.outcomes import RuleOutcomes, pack
 from tl_skillneurons.stats.ranks import spearman
 from tl_skillneurons.stats.units import Units
-from tl_skillneurons.studies.diagnosis import bootstrap_jaccard, nearest_outside
+from tl_skillneurons.studies.diagnosis import _nearest_by_luck, bootstrap_jaccard, nearest_outside
 from tl_skillneurons.studies.permuted_stability import permuted_stability
 
 
@@ -106,7 +109,8 @@ def test_one_call_answers_all_three_for_any_set(gpt2):
         "twins: correlation outside",
     ]
     assert (frame.low <= frame.value).all() and (frame.value <= frame.high).all()
-    assert list(frame.p_value.notna()) == [True, True, True, False] and set(frame.n_permutations) == {99}
+    assert frame.p_value.between(0, 1).all() and set(frame.n_permutations) == {99}
+    assert list(frame.random.notna()) == [False, False, False, True]
     assert frame.control.notna().all() and set(frame.role) == {"select"} and set(frame.n_examples) == {15}
     again = skn.studies.diagnose(gpt2, prompts, TASK, neurons, n_bootstrap=20, run=QUIET)
     assert torch.equal(again.jaccard, found.jaccard) and again.prompts.equals(found.prompts)
@@ -138,9 +142,8 @@ def shuffled(gpt2):
 def test_where_labels_mean_nothing_stability_is_no_finding_though_independence_would_call_it_one(shuffled):
     by_luck = [overlap.p_value <= 0.05 for _, overlap in shuffled]
     assert sum(by_luck) >= 8  # what stood beside the tops until they had a null of their own
-    for quantity in ("prompts: Spearman of predictivity", "prompts: Jaccard of the tops"):
+    for quantity in shuffled[0][0].index:
         assert sum(frame.p_value[quantity] <= 0.05 for frame, _ in shuffled) <= 3
-    assert sum(frame.p_value["examples: bootstrap Jaccard"] <= 0.05 for frame, _ in shuffled) <= 3
 
 
 def test_the_null_is_what_two_prompts_and_resamplings_agree_on_by_themselves(shuffled):
@@ -172,6 +175,25 @@ def test_the_null_equals_choosing_and_comparing_again_with_each_permutation_by_h
             again = slow_predictivity(above[:, rows], labels[rows])[-1].round(decimals=9)
             found.append(jaccard(top(again), top(both)))
         assert float(null.bootstrap[draw]) == pytest.approx(sum(found) / 2)
+
+
+def test_the_neighbours_of_what_permuted_labels_choose_are_looked_for_as_those_of_the_set():
+    _, outcomes = random_outcomes()
+    null = permuted_stability(outcomes, {0: 2, 1: 3}, n_permutations=6, seed=3)
+    acts = torch.randn(24, 2, 13, generator=torch.Generator().manual_seed(5))
+    found = _nearest_by_luck(acts, null)
+    for draw, top in enumerate(null.tops):
+        own = skn.NeuronSet.from_mask(top)
+        assert own.counts_per_layer() == {0: 2, 1: 3}
+        assert found[draw] == pytest.approx(nearest_outside(acts, own).correlation.abs().median(), abs=1e-6)
+    assert permuted_stability(outcomes, {1: 12}, n_permutations=3).tops[:, 0].sum() == 0
+    many = torch.zeros(2, 1, 300, dtype=torch.bool)
+    many[:, 0, :250] = True
+    wide = torch.randn(40, 1, 300, generator=torch.Generator().manual_seed(5))
+    looked = _nearest_by_luck(wide, dataclasses.replace(null, tops=many))
+    every = nearest_outside(wide, skn.NeuronSet.from_mask(many[0])).correlation.abs()
+    some = every[np.linspace(0, 249, 100).round().astype(int)].median()
+    assert looked.tolist() == pytest.approx([some, some], abs=1e-6)
 
 
 def test_so_few_units_as_allow_no_other_labels_have_no_null():

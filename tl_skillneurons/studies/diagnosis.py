@@ -15,8 +15,9 @@ Three questions, for any set, ours or one written by hand::
   for random neurons of the same layers.
 
 What it does not show: stability is not truth. A set can be found again each time and matter nowhere. Controls: the best
-of thousands agree by themselves, whatever the labels mean, so the first two stand beside the same with permuted labels
-(:mod:`~tl_skillneurons.studies.permuted_stability`), never beside independent sets; the third beside random neurons.
+of thousands agree by themselves, whatever the labels mean, and have neighbours that say the same, so all three stand
+beside the same of what permuted labels choose (:mod:`~tl_skillneurons.studies.permuted_stability`), never beside
+independent sets; the third also beside random neurons.
 """
 
 import os
@@ -25,9 +26,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -55,6 +58,7 @@ from tl_skillneurons.studies.permuted_stability import (
 from tl_skillneurons.tasks.task import Task
 
 KIND = "Diagnosis"
+_MOST_LOOKED_AT = 100  # neurons of each permutation's top whose neighbours are looked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +69,9 @@ class Diagnosis:
         prompts: A row per pair of prompts: ``spearman`` and ``jaccard`` of their tops, each with its mean under
             permuted labels (``null_...``) and how often these agree as much (``p_...``). Empty for a single prompt.
         jaccard: Similarity of the set with the top of each bootstrap sample of ``select``.
-        null: A row per permutation of labels: ``spearman`` and ``jaccard`` of two prompts (mean over pairs), and
-            ``bootstrap``, how far the permuted labels' own top is found again.
+        null: A row per permutation of labels: ``spearman`` and ``jaccard`` of two prompts (mean over pairs);
+            ``bootstrap``, how far the permuted labels' own top is found again; and ``twins``, the median correlation of
+            this top's neurons with the nearest one outside it (of 100 of them, evenly, where there are more).
         twins: A row per neuron: its nearest neuron outside the set and their ``correlation`` over ``select``, and
             ``random``, the same for the random neuron that stands for it.
         n_examples: Examples of ``select``.
@@ -100,9 +105,9 @@ class Diagnosis:
     def to_dataframe(self) -> pd.DataFrame:
         """One row per question: ``value``, its range (``low``, ``high``), its ``control``, ``p_value`` if it has one.
 
-        Of prompts the mean and range over pairs, of the bootstrap the mean and 95 % interval, both beside their mean
-        under ``n_permutations`` permutations of the labels and how often these agree as much; of twins the median and
-        quartiles beside the median of random neurons.
+        Of prompts the mean and range over pairs, of the bootstrap the mean and 95 % interval, of twins the median and
+        quartiles, all beside their mean under ``n_permutations`` permutations of the labels and how often these come up
+        to them; of twins ``random`` is the median of random neurons.
         """
         rows = []
 
@@ -124,9 +129,19 @@ class Diagnosis:
         add("examples: bootstrap Jaccard", again, low, high, **beside(again, "bootstrap"))
         size = self.twins.correlation.abs()
         low, high = float(size.quantile(0.25)), float(size.quantile(0.75))
-        control = float(self.twins.random.abs().median())
-        add("twins: correlation outside", float(size.median()), low, high, control=control)
-        frame = pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "control", "p_value"])
+        few = float(size.iloc[_evenly(len(size)).tolist()].median())
+        random = float(self.twins.random.abs().median())
+        add(
+            "twins: correlation outside",
+            float(size.median()),
+            low,
+            high,
+            **beside(few, "twins"),
+            random=random,
+        )
+        frame = pd.DataFrame(
+            rows, columns=["quantity", "value", "low", "high", "control", "p_value", "random"]
+        )
         return frame.assign(role="select", n_examples=self.n_examples, n_permutations=len(self.null))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -238,7 +253,7 @@ def diagnose(
     return Diagnosis(
         prompts=agreement(scores, neurons, null),
         jaccard=jaccard,
-        null=null.to_dataframe(),
+        null=null.to_dataframe().assign(twins=_nearest_by_luck(acts, null)),
         twins=twins,
         n_examples=len(texts),
         settings=settings,
@@ -327,6 +342,30 @@ def nearest_outside(acts: Float[Tensor, "example layer neuron"], neurons: Neuron
             "correlation": best.clamp(-1, 1).numpy(),
         }
     )
+
+
+def _nearest_by_luck(
+    acts: Float[Tensor, "example layer neuron"], null: StabilityNull
+) -> NDArray[np.floating]:
+    """Of each permutation's own top the median correlation, up or down, with the nearest neuron outside it."""
+    if null.tops is None or not len(null.tops):
+        return np.zeros(0)
+    places = [top.nonzero() for top in null.tops]
+    some = torch.stack([place[_evenly(len(place))] for place in places])  # equally many of each
+    own = [_standard(acts[:, draw[:, 0], draw[:, 1]]).float() for draw in some]
+    best = torch.zeros(some.shape[:2])
+    for layer in range(acts.shape[1]):
+        others = _standard(acts[:, layer]).float()
+        for draw, values in enumerate(own):
+            r = (values.T @ others).abs_()
+            r[:, null.tops[draw, layer]] = 0
+            best[draw] = best[draw].maximum(r.amax(1))
+    return best.double().quantile(0.5, dim=1).clamp(max=1).numpy()
+
+
+def _evenly(n: int) -> Int[Tensor, " place"]:
+    """At most :data:`_MOST_LOOKED_AT` of ``n`` places, evenly."""
+    return torch.linspace(0, n - 1, min(n, _MOST_LOOKED_AT)).round().long()
 
 
 def _standard(values: Float[Tensor, "example neuron"]) -> Float[Tensor, "example neuron"]:

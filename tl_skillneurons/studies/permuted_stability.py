@@ -36,11 +36,13 @@ class StabilityNull:
     Attributes:
         spearman, jaccard: Of each pair of prompts, in the order of :func:`pairs_of`.
         bootstrap: How far the permutation's own top is found again.
+        tops: That top, of which neighbours can be looked for as of the true one; ``None`` where it was not kept.
     """
 
     spearman: Float[Tensor, "draw pair"]
     jaccard: Float[Tensor, "draw pair"]
     bootstrap: Float[Tensor, " draw"]
+    tops: Bool[Tensor, "draw layer neuron"] | None = None
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per permutation: ``bootstrap``, and of several prompts ``spearman`` and ``jaccard``, each the
@@ -96,6 +98,7 @@ def permuted_stability(
     shared_pairs = torch.zeros(n_permutations, len(pairs_of(n_prompts)), dtype=torch.float64)
     shared_again = torch.zeros(n_permutations, n_resamplings, dtype=torch.float64)
     layer_scores = torch.empty(len(rows), d_mlp)
+    kept = torch.zeros(n_permutations, n_layers, d_mlp, dtype=torch.bool)
     for layer, chunk, counted in count_right(outcomes, rows, of_rows):
         best = torch.stack([right.abs_().amax(1) for right in counted])
         each[:, :, layer, chunk] = best[:, :n_permutations]
@@ -106,6 +109,7 @@ def permuted_stability(
         for number, (one, other) in enumerate(pairs_of(n_prompts)):
             shared_pairs[:, number] += (tops[one] & tops[other]).sum(-1)
         top = _top(layer_scores, counts[layer])
+        kept[:, layer] = top[:n_permutations]
         again = rearrange(
             top[n_permutations:], "(draw sample) neuron -> draw sample neuron", sample=n_resamplings
         )
@@ -115,6 +119,7 @@ def permuted_stability(
         _correlations(each),
         shared_pairs / (2 * size - shared_pairs),
         (shared_again / (2 * size - shared_again)).mean(1),
+        kept,
     )
 
 

@@ -65,11 +65,12 @@ def test_every_table_that_a_study_prints_shows_names_as_they_are(text):
     assert text in printed(_neuron_table(skill, luck))
     names = (text, "other")
     cell = {"damage": 0.1, "intact": 0.9, "p_random": 0.01, "p_matched": 0.01, "role": text}
+    cell["neurons_chosen"] = "on other examples"
     damage = pd.DataFrame([{"ablated": a, "measured": b, **cell} for a in names for b in names])
     assert printed(TaskDamage(damage, names, {}).to_table()).count(text) == 3
     alike = {
         "spearman": 0.1, "null_low": 0.0, "null_high": 0.1, "n_shared": 1, "jaccard": 0.1, "chance_jaccard": 0.1,
-        "p_overlap": 0.5, "p_shared": 0.5, "layer": -1,
+        "p_overlap": 0.5, "p_shared": 0.5, "layer": -1, "labels_of": "each side in turn",
     }  # fmt: skip
     pairs = pd.DataFrame([{"one": text, "other": "other", **alike}])
     assert text in printed(TaskComparison(pairs, names, {}).to_table())

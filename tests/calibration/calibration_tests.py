@@ -20,6 +20,7 @@ from tl_skillneurons.stats import (
     mcnemar,
     permutation_difference,
     rank_p_value,
+    rate_interval,
     ratio_interval,
     sign_flip_test,
     two_level_bootstrap,
@@ -36,6 +37,7 @@ _TEXTS, _GROUPS = settings()[0], settings()[4]
 _PROMPTS = [(4, 0.1, _TEXTS), (4, 1.0, _TEXTS), (3, 0.3, _TEXTS), (10, 1.0, _TEXTS), (4, 0.3, _GROUPS)]
 
 _LONG_TAILS = (26, 160)
+_ANSWERS = (12, 26)
 
 Measured = tuple[int, int | None]
 """In how many shuffles the test erred, and in how many it found what was planted."""
@@ -74,6 +76,8 @@ def all_rows() -> Iterator[Row]:
         yield Row("1 of 9 neurons", "rank p, distinct", "control", partial(_rank, 9, 1, nominal), nominal)
     yield Row("1 of 9 neurons", "rank p, repeated draws", "control", _repeated, note="FAULT")
     yield Row("5 of 200 neurons", "rank p, distinct", "control", partial(_rank, 200, 5, ALPHA))
+    for n_units in _ANSWERS:
+        yield Row("0.85 right", "rate, 1 - coverage", f"{n_units} group", partial(_answers, n_units))
 
 
 def _said(setting: Setting, units: Units | None = None) -> str:
@@ -177,6 +181,19 @@ def _long_tail(n_units: int, n: int, seed: int) -> Measured:
         low, high = bootstrap_mean(rows, n_draws=999, seed=seed + start)
         for planted, value in enumerate((1.0, 0.6)):
             count[planted] += int(((low > value) | (high < value)).sum())
+    return count[0], count[1]
+
+
+def _answers(n_units: int, n: int, seed: int) -> Measured:
+    """Answers of groups of 4 that agree: how often the interval leaves out 0.85; and how often it leaves out 0.5."""
+    generator = torch.Generator().manual_seed(seed)
+    units = Units.of([torch.arange(n_units).repeat_interleave(4).tolist()], what="group")
+    count = [0, 0]
+    for shuffle in range(n):
+        right = torch.rand(n_units, generator=generator).lt(0.85)[units.member]
+        low, high = rate_interval(right, units, seed=seed + shuffle)
+        for planted, rate in enumerate((0.85, 0.5)):
+            count[planted] += bool(low > rate or high < rate)
     return count[0], count[1]
 
 

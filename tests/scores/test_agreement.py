@@ -132,6 +132,21 @@ def test_draws_of_both_sides_are_what_scoring_both_under_the_same_permuted_label
         assert float(draw[-1]) == pytest.approx(stats.spearmanr(*sides).statistic)
 
 
+def test_several_pairs_under_the_same_labels_have_the_draws_that_each_pair_has_alone():
+    labels = labels_of(3)
+    scores = {name: scores_of(groups_of_neurons(k), labels) for k, name in enumerate("abc")}
+    scores["other"] = scores_of(groups_of_neurons(9), labels_of(4))
+    pairs = [("a", "b"), ("c", "b"), ("a", "other")]
+    found = agreements(scores, pairs, 5, n_permutations=5, seed=2)
+    for pair in pairs:
+        alone = agreements({name: scores[name] for name in pair}, [pair], 5, n_permutations=5, seed=2)[pair]
+        assert torch.equal(found[pair].null, alone.null) and found[pair].row(-1) == alone.row(-1)
+        assert torch.equal(found[pair].shared_null, alone.shared_null)
+    whose = [found[pair].labels_of for pair in pairs]
+    assert whose == ["both sides together"] * 2 + ["each side in turn"]
+    assert "under permuted labels of each side in turn of 100 units (text)" in repr(found["a", "other"])
+
+
 def test_the_side_whose_labels_mean_least_decides_however_few_its_permutations():
     """One side's labels can be dealt out in 16 ways, the other's in many: what 999 draws say can't hide the 15."""
     above = groups_of_neurons(0)

@@ -47,7 +47,26 @@ def test_every_rule_is_checked_elsewhere_with_the_thresholds_of_baseline(scored,
     neurons = scores.top(2)
     expected = scores.predictivity[neurons.layer, neurons.index]
     torch.testing.assert_close(scores.accuracy_of(neurons), expected, rtol=0, atol=EXACT)
-    torch.testing.assert_close(on_select.accuracy_of(neurons), expected, rtol=0, atol=EXACT)
+    again = on_select.accuracy_of(neurons, on_chosen_examples=True)
+    torch.testing.assert_close(again, expected, rtol=0, atol=EXACT)
+
+
+def test_all_rules_say_where_a_set_was_chosen_and_measure_it_there_by_insistence_alone(scored, tmp_path):
+    model, prompts, scores = scored["gpt2"]
+    top, by_hand = scores.top(2), skn.NeuronSet([0], [3])
+    made = {
+        role: evaluate_rules(model, prompts, TASK, scores, role=role, run=QUIET)
+        for role in ("select", "report")
+    }
+    read = {role: AllRules.load(rules.save(tmp_path / role)) for role, rules in made.items()}
+    for rules in (made, read):
+        with pytest.raises(ValueError, match=r"15 of the 15 .* chose these neurons.*on_chosen_examples=True"):
+            rules["select"].accuracy_of(top)
+        assert rules["select"].where_chosen(top, on_chosen_examples=True) == "on these examples"
+        assert rules["report"].where_chosen(top) == "on other examples"
+        assert rules["select"].where_chosen(by_hand) == "unknown"
+    nameless = AllRules(made["select"].accuracy, *scores.rules(), "select", 15)
+    assert nameless.where_chosen(top) == "unknown"
 
 
 def test_a_rule_keeps_the_position_and_direction_that_select_chose():
@@ -96,7 +115,9 @@ def test_a_set_is_evaluated_on_examples_that_did_not_choose_it_with_intervals(sc
     with pytest.raises(ValueError, match=r"15 of the 15 .* chose these neurons.*on_chosen_examples=True"):
         evaluate_rules(model, prompts, TASK, scores, top, **on_select)
     too_good = evaluate_rules(model, prompts, TASK, scores, top, on_chosen_examples=True, **on_select)
-    assert too_good.to_dataframe().chose_them.all()
+    assert too_good.to_dataframe().chose_them.all() and "15 examples of select, some of which" in str(
+        too_good
+    )
     assert "on 15 examples of report" in str(found) and "on select, which chose them" in repr(found)
     assert "<table" in found._repr_html_()
 

@@ -8,14 +8,11 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from scipy import stats
 from toy import TASK, prompt_for
 
 from tl_skillneurons.prompts.tuning.schedule import TrainingOptions
-from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import (
     TABLES,
-    interval_of_answers,
     load_tables,
     load_with_scores,
     null_of,
@@ -43,14 +40,6 @@ def test_tables_come_back_from_their_file_to_the_last_bit(tmp_path):
     pd.testing.assert_frame_equal(tables["rows"], FRAME, check_exact=True)
     pd.testing.assert_frame_equal(tables["none"], empty)
     assert settings == {"seed": 3}
-
-
-def test_answers_that_are_all_right_are_no_certainty_be_they_by_units():
-    words = Units(torch.arange(12).repeat_interleave(5), "word pair")
-    right = torch.ones(60, dtype=torch.float64)
-    exact = stats.binomtest(12, 12).proportion_ci(method="exact")
-    assert interval_of_answers(right, words) == pytest.approx((exact.low, 1))
-    assert interval_of_answers(1 - right, words) == pytest.approx((0, 1 - exact.low))
 
 
 def test_a_file_of_something_else_or_half_of_one_is_refused(tmp_path):

@@ -1,9 +1,12 @@
 """Scores compared with each other, and with what ablating their tops does."""
 
+import io
+
 import drawn
 import pytest
 import tiny
 import torch
+from rich.console import Console
 from toy import QUIET, TASK, prompt_for
 
 import tl_skillneurons as skn
@@ -44,11 +47,32 @@ def test_scores_that_kept_their_answers_are_compared_with_permuted_labels_and_ne
         row = found.agreement.iloc[0]
         assert {name: row[name] for name in same} == same and row.permuted == "labels"
         alike.append((row.p_shared <= 0.05, one.top(16).overlap(other.top(16)).p_value <= 0.05))
-    assert found.settings["units"] == ["60 units (text)"] and "permuted='labels'" in repr(found)
+    assert found.settings["units"] == ["60 units (text)"] and "labels of each side in turn" in repr(found)
     by_labels, by_independence = (sum(column) for column in zip(*alike, strict=True))
     assert by_labels == 0 and by_independence >= 2  # of 12, where nothing is alike
     with pytest.raises(ValueError, match="n_permutations must be at least 19"):
         skn.studies.compare_scores({"a": one, "b": other}, n_permutations=5)
+
+
+def test_where_one_side_alone_kept_its_answers_the_printed_result_says_that_p_is_too_small(models):
+    model, prompt = models["gpt2"], prompt_for("gpt2")
+    scores = {"predictivity": skn.score_neurons(model, prompt, TASK, keep_outcomes=True, run=QUIET)}
+    scores |= skn.scores.score_labels(model, prompt, TASK, ["auc"], run=QUIET)
+    found = skn.studies.compare_scores(scores, amount=4, n_permutations=19)
+    assert list(found.agreement.labels_of) == ["one side alone"] and "one side alone" in found._repr_html_()
+    assert "permuted='labels of one side alone (p too small)'" in repr(found)
+    alone = skn.scores.score_agreement(scores["predictivity"], scores["auc"], 4, n_permutations=19)
+    assert "under permuted labels of one side alone of 15 units (text)" in repr(alone)
+    tasks = io.StringIO()
+    Console(width=200, file=tasks).print(
+        skn.studies.compare_tasks(scores, amount=4, n_permutations=19).to_table()
+    )
+    assert "its labels alone were permuted: p too small" in tasks.getvalue()
+    both = {"a": scores["predictivity"], "b": scores["predictivity"]}
+    together = skn.studies.compare_scores(both, amount=4, n_permutations=19)
+    assert (
+        list(together.agreement.labels_of) == ["both sides together"] and together.agreement.p_value[0] == 1
+    )
 
 
 def test_panels_tell_which_score_foretells_the_effect(models):
@@ -67,6 +91,7 @@ def test_panels_tell_which_score_foretells_the_effect(models):
         frame = panels[row.score].to_dataframe()
         own = frame[(frame.metric == "logit_diff") & (frame.intervention == row.intervention)].iloc[0]
         assert row.change == pytest.approx(own.value - own.intact) and row.random_median == own.random_median
+        assert row.neurons_chosen == own.neurons_chosen == "on other examples"
     with pytest.raises(ValueError, match="panels must go by the names of the scores"):
         skn.studies.compare_scores(scores, amount=2, panels={"other": panels["auc"]})
     fewer = {

@@ -66,6 +66,16 @@ def test_every_row_is_what_scoring_that_snapshot_alone_gives(models, family):
         assert row.jaccard == scores.top(5).overlap(top).jaccard > 0
         ranks = stats.spearmanr(scores.predictivity.flatten(), final.predictivity.flatten()).statistic
         assert row.spearman == pytest.approx(ranks)
+        agree = skn.scores.score_agreement(
+            skn.score_neurons(model, one, TASK, keep_outcomes=True, run=QUIET),
+            skn.score_neurons(model, prompt, TASK, keep_outcomes=True, run=QUIET),
+            5,
+            n_permutations=99,
+            seed=3,
+        )
+        by_luck, told = agree.row(-1), ["null_low", "null_high", "p_value", "p_shared"]
+        assert [getattr(row, name) for name in told] == [by_luck[name] for name in told]
+        assert agree.labels_of == "both sides together"
         moved = (prompt.snapshots[at] - prompt.initial).norm() / prompt.initial.norm()
         assert row.distance == pytest.approx(float(moved))
     kept = rows[rows.kept].iloc[0]

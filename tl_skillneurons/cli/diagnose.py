@@ -62,8 +62,8 @@ def diagnose(where: Where, asked: Asked, shown: Shown) -> None:
         ]
         notes = [
             f"On {found.n_examples} examples of select. Range: of pairs of prompts; 95 % of bootstrap samples; "
-            f"quartiles of neurons. Control: what {len(found.null)} permutations of labels choose; of random neurons the "
-            f"correlation outside is {frame.random.iloc[-1]:.3f}.",
+            f"quartiles of neurons. Control: what {len(found.null)} permutations of labels choose; of random neurons "
+            f"the correlation outside is {frame.random.iloc[-1]:.3f}.",
             "Stability is not truth: a set can be found again each time and matter nowhere.",
         ]
         if len(findings.prompts) == 1:

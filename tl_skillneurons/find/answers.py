@@ -31,7 +31,8 @@ from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.hypothesis_tests import mcnemar
-from tl_skillneurons.stats.intervals import bootstrap_counts, bootstrap_ends, bootstrap_mean, clopper_pearson
+from tl_skillneurons.stats.intervals import bootstrap_counts, bootstrap_ends
+from tl_skillneurons.stats.rates import rate_interval
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task
 
@@ -178,25 +179,6 @@ def measure_answers(
             advance()
     settings = {"task": {"name": task.name, "fingerprint": task.fingerprint}, "prompts": told}
     return PromptAnswers(torch.stack(logits), torch.tensor(split["label"]), task.units("report"), settings)
-
-
-def rate_interval(right: Bool[Tensor, " example"], units: Units, *, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of a share of right answers: exact where examples stand alone, else by units.
-
-    Where all units are wholly right, or wholly wrong, resampling them can't vary: then that of so many units.
-
-    Example:
-        >>> low, high = rate_interval(torch.ones(40).bool(), Units.of([[0] * 20 + [1] * 20]))
-        >>> round(low, 3), high
-        (0.158, 1.0)
-    """
-    hits, n = int(right.sum()), len(right)
-    if units.are_single:
-        return clopper_pearson(hits, n)
-    if hits in (0, n):
-        return clopper_pearson(len(units) if hits else 0, len(units))
-    low, high = bootstrap_mean(right.double(), units=units, seed=seed)
-    return float(low), float(high)
 
 
 def balanced_accuracy(

@@ -7,7 +7,7 @@ What it does not show: of neurons given as plain pairs nobody knows what chose t
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,9 +79,16 @@ def require_apart(
     Raises:
         ValueError: When some of these texts chose, unless the caller insists.
     """
-    if choice is None:
+    measured = [] if choice is None else text_fingerprints(texts)
+    return require_unlike(choice, measured, insist=insist, what=what, by=by)
+
+
+def require_unlike(
+    choice: Choice | None, measured: Sequence[str], *, insist: bool, what: str = "neurons", by: str
+) -> str:
+    """:func:`require_apart` of the fingerprints of the texts that measure; without any, nobody knows."""
+    if choice is None or not measured:
         return UNKNOWN
-    measured = text_fingerprints(texts)
     n_shared = sum(one in choice.texts for one in measured)
     if n_shared and not insist:
         raise ValueError(

@@ -7,7 +7,9 @@ side's. That takes the single answers (``score_neurons(..., keep_outcomes=True)`
 in turn, and the larger p-value of the two sides counts: agreement takes labels that mean something on both. Two sides
 with the same labels of the same texts (two prompts of one task, one task at two checkpoints) are permuted together,
 each draw giving both the same new labels: labels that mean nothing make such sides agree too, which permuting one of
-them can't show. Few units have few orders; all are counted then, and ``smallest_p`` says what they allow. Where neither
+them can't show. Few units have few orders; all are counted then, and ``smallest_p`` says what they allow. Where one
+side alone kept its answers, as of two kinds of score, the null is too narrow if both go by the same labels: a small p
+then says that they do, and not that these mean anything (``labels_of`` tells whose labels were permuted). Where neither
 side kept them, neurons are permuted within their layers in place of labels, which treats them as independent: that null
 is too narrow.
 
@@ -42,8 +44,12 @@ from tl_skillneurons.scores.outcomes import RuleOutcomes, described
 from tl_skillneurons.scores.ranked import Scored, require_one_model, strength
 from tl_skillneurons.stats.permutation import row_orders
 from tl_skillneurons.stats.ranks import average_ranks
+from tl_skillneurons.stats.units import components
 
 KIND = "Agreement"
+TOGETHER, IN_TURN = "both sides together", "each side in turn"
+ALONE, NEITHER = "one side alone", "neither side"
+"""Whose labels were permuted; one side's alone can't show that labels which both go by mean nothing."""
 _QUANTILES = (0.025, 0.975)
 
 
@@ -61,6 +67,7 @@ class Agreement:
         units: What labels were dealt out to, of each side that was permuted: ``"60 units (group)"``.
         sides: How many of the draws permuted each side, one side after the other; one number where both were permuted
             together.
+        labels_of: Whose labels were permuted: :data:`TOGETHER`, :data:`IN_TURN`, :data:`ALONE` or :data:`NEITHER`.
 
     Example:
         >>> found = skn.scores.score_agreement(scores, other_scores, 30)
@@ -75,12 +82,13 @@ class Agreement:
     seed: int = 0
     units: tuple[str, ...] = ()
     sides: tuple[int, ...] = ()
+    labels_of: str = ""
 
     def __repr__(self) -> str:
         found = self.row(-1)
         return (
             f"Agreement(spearman {found['spearman']:.3f} over all layers, {found['null_low']:.3f} to "
-            f"{found['null_high']:.3f} under permuted {self.permuted}{self._by}, {found['n_shared']} of the best "
+            f"{found['null_high']:.3f} under permuted {self._whose}{self._by}, {found['n_shared']} of the best "
             f"{self.n_top} of each layer shared, {len(self.null)} draws, no p below {self.smallest_p:.2g})"
         )
 
@@ -92,6 +100,10 @@ class Agreement:
     @property
     def _by(self) -> str:
         return f" of {' and '.join(self.units)}" if self.units else ""
+
+    @property
+    def _whose(self) -> str:
+        return f"labels of {self.labels_of}" if self.labels_of not in ("", NEITHER) else self.permuted
 
     @property
     def permuted(self) -> str:
@@ -121,6 +133,7 @@ class Agreement:
             "n_shared": int(self.n_shared[row]),
             "p_shared": p_shared,
             "permuted": self.permuted,
+            "labels_of": self.labels_of,
             "smallest_p": self.smallest_p,
         }
 
@@ -149,6 +162,7 @@ class Agreement:
             "seed": self.seed,
             "units": list(self.units),
             "sides": list(self.sides),
+            "labels_of": self.labels_of,
         }
         return save_tensors(path, KIND, tensors, header)
 
@@ -169,6 +183,7 @@ class Agreement:
                 seed=header["seed"],
                 units=tuple(header.get("units", ())),
                 sides=tuple(header.get("sides", ())),
+                labels_of=header.get("labels_of", ""),
             )
 
 
@@ -220,14 +235,18 @@ def agreements(
     sides: dict[tuple[str, str], list[int]] = {pair: [] for pair in pairs}
     drawn = partial(_permuted, n_permutations=n_permutations, n_top=n_top, seed=seed)
     joint = [pair for pair in pairs if _share_labels(*(scores[name] for name in pair))]
-    for pair in joint:
-        mine, theirs = (_with_outcomes(scores[name]) for name in pair)
-        assert mine is not None and theirs is not None  # for type checkers
-        for ranks, beside in zip(drawn(mine), drawn(theirs), strict=True):
-            null[pair].append(ranks.spearman(beside))
-            shared[pair].append(ranks.shared(beside))
-        units[pair].append(described(mine[1].units))
-        sides[pair].append(len(null[pair]))
+    for group in _joined(list(scores), joint):
+        own = {name: kept for name in group if (kept := _with_outcomes(scores[name])) is not None}
+        of_group = [pair for pair in joint if pair[0] in own]
+        for draws in zip(*map(drawn, own.values()), strict=True):
+            at = dict(zip(own, draws, strict=True))
+            for pair in of_group:
+                ranks, beside = (at[name] for name in pair)
+                null[pair].append(ranks.spearman(beside))
+                shared[pair].append(ranks.shared(beside))
+        for pair in of_group:
+            units[pair].append(described(own[pair[0]][1].units))
+            sides[pair].append(len(null[pair]))
     for name, score in scores.items():
         others = [pair for pair in pairs if name in pair and pair not in joint]
         kept = _with_outcomes(score)
@@ -257,9 +276,23 @@ def agreements(
             seed=seed,
             units=tuple(dict.fromkeys(units[one, other])),
             sides=tuple(sides[one, other]),
+            labels_of=TOGETHER
+            if (one, other) in joint
+            else (NEITHER, ALONE, IN_TURN)[len(sides[one, other])],
         )
         for one, other in pairs
     }
+
+
+def _joined(names: list[str], pairs: Sequence[tuple[str, str]]) -> list[list[str]]:
+    """The names that pairs join, directly or through others, in groups."""
+    member = components(len(names), [(names.index(one), names.index(other)) for one, other in pairs])
+    inside = {name for pair in pairs for name in pair}
+    groups: dict[int, list[str]] = {}
+    for name, number in zip(names, member, strict=True):
+        if name in inside:
+            groups.setdefault(number, []).append(name)
+    return list(groups.values())
 
 
 def _with_outcomes(score: Scored) -> tuple[NeuronScores, RuleOutcomes] | None:

@@ -23,7 +23,7 @@ from tl_skillneurons._files import (
 )
 from tl_skillneurons._results import html_of, without_layers
 from tl_skillneurons._widths import width_in
-from tl_skillneurons.neurons.choice import THESE, UNKNOWN
+from tl_skillneurons.neurons.choice import THESE, UNKNOWN, require_unlike
 from tl_skillneurons.neurons.neuron_set import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.scores.selection import every_neuron
 from tl_skillneurons.scores.tallies import accuracy_at
@@ -55,6 +55,7 @@ class AllRules:
         role, n_examples: Where the examples come from, and how many there are.
         positions: What the position axis holds, as in :class:`~tl_skillneurons.NeuronScores`.
         provenance: That of the scores: model, task, prompts, settings.
+        texts: A fingerprint of each example's text, by which a set says whether they chose it; empty where unknown.
 
     Example:
         >>> rules = skn.scores.evaluate_rules(model, prompts, task, scores)
@@ -68,6 +69,7 @@ class AllRules:
     n_examples: int
     positions: str = "prompt"
     provenance: dict[str, Any] = field(default_factory=dict)
+    texts: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         n_prompts, n_layers, n_positions, d_mlp = self.accuracy.shape
@@ -92,13 +94,26 @@ class AllRules:
     def _repr_html_(self) -> str:
         return html_of(self)
 
-    def accuracy_of(self, neurons: Neurons) -> Float[Tensor, " chosen"]:
-        """Accuracy of each neuron's rule, the mean over prompts, in the order of ``neurons``; in [0, 1].
+    def where_chosen(self, neurons: Neurons, *, on_chosen_examples: bool = False) -> str:
+        """Where a set was chosen, seen from these examples: "on other examples", "on these examples" or "unknown".
 
         Raises:
-            ValueError: For neurons outside the model.
+            ValueError: When these examples chose it, unless ``on_chosen_examples`` insists.
+        """
+        insist, by = on_chosen_examples, "on_chosen_examples=True"
+        return require_unlike(as_neurons(neurons).choice, sorted(self.texts), insist=insist, by=by)
+
+    def accuracy_of(self, neurons: Neurons, *, on_chosen_examples: bool = False) -> Float[Tensor, " chosen"]:
+        """Accuracy of each neuron's rule, the mean over prompts, in the order of ``neurons``; in [0, 1].
+
+        Args:
+            on_chosen_examples: Measure a set though some of these examples chose it, which flatters it.
+
+        Raises:
+            ValueError: For neurons outside the model, or a set that these examples chose, unless the caller insists.
         """
         neurons = as_neurons(neurons)
+        self.where_chosen(neurons, on_chosen_examples=on_chosen_examples)
         return accuracy_at(self.accuracy, self.position, self.direction, neurons)
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -125,6 +140,7 @@ class AllRules:
             "roles": {self.role: self.n_examples},
             "positions": self.positions,
             "provenance": self.provenance,
+            "texts": sorted(self.texts),
         }
         return save_tensors(path, ALL_RULES, tensors, header)
 
@@ -147,6 +163,7 @@ class AllRules:
                 n_examples=n_examples,
                 positions=header["positions"],
                 provenance=header["provenance"],
+                texts=frozenset(header.get("texts", ())),
             )
 
 
@@ -185,9 +202,10 @@ class RuleAccuracy:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        here = ", some of which chose them" if self.neurons_chosen == THESE else ""
         return (
             f"{len(self.table)} neurons: {self.mean:.3f} ({self.low:.3f} to {self.high:.3f}) on {self.n_examples} "
-            f"examples of {self.role}, {self.table.on_select.mean():.3f} on select, which chose them"
+            f"examples of {self.role}{here}, {self.table.on_select.mean():.3f} on select, which chose them"
         )
 
     def __repr__(self) -> str:

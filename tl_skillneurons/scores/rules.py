@@ -24,7 +24,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_seed
-from tl_skillneurons.neurons.choice import require_apart
+from tl_skillneurons.neurons.choice import require_apart, text_fingerprints
 from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, as_list
@@ -93,7 +93,8 @@ def evaluate_rules(
         seed: Of the bootstrap, for a set: of the examples' units, and from three prompts on of the prompts too.
         max_length: Longest sequence in tokens; ``None`` is what the prompts were tuned with. It must be what the scores
             were measured with.
-        on_chosen_examples: Measure a set though some examples of ``role`` chose it; its table then says so.
+        on_chosen_examples: Measure a set though some examples of ``role`` chose it; its table then says so. Of every
+            neuron it's ``rules.accuracy_of(neurons)`` that asks.
         run: Batches, cache, progress.
 
     Returns:
@@ -125,6 +126,7 @@ def evaluate_rules(
             n_examples=task.n_examples[role],
             positions=scores.positions,
             provenance=_with_cut(scores.provenance, each[0], task, role),
+            texts=frozenset(text_fingerprints(task.split(role)["text"])),
         )
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")

@@ -5,8 +5,9 @@ They take plain tensors and lists, so they serve any other number just as well.
 
 * What belongs together: :class:`Units`.
 * Chance: :func:`best_of_chance` -> :class:`ChanceLevel` (how high the best of many predictivities reaches by luck).
-* Intervals: :func:`clopper_pearson` (of a rate), :func:`bootstrap_mean` (of anything; :func:`bootstrap_counts`,
-  :func:`bootstrap_ends`), :func:`ratio_interval` (of a recovered fraction; :func:`doubtful_gap`).
+* Intervals: :func:`clopper_pearson` and, by units, :func:`rate_interval` (of a rate), :func:`bootstrap_mean` (of
+  anything; :func:`bootstrap_counts`, :func:`bootstrap_ends`), :func:`ratio_interval` (of a recovered fraction;
+  :func:`doubtful_gap`).
 * Over several prompts: :func:`two_level_bootstrap`, :func:`two_level_calibration`, :func:`interval_scope`.
 * Beside random controls: :func:`rank_p_value`, :func:`require_draws`.
 * Two runs on the same examples: :func:`mcnemar` -> :class:`McNemar`, :func:`equivalence` -> :class:`Equivalence`,

@@ -33,4 +33,5 @@ from .ranks import correlation as correlation
 from .ranks import mantel as mantel
 from .ranks import median as median
 from .ranks import spearman as spearman
+from .rates import rate_interval as rate_interval
 from .units import Units as Units

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -25,8 +25,6 @@ from tl_skillneurons.prompts.run import prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.null import PermutationNull
-from tl_skillneurons.stats.intervals import bootstrap_mean, clopper_pearson
-from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task
 
 TABLES = "tables.json"
@@ -50,17 +48,6 @@ def right_answers(prompted: PromptedModel, task: Task, role: str = "report") -> 
     split = task.split(role)
     with torch.no_grad():
         return prompted.class_logits(list(split["text"])).argmax(1).cpu() == torch.tensor(split["label"])
-
-
-def interval_of_answers(right: Float[Tensor, " example"], units: Units) -> tuple[float, float]:
-    """The 95 % interval of an accuracy: exact where every example stands alone, else by bootstrap over units; where all
-    answers are right, or all wrong, which no bootstrap tells from a certainty, the exact one of as many units."""
-    if units.are_single:
-        return clopper_pearson(int(right.sum()), len(right))
-    if right.min() == right.max():
-        return clopper_pearson(len(units) if right[0] else 0, len(units))
-    low, high = bootstrap_mean(right, units=units)
-    return float(low), float(high)
 
 
 def null_of(scores: NeuronScores) -> PermutationNull:

@@ -39,8 +39,9 @@ from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.rules import chosen_activations
 from tl_skillneurons.stats.hypothesis_tests import mcnemar
 from tl_skillneurons.stats.ranks import median
+from tl_skillneurons.stats.rates import rate_interval
 from tl_skillneurons.stats.units import Units
-from tl_skillneurons.studies._common import interval_of_answers, right_answers, settings_of
+from tl_skillneurons.studies._common import right_answers, settings_of
 from tl_skillneurons.tasks.task import Task
 
 KIND = "VoteAndProbe"
@@ -85,7 +86,7 @@ class VoteAndProbe:
             for name in ("vote", "probe"):
                 best, *others = getattr(self, name)[number]
                 hits = int(best.sum())
-                low, high = interval_of_answers(best.double(), self.units)
+                low, high = rate_interval(best.double(), self.units)
                 random = [float(one.double().mean()) for one in others]
                 row |= {name: hits / n, f"{name}_low": low, f"{name}_high": high}
                 row |= {f"random_{name}": median(random), f"random_{name}_max": max(random)}

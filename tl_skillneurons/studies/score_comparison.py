@@ -22,7 +22,7 @@ import pandas as pd
 from tl_skillneurons._checks import require_seed
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.interventions.effect_panel import EffectPanel
-from tl_skillneurons.scores.agreement import agreements
+from tl_skillneurons.scores.agreement import ALONE, agreements
 from tl_skillneurons.scores.ranked import Scored, require_one_model
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 
@@ -35,8 +35,9 @@ class ScoreComparison:
         agreement: A row per pair of scores: ``one``, ``other``; over all neurons ``spearman``, the middle 95 % of its
             null (``null_low``, ``null_high``) and its ``p_value``; of their tops ``n_shared`` and its ``p_shared``;
             what was ``permuted`` ("labels" of a side whose outcomes were kept, else "neurons", as if these were
-            independent) and the ``smallest_p`` that there is; of the tops ``jaccard``, and of random sets
-            ``chance_jaccard``.
+            independent), ``labels_of`` whom ("both sides together", "each side in turn", "one side alone": then p says
+            no more than that both follow the same labels) and the ``smallest_p`` that there is; of the tops
+            ``jaccard``, and of random sets ``chance_jaccard``.
         effects: Where panels were given, a row per score and intervention: what it changes (``change`` with its
             interval) beside random and matched controls; of each intervention the largest loss first.
         settings: The scores by name, the size of the tops, the metric, permutations and their seed, and the ``units``
@@ -57,7 +58,9 @@ class ScoreComparison:
             **self.settings,
             spearman=float(self.agreement.spearman.mean()),
             jaccard=float(self.agreement.jaccard.mean()),
-            permuted=" and ".join(sorted(set(self.agreement.permuted))),
+            permuted=" and ".join(
+                sorted(set(map(_whose, self.agreement.permuted, self.agreement.labels_of)))
+            ),
         )
 
     def _repr_html_(self) -> str:
@@ -66,6 +69,12 @@ class ScoreComparison:
     def to_dataframe(self) -> pd.DataFrame:
         """A copy of :attr:`agreement`."""
         return self.agreement.copy()
+
+
+def _whose(permuted: str, labels_of: str) -> str:
+    if permuted != "labels":
+        return permuted
+    return f"labels of {labels_of}" + (" (p too small)" if labels_of == ALONE else "")
 
 
 def compare_scores(
@@ -135,6 +144,7 @@ def _effects(panels: Mapping[str, EffectPanel], names: list[str], metric: str) -
     joined = joined.assign(change=joined.value - joined.intact)
     wanted = ["score", "intervention", "n_neurons", "intact", "value", "change", "change_low", "change_high"]
     wanted += [
+        "neurons_chosen",
         "random_median",
         "random_min",
         "p_random",

@@ -7,8 +7,8 @@ on held-back examples: the one that is used afterwards. It need not be the last;
   at that very step (permuted labels), and how many neurons are above it.
 - **When the final top came about.** Mean accuracy of the final top neurons' rules, with the positions and directions
   that ``select`` chose at each step: on ``select`` (too good) and on ``report``, beside as many random neurons of the
-  same layers; what the step's own top shares with the final one, beside luck; Spearman's correlation of all
-  predictivities with the final ones.
+  same layers; what the step's own top shares with the final one, and Spearman's correlation of all predictivities
+  with the final ones, both beside the same where both steps have the same permuted labels.
 - **What the prompt can do meanwhile.** Its accuracy on ``report`` with an exact interval, and how far it has moved.
 
 What it does not show: that tuning made the neurons. Most of it may be there with the initial prompt, which is what the
@@ -39,16 +39,18 @@ from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+from tl_skillneurons.scores.agreement import agreements
 from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.scores.one_prompt import scores_of_prompt
 from tl_skillneurons.scores.predictivity import require_orders, score_neurons
 from tl_skillneurons.scores.ranked import require_one_model
 from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.scores.selection import top_neurons
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.stats.ranks import median, spearman
+from tl_skillneurons.stats.rates import rate_interval
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import (
-    interval_of_answers,
     load_tables,
     null_of,
     right_answers,
@@ -61,11 +63,13 @@ from tl_skillneurons.tasks.two_classes import require_two_classes
 
 KIND = "PromptTrajectory"
 _ALPHA = 0.05
+_N_AGREE = 99  # permutations that agreement with the final scores is compared with
 _COLUMNS = (
     *("prompt", "step", "kept", "accuracy", "accuracy_low", "accuracy_high"),
     *("best", "level", "n_significant", "median"),
     *("top_on_select", "top_on_report", "random_on_report"),
-    *("jaccard", "chance_jaccard", "spearman", "distance", "neurons_chosen"),
+    *("jaccard", "chance_jaccard", "p_shared", "spearman", "null_low", "null_high", "p_value"),
+    *("distance", "neurons_chosen"),
 )
 
 
@@ -80,7 +84,9 @@ class PromptTrajectory:
             ``best`` and ``median`` predictivity, the ``level`` that the best reaches by luck in 5 % of cases, and
             ``n_significant`` above it; of the final top's rules, as this step chose them, the mean accuracy
             ``top_on_select`` and ``top_on_report``, and ``random_on_report`` of random neurons; ``jaccard`` of this
-            step's top with the final one and ``chance_jaccard``; ``spearman`` with the final predictivities;
+            step's top with the final one, of random sets ``chance_jaccard``, and ``p_shared``, how often the same
+            permuted labels make both share as many; ``spearman`` with the final predictivities, the middle 95 % of it
+            under these labels (``null_low``, ``null_high``) and its two-sided ``p_value``;
             ``distance`` from the initial prompt, as a share of its norm; ``neurons_chosen`` "on other examples" than
             those of ``report``, "on these examples" (by insistence) or "unknown".
         settings: Model, task, prompts and settings, as plain JSON values; what labels of ``select`` were dealt out to
@@ -153,7 +159,7 @@ def prompt_trajectory(
             prompts; ``None`` takes each prompt's own, as tuning kept it.
         amount: The tops, as a share of each layer or a count (:meth:`NeuronScores.top`).
         n_permutations: Label permutations of each step's level. They take one bit of memory per snapshot, example of
-            ``select``, layer, position and neuron.
+            ``select``, layer, position and neuron. The first 99 tell how far steps agree by themselves.
         seed: Draws the permutations and the random neurons.
         max_length: Longest sequence in tokens; by default what each prompt was tuned with.
         on_chosen_examples: Follow the final top on ``report`` though some of its texts chose it, as those of scores of
@@ -189,7 +195,14 @@ def prompt_trajectory(
     for number, (prompt, (steps, kept_at)) in enumerate(zip(chosen, snapshots, strict=True)):
         prompt.require_fits(model)
         found = score_neurons(
-            model, steps, task, n_permutations=n_permutations, seed=seed, max_length=max_length, run=run
+            model,
+            steps,
+            task,
+            n_permutations=n_permutations,
+            seed=seed,
+            keep_outcomes=True,
+            max_length=max_length,
+            run=run,
         )
         if scores is not None:
             require_one_model({"the scores given": scores, f"those of prompt {number}": found})
@@ -209,6 +222,7 @@ def prompt_trajectory(
             answers = rule_answers(model, steps, task, found, both, max_length=max_length, run=run).mean(1)
             advance(len(steps))
         frame = pd.DataFrame([_of_scores(found, at, final, top, amount) for at in range(len(steps))])
+        frame = frame.join(_by_luck(found, scores or kept_at, len(top), n_permutations, seed))
         frame["top_on_report"] = [float(row[: len(top)].mean()) for row in answers]
         frame["random_on_report"] = [float(row[len(top) :].mean()) for row in answers]
         frame["step"] = [entry["step"] for entry in prompt.history]
@@ -248,12 +262,29 @@ def _of_scores(
     }
 
 
+def _by_luck(
+    found: NeuronScores, final: NeuronScores | int, n_top: int, n_permutations: int, seed: int
+) -> pd.DataFrame:
+    """How far each snapshot agrees with the final scores, or those of a snapshot, where labels mean nothing."""
+    steps = {f"step {at}": scores_of_prompt(found, at) for at in range(found.n_prompts)}
+    last = steps[f"step {final}"] if isinstance(final, int) else final
+    agree = agreements(
+        {**steps, "final": last},
+        [(name, "final") for name in steps],
+        n_top // found.n_layers,
+        n_permutations=min(n_permutations, _N_AGREE),
+        seed=seed,
+    )
+    rows = [agree[name, "final"].row(-1) for name in steps]
+    return pd.DataFrame(rows)[["p_shared", "null_low", "null_high", "p_value"]]
+
+
 def _of_prompts(
     steps: Sequence[SoftPrompt], right: Sequence[Float[Tensor, " example"]], units: Units
 ) -> pd.DataFrame:
     """What the prompt could do at each evaluation, with intervals, and how far it had moved."""
     rows = [step.embedding.detach().double() for step in steps]
-    ends = [interval_of_answers(one, units) for one in right]
+    ends = [rate_interval(one, units) for one in right]
     return pd.DataFrame(
         {
             "accuracy": [float(one.mean()) for one in right],

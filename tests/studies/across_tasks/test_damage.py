@@ -41,6 +41,7 @@ def test_every_pair_is_what_that_ablation_alone_gives(two, how):
     for control in ("random", "matched"):
         for name in (f"{control}_median", f"{control}_min", f"{control}_max", f"p_{control}"):
             assert row[name] == expected[name]
+    assert row.neurons_chosen == expected["neurons_chosen"] == "on other examples"
     assert row.damage == expected["random_median"] - expected["value"] and row.n_neurons == 4
     prompted = [skn.PromptedModel(model, prompt, TASK.label_words) for prompt in prompts["a"]]
     assert row.intact == pytest.approx(sum(one.accuracy(TASK) for one in prompted) / 2)
@@ -89,6 +90,7 @@ def test_a_star_marks_damage_that_random_neurons_do_not_do():
             "p_matched": p_matched,
             "intact": 0.9,
             "role": "report",
+            "neurons_chosen": "on these examples" if (one, other) == ("b", "b") else "on other examples",
         }
         for one, other, damage, p, p_matched in (
             ("a", "a", 0.25, 0.05, 0.05),
@@ -103,6 +105,7 @@ def test_a_star_marks_damage_that_random_neurons_do_not_do():
     lines = printed.splitlines()
     [of_a] = [line for line in lines if line.startswith("\u2502 a ")]
     [of_b] = [line for line in lines if line.startswith("\u2502 b ")]
-    assert "+0.250*" in of_a and "+0.100 " in of_a and "-0.010 " in of_b and "+0.500*" in of_b
+    assert "+0.250*" in of_a and "+0.100 " in of_a and "-0.010 " in of_b
+    assert "+0.500* chosen here" in of_b and printed.count("chosen here") == 1
     [intact] = [line for line in lines if "intact accuracy" in line]
     assert intact.count("0.900") == 2 and "lost on report beyond random neurons" in " ".join(printed.split())

@@ -23,7 +23,7 @@ def of_planted():
     model, prompt, task = planted.model(), planted.prompt(), planted.task()
     scores = skn.score_neurons(model, prompt, task, run=QUIET)
     neurons = planted.NEURONS | planted.DECOY
-    return profile_neurons(model, prompt, task, scores, neurons, n_texts=2, n_random=20, run=QUIET)
+    return profile_neurons(model, prompt, task, scores, neurons, n_texts=2, run=QUIET)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "bert"])

@@ -195,8 +195,12 @@ def test_a_profile_without_words_takes_nothing_apart(scored):
     assert profile.highest[0].pieces == () and profile.highest[0].parts == {} and profile.most_moved == 0
     assert len(profile.highest) == 7  # at most half of the 15 are called high
     chosen = scored["gpt2"][3].top(2)
-    on_select = profile_neurons(*scored["gpt2"], chosen, parts=[], role="select", run=QUIET)
-    assert on_select.settings["neurons_chosen"] == THESE
+    options = {"parts": [], "role": "select", "run": QUIET}
+    with pytest.raises(ValueError, match=r"chose these neurons.*or insist with on_chosen_examples=True"):
+        profile_neurons(*scored["gpt2"], chosen, **options)
+    on_select = profile_neurons(*scored["gpt2"], chosen, on_chosen_examples=True, **options)
+    assert set(on_select.to_dataframe().neurons_chosen) == {THESE} and THESE in repr(on_select)
+    assert set(found.to_dataframe().neurons_chosen) == {"unknown"} and "chosen" not in repr(found)
 
 
 REFUSED = [

@@ -40,7 +40,7 @@ def test_every_pair_is_what_tuning_and_scoring_each_wording_by_hand_gives(task, 
         other = skn.Task(task.name, words, task.splits, task.label_names)
         for seed in (0, 1):
             [prompt] = skn.fit_soft_prompts(model, other, seeds=[seed], run=QUIET, **QUICK)
-            scores[name, seed] = skn.score_neurons(model, prompt, other, run=QUIET)
+            scores[name, seed] = skn.score_neurons(model, prompt, other, keep_outcomes=True, run=QUIET)
             accuracy[name, seed] = skn.PromptedModel(model, prompt, words).accuracy(other)
     frame = found.to_dataframe()
     assert len(frame) == len(list(combinations(scores, 2))) == 15
@@ -55,6 +55,10 @@ def test_every_pair_is_what_tuning_and_scoring_each_wording_by_hand_gives(task, 
             shared.jaccard,
             shared.chance_jaccard,
         )
+        agree = skn.scores.score_agreement(a, b, 4, n_permutations=19).row(-1)
+        told = ["null_low", "null_high", "p_value", "p_shared"]
+        assert [getattr(row, name) for name in told] == [agree[name] for name in told]
+        assert agree["labels_of"] == "both sides together"
         assert (row.same_words, row.same_seed) == (one[0] == other[0], one[1] == other[1])
     same = frame[(frame.one == "own") & (frame.other == "the same") & frame.same_seed]
     assert same.spearman.tolist() == pytest.approx([1, 1]) and same.jaccard.tolist() == [1, 1]

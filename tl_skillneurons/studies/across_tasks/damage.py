@@ -28,6 +28,7 @@ from tl_skillneurons.interventions.asked import Examples
 from tl_skillneurons.interventions.controls import CONTROLS
 from tl_skillneurons.interventions.effects import measure_effects
 from tl_skillneurons.interventions.kinds import How
+from tl_skillneurons.neurons.choice import THESE
 from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -48,7 +49,8 @@ class TaskDamage:
             controls' ``random_median``, ``random_min``, ``random_max``, ``damage`` (random median minus ablated:
             positive is more harm than random neurons do), the two-sided rank p-value ``p_random``; the same of the
             matched controls (``matched_median``, ..., ``p_matched``), and of the least predictive ones where the sets
-            know which score chose them (``least_median``, ...); ``n_neurons`` and ``role``.
+            know which score chose them (``least_median``, ...); ``n_neurons`` and ``role``; ``neurons_chosen`` "on
+            other examples", "on these examples" (by insistence) or "unknown".
         names: The tasks.
         settings: What each measured task's panel records, by its name, as plain JSON values.
 
@@ -102,7 +104,10 @@ class TaskDamage:
                 "*" if max(cell[f"p_{kind}"] for kind in _kinds(cell)) <= _ALPHA else " "
                 for cell in of_ablated
             ]
-            losses = (f"{cell['damage']:+.3f}{star}" for cell, star in zip(of_ablated, stars, strict=True))
+            losses = (
+                f"{cell['damage']:+.3f}{star}{' chosen here' if cell['neurons_chosen'] == THESE else ''}"
+                for cell, star in zip(of_ablated, stars, strict=True)
+            )
             table.add_row(shown(ablated), *losses)
         intact = [cells[self.names[0], measured]["intact"] for measured in self.names]
         table.add_section()
@@ -199,6 +204,7 @@ def cross_task_damage(
                         for name in (f"{kind}_median", f"{kind}_min", f"{kind}_max", f"p_{kind}")
                     },
                     "n_neurons": len(chosen),
+                    "neurons_chosen": row.neurons_chosen,
                 }
             )
     return TaskDamage(pd.DataFrame(rows).assign(role=examples.role), tuple(tasks), {"panels": settings})

@@ -26,7 +26,7 @@ from tl_skillneurons._checks import require_seed
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._terminal import shown
 from tl_skillneurons.neurons.neuron_set import NeuronSet
-from tl_skillneurons.scores.agreement import agreements
+from tl_skillneurons.scores.agreement import ALONE, agreements
 from tl_skillneurons.scores.ranked import Scored, require_one_model, strength
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.studies._common import load_tables, records, save_tables
@@ -41,9 +41,9 @@ class TaskComparison:
     Attributes:
         pairs: A row per pair of tasks and layer, and one over all layers (``layer`` -1): ``spearman`` of the scores,
             the middle 95 % of its null (``null_low``, ``null_high``), its two-sided ``p_value``, and what was
-            ``permuted`` for it, "labels" or "neurons"; of the tops ``n_shared``, ``jaccard``, of random sets
-            ``chance_jaccard`` and the hypergeometric ``p_overlap``, and under permuted labels ``p_shared`` (NaN where
-            neurons were permuted).
+            ``permuted`` for it, "labels" or "neurons", and ``labels_of`` whom; of the tops ``n_shared``, ``jaccard``,
+            of random sets ``chance_jaccard`` and the hypergeometric ``p_overlap``, and under permuted labels
+            ``p_shared`` (NaN where neurons were permuted).
         names: The tasks.
         settings: Amount, permutations, seed, and where each task's scores come from, as plain JSON values.
 
@@ -89,6 +89,9 @@ class TaskComparison:
             *("{one}", "{other}", "{spearman:.3f}", "{null_low:.3f} to {null_high:.3f}", "{n_shared}"),
             *("{jaccard:.3f}", "{chance_jaccard:.3f}", "{p_overlap:.2g}", "{p_shared:.2g}"),
         )
+        if (self.pairs.labels_of == ALONE).any():
+            table.caption = "one side kept its answers and its labels alone were permuted: p too small"
+            table.caption_justify = "left"
         for row in records(self.pairs[self.pairs.layer == -1]):
             table.add_row(*(shown(cell.format(**row)) for cell in cells))
         return table

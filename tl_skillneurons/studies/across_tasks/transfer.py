@@ -47,9 +47,9 @@ from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.ranked import require_one_model
 from tl_skillneurons.stats.intervals import doubtful_gap, ratio_interval
 from tl_skillneurons.stats.ranks import mantel, off_diagonal_spearman, spearman
+from tl_skillneurons.stats.rates import rate_interval
 from tl_skillneurons.stats.units import Units, require_units
 from tl_skillneurons.studies._common import (
-    interval_of_answers,
     load_tables,
     records,
     right_answers,
@@ -296,8 +296,8 @@ def compare_answers(
         if target not in left_out:
             ends = list(ratio_interval(above, above[j], seed=seed, units=belong[target]))
         for i, source in enumerate(names):
-            low, high = interval_of_answers(answers[target][i], belong[target])
-            row = {"source": source, "target": target, "accuracy": float(right[i, j])}
+            low, high = rate_interval(answers[target][i], belong[target])
+            row: dict[str, Any] = {"source": source, "target": target, "accuracy": float(right[i, j])}
             row |= {"accuracy_low": low, "accuracy_high": high, "own": float(right[j, j])}
             row |= {"guessing": guessing[target], "above": float(right[i, j]) - guessing[target]}
             row |= {"relative": float(relative[i, j])}
@@ -336,7 +336,7 @@ def _doubt(right: Float[Tensor, " _"], share: float, units: Units, seed: int) ->
     value = float(right.mean())
     if value <= share:
         return f"it is no better than guessing ({value:.3f}, guessing {share:.3f})"
-    low, high = interval_of_answers(right, units)
+    low, high = rate_interval(right, units)
     if low <= share:
         return (
             f"it may be no better than guessing ({value:.3f}, {low:.3f} to {high:.3f}; guessing {share:.3f})"

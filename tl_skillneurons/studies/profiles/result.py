@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._results import html_of, one_line
+from tl_skillneurons.neurons.choice import THESE, UNKNOWN
 from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.studies._common import columns_of, records, table_of
 from tl_skillneurons.studies.profiles.one_neuron import NeuronProfile
@@ -160,8 +161,9 @@ class NeuronProfiles:
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per neuron: its rule, the text that drives it highest and lowest, and of the parts that were made the
-        word it raises most, its effects, and the head that writes the label into it most."""
-        frame = self.rules.copy()
+        word it raises most, its effects, and the head that writes the label into it most; and where it was chosen
+        (``neurons_chosen``: "on these examples", by insistence, "on other examples" or "unknown")."""
+        frame = self.rules.assign(neurons_chosen=self.settings.get("neurons_chosen", UNKNOWN))
         at = ["layer", "index"]
         for side in ("highest", "lowest"):
             first = self.texts[self.texts.side == side].drop_duplicates(at)
@@ -183,7 +185,9 @@ class NeuronProfiles:
     def __repr__(self) -> str:
         n_prompts, n_examples, n_neurons = self.activations.shape
         numbers = {"n_neurons": n_neurons, "n_prompts": n_prompts, "n_examples": n_examples}
-        return one_line(self, **numbers, role=self.settings["role"], left_out=sorted(self.left_out))
+        here = self.settings.get("neurons_chosen") == THESE
+        chosen = {"neurons_chosen": THESE} if here else {}
+        return one_line(self, **numbers, role=self.settings["role"], left_out=sorted(self.left_out), **chosen)
 
     def _repr_html_(self) -> str:
         return html_of(self)

@@ -18,6 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
+from tl_skillneurons.neurons.choice import require_apart
 from tl_skillneurons.neurons.neuron_set import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
@@ -41,6 +42,9 @@ from tl_skillneurons.studies.profiles.single_effects import single_effects
 from tl_skillneurons.studies.profiles.writing_heads import writing_heads
 from tl_skillneurons.tasks.task import Task
 
+N_RANDOM = 100
+"""Random neurons of each layer beside the words that its neurons write."""
+
 PARTS = ("words", "output_words", "effects", "heads")
 """The parts of a profile that can be left out; activations, rules and texts are always there."""
 
@@ -56,8 +60,8 @@ def profile_neurons(
     n_texts: int = 8,
     prompt: int = 0,
     parts: Sequence[str] = PARTS,
-    n_random: int = 100,
     seed: int = 0,
+    on_chosen_examples: bool = False,
     run: RunOptions = RunOptions(),
 ) -> NeuronProfiles:
     """Profile chosen neurons on the examples of ``role``.
@@ -69,12 +73,14 @@ def profile_neurons(
         n_texts: So many texts that drive each highest, and as many lowest (at most half of the examples each).
         prompt: The number of the prompt whose texts and words are shown; activations and rules are of all.
         parts: Which of :data:`PARTS` to make.
-        n_random: So many random neurons of each layer beside the words that its neurons write.
-        seed: Of the bootstrap, the random neurons and the permutations.
+        seed: Of the bootstrap, the random neurons (:data:`N_RANDOM` of each layer, beside the words that its neurons
+            write) and the permutations.
+        on_chosen_examples: Profile neurons though some examples of ``role`` chose them; every row then says so.
         run: Batches, cache, progress.
 
     Raises:
-        ValueError: For an empty set, scores of other prompts, positions or another task, or an unknown part.
+        ValueError: For an empty set, neurons that these examples chose, scores of other prompts, positions or another
+            task, or an unknown part.
 
     Example:
         >>> profiles = skn.studies.profile_neurons(model, prompts, task, scores, scores.top(20, per="model"))
@@ -85,7 +91,6 @@ def profile_neurons(
     chosen = soft_prompts(prompts)
     require_seed(seed)
     require_int(n_texts, "n_texts")
-    require_int(n_random, "n_random")
     for part in parts:
         require_option(part, "parts", PARTS)
     if scores.positions != "prompt":
@@ -100,9 +105,11 @@ def profile_neurons(
     neurons.require_fits(scores.n_layers, scores.d_mlp)
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
+    split = task.split(role)
+    insist, by = on_chosen_examples, "on_chosen_examples=True"
+    require_apart(neurons.choice, list(split["text"]), insist=insist, by=by)
     if run.cache is None and runs_text_apart(model):
         run = replace(run, cache=InputCache(model))
-    split = task.split(role)
     texts, labels = list(split["text"]), torch.tensor(split["label"])
     position = scores.rules()[0][:, neurons.layer, neurons.index]
     prompted = PromptedModel(model, chosen[prompt], max_length=max_length, run=run)
@@ -124,7 +131,7 @@ def profile_neurons(
 
     makers: dict[str, Callable[[], Any]] = {
         "words": lambda: taken_apart(prompted, texts, neurons, position[prompt], driving),
-        "output_words": lambda: output_words(prompted, texts, neurons, n_random=n_random, seed=seed),
+        "output_words": lambda: output_words(prompted, texts, neurons, n_random=N_RANDOM, seed=seed),
         "effects": effects,
         "heads": lambda: writing_heads(prompted, task, whole, projection, seed=seed),
     }
@@ -164,7 +171,7 @@ def profile_neurons(
             prompt=prompt,
             parts=[part for part in PARTS if part in parts],
             measure=MEASURES[projection],
-            n_random=n_random,
+            n_random=N_RANDOM,
             n_cut=prompted.n_truncated(texts),
             max_length=max_length,
             seed=seed,

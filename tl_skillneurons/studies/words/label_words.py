@@ -5,7 +5,8 @@ task, the set should change no more than it does from one seed to another with t
 yardstick.
 
 What it does not show: that the set outlives the label words says that it isn't about these, not what else it is about.
-Any wording is tuned on the same texts. The controls are other seeds of the same wording, and random label words.
+Any wording is tuned on the same texts. The controls are other seeds of the same wording, random label words, and what
+two runs agree on where both have the same permuted labels, for runs on the same texts are never independent.
 """
 
 import hashlib
@@ -31,6 +32,7 @@ from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.fit import fit_soft_prompts
+from tl_skillneurons.scores.agreement import agreements
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.predictivity import require_orders, score_neurons
 from tl_skillneurons.scores.rules import rule_answers
@@ -47,6 +49,7 @@ from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.tasks.two_classes import require_two_classes
 
 KIND = "LabelWordComparison"
+_N_AGREE = 99  # permutations that agreement of runs is compared with
 _N_BEST = 10  # neurons whose accuracy on report stands beside each wording
 
 
@@ -57,9 +60,11 @@ class LabelWordComparison:
     Attributes:
         pairs: A row for every two runs, a run being a wording and a seed: ``one``, ``other``, ``seed_one``,
             ``seed_other``, ``same_words``, ``same_seed``; Spearman's correlation of their predictivities
-            (``spearman``); of their tops ``n_shared``, ``jaccard``, and of random sets ``chance_jaccard``. What two
-            runs with other words share stands beside what two with the same words share; no p-value is given, since
-            runs on the same texts are never independent.
+            (``spearman``), the middle 95 % of it where both have the same permuted labels (``null_low``,
+            ``null_high``), and its two-sided ``p_value``; of their tops ``n_shared``, ``jaccard``, of random sets
+            ``chance_jaccard``, and how often permuted labels make them share as many (``p_shared``). All four are NaN
+            where layers differ in width. What two runs with other words share stands beside what two with the same
+            words share.
         wordings: A row per run: ``wording``, ``seed``, its label ``words``; how tuning ended (``outcome``); on
             ``report`` the ``prompt_accuracy``, the ``majority`` class's share, and the mean accuracy ``best_ten`` of
             the ten best neurons; on ``select`` the ``best`` predictivity and the ``level`` that luck reaches in 5 % of
@@ -99,9 +104,10 @@ class LabelWordComparison:
     def summary(self) -> pd.DataFrame:
         """Pairs with the same and with other words, by the same and by other seeds: how alike they are on average.
 
-        Columns: ``same_words``, ``same_seed``, ``n_pairs``, ``spearman`` with its ``lowest`` and ``highest``,
-        ``jaccard``, ``chance_jaccard``. Other words and another seed are to be compared with the same words and another
-        seed: runs of one seed also share their first prompt and the order of examples.
+        Columns: ``same_words``, ``same_seed``, ``n_pairs``, ``spearman`` with its ``lowest`` and ``highest``, and the
+        mean of its ``null_low`` and ``null_high``; ``jaccard``, ``chance_jaccard``. Other words and another seed are to
+        be compared with the same words and another seed: runs of one seed also share their first prompt and the order
+        of examples.
         """
         grouped = self.pairs.groupby(["same_words", "same_seed"], sort=True)
         frame = grouped.agg(
@@ -109,6 +115,8 @@ class LabelWordComparison:
             spearman=("spearman", "mean"),
             lowest=("spearman", "min"),
             highest=("spearman", "max"),
+            null_low=("null_low", "mean"),
+            null_high=("null_high", "mean"),
             jaccard=("jaccard", "mean"),
             chance_jaccard=("chance_jaccard", "mean"),
         )
@@ -164,7 +172,7 @@ def compare_label_words(
         n_random: So many more wordings of random tokens, "random 0" and so on: neither special ones nor the task's own.
         seeds: Of the prompts, each scored by itself; at least two.
         amount: The tops that are compared, as a share of each layer or a count (:meth:`NeuronScores.top`).
-        n_permutations: For each run's level; at least 19.
+        n_permutations: For each run's level; at least 19. The first 99 tell how far runs agree by themselves.
         seed: Draws the random words and the permutations.
         folder: Where prompts are kept, in a folder for each wording; the same call goes on where it stopped.
         run: Keys and values of the texts (causal models) are kept here even without ``run.cache``.
@@ -204,16 +212,19 @@ def compare_label_words(
         where = None if folder is None else Path(folder) / _folder_name(name)
         prompts = fit_soft_prompts(model, worded, seeds=seeds, folder=where, run=run, **tuning)
         for number, prompt in zip(seeds, prompts, strict=True):
-            found = score_neurons(model, prompt, worded, n_permutations=n_permutations, seed=seed, run=run)
+            found = score_neurons(
+                model, prompt, worded, n_permutations=n_permutations, seed=seed, keep_outcomes=True, run=run
+            )
             scores[name, number] = found
             of_run = {"wording": name, "seed": number, "words": _shown(model, worded.label_words)}
             rows.append(of_run | _measure(model, prompt, worded, found, run))
+    pairs = _pairs(scores, amount, min(n_permutations, _N_AGREE), seed)
     counts: dict[str, Any] = {"n_random": n_random, "seeds": seeds, "amount": amount, "seed": seed}
     return LabelWordComparison(
-        pairs=_pairs(scores, amount),
+        pairs=pairs,
         wordings=pd.DataFrame(rows),
         label_words={name: dict(worded.label_words) for name, worded in tasks.items()},
-        scores=scores,
+        scores={key: replace(found, outcomes=None) for key, found in scores.items()},
         settings=settings_of(model, task, **counts, n_permutations=n_permutations, tuning=tuning),
     )
 
@@ -226,12 +237,24 @@ def _folder_name(name: str) -> str:
     return f"{shown}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _pairs(scores: Mapping[tuple[str, int], NeuronScores], amount: float | int) -> pd.DataFrame:
-    """How alike every two runs are."""
+def _pairs(
+    scores: Mapping[tuple[str, int], NeuronScores], amount: float | int, n_permutations: int, seed: int
+) -> pd.DataFrame:
+    """How alike every two runs are, and how alike permuted labels make them."""
     tops = {key: found.top(amount) for key, found in scores.items()}
+    numbers = {key: str(number) for number, key in enumerate(scores)}
+    by_luck = {}
+    first, *_ = scores
+    if isinstance(scores[first].d_mlp, int):
+        named = {numbers[key]: found for key, found in scores.items()}
+        n_top = len(tops[first]) // scores[first].n_layers
+        by_luck = agreements(
+            named, list(combinations(named, 2)), n_top, n_permutations=n_permutations, seed=seed
+        )
     rows = []
     for one, other in combinations(scores, 2):
         shared = asdict(tops[one].overlap(tops[other]))
+        null = by_luck[numbers[one], numbers[other]].row(-1) if by_luck else {}
         rows.append(
             {
                 "one": one[0],
@@ -241,7 +264,9 @@ def _pairs(scores: Mapping[tuple[str, int], NeuronScores], amount: float | int) 
                 "same_words": one[0] == other[0],
                 "same_seed": one[1] == other[1],
                 "spearman": spearman(known(scores[one].predictivity), known(scores[other].predictivity)),
+                **{name: null.get(name, float("nan")) for name in ("null_low", "null_high", "p_value")},
                 **{name: shared[name] for name in ("n_shared", "jaccard", "chance_jaccard")},
+                "p_shared": null.get("p_shared", float("nan")),
             }
         )
     return pd.DataFrame(rows)

@@ -5,11 +5,14 @@ import typing
 from dataclasses import replace
 from pathlib import Path
 
+import families
 import planted
 import pytest
 import torch
 from datasets import Dataset
 from tiny import bridge
+
+from tl_skillneurons.models import sites
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(page for page in (ROOT / "examples").glob("*.md") if "```python" in page.read_text())
@@ -101,6 +104,29 @@ def test_the_readme_is_short_and_every_page_is_in_the_index():
     for path in (ROOT / "examples").iterdir():
         if path.suffix in (".md", ".py") and path.name != "README.md":
             assert f"{path.name}" in index, path.name
+
+
+def families_named(text):
+    """The families in README's list: "gemma 1 to 4" are gemma, gemma2, gemma3 and gemma4."""
+    names = set()
+    for one in re.split(r"[,;]", re.sub(r"\(.*?\)", "", text, flags=re.DOTALL)):
+        name, _, numbers = one.strip().lower().replace("-", "_").partition(" ")
+        first, last = re.fullmatch(r"(\d) (?:to|and) (\d)", numbers).groups() if numbers else (2, 1)
+        names |= {name, *(f"{name}{n}" for n in range(max(2, int(first)), int(last) + 1))}
+    return names
+
+
+def test_the_readmes_families_are_those_that_the_checks_accept():
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", text_of(ROOT / "examples" / "models.md"), re.MULTILINE)
+    assert [name for name, _ in rows] == list(families.FAMILIES)  # python tests/families.py --page
+    assert len(rows) >= 60 and all(set(cells.split(" | ")) <= {"ok", "refused"} for _, cells in rows)
+    accepted = [name for name, cells in rows if cells.startswith("ok | ok | ok | ok | ok ")]
+    named = families_named(text_of(ROOT / "README.md").split("## Models\n\n")[1].split(". [Each]")[0])
+    spelled = {name.replace("_v", "") for name in accepted}  # deberta_v2 is DeBERTa 2
+    assert named <= spelled
+    mixtures = [name for name in accepted if sites._names_experts(families.config_of(name))]
+    told = [name for name in accepted if any(re.fullmatch(f"{one}(_.*|[0-9])?", name) for one in named)]
+    assert {name for name in accepted if "t5" not in name} == {*told, *mixtures}
 
 
 @pytest.mark.parametrize("page", ["README.md", "examples/README.md", *[f"examples/{p.name}" for p in PAGES]])

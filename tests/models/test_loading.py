@@ -1,3 +1,4 @@
+import json
 import logging
 import warnings
 
@@ -349,6 +350,26 @@ def test_a_kind_that_shows_only_once_booted_is_refused_as_well(loading, tmp_path
     monkeypatch.setattr(loading, "config_refusal", lambda config: None)
     with pytest.raises(ValueError, match="can't find neurons in"):
         loading.load_model(tmp_path, device="cpu")
+
+
+def test_a_model_with_code_of_its_own_is_refused_without_asking_to_run_it(loading, tmp_path, monkeypatch):
+    save(tmp_path, hf.LlamaForCausalLM, LLAMA)
+    own = {"AutoConfig": "own.OpenELMConfig", "AutoModelForCausalLM": "own.OpenELMForCausalLM"}
+    stated = {"model_type": "openelm", "architectures": ["OpenELMForCausalLM"], "auto_map": own}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked"))
+    with pytest.raises(
+        ValueError, match=r"it comes with code of its own, which is not run from here; .*hf_model="
+    ):
+        loading.load_model(tmp_path)
+
+
+def test_whatever_the_boot_dies_of_is_one_sentence_with_the_models_name(loading, tmp_path):
+    save(tmp_path, hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig(**NARROW, attention_bias=False))
+    with pytest.raises(
+        ValueError, match=f"TransformerLens can't boot {tmp_path}: AssertionError; use another"
+    ):
+        loading.load_model(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -170,3 +170,42 @@ def test_gpt1_is_refused_a_prompt_since_its_bridge_is_off_with_any_mask():
     assert skn.models.verify(model)["logits"].ok
     with pytest.raises(ValueError, match=r"prompt refused: differs by 0\.\d+ .* given an attention mask"):
         skn.PromptedModel(model, skn.SoftPrompt(torch.randn(3, 32), placement="suffix"))
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("falcon_new", "new_decoder_architecture"),
+        ("umt5_encoder", "each layer of a UMT5"),
+        ("bert_in_chunks", "chunk_size_feed_forward"),
+        ("gpt2_cross_attention", "add_cross_attention"),
+        ("gemma4_double_wide", "num_kv_shared_layers"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_its_config_before_its_weights_are_read(family, reason):
+    from tl_skillneurons.models.sites import config_refusal
+
+    assert reason in config_refusal(families.config_of(family))
+
+
+def test_a_model_whose_bridge_runs_no_text_is_refused_in_one_sentence(llama, monkeypatch):
+    attention = type(llama.original_model.model.layers[0].self_attn)
+    monkeypatch.setattr(attention, "__call__", lambda *args, **kwargs: {}["position_bias"])
+    with pytest.raises(
+        ValueError, match=r"tiny \(LlamaForCausalLM\) can't be used, since its bridge runs no text"
+    ):
+        skn.models.verify(llama)
+
+
+def test_neurons_that_are_seen_in_pieces_are_refused(monkeypatch):
+    monkeypatch.setattr(tiny.CONFIGS["bert"], "chunk_size_feed_forward", 3)
+    model = tiny.bridge("bert")
+    monkeypatch.setattr(model.original_model.config, "chunk_size_feed_forward", 0)
+    result = skn.models.verify(model)
+    assert "on a whole text" in result["neurons"].told
+    assert result["logits"].ok and result["heads"].ok
+
+
+def test_an_encoder_that_is_no_t5_is_refused_as_one():
+    with pytest.raises(ValueError, match="a UMT5EncoderModel is no T5"):
+        skn.models.T5EncoderToRead(families.hf_model("umt5_encoder"))

@@ -53,6 +53,15 @@ STACKS = {
     "max_position_embeddings": 48,
     **IDS,
 }
+GPT_LIKE = {
+    "vocab_size": tiny.D_VOCAB,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 48,
+    "n_inner": 48,
+    **IDS,
+}
 T5_LIKE = {
     "vocab_size": tiny.D_VOCAB,
     "d_model": 32,
@@ -126,8 +135,12 @@ RECIPES = {
     "t5_encoder": ("T5EncoderModel", {**T5_LIKE, "d_kv": 6}),
     "t5_encoder_gated": ("T5EncoderModel", {**T5_LIKE, "feed_forward_proj": "gated-gelu"}),
     "mt5_encoder": ("MT5EncoderModel", {**T5_LIKE, "feed_forward_proj": "gated-gelu"}),
+    "bert_in_chunks": ("BertForMaskedLM", {**PLAIN, "chunk_size_feed_forward": 3}),
+    "umt5_encoder": ("UMT5EncoderModel", T5_LIKE),
     # causal, dense
     "bert_decoder": ("BertLMHeadModel", {**PLAIN, "is_decoder": True}),
+    "gpt2_not_scaled": ("GPT2LMHeadModel", {**GPT_LIKE, "scale_attn_weights": False}),
+    "gpt2_cross_attention": ("GPT2LMHeadModel", {**GPT_LIKE, "add_cross_attention": True}),
     "gpt1": (
         "OpenAIGPTLMHeadModel",
         {"vocab_size": tiny.D_VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48, **IDS},
@@ -256,6 +269,31 @@ RECIPES = {
             "layer_types": ["sliding_attention", "full_attention"],
         },
     ),
+    "gemma4_keys_as_values": (
+        "Gemma4ForCausalLM",
+        {
+            **LLAMA,
+            **HEADS,
+            **WINDOW,
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "gemma4_double_wide": (
+        "Gemma4ForCausalLM",
+        {
+            **LLAMA,
+            **HEADS,
+            **WINDOW,
+            "num_hidden_layers": 4,
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
+    "gemma3n": ("Gemma3nForCausalLM", {**LLAMA, **HEADS}),
     "vaultgemma": ("VaultGemmaForCausalLM", {**LLAMA, **HEADS, **WINDOW, "query_pre_attn_scalar": 8}),
     "llama_bias": ("LlamaForCausalLM", {**LLAMA, "mlp_bias": True, "attention_bias": True}),
     "llama_not_causal": ("LlamaForCausalLM", {**LLAMA, "is_causal": False}),
@@ -314,6 +352,7 @@ RECIPES = {
     "youtu": ("YoutuForCausalLM", {**LLAMA, "num_key_value_heads": 4, **LATENT}),
     "deepseek_v3_dense": ("DeepseekV3ForCausalLM", {**DEEPSEEK, "first_k_dense_replace": 2}),
     "deepseek_v2_dense": ("DeepseekV2ForCausalLM", {**DEEPSEEK, "first_k_dense_replace": 2}),
+    "laguna": ("LagunaForCausalLM", {**LLAMA, **HEADS}),
     "lfm2": (
         "Lfm2ForCausalLM",
         {
@@ -365,6 +404,21 @@ RECIPES = {
             **EXPERTS,
         },
     ),
+    "glm4_moe_lite": ("Glm4MoeLiteForCausalLM", {**DEEPSEEK, "mlp_layer_types": ["dense", "sparse"]}),
+    "glm_moe_dsa": ("GlmMoeDsaForCausalLM", DEEPSEEK),
+    "deepseek_v4": ("DeepseekV4ForCausalLM", LLAMA),
+    "granite_hybrid": (
+        "GraniteMoeHybridForCausalLM",
+        {
+            **LLAMA,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 48,
+            "layer_types": ["attention", "attention"],
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+        },
+    ),
+    "jetmoe": ("JetMoeForCausalLM", {**LLAMA, "num_local_experts": 4}),
     "olmoe": ("OlmoeForCausalLM", {**LLAMA, "num_experts": 4, "num_experts_per_tok": 2}),
     "flex_olmo": ("FlexOlmoForCausalLM", {**LLAMA, "num_experts": 4, "num_experts_per_tok": 2}),
     "granite_moe": ("GraniteMoeForCausalLM", {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}),
@@ -403,6 +457,14 @@ RECIPES = {
         "RecurrentGemmaForCausalLM",
         {**LLAMA, **HEADS, "lru_width": 32, "attention_window_size": 8},
     ),
+    "bamba": (
+        "BambaForCausalLM",
+        {**LLAMA, "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
+        | {"attn_layer_indices": [1]},
+    ),
+    "falcon_mamba": ("FalconMambaForCausalLM", {**SIZES, **IDS, "state_size": 8}),
+    "olmo_hybrid": ("OlmoHybridForCausalLM", LLAMA),
+    "qwen3_5": ("Qwen3_5ForCausalLM", {**LLAMA, **HEADS}),
     "falcon_h1": ("FalconH1ForCausalLM", {**LLAMA, **MAMBA, "mamba_d_ssm": 64}),
     "qwen3_next": (
         "Qwen3NextForCausalLM",
@@ -422,6 +484,7 @@ RECIPES = {
     # two stacks
     "t5": ("T5ForConditionalGeneration", T5_LIKE),
     "t5_gated": ("T5ForConditionalGeneration", {**T5_LIKE, "feed_forward_proj": "gated-gelu"}),
+    "umt5": ("UMT5ForConditionalGeneration", T5_LIKE),
     "mt5": ("MT5ForConditionalGeneration", {**T5_LIKE, "feed_forward_proj": "gated-gelu"}),
     "longt5": ("LongT5ForConditionalGeneration", T5_LIKE),
     "switch": ("SwitchTransformersForConditionalGeneration", {**T5_LIKE, "num_experts": 2}),

@@ -54,7 +54,7 @@ def neurons(s: Subject) -> float:
         elif s.model.compatibility_mode:  # where a bridge multiplies by weights of its own
             worst = max(worst, _projected(s, layer, s.plain[1][name]))
         else:
-            raise ValueError(f"layer {layer} has no projection out of its MLP that runs")
+            raise ValueError(f"layer {layer} has no projection out of its MLP that runs on a whole text")
     return max(worst, _edited(s))
 
 
@@ -135,8 +135,13 @@ def cached(s: Subject) -> float:
     for row, (text, at) in enumerate(zip(texts, where, strict=True)):
         ids[row, at.start : width - n] = text
         mask[row, at] = 1
-    with quietly(s.model):
-        past = prefill(s.model, ids, mask[:, :-n])
+    try:
+        with quietly(s.model):
+            past = prefill(s.model, ids, mask[:, :-n])
+    except Exception as error:  # whatever a model of somebody else's may raise
+        raise ValueError(
+            f"its texts' keys and values can't be kept as other models' are ({error})"
+        ) from error
     _require_keys_and_values(past, len(s.model.blocks), (2, width - n))
     filler = s.text[:1].expand(2, n)
     virtual = torch.ones_like(filler, dtype=torch.bool)

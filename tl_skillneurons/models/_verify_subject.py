@@ -114,6 +114,8 @@ class Subject:
         entered: dict[int, Tensor] = {}
 
         def look(key: int, act: Tensor) -> Tensor | None:
+            if act.numel() != 2 * LONG * act.shape[-1]:
+                return None  # what does not run on a whole text
             rows = act.reshape(2, LONG, act.shape[-1])  # OPT's are flattened
             entered[key] = rows[:1].clone()
             return edit_second_row(rows).reshape(act.shape) if key in self.sites else None

@@ -243,7 +243,15 @@ def read_config(name: str, source: str, revision: str | None = None) -> Any:
     from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(source, revision=revision)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except ValueError as error:
+        if "custom code" not in str(error) and "trust_remote_code" not in str(error):
+            raise
+        raise Refused(
+            f"can't load {name}: it comes with code of its own, which is not run from here; read that code, load the "
+            "model by transformers with trust_remote_code=True, and boot it by boot_transformers(name, hf_model=model)"
+        ) from error
     if config.model_type in T5_ENCODERS:
         config.is_encoder_decoder, config.architectures = False, [ARCHITECTURE]  # its encoder alone is loaded
     reason = config_refusal(config)
@@ -291,8 +299,8 @@ def _load_errors(name: str, source: str, local: bool) -> Iterator[None]:
         yield
     except Refused as error:
         raise ValueError(str(error)) from error.__cause__
-    except RuntimeError as error:
-        first = str(error).strip().partition("\n")[0]
+    except (RuntimeError, AttributeError, AssertionError, TypeError, IndexError) as error:
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"TransformerLens can't boot {name}: {first}; use another model of its family"
         ) from error

@@ -47,16 +47,29 @@ def config_refusal(config: Any) -> str | None:
 
     A reason that shows only in the booted model is left to :func:`require_supported`.
     """
+    kind = str(getattr(config, "model_type", ""))
+    if kind in _REFUSED_KINDS:
+        return _REFUSED_KINDS[kind]
+    if kind == "falcon" and getattr(config, "new_decoder_architecture", False):
+        return (
+            "it is a Falcon of the newer kind (new_decoder_architecture in its config), whose queries, keys and values "
+            "TransformerLens cuts as if there were one key for all heads; use one of the older kind, such as falcon-7b"
+        )
     if getattr(config, "is_encoder_decoder", False):
         return (
             "it is an encoder-decoder model, with two stacks of layers, so a layer and a neuron do not name "
             "one place; use a causal model, a BERT-like encoder, or a T5's encoder alone (load_model, or "
             "T5EncoderToRead)"
         )
-    if getattr(config, "model_type", "") == "albert":
+    if kind == "gpt2" and getattr(config, "add_cross_attention", False):
         return (
-            "all its layers are one set of weights that runs several times, so a neuron of one layer is that of every "
-            "layer; use an encoder whose layers have weights of their own"
+            "it is a decoder for another model's encoder (add_cross_attention in its config), whose keys and values "
+            "come in a form that TransformerLens does not take; use a GPT-2 of its own"
+        )
+    if getattr(config, "chunk_size_feed_forward", 0):
+        return (
+            "its MLPs run in pieces of a text (chunk_size_feed_forward in its config), so that a neuron's activations "
+            "are not seen together; set it to 0 before booting, which changes no number"
         )
     if (
         getattr(config, "vision_config", None) is not None
@@ -77,11 +90,28 @@ def config_refusal(config: Any) -> str | None:
             "it looks the tokens' ids up again in every layer (per-layer inputs), and virtual tokens have none; use a "
             "model without them"
         )
-    kinds = [str(getattr(config, "model_type", "")), *map(str, getattr(text, "layer_types", None) or ())]
+    if getattr(text, "num_kv_shared_layers", 0):
+        return (
+            "its last layers take the keys and values of earlier ones (num_kv_shared_layers in its config), which is "
+            "not checked here; use a model whose layers have their own"
+        )
+    kinds = [kind, *map(str, getattr(text, "layer_types", None) or ())]
     if any(word in kind for kind in kinds for word in ("mamba", "rwkv", "recurrent", "linear_attention")):
         return _STATE_SPACE
     return None
 
+
+_REFUSED_KINDS = {
+    "albert": (
+        "all its layers are one set of weights that runs several times, so a neuron of one layer is that of every "
+        "layer; use an encoder whose layers have weights of their own"
+    ),
+    "umt5": (
+        "each layer of a UMT5 has position biases of its own, which TransformerLens' T5 attention does not take; use "
+        "the encoder of a T5 or mT5"
+    ),
+}
+"""By the model type of their config."""
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _DENSE_LAYERS = (
@@ -98,8 +128,11 @@ _DENSE_LAYERS = (
 
 def _experts_alone(text: Any) -> bool:
     """Whether a config is of a mixture of experts and has no word for layers that are none."""
-    counts = [n for name in _EXPERT_COUNTS if isinstance(n := getattr(text, name, None), int)]
-    return max(counts, default=0) > 1 and not any(hasattr(text, name) for name in _DENSE_LAYERS)
+    return _names_experts(text) and not any(hasattr(text, name) for name in _DENSE_LAYERS)
+
+
+def _names_experts(text: Any) -> bool:
+    return any(isinstance(n := getattr(text, name, None), int) and n > 1 for name in _EXPERT_COUNTS)
 
 
 _STATE_SPACE = (

@@ -62,7 +62,9 @@ def fresh_tokenizer(model: TransformerBridge, revision: str | None = None) -> An
     if known == asked:
         return own
     try:
-        own = AutoTokenizer.from_pretrained(source, revision=asked[1], local_files_only=True)
+        own = AutoTokenizer.from_pretrained(
+            source, revision=asked[1], local_files_only=True, trust_remote_code=False
+        )
     except Exception:  # whatever keeps it from being loaded, there is nothing to compare with
         return None
     _FRESH[model] = asked, own

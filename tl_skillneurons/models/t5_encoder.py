@@ -37,6 +37,9 @@ class T5EncoderToRead(T5PreTrainedModel):
     Args:
         model: A T5 or mT5, or its encoder; the parts are shared with it.
 
+    Raises:
+        ValueError: For another kind of model, a UMT5 or LongT5 among them.
+
     Example:
         >>> skn.models.register_encoders()
         >>> encoder = skn.models.T5EncoderToRead(T5EncoderModel.from_pretrained("google-t5/t5-small"))
@@ -44,6 +47,10 @@ class T5EncoderToRead(T5PreTrainedModel):
     """
 
     def __init__(self, model: Any) -> None:
+        if model.config.model_type not in T5_ENCODERS:
+            raise ValueError(
+                f"a {type(model).__name__} is no T5: only the encoders of {' and '.join(T5_ENCODERS)} can be read so"
+            )
         encoder = model.encoder
         config = encoder.config
         config.architectures = [ARCHITECTURE]

@@ -27,7 +27,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._results import html_of
 from tl_skillneurons.models import _verify_runs as runs
 from tl_skillneurons.models._quiet_run import quietly
-from tl_skillneurons.models._verify_subject import Subject
+from tl_skillneurons.models._verify_subject import LONG, Subject
 from tl_skillneurons.models.causality import forget
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import hf_config, mend_head_shapes, require_supported
@@ -129,7 +129,7 @@ def verify(model: TransformerBridge, tokenizer: Any = None) -> Verification:
         A table of checks: each "ok", "differs by ..." or "refused: ..." with the reason.
 
     Raises:
-        TypeError, ValueError: For what is no model in which neurons can be found.
+        TypeError, ValueError: For what is no model in which neurons can be found, or runs no text.
 
     Example:
         >>> print(skn.models.verify(model))
@@ -139,6 +139,7 @@ def verify(model: TransformerBridge, tokenizer: Any = None) -> Verification:
     with quietly(model):
         forget(model)
         subject, compared_with = _subject(model)
+        _require_runs(subject)
         checks = [_checked(name, compare, subject) for name, compare in _CHECKS.items()]
         differs = token_differences(model, tokenizer)
         checks.append(Check("special tokens", None, differs and f"differs: {differs}"))
@@ -211,6 +212,17 @@ def _subject(model: TransformerBridge) -> tuple[Subject, str]:
         return Subject(model, Untouched(model.original_model, parts)), (
             f"the Hugging Face model inside it, with the bridge's parts ({told})"
         )
+
+
+def _require_runs(subject: Subject) -> None:
+    """Refuse a model that runs no text at all."""
+    try:
+        _ = subject.causal
+    except Exception as error:  # whatever a model of somebody else's may raise
+        raise ValueError(
+            f"{model_label(subject.model)} can't be used, since its bridge runs no text (of {LONG} tokens): "
+            f"{_first_line(error)}; use another model of its family"
+        ) from error
 
 
 def _checked(name: str, compare: Callable[[Subject], float], subject: Subject) -> Check:

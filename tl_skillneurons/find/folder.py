@@ -174,7 +174,7 @@ def describe_task(task: Task) -> dict[str, Any]:
         "dropped_as_also_in_a_later_role": task.dropped,
         "notes": list(task.notes),
     }
-    return described if task.chat is None else {**described, "chat": task.chat.record}
+    return {**described, **_unusual(task)}
 
 
 def save_task(path: Path, task: Task) -> Path:
@@ -195,9 +195,13 @@ def save_task(path: Path, task: Task) -> Path:
         "notes": list(task.notes),
         "roles": roles,
     }
-    if task.chat is not None:
-        content["chat"] = task.chat.record
-    return write_json(path, content)
+    return write_json(path, {**content, **_unusual(task)})
+
+
+def _unusual(task: Task) -> dict[str, Any]:
+    """What is recorded of a task where it is not the ordinary: its chat, and how its words are scored."""
+    chat = {} if task.chat is None else {"chat": task.chat.record}
+    return chat if task.word_score == "sum" else {**chat, "word_score": task.word_score}
 
 
 def load_task(path: Path) -> Task:
@@ -221,6 +225,7 @@ def load_task(path: Path) -> Task:
             dropped=content["dropped"],
             notes=tuple(content["notes"]),
             chat=Chat(**content["chat"]) if "chat" in content else None,
+            word_score=content.get("word_score", "sum"),
         )
 
 

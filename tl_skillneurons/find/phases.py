@@ -69,7 +69,7 @@ from tl_skillneurons.interventions.effects import measure_effects
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import has_language_model_head, is_causal, max_length, neuron_shape
-from tl_skillneurons.models.tokenizing import label_token_ids
+from tl_skillneurons.models.tokenizing import label_tokens
 from tl_skillneurons.neurons.neuron_set import SITE, NeuronSet
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -148,7 +148,7 @@ def find_skill_neurons(
             f"tokens, got {n_virtual_tokens}; use fewer"
         )
     if has_language_model_head(model):
-        label_token_ids(model, task.label_words)
+        label_tokens(model, task.label_words)
     settings = {
         "model": model_record(model),
         "site": SITE,

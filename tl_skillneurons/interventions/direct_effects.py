@@ -59,6 +59,12 @@ def direct_logits(
         >>> intact = prompted.class_logits(texts).detach()
         >>> [direct] = direct_logits(prompted, texts, intact, [skn.ablate(skill, positions="prompt")])
     """
+    if prompted.words is not None and prompted.words.need_scores:
+        raise ValueError(
+            "a direct effect is on what is read at one position, and these label words have several tokens, or are "
+            "compared with what they are without the text; give label words of one token with word_score='sum', or "
+            "measure total effects"
+        )
     if torch.is_inference_mode_enabled():
         raise ValueError("direct effects need gradients; call this outside torch.inference_mode()")
     changed = [intact.clone().double() for _ in interventions]

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformer_lens import utilities as tl_utilities
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -146,12 +144,13 @@ def special_token_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(special)
 
 
-def label_token_ids(model: TransformerBridge, label_words: Mapping[int, str | int]) -> Tensor:
-    """The token id of each class's label word, in the order of the class ids.
+def label_tokens(model: TransformerBridge, label_words: Mapping[int, str | int]) -> list[list[int]]:
+    """The token ids of each class's label word, in the order of the class ids: one of a masked language model, which
+    fills one mask, one or several of a causal one.
 
     Raises:
-        ValueError: For a word of several tokens, an id outside the vocabulary, two classes with one token,
-            fewer than two classes, or a model whose language-model head was never trained.
+        ValueError: For a word of several tokens in a masked language model, an id outside the vocabulary, words that
+            can't be told apart, fewer than two classes, or a model whose language-model head was never trained.
     """
     if not has_language_model_head(model):
         raise ValueError(
@@ -167,52 +166,87 @@ def label_token_ids(model: TransformerBridge, label_words: Mapping[int, str | in
         raise ValueError(
             f"label_words must hold a word for each of at least two classes, got {dict(label_words)}"
         )
-    d_vocab = model.W_U.shape[1]
-    ids = []
+    d_vocab, causal = model.W_U.shape[1], is_causal(model)
+    found = []
     for label in sorted(label_words):
         word = label_words[label]
-        if isinstance(word, str):
-            spelled, word = word, _single_token(model.tokenizer, word)
-            if word >= d_vocab:
+        if not isinstance(word, str):
+            if not 0 <= word < d_vocab:
+                raise ValueError(f"the token id of label {label} must be in [0, {d_vocab}), got {word}")
+            found.append([word])
+            continue
+        ids = _several_tokens(model.tokenizer, word) if causal else [_single_token(model.tokenizer, word)]
+        if beyond := [i for i in ids if i >= d_vocab]:
+            raise ValueError(
+                f"label word {word!r} has the token id {beyond[0]}, and the model answers with the ids 0 to "
+                f"{d_vocab - 1}; a token added to the tokenizer needs a row of its own (resize_token_embeddings, "
+                "before the model is booted), or choose another word"
+            )
+        found.append(ids)
+    _require_told_apart(found, label_words)
+    return found
+
+
+def told_ids(ids: Sequence[Sequence[int]]) -> list[Any]:
+    """Label words' token ids as a message tells them: numbers where each is one."""
+    return [own[0] for own in ids] if all(len(own) == 1 for own in ids) else [list(own) for own in ids]
+
+
+def _require_told_apart(ids: list[list[int]], label_words: Mapping[int, str | int]) -> None:
+    """Refuse words of the same tokens, and a word that another begins with, which is never less likely than that."""
+    words = [label_words[label] for label in sorted(label_words)]
+    for one, own in enumerate(ids):
+        for other, longer in enumerate(ids):
+            if one == other or own != longer[: len(own)]:
+                continue
+            if len(own) == len(longer):
                 raise ValueError(
-                    f"label word {spelled!r} has the token id {word}, and the model answers with the ids 0 to "
-                    f"{d_vocab - 1}; a token added to the tokenizer needs a row of its own (resize_token_embeddings, "
-                    "before the model is booted), or choose another word"
+                    f"each label needs a token of its own, got {dict(label_words)} with token ids {told_ids(ids)}"
                 )
-        elif not 0 <= word < d_vocab:
-            raise ValueError(f"the token id of label {label} must be in [0, {d_vocab}), got {word}")
-        ids.append(word)
-    if len(set(ids)) < len(ids):
-        raise ValueError(f"each label needs a token of its own, got {dict(label_words)} with token ids {ids}")
-    return torch.tensor(ids)
+            raise ValueError(
+                f"label words must be told apart, and {words[other]!r} ({longer}) begins with all the tokens of "
+                f"{words[one]!r} ({own}), which is never the less likely; give words that differ before one of them "
+                "ends"
+            )
+
+
+def _several_tokens(tokenizer: Any, word: str) -> list[int]:
+    """The tokens of a word, all of them in the vocabulary."""
+    ids = list(tokenizer(word, add_special_tokens=False)["input_ids"])
+    if not ids or tokenizer.unk_token_id in ids:
+        pieces = f"holds what is not in the vocabulary ({tokenizer.convert_ids_to_tokens(ids)})"
+        told = pieces if len(ids) > 1 else "is not in the vocabulary"
+        raise ValueError(f"label word {word!r} {told}; {_advice(tokenizer, word)}")
+    return ids
 
 
 def _single_token(tokenizer: Any, word: str) -> int:
-    def pieces(candidate: str) -> list[int]:
-        return tokenizer(candidate, add_special_tokens=False)["input_ids"]
-
-    ids = pieces(word)
+    ids = list(tokenizer(word, add_special_tokens=False)["input_ids"])
     if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
         return ids[0]
-    stem = word.strip()
-    candidates = [
-        f" {stem}",
-        stem,
-        f" {stem.lower()}",
-        stem.lower(),
-        f" {stem.partition('-')[0].partition(' ')[0]}",
-    ]
-    works = [
-        c
-        for c in candidates
-        if c.strip() and c != word and len(pieces(c)) == 1 and pieces(c)[0] != tokenizer.unk_token_id
-    ]
     told = (
         f"is {len(ids)} tokens ({tokenizer.convert_ids_to_tokens(ids)})"
         if len(ids) != 1
         else "is not in the vocabulary"
     )
-    advice = f"try {works[0]!r}" if works else "choose another word, or give a token id"
-    if works and works[0].strip() == stem:  # they differ in the blank alone
-        advice += ", for the blank before a word is part of its token"
-    raise ValueError(f"label word {word!r} {told}; each label word must be one token ({advice})")
+    raise ValueError(
+        f"label word {word!r} {told}; each label word must be one token ({_advice(tokenizer, word)}), for a masked "
+        "language model fills one mask with one"
+    )
+
+
+def _advice(tokenizer: Any, word: str) -> str:
+    """Which word near to this one is one token, if any is."""
+
+    def is_one(candidate: str) -> bool:
+        ids = tokenizer(candidate, add_special_tokens=False)["input_ids"]
+        return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+
+    stem = word.strip()
+    first = f" {stem.partition('-')[0].partition(' ')[0]}"
+    candidates = [f" {stem}", stem, f" {stem.lower()}", stem.lower(), first]
+    works = [c for c in candidates if c.strip() and c != word and is_one(c)]
+    if not works:
+        return "choose another word, or give a token id"
+    same = works[0].strip() == stem  # they differ in the blank alone
+    return f"try {works[0]!r}" + (", for the blank before a word is part of its token" if same else "")

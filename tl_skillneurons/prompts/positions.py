@@ -144,6 +144,7 @@ def arrange(
     max_length: int | None,
     frame: Frame = NO_FRAME,
     example: Iterable[int] | None = None,
+    needs_text: bool = True,
 ) -> PromptedTokens:
     """Put the virtual tokens beside each text, cut what is too long out of the text, and pad.
 
@@ -155,6 +156,7 @@ def arrange(
         max_length: Longest sequence allowed, virtual tokens and mask included; ``None`` for no limit.
         frame: The ids that a chat template puts before and after every text; they are never cut.
         example: Each row's number in the caller's order; by default 0, 1, 2, ...
+        needs_text: Refuse a text without a token of its own.
 
     Raises:
         ValueError: When there is no text, a text has no token, or the prompt leaves no room for text.
@@ -170,7 +172,7 @@ def arrange(
         cut = truncate(ids, n_prompt, special_ids, max_length, frame)
         n_head, n_tail = framed(cut, frame)
         own = cut[n_head : len(cut) - n_tail]
-        if not any(i not in special_ids for i in own):
+        if needs_text and not any(i not in special_ids for i in own):
             raise ValueError(f"text {number} has no token of its own; give texts that are not empty")
         n_truncated += len(cut) < len(ids)
         text_kind = [4] * n_head + [3 if i in special_ids else 2 for i in own] + [4] * n_tail

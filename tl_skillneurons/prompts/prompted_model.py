@@ -21,21 +21,23 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
+from tl_skillneurons._checks import require_option
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.input_cache import runs_text_apart
 from tl_skillneurons.models.prefill import fork, prefill
 from tl_skillneurons.models.sites import embedding_width, is_causal, require_eval, require_supported
-from tl_skillneurons.models.tokenizing import label_token_ids
+from tl_skillneurons.models.tokenizing import label_tokens, told_ids
 from tl_skillneurons.models.verification import require
 from tl_skillneurons.prompts._forward import last_mlp_that_can_be_cut, run_hooked, stopping_at
+from tl_skillneurons.prompts._word_scores import LabelTokens, require_one_masked, word_scores
 from tl_skillneurons.prompts.attached import VirtualTokens, attach
 from tl_skillneurons.prompts.positions import PromptedTokens, all_act_at
 from tl_skillneurons.prompts.run import RunOptions, require_tuned_for
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.text_batch import TextLayout
 from tl_skillneurons.tasks.chat import Chat
-from tl_skillneurons.tasks.task import Task
+from tl_skillneurons.tasks.task import WORD_SCORES, Task
 
 
 class PromptedModel:
@@ -46,8 +48,8 @@ class PromptedModel:
     Args:
         model: A TransformerBridge in eval mode, see :func:`tl_skillneurons.load_model`.
         prompt: ``None`` runs the text alone.
-        label_words: Class id to a word of one token, or to a token id. Not needed with a linear read-out, nor
-            for activations.
+        label_words: Class id to a word, or to a token id. Not needed with a linear read-out, nor for activations. A
+            causal model's words may have several tokens; a masked language model's have one, for it fills one mask.
         prepend_bos: Overrides what the prompt was trained with (else ``cfg.default_prepend_bos``).
         max_length: Longest sequence in tokens, virtual tokens included; by default what the prompt was tuned
             with, else what the model can take. Longer texts are cut at their end, the prompt never.
@@ -56,6 +58,8 @@ class PromptedModel:
         run: Batches, and keys and values of texts, taken from there wherever a run touches only prompt positions.
         chat: What stands around each text in a conversation with a chat model; by default what the prompt was tuned
             in. The prompt then stands where the assistant's answer would begin.
+        word_score: What a class's score is where a word has several tokens: the ``"sum"`` of their log-probabilities,
+            their ``"mean"``, or the sum minus the same ``"without_text"`` (of words of one token too).
 
     Raises:
         ValueError: When the model, the prompt and the label words don't go together; the message says which.
@@ -76,6 +80,7 @@ class PromptedModel:
         padding_side: str | None = None,
         run: RunOptions = RunOptions(),
         chat: Chat | None = None,
+        word_score: str = "sum",
     ) -> None:
         require_supported(model)
         require_eval(model)
@@ -95,9 +100,13 @@ class PromptedModel:
         self.model, self.prompt, self.run = model, prompt, run
         self.causal = is_causal(model)
         self.linear = None if prompt is None else prompt.readout
-        self.label_ids = None
+        self.words: LabelTokens | None = None
+        require_option(word_score, "word_score", WORD_SCORES)
         if label_words is not None and self.linear is None:
-            self.label_ids = label_token_ids(model, label_words)
+            ids = label_tokens(model, label_words)
+            self.words = LabelTokens(tuple(map(tuple, ids)), word_score)
+            require_one_masked(self.words, self.causal, model)
+            self.layout = self.layout.with_room(self.words.longest - 1, max_length)
 
     @classmethod
     def for_task(
@@ -117,7 +126,8 @@ class PromptedModel:
                 another order.
         """
         require_tuned_for(prompt, task)
-        return cls(model, prompt, task.label_words, max_length=max_length, run=run, chat=task.chat)
+        how: dict[str, Any] = {"chat": task.chat, "word_score": task.word_score}
+        return cls(model, prompt, task.label_words, max_length=max_length, run=run, **how)
 
     @property
     def max_length(self) -> int | None:
@@ -144,7 +154,14 @@ class PromptedModel:
         """How many class logits there are, ``None`` without label words or a read-out."""
         if self.linear is not None:
             return len(self.linear)
-        return None if self.label_ids is None else len(self.label_ids)
+        return None if self.words is None else len(self.words.ids)
+
+    @property
+    def label_ids(self) -> Int[Tensor, " n_classes"] | None:
+        """The token of each class's word, where a class is one logit; else ``None``."""
+        if self.words is None or self.words.need_scores:
+            return None
+        return torch.tensor([own for (own,) in self.words.ids])
 
     def tokens(self, texts: Sequence[str]) -> PromptedTokens:
         """The batch of ``texts`` as token ids with the virtual tokens in place, with mask and positions."""
@@ -184,13 +201,15 @@ class PromptedModel:
             yield virtual
 
     def class_logits(self, texts: Sequence[str], fwd_hooks: Hooks = ()) -> Float[Tensor, "batch n_classes"]:
-        """Logits of the classes at the read-out position, columns in the order of the class ids, float32 or
-        wider.
+        """Logits of the classes at the read-out position, columns in the order of the class ids, float32 or wider; of
+        label words of several tokens their scores, which are log-probabilities.
 
         Args:
             texts: Any number; they run in batches of similar length, and the rows come back in the order
                 given.
-            fwd_hooks: Run in every batch, for example ``ablate(...)``.
+            fwd_hooks: Run in every batch, for example ``ablate(...)``. They act on the text and the prompt; those that
+                declare that they act at every position on its own (:class:`~tl_skillneurons.prompts.ActsAt`, "all"), on
+                the tokens of longer label words as well.
 
         Raises:
             ValueError: Without label words or a read-out, for hooks beyond the read-out, which would never fire,
@@ -232,12 +251,12 @@ class PromptedModel:
         Raises:
             ValueError: Where the label words are not those of the task, in its order.
         """
-        if self.label_ids is not None:
-            own, wanted = self.label_ids.tolist(), label_token_ids(self.model, task.label_words).tolist()
+        if self.words is not None:
+            own, wanted = list(map(list, self.words.ids)), label_tokens(self.model, task.label_words)
             if own != wanted:
                 raise ValueError(
-                    f"the class logits are of the tokens {own}, {task.name!r} asks for {wanted}, the label words "
-                    f"{list(task.label_words.values())}; give PromptedModel the task's label_words"
+                    f"the class logits are of the tokens {told_ids(own)}, {task.name!r} asks for {told_ids(wanted)}, "
+                    f"the label words {list(task.label_words.values())}; give PromptedModel the task's label_words"
                 )
         split = task.split(role)
         with torch.no_grad():
@@ -298,6 +317,8 @@ class PromptedModel:
             past: What :meth:`past` gave, where :meth:`runs_apart`; ``None`` runs the text too.
         """
         self._require_read_out(fwd_hooks)
+        if self.words is not None and self.words.need_scores:
+            return word_scores(self, self.words, tokens, virtual, fwd_hooks, past)
         n = self.layout.n_virtual_tokens
         columns = tokens.readout if past is None else tokens.last(n).readout
         runs_head = not self.causal and self.linear is None

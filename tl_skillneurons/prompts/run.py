@@ -80,13 +80,15 @@ def prompt_record(prompt: SoftPrompt) -> dict[str, Any]:
 
 def task_terms(task: Task) -> dict[str, Any]:
     """What a task asks, apart from its examples: how texts are rendered, which words stand for which label, in which
-    order, and, where there is one, the chat."""
-    terms = {
+    order, and, where they are not the ordinary, the chat and how words are scored."""
+    terms: dict[str, Any] = {
         "label_names": list(task.label_names),
         "template": task.template,
         "label_words": [task.label_words[k] for k in sorted(task.label_words)],
     }
-    return terms if task.chat is None else {**terms, "chat": task.chat.record}
+    if task.chat is not None:
+        terms["chat"] = task.chat.record
+    return terms if task.word_score == "sum" else {**terms, "word_score": task.word_score}
 
 
 def require_tuned_for(prompt: SoftPrompt | None, task: Task) -> None:
@@ -109,6 +111,8 @@ def require_tuned_for(prompt: SoftPrompt | None, task: Task) -> None:
     idle = (
         "label_words" if prompt is not None and prompt.readout is not None else None
     )  # a linear read-out reads none
+    if was and idle is None:
+        was, now = ({"word_score": "sum", **terms} for terms in (was, now))
     kept = {name: was[name] for name in now if name in was and name != idle}
     if apart := differing(kept, {name: now[name] for name in kept}):
         raise ValueError(

@@ -6,7 +6,7 @@ prompt.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -152,6 +152,62 @@ class TextLayout:
             example=example,
         )
         return tokens.to(self.model.cfg.device)
+
+    def without_text(self) -> PromptedTokens:
+        """One row of what stands around a text alone: BOS or chat template, and the virtual tokens.
+
+        Raises:
+            ValueError: When nothing is left.
+        """
+        if self.chat is not None:
+            ids = self.chat.encode([""])[0]
+        else:
+            ids = text_token_ids(self.model, [""], self.prepend_bos)[0]
+        if not ids and not self.n_virtual_tokens:
+            raise ValueError(
+                "without the text nothing is left to compare with: no BOS, no chat template, no prompt; give "
+                "prepend_bos=True, or word_score='sum'"
+            )
+        base = self.model.W_E.shape[0]
+        return arrange(
+            [ids],
+            virtual_ids=range(base, base + self.n_virtual_tokens),
+            placement="suffix" if self.prompt is None else self.prompt.placement,
+            mask_id=None,
+            special_ids=special_token_ids(self.model.tokenizer),
+            pad_id=pad_id(self.model),
+            padding_side=self.padding_side,
+            max_length=None,
+            frame=self.frame,
+            needs_text=False,
+        ).to(self.model.cfg.device)
+
+    def with_room(self, n: int, wanted: int | None) -> "TextLayout":
+        """The same, with room for ``n`` more tokens after text and prompt, those of label words.
+
+        Args:
+            wanted: The longest sequence that was asked for, if any was.
+
+        Raises:
+            ValueError: Where there is none, or where it would change what the model's positions mean.
+        """
+        if n == 0:
+            return self
+        name, most = self.model.cfg.model_name, max_length(self.model)
+        if self.limit is not None:
+            raise ValueError(
+                f"positions of {name} change their meaning where a sequence grows beyond {self.limit} tokens, so label "
+                f"words of several tokens are not asked for beside texts of any length; give max_length="
+                f"{self.limit - n}, or label words of one token"
+            )
+        if most is None or (self.max_length is not None and self.max_length <= most - n):
+            return self
+        if wanted is not None:
+            raise ValueError(
+                f"max_length must be at most {most - n} for {name}, which takes {most} tokens, {n} of them of the "
+                f"label words, got {wanted}"
+            )
+        return replace(self, max_length=most - n)
 
     def batches(self, text_ids: list[list[int]], run: RunOptions) -> list[list[int]]:
         """Which texts (as :meth:`encode` gives them) run together: those of similar length, the longest first.

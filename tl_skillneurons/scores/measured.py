@@ -56,15 +56,9 @@ def prompted_set(
     if task is not None:
         for prompt in as_list(prompts):
             require_tuned_for(prompt, task)
+    how: dict[str, Any] = {} if task is None else {"chat": task.chat, "word_score": task.word_score}
     prompted = [
-        PromptedModel(
-            model,
-            prompt,
-            label_words,
-            max_length=max_length,
-            run=run,
-            chat=None if task is None else task.chat,
-        )
+        PromptedModel(model, prompt, label_words, max_length=max_length, run=run, **how)
         for prompt in as_list(prompts)
     ]
     for one in prompted:

@@ -257,7 +257,7 @@ def _tried(
             chat=prompt.chat,
         )
         advance()
-        return PromptedModel(model, other, task.label_words, max_length=limit, run=run).accuracy(task)
+        return PromptedModel.for_task(model, other, task, max_length=limit, run=run).accuracy(task)
 
     return accuracy
 

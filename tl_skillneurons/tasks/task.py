@@ -35,6 +35,9 @@ from tl_skillneurons.tasks.groups import twins_of, units_of
 from tl_skillneurons.tasks.roles import ROLES
 from tl_skillneurons.tasks.subtasks import Classes, Grouping, groupings, regroup
 
+WORD_SCORES = ("sum", "mean", "without_text")
+"""What a class's score can be, of the log-probabilities of its label word's tokens."""
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -53,6 +56,8 @@ class Task:
         notes: How the roles were made, one sentence each.
         chat: What stands around the texts for a chat model, which gets them by its tokenizer's chat template; ``None``
             for the text alone.
+        word_score: Of a label word of several tokens the ``"sum"`` of their log-probabilities, the ``"mean"``, or the
+            sum minus the same ``"without_text"``; asked for by ``dataclasses.replace(task, word_score="mean")``.
 
     Raises:
         ValueError: When a role, a column or a class is missing, a text is empty or label words can't tell
@@ -76,11 +81,13 @@ class Task:
     dropped: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     chat: Chat | None = None
+    word_score: str = "sum"
 
     def __post_init__(self) -> None:
         require_classes(self.label_words, self.label_names)
         for what, said in (("name", self.name), ("template", self.template)):
             require_text(said, f"a task's {what}")
+        require_option(self.word_score, "word_score", WORD_SCORES)
         if sorted(self.splits) != sorted(ROLES):
             raise ValueError(f"splits must have exactly the roles {listed(ROLES)}, got {listed(self.splits)}")
         for role, dataset in self.splits.items():
@@ -127,12 +134,10 @@ class Task:
                 Without words (or with ``None`` for each) the labels are those found, which does for encoders and
                 linear read-outs; a language-model head reads words, and asks for them.
             name: What to call the task; else what the data calls itself, or "task".
-            roles: Role to split name, or several names, where the splits are called something else. Without
-                ``"baseline"``, it is whatever train is.
+            roles: Role to split name, or several, where they are called otherwise; ``"baseline"`` is else train.
             seed: Draws what is drawn.
-            drop: What is left out and counted, one or several of: ``"overlap"``, text that stands in two roles (and
-                groups that do), from the earlier one; ``"empty"``, examples without a text or a label. What isn't
-                named here is refused; ``()`` refuses both.
+            drop: What is left out and counted: ``"overlap"``, text (or groups) in two roles, from the earlier one;
+                ``"empty"``, examples without a text or a label. What isn't named is refused; ``()`` refuses both.
             group: A column whose equal values (an author, a review, a source) never straddle train, select and
                 report.
             near_duplicates: A similarity in (0, 1], such as 0.8, from which on texts count as one group
@@ -140,9 +145,9 @@ class Task:
             pair: The column, where there is one, whose equal values are two twins: texts of different labels that
                 differ in what tells the label. An example whose value is None has no twin. Twins never straddle
                 train, select and report.
-            chat: For chat models: ``True``, or what stands around the text, ``{"system": ..., "assistant": ...}``, each
-                as it is written (:class:`~tl_skillneurons.tasks.Chat`). The text is the user's message; its template
-                may stand there too, as ``"user"``. The tokenizer's chat template makes the ids, once a model runs.
+            chat: For chat models: ``True``, or what stands around the text, ``{"system": ..., "assistant": ...}``, as
+                it is written (:class:`~tl_skillneurons.tasks.Chat`). The text is the user's message, whose template
+                may stand there as ``"user"``. The tokenizer's chat template makes the ids, once a model runs.
 
         Raises:
             TypeError: When ``data``, a label or a label word is of a kind that can't be used.
@@ -248,11 +253,7 @@ class Task:
         return {role: len(self.splits[role]) for role in ROLES}
 
     def split(self, role: str) -> Dataset:
-        """The examples of ``role``, with the columns ``text`` and ``label``.
-
-        Raises:
-            ValueError: When there is no such role.
-        """
+        """The examples of ``role`` (another is refused), with the columns ``text`` and ``label``."""
         return self.splits[require_option(role, "role", ROLES)]
 
     def units(self, role: str) -> Units:
@@ -284,6 +285,8 @@ class Task:
         digest.update(json.dumps([self.template, words]).encode())
         if self.chat is not None:
             digest.update(json.dumps(self.chat.record, sort_keys=True).encode())
+        if self.word_score != "sum":
+            digest.update(self.word_score.encode())
         for role in ROLES:
             columns = columns_of(self.splits[role])
             digest.update(json.dumps([role, columns["text"], columns["label"]]).encode())
@@ -333,10 +336,8 @@ class Task:
         return replace(self, splits=splits, notes=(*self.notes, *notes))
 
     def with_shuffled_labels(self, seed: int = 0, *, roles: Sequence[str] = ("train", "baseline")) -> "Task":
-        """The task with the labels of ``roles`` in a random order: what is tuned on it has nothing to learn.
-
-        Where baseline is train, both stay the same examples with the same labels.
-        """
+        """The task with the labels of ``roles`` in a random order: nothing to learn. Train and baseline, where they are
+        the same examples, keep the same labels."""
         splits = dict(self.splits)
         follows = self._baseline_is_train and {"train", "baseline"} <= set(roles)
         for role in roles:

@@ -142,8 +142,8 @@ def test_wordings_that_cannot_be_compared_are_refused_before_anything_is_tuned(t
         ask(model, task, {"random 0": {0: "dull", 1: "bright"}})
     with pytest.raises(ValueError, match="there is no other wording to compare with"):
         ask(model, task, {}, n_random=0)
-    with pytest.raises(ValueError, match="label word 'very dull' is 2 tokens"):
-        ask(model, task, {"looks": {0: "very dull", 1: "bright"}})
+    with pytest.raises(ValueError, match=r"'bright dull' .* begins with all the tokens of 'bright'"):
+        ask(model, task, {"looks": {0: "bright dull", 1: "bright"}})
     with pytest.raises(ValueError, match="label_words must number the classes from 0"):
         ask(model, task, {"looks": {1: "dull", 2: "bright"}})
     with pytest.raises(ValueError, match="n_permutations must be at least 19"):

@@ -230,8 +230,9 @@ def _fit_one(
     state = _start(model, task, data, settings, seed)
     if checkpoint is not None and checkpoint.exists():
         resume_state(state, checkpoint, provenance)
+    longest, words = settings["max_length"], task.label_words
     prompted = PromptedModel(
-        model, state.prompt, task.label_words, max_length=settings["max_length"], run=run
+        model, state.prompt, words, max_length=longest, run=run, word_score=task.word_score
     )
     cut = prompted.cut(data.examples.ids)  # refuses a prompt that leaves no room for text
     if run.cache is not None:

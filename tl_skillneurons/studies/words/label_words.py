@@ -27,7 +27,7 @@ from tl_skillneurons._widths import known
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import has_language_model_head, require_supported
-from tl_skillneurons.models.tokenizing import label_token_ids
+from tl_skillneurons.models.tokenizing import label_tokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -286,7 +286,7 @@ def random_label_words(
         >>> [words] = skn.studies.random_label_words(model, task, 1)  # {0: 4711, 1: 815}
     """
     tokenizer = model.tokenizer
-    taken = {*tokenizer.all_special_ids, *label_token_ids(model, task.label_words).tolist()}
+    taken = {*tokenizer.all_special_ids, *(i for ids in label_tokens(model, task.label_words) for i in ids)}
     taken |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     free = [i for i in range(min(model.W_U.shape[1], len(tokenizer))) if i not in taken]
     needed = n_draws * task.n_classes
@@ -320,7 +320,7 @@ def _wordings(
     for name, words in {**given, **drawn}.items():
         tasks[name] = replace(task, label_words=dict(words))
     for worded in tasks.values():
-        label_token_ids(model, worded.label_words)
+        label_tokens(model, worded.label_words)
     return tasks
 
 
@@ -331,7 +331,7 @@ def _measure(
     best = scores.top(min(_N_BEST, len(known(scores.predictivity))), per="model")
     return {
         "outcome": prompt.provenance.get("outcome"),
-        "prompt_accuracy": PromptedModel(model, prompt, task.label_words, run=run).accuracy(task),
+        "prompt_accuracy": PromptedModel.for_task(model, prompt, task, run=run).accuracy(task),
         "best_ten": float(rule_answers(model, prompt, task, scores, best, run=run).mean()),
         "majority": max(task.class_counts("report")) / len(task.split("report")),
         "best": float(known(scores.predictivity).max()),

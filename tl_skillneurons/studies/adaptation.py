@@ -46,6 +46,8 @@ from tl_skillneurons.prompts.tuning.adapters import (
 from tl_skillneurons.prompts.tuning.schedule import embedding_rows, hold_back
 from tl_skillneurons.prompts.tuning.training import Examples
 from tl_skillneurons.tasks.chat import Chat
+from tl_skillneurons.tasks.columns import columns_of
+from tl_skillneurons.tasks.groups import groups_of
 from tl_skillneurons.tasks.task import Task
 
 KIND = "AdaptedModel"
@@ -179,7 +181,8 @@ def adapt(
     adapted = _frozen_copy(model)
     prompt = _untrained_prompt(model, task, n_virtual_tokens, seed, max_length)
     prompted = PromptedModel.for_task(adapted, prompt, task, run=replace(run, cache=None))
-    examples = Examples(prompted.encode(list(split["text"])), labels, *hold_back(labels, training.held_back))
+    parts_of_train = hold_back(labels, training.held_back, groups_of(columns_of(split)))
+    examples = Examples(prompted.encode(list(split["text"])), labels, *parts_of_train)
     with adapter_parameters(adapted, how, width, seed) as parts:
         trained = [*parts.values(), *([] if prompt.readout is None else [prompt.readout])]
         losses = train_adapters(prompted, examples, trained, n_steps, training, seed)

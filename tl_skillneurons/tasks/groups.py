@@ -106,6 +106,13 @@ def units_of(columns: Columns) -> Units:
     return Units(units.member, " and ".join(named) or "text", _twins(columns) if "pair" in columns else None)
 
 
+def groups_of(columns: Columns) -> list[int]:
+    """The number of each example's group, which a split of one role keeps whole: those of one ``group``, and equal
+    texts. Twins and texts of one word pair may be parted, as the roles themselves share words."""
+    bound = [columns[name] for name in ("group",) if name in columns]
+    return Units.of([*bound, plain(columns["text"])]).member.tolist()
+
+
 def notes_on_units(columns: Mapping[str, Columns]) -> list[str]:
     """One sentence for each role that holds a text twice, or twins that have lost theirs."""
     notes = []

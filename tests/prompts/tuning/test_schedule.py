@@ -4,9 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
+import tiny
 import torch
+from toy import QUIET
 
-from tl_skillneurons.prompts.tuning import schedule
+import tl_skillneurons as skn
+from tl_skillneurons.prompts.tuning import fit, schedule
+from tl_skillneurons.tasks.task import Task
 
 
 @pytest.mark.parametrize(
@@ -39,6 +43,36 @@ def test_each_epoch_runs_through_every_example_once():
     assert len(orders) == 4
     assert schedule.batch_at(7, trained, 3, seed=1) == epochs[2][1]
     assert schedule.batch_at(0, trained, 7, seed=2) != schedule.batch_at(0, trained, 7, seed=1)
+
+
+def test_what_is_of_one_group_stands_on_one_side_of_what_is_held_back():
+    labels, authors = torch.arange(96) % 2, (torch.arange(96) // 6).tolist()  # 16 authors of 6 texts
+    trained, held = schedule.hold_back(labels, 0.25, authors)
+    assert sorted(trained + held) == list(range(96)) and len(held) == 24
+    assert not {authors[i] for i in trained} & {authors[i] for i in held}
+    assert labels[held].bincount().tolist() == [12, 12]
+    assert schedule.hold_back(labels, 0.25, list(range(96))) == schedule.hold_back(labels, 0.25)
+    large = [0] * 80 + list(range(1, 17))  # a group that is larger than what is to be held back
+    trained, held = schedule.hold_back(labels, 0.25, large)
+    assert set(range(80)) <= set(trained) and len(held) == 16
+    of_one = [i % 2 for i in range(96)]  # each class all of one author
+    trained, held = schedule.hold_back(labels, 0.25, of_one)
+    assert sorted(labels[held].tolist()) == [0, 1] and len(trained) == 94
+
+
+def test_authors_and_equal_texts_are_held_back_whole_when_a_prompt_is_tuned(monkeypatch):
+    seen = []
+    monkeypatch.setattr(fit, "hold_back", lambda *given: seen.append(given) or schedule.hold_back(*given))
+    rows = [{"text": f"text {i % 20}", "label": i % 2, "author": i // 4} for i in range(80)]
+    task = Task.from_datasets(
+        rows, template="{text}", label="label", label_words={0: "bad", 1: "good"}, name="t", group="author"
+    )
+    with pytest.warns(UserWarning):
+        skn.fit_soft_prompts(tiny.bridge("gpt2"), task, n_virtual_tokens=2, n_steps=1, run=QUIET)
+    split, [(_, _, group)] = task.split("train"), seen
+    for i, j in itertools.combinations(range(len(split)), 2):
+        alike = split["group"][i] == split["group"][j] or split["text"][i] == split["text"][j]
+        assert not alike or group[i] == group[j]
 
 
 @pytest.mark.parametrize(

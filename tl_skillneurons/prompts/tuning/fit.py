@@ -63,6 +63,8 @@ from tl_skillneurons.prompts.tuning.state import (
     stack_snapshots,
 )
 from tl_skillneurons.prompts.tuning.training import Examples, Steps, batch_logits, training_steps
+from tl_skillneurons.tasks.columns import columns_of
+from tl_skillneurons.tasks.groups import groups_of
 from tl_skillneurons.tasks.task import Task
 
 READOUTS = ("auto", "label_words", "linear")
@@ -181,7 +183,7 @@ def _prepare(bare: PromptedModel, task: Task, settings: dict[str, Any]) -> _Data
     labels = torch.tensor(split["label"])
     ids = bare.encode(list(split["text"]))
     in_chat = {} if bare.layout.chat is None else {"chat": bare.layout.chat.told}
-    trained, held = hold_back(labels, settings["held_back"])
+    trained, held = hold_back(labels, settings["held_back"], groups_of(columns_of(split)))
     sample = torch.randint(model.W_E.shape[0], (4096,), generator=torch.Generator().manual_seed(0))
     rows = embedding_rows(model, sample).double()
     scale = float(rows.std())

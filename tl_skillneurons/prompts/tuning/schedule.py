@@ -1,7 +1,8 @@
 """What tuning needs to know before a step: where a prompt starts, which examples come when, and at what rate."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,8 @@ class TrainingOptions:
         warmup: Share of the steps over which the rate rises from zero; then it falls to zero.
         clip: Largest norm of the gradient of the virtual tokens (and of the read-out, separately); larger ones
             are scaled.
-        held_back: Share of ``train`` that is kept for early stopping (256 examples at most).
+        held_back: Share of ``train`` that is kept for early stopping (256 examples at most; what is of one group or
+            the same text stays on one side).
         evaluate_every: Steps between evaluations on the held-back part; checkpoints are written then.
         patience: Evaluations without a better prompt after which training stops.
         snapshots: Whether a prompt keeps what it was at each evaluation, step 0 included (``prompt.snapshots``),
@@ -97,9 +99,15 @@ def embedding_rows(model: TransformerBridge, ids: Int[Tensor, " token"]) -> Floa
     return rows[:, 0]
 
 
-def hold_back(labels: Int[Tensor, " example"], share: float) -> tuple[list[int], list[int]]:
+def hold_back(
+    labels: Int[Tensor, " example"], share: float, group: Sequence[int] | None = None
+) -> tuple[list[int], list[int]]:
     """Split examples into (trained on, held back): of each class the given share, at least one, drawn by a
     fixed seed.
+
+    Args:
+        group: Of each example what must not stand on both sides (:func:`~tl_skillneurons.tasks.groups.groups_of`). The
+            share is met as nearly as whole groups allow; of a class that is all of one group one example is held back.
 
     Raises:
         ValueError: When a class has only one example.
@@ -107,6 +115,7 @@ def hold_back(labels: Int[Tensor, " example"], share: float) -> tuple[list[int],
     generator = torch.Generator().manual_seed(0)
     share = min(share, _MOST_HELD_BACK / len(labels))
     held: list[int] = []
+    wanted: dict[int, int] = {}
     for label in labels.unique():
         members = (labels == label).nonzero().flatten()
         if len(members) < 2:
@@ -114,9 +123,41 @@ def hold_back(labels: Int[Tensor, " example"], share: float) -> tuple[list[int],
                 f"class {int(label)} has one example in role train; at least 2 are needed, one to hold back"
             )
         n = min(max(1, round(share * len(members))), len(members) - 1)
+        wanted[int(label)] = n
         held += members[torch.randperm(len(members), generator=generator)[:n]].tolist()
+    if group is not None and len(set(group)) < len(group):
+        held = _whole_groups(labels.tolist(), wanted, group, generator)
     kept = set(held)
     return [i for i in range(len(labels)) if i not in kept], sorted(held)
+
+
+def _whole_groups(
+    labels: list[int], wanted: dict[int, int], group: Sequence[int], generator: torch.Generator
+) -> list[int]:
+    """Whole groups in a random order, as many as fit; and of a class that none fits the smallest one of it."""
+    members: dict[int, list[int]] = {}
+    for i, one in enumerate(group):
+        members.setdefault(one, []).append(i)
+    groups = list(members.values())
+    order = torch.randperm(len(groups), generator=generator).tolist()
+    all_of, held = Counter(labels), Counter[int]()
+    chosen: list[list[int]] = []
+
+    def fits(rows: list[int], most: Mapping[int, int]) -> bool:
+        return all(held[c] + n <= most[c] for c, n in Counter(labels[i] for i in rows).items())
+
+    def hold(rows: list[int]) -> None:
+        chosen.append(rows)
+        held.update(labels[i] for i in rows)
+
+    for rows in (groups[k] for k in order):
+        if fits(rows, wanted):
+            hold(rows)
+    but_one = {c: n - 1 for c, n in all_of.items()}  # so that there is one to train on
+    for c in (c for c in wanted if not held[c]):
+        rest = [rows for rows in groups if rows not in chosen and c in {labels[i] for i in rows}]
+        hold(min((rows for rows in rest if fits(rows, but_one)), key=len, default=[labels.index(c)]))
+    return [i for rows in chosen for i in rows]
 
 
 def initial_embedding(

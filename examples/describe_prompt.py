@@ -22,7 +22,7 @@ prompts = skn.fit_soft_prompts(
     seeds=[0, 1],
     training=skn.prompts.TrainingOptions(evaluate_every=n_steps // 4, snapshots=True),
 )
-scores = skn.score_neurons(model, prompts, task)
+scores = skn.score_neurons(model, prompts, task, keep_outcomes=True)
 
 # %% A row per position: peaks beside a uniform share, nearest words beside chance, attention, accuracy without it
 found = skn.studies.describe_prompt(model, prompts, task, scores, n_shuffles=2 if SMALL else 10)
@@ -35,7 +35,9 @@ print(
 )
 print("\neach prompt whole, and with its tokens in other orders")
 print(found.prompts.round(3).to_string(index=False))
-print("\ndo the prompts agree on which positions matter? (Spearman over positions)")
+print(
+    "\ndo the prompts agree on which positions matter? (Spearman over positions; of scores beside permuted labels)"
+)
 print(found.agreement.round(3).to_string(index=False))
 
 # %% How it came about: every neuron scored with the prompts as they were during tuning, step 0 being random words
@@ -49,7 +51,8 @@ shown = ["prompt", "step", "top_on_select", "top_on_report", "random_on_report"]
 print(
     "\nthe neurons that are the best 2 % of each layer in the end, and how near each step's ranking is to theirs"
 )
-print(history[[*shown, "jaccard", "chance_jaccard", "spearman"]].round(3).to_string(index=False))
+beside = ["jaccard", "chance_jaccard", "p_shared", "spearman", "null_low", "null_high", "p_value"]
+print(history[[*shown, *beside]].round(3).to_string(index=False))
 
 # %% The same of prompts that were never tuned: what of the above needs training?
 random = [

@@ -11,6 +11,7 @@ from scipy import stats
 from toy import QUIET, TASK, prompt_for
 
 import tl_skillneurons as skn
+from tl_skillneurons.studies.prompt_description import _agreement, _permuted, _position_rows
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,33 @@ def test_every_number_of_a_position_is_what_one_would_measure_by_hand(models, fa
             assert agreement[name] == pytest.approx(stats.spearmanr(one[known], other[known]).statistic)
         else:
             assert np.isnan(agreement[name])
+
+
+def test_what_prompts_agree_on_stands_beside_what_they_agree_on_under_permuted_labels(models):
+    model, prompts = models["gpt2"], prompts_of("gpt2")
+    scores = skn.score_neurons(model, prompts, TASK, keep_outcomes=True, run=QUIET)
+    quick = {"amount": 5, "n_shuffles": 1, "attention": False, "run": QUIET, "seed": 2}
+    [row] = skn.studies.describe_prompt(model, prompts, TASK, scores, **quick).agreement.to_dict("records")
+    units = scores.outcomes.units
+    drawn = units.permuted(scores.outcomes.labels, 99, seed=2)
+    found = []
+    for labels in drawn[:12]:  # by hand, the best of each position
+        best = []
+        for prompt in range(2):
+            above = torch.stack([scores.outcomes.unpack(prompt, k, slice(0, 48)) for k in range(2)])
+            right = (above == labels[None, :, None, None]).double().mean(1)
+            best.append(torch.maximum(right, 1 - right).amax((0, 2)).numpy())
+        constant = any(np.ptp(one) == 0 for one in best)
+        found.append(np.nan if constant else stats.spearmanr(*best).statistic)
+    every = [_agreement(_position_rows(one, 5)).best[0] for one in _permuted(scores, 2)]
+    np.testing.assert_allclose(every[:12], found, atol=1e-9)
+    known = np.array(every)[~np.isnan(every)]
+    assert len(every) == 99 and row["null_best"] == pytest.approx(known.mean())
+    reached = (known >= row["best"] - 1e-12).sum()
+    assert row["p_best"] == pytest.approx((1 + reached) / (1 + len(known)))
+    bare = dataclasses.replace(scores, outcomes=None)
+    [without] = skn.studies.describe_prompt(model, prompts, TASK, bare, **quick).agreement.to_dict("records")
+    assert np.isnan(without["p_best"]) and without["best"] == pytest.approx(row["best"], nan_ok=True)
 
 
 def test_a_token_that_is_a_word_is_named_and_a_random_one_is_no_nearer_than_chance(models):

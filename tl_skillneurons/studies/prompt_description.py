@@ -10,17 +10,22 @@
 - **What it is worth.** Accuracy on ``report`` when it is dropped, and when it is put back to its initial value; and for
   the prompt as a whole, when its tokens are permuted.
 
+Prompts may agree on the positions because positions differ, whatever the labels mean. So what comes from scores stands
+beside the same with permuted labels, dealt out anew to the units of ``select``, the same for both prompts.
+
 What it does not show: tokens can stand in for each other, so one that can be dropped is not therefore empty. The
 control is a prompt tuned on shuffled labels (``task.with_shuffled_labels(seed)``), described the same way.
 """
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -38,12 +43,16 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.schedule import embedding_rows
 from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
+from tl_skillneurons.scores.outcomes import count_right
 from tl_skillneurons.stats.ranks import median, spearman
 from tl_skillneurons.studies._common import load_tables, save_tables, settings_of, soft_prompts
+from tl_skillneurons.studies.permuted_stability import share_as_large
 from tl_skillneurons.tasks.task import Task
 
 KIND = "PromptDescription"
 _N_SAMPLED = 2000  # words, and random directions, that percentiles come from
+_N_AGREE, _N_AT_ONCE = 99, 10  # permutations of labels that agreement is compared with
+_OF_SCORES = ("peak_share", "best", "median")
 _COMPARED = ("peak_share", "best", "median", "without", "norm_percentile", "to_text", "from_text")
 
 
@@ -61,7 +70,9 @@ class PromptDescription:
         prompts: A row per prompt: ``accuracy`` on ``report``, ``permuted`` (mean over shuffles) with its range.
         agreement: A row per pair of prompts: Spearman over ``n_positions`` of whatever was measured of
             ``peak_share``, ``best``, ``median``, ``without``, ``norm_percentile``, ``to_text`` and ``from_text``; NaN
-            where either prompt's are the same everywhere. Of a few positions it can be anything by luck.
+            where either prompt's are the same everywhere. Of a few positions it can be anything by luck. Of the first
+            three also the mean under 99 permutations of labels (``null_peak_share``, ...) and how often these agree as
+            much (``p_peak_share``, ...); NaN of scores that kept no outcomes.
         settings: Model, task, prompts and settings, as plain JSON values.
 
     Example:
@@ -126,7 +137,8 @@ def describe_prompt(
     How it came to be that way: :func:`~tl_skillneurons.studies.prompt_trajectory`.
 
     Args:
-        scores: Of these prompts on this task.
+        scores: Of these prompts on this task; ``score_neurons(..., keep_outcomes=True)`` lets what prompts agree on
+            stand beside permuted labels.
         amount: The best neurons of each layer that peaks are counted for.
         n_nearest: Words of the vocabulary to name.
         n_shuffles: Permutations of the virtual tokens.
@@ -194,7 +206,8 @@ def describe_prompt(
     settings = settings_of(
         model, task, chosen, **counts, seed=seed, attention=attention, max_length=max_length
     )
-    return PromptDescription(frame, pd.DataFrame(whole).assign(role="report"), _agreement(frame), settings)
+    agree = _beside_luck(_agreement(frame), scores, amount, seed)
+    return PromptDescription(frame, pd.DataFrame(whole).assign(role="report"), agree, settings)
 
 
 def _score_columns(scores: NeuronScores, amount: float | int) -> list[list[dict[str, float]]]:
@@ -325,3 +338,42 @@ def _agreement(positions: pd.DataFrame) -> pd.DataFrame:
             row[name] = spearman(sides[0][known], sides[1][known]) if known.sum() > 2 else float("nan")
         rows.append(row)
     return pd.DataFrame(rows, columns=["one", "other", "n_positions", *compared])
+
+
+def _beside_luck(agree: pd.DataFrame, scores: NeuronScores, amount: float | int, seed: int) -> pd.DataFrame:
+    """What comes of scores, beside the same under permuted labels, as far as the scores kept their outcomes."""
+    drawn = [_agreement(_position_rows(one, amount)) for one in _permuted(scores, seed)] if len(agree) else []
+    for name in _OF_SCORES:
+        null = np.array([frame[name].to_numpy() for frame in drawn]).reshape(len(drawn), len(agree))
+        known = [own[~np.isnan(own)] for own in null.T]
+        agree[f"null_{name}"] = [float(own.mean()) if len(own) else math.nan for own in known]
+        agree[f"p_{name}"] = [
+            share_as_large(value, own) if value == value else math.nan
+            for value, own in zip(agree[name], known, strict=True)
+        ]
+    return agree
+
+
+def _position_rows(scores: NeuronScores, amount: float | int) -> pd.DataFrame:
+    """The rows of the positions as far as they come of scores."""
+    return pd.DataFrame(
+        [
+            {"prompt": number, **row}
+            for number, rows in enumerate(_score_columns(scores, amount))
+            for row in rows
+        ]
+    )
+
+
+def _permuted(scores: NeuronScores, seed: int) -> Iterator[NeuronScores]:
+    """The scores that permuted labels give; none where no outcomes were kept, or labels have no other order."""
+    outcomes = scores.outcomes
+    if outcomes is None or outcomes.units.log_orders(outcomes.labels) < 1e-9:
+        return
+    labels = (outcomes.units.permuted(outcomes.labels, _N_AGREE, seed=seed) == scores.class_id).long()
+    for block in labels.split(_N_AT_ONCE):
+        correct = torch.empty(len(block), *scores.correct.shape, dtype=scores.correct.dtype)
+        for layer, neurons, counted in count_right(outcomes, torch.ones_like(block), block):
+            for prompt, right in enumerate(counted):
+                correct[:, prompt, layer, :, neurons] = ((right + block.shape[1]) / 2).to(correct)
+        yield from (replace(scores, correct=one, null=None, outcomes=None) for one in correct)

@@ -58,6 +58,14 @@ def test_what_neither_heads_nor_mlps_wrote_is_told():
     assert parts.unexplained > 1e-3 and "of the largest pre-activation" in repr(parts)
 
 
+def test_what_half_precision_rounds_off_is_told():
+    model = tiny.bridge("llama", dtype=torch.bfloat16)
+    with pytest.warns(
+        UserWarning, match=r"the parts leave 0\.00\d+ of the activations .*: its numbers are bfloat16"
+    ):
+        decompose(model, prompt("llama"), TEXT, NEURONS, projection="post")
+
+
 @pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])
 def test_parts_do_not_depend_on_the_batch_and_padding_moves_nothing(family):
     model, own = tiny.bridge(family), prompt(family)

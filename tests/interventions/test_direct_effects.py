@@ -36,15 +36,16 @@ def test_without_interventions_nothing_changes_and_two_add_up():
     assert (a != intact).all()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "olmo", "lfm2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "olmo", "lfm2", "qwen2_moe"])
 def test_the_last_layers_direct_effect_is_its_write_through_the_last_norm_at_the_intact_scale(family):
     one = prompted(family)
     hf = families.hf_model(family)
     norm = {"gpt2": lambda: hf.transformer.ln_f, "lfm2": lambda: hf.model.embedding_norm}.get(
         family, lambda: hf.model.norm
     )()
-    eps, centred_norm = 1e-6 if family == "llama" else 1e-5, family in ("gpt2", "olmo")
-    last = len(one.model.blocks) - 1
+    eps, centred_norm = 1e-6 if family in ("llama", "qwen2_moe") else 1e-5, family in ("gpt2", "olmo")
+    # of a mixture of experts the last with neurons: what the experts behind it write stays as it was
+    last = 0 if family == "qwen2_moe" else len(one.model.blocks) - 1
     kept = {}
     hooks = ablate(NeuronSet([last] * 3, [0, 7, 20]), how="zero", positions="prompt")
     for text in TEXTS:
@@ -117,6 +118,15 @@ def test_a_read_out_that_bends_behind_the_last_residual_is_refused():
     one = prompted("modernbert_decoder")  # its head has a norm and an activation of its own
     intact = one.class_logits(TEXTS).detach()
     with pytest.raises(ValueError, match=r"no direct effects in .*ModernBertDecoder.*measure total effects"):
+        direct_logits(one, TEXTS, intact, [ablate(NeuronSet([0], [3]), positions="prompt")])
+
+
+def test_what_half_precision_rounds_off_is_told():
+    one = prompted("llama", torch.bfloat16)
+    intact = one.class_logits(TEXTS).detach()
+    with pytest.warns(
+        UserWarning, match=r"leave 0\.0\d+ of what the MLPs of .* unexplained: its numbers are bfloat16"
+    ):
         direct_logits(one, TEXTS, intact, [ablate(NeuronSet([0], [3]), positions="prompt")])
 
 

@@ -20,6 +20,22 @@ def test_only_a_model_whose_frequencies_depend_on_the_longest_text_has_a_limit()
     assert all(length_limit(tiny.bridge(f)) is None for f in ("llama", "gemma3", "gpt2", "bert"))
 
 
+def test_rotations_that_are_complex_numbers_are_looked_at_too():
+    model, untouched = families.bridge("llama4"), families.hf_model("llama4")
+    assert length_limit(model) is None
+    prompt = skn.SoftPrompt(
+        torch.randn(2, 32, generator=torch.Generator().manual_seed(0)), placement="suffix"
+    )
+    prompted = skn.PromptedModel(model, prompt, {0: "negative", 1: "positive"})
+    texts = ["good film", "a bright scene is very bad"]
+    embed = untouched.get_input_embeddings()
+    with torch.no_grad():
+        for found, ids in zip(prompted.class_logits(texts), prompted.encode(texts), strict=True):
+            rows = torch.cat([embed(torch.tensor(ids)), prompt.embedding])[None]
+            logits = untouched(inputs_embeds=rows).logits[0, -1, prompted.label_ids]
+            torch.testing.assert_close(found, logits, atol=1e-5, rtol=0)
+
+
 def test_texts_on_both_sides_of_the_limit_get_the_numbers_they_have_alone():
     model, untouched = families.bridge("phi3_longrope"), families.hf_model("phi3_longrope")
     texts = [

@@ -27,7 +27,6 @@ layers, would change. The control is the same for random neurons of the same lay
 Direct logit attribution with a neuron in the place of a logit (Elhage et al., 2021; sources as in Wang et al., 2023).
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +46,7 @@ from tl_skillneurons.attention._recorded_run import Names, RecordedRun, run_unti
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.norms import frozen_norms
 from tl_skillneurons.models.records import model_label
+from tl_skillneurons.models.remainders import tell_remainder
 from tl_skillneurons.models.sites import neuron_shape
 from tl_skillneurons.neurons.neuron_set import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.attached import VirtualTokens
@@ -62,8 +62,6 @@ PROJECTIONS = {
 """The pre-activation proper (of a gated MLP: the gate's), what a gated MLP multiplies it with, and their product, the
 activation."""
 
-_ROUNDING = {True: 1e-3, False: 5e-2}
-"""Largest share that may be left unexplained without a word, in float32 and wider or narrower."""
 _PARTS = ("embed", "heads", "sources", "mlps", "bias", "total")
 
 
@@ -215,12 +213,13 @@ def decompose_batch(
         joined = _joined(prompted, tokens, virtual, names, neurons, None, by_source)
     sources = joined.pop("sources", None)
     found = PreActivationParts(neurons, projection, tokens, sources=sources, **joined)
-    if not found.unexplained <= _ROUNDING[model.W_E.dtype.itemsize >= 4]:
-        warnings.warn(
-            f"the parts leave {found.unexplained:.2g} of the pre-activations of {model_label(model)} unexplained: its "
-            "residual stream is written to or read in another way than by embedding, heads, MLPs and norms",
-            stacklevel=3,
-        )
+    tell_remainder(
+        found.unexplained,
+        f"the {'activations' if projection == 'post' else 'pre-activations'} of {model_label(model)}",
+        model.W_E.dtype,
+        "its residual stream is written to or read in another way than by embedding, heads, MLPs and norms",
+        stacklevel=3,
+    )
     return found
 
 

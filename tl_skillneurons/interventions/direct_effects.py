@@ -29,7 +29,8 @@ from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hook, Hooks
 from tl_skillneurons.models.norms import frozen_norms
 from tl_skillneurons.models.records import model_label
-from tl_skillneurons.models.sites import mixer_outputs, neuron_hooks
+from tl_skillneurons.models.remainders import is_rounding, tell_remainder
+from tl_skillneurons.models.sites import beside_neurons, neuron_hooks
 from tl_skillneurons.models.verification import require
 from tl_skillneurons.prompts._forward import stopping_at
 from tl_skillneurons.prompts.attached import VirtualTokens
@@ -80,7 +81,7 @@ def direct_logits(
             tokens = prompted.assemble([ids[i] for i in batch], batch)
             if not seen:
                 few = batch[:_CHECKED]
-                _require_straight(prompted, prompted.assemble([ids[i] for i in few], few), virtual)
+                require_straight(prompted, prompted.assemble([ids[i] for i in few], few), virtual)
                 seen = True
             past = prompted.past(tokens) if prompted.runs_apart(virtual) else None
             acts, gain = readout_gain(prompted, tokens, virtual, past)
@@ -118,7 +119,7 @@ def readout_gain(
         return act.detach()
 
     model = prompted.model
-    hooks = [("embed.hook_out", cut), *((name, cut) for name in mixer_outputs(model))]
+    hooks = [("embed.hook_out", cut), *((name, cut) for name in beside_neurons(model))]
     hooks += [(name, begin) for name in neuron_hooks(model).values()]
     with frozen_norms(model):
         logits = prompted.read_out(tokens, virtual, hooks, past)
@@ -133,13 +134,14 @@ def readout_gain(
     return at_readout, [torch.stack(gain, dim=1) for gain in gains]
 
 
-def _require_straight(prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens) -> None:
-    """Refuse a model whose read-out is not linear in what its MLPs write, all else held as it was.
+def require_straight(prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens) -> None:
+    """Refuse a model whose read-out is not linear in what its MLPs write, all else held as it was; what is missing is
+    told where it is more than 1e-3.
 
     Neurons are halved at the read-out; where it is linear, the gradient tells where that moves the last residual.
     """
     model = prompted.model
-    neurons, mixers = list(neuron_hooks(model).values()), mixer_outputs(model)
+    neurons, others = list(neuron_hooks(model).values()), beside_neurons(model)
     rows = torch.arange(len(tokens), device=tokens.readout.device)
     kept: dict[str, Tensor] = {}
 
@@ -160,13 +162,13 @@ def _require_straight(prompted: PromptedModel, tokens: PromptedTokens, virtual: 
         return prompted.forward(tokens, virtual, [*hooks, *ends])
 
     with frozen_norms(model) as norms:
-        whole = last_residual([*((name, keep) for name in mixers), *((name, keep) for name in neurons)])
+        whole = last_residual([*((name, keep) for name in others), *((name, keep) for name in neurons)])
         direction = torch.linspace(-1, 1, whole.shape[-1], dtype=whole.dtype, device=whole.device)
         leaves = [kept[name] for name in neurons]
         gradients = torch.autograd.grad((whole @ direction).sum(), leaves)
         with norms.replayed(), torch.no_grad():
             halved = last_residual(
-                [*((name, again) for name in mixers), *((name, halve) for name in neurons)]
+                [*((name, again) for name in others), *((name, halve) for name in neurons)]
             )
     at = (rows, tokens.readout)
     parts = torch.stack(
@@ -177,12 +179,14 @@ def _require_straight(prompted: PromptedModel, tokens: PromptedTokens, virtual: 
     )
     moved = ((halved - whole.detach()) @ direction).double().cpu()
     off = float((moved - parts.sum(0)).abs().max() / parts.abs().sum(0).max().clamp(min=1e-30))
-    if not off <= (1e-3 if whole.dtype in (torch.float32, torch.float64) else 5e-2):
+    if not is_rounding(off, whole.dtype):
         raise ValueError(
             f"there are no direct effects in {model_label(model)}: what its MLPs write reaches the read-out in other "
             f"ways than through the residual stream and norms (which miss {off:.2g} of it); measure "
             "total effects"
         )
+    moves = f"what the MLPs of {model_label(model)} write at the read-out"
+    tell_remainder(off, moves, whole.dtype, "", stacklevel=4)
 
 
 @contextmanager

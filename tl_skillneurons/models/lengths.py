@@ -71,7 +71,10 @@ def _rotation(module: nn.Module, kind: str | None, device: torch.device) -> Call
         ids = torch.tensor([[0, 1, length - 1]], device=device)
         options = {} if kind is None else {"layer_type": kind}
         with torch.no_grad():
-            cos, sin = module(torch.zeros(1, 3, 1, device=device), ids, **options)[:2]
-        return torch.stack([cos[:, :2], sin[:, :2]])
+            given = module(torch.zeros(1, 3, 1, device=device), ids, **options)
+        # cosines and sines, or both as one complex number (Llama 4)
+        parts = [given] if isinstance(given, Tensor) else list(given[:2])
+        parts = [torch.view_as_real(part) if part.is_complex() else part for part in parts]
+        return torch.stack([part[:, :2] for part in parts])
 
     return rotate

@@ -259,6 +259,18 @@ def mixer_outputs(model: TransformerBridge) -> list[str]:
     return found
 
 
+def beside_neurons(model: TransformerBridge) -> list[str]:
+    """The hook points at which all that is no layer's neurons writes to the stream: attention, convolutions, and the
+    experts of layers without neurons to name.
+
+    Raises:
+        ValueError: When a layer has neither attention nor a convolution, with its name.
+    """
+    points, with_neurons = model.hook_dict, neuron_hooks(model)
+    experts = [f"blocks.{k}.mlp.hook_out" for k in range(len(model.blocks)) if k not in with_neurons]
+    return [*mixer_outputs(model), *(name for name in experts if name in points)]
+
+
 def mend_head_shapes(model: TransformerBridge) -> None:
     """Let the hook point of each layer's head outputs show the heads that run.
 

@@ -22,10 +22,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from tl_skillneurons.interventions.direct_effects import require_straight
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.norms import frozen_norms
 from tl_skillneurons.models.records import model_label
-from tl_skillneurons.models.sites import has_language_model_head, mixer_outputs
+from tl_skillneurons.models.sites import has_language_model_head, mixer_outputs, mlp_outputs
 from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.prompts._forward import stopping_at
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -118,10 +119,11 @@ def _pushed(
     """Rows of each layer's ``W_out``, as they arrive at the vocabulary: mean over texts, at the read-out.
 
     Raises:
-        ValueError: When something is on the model's head, or a norm is none that is linear at a fixed scale.
+        ValueError: When something is on the model's head, or what its MLPs write reaches the read-out in other ways
+            than straight through norms.
     """
     model = prompted.model
-    written = {layer: f"blocks.{layer}.mlp.out.hook_out" for layer in range(len(model.blocks))}
+    written = dict(enumerate(mlp_outputs(model)))
     leaves: dict[int, Tensor] = {}
 
     def begin(layer: int) -> Callable[..., Tensor]:
@@ -136,17 +138,19 @@ def _pushed(
 
     hooks: list[Hook] = [("embed.hook_out", cut), *((name, cut) for name in mixer_outputs(model))]
     hooks += [(name, begin(layer) if layer in rows else cut) for layer, name in written.items()]
-    with prompted.attached() as virtual, torch.enable_grad(), frozen_norms(model):
+    with prompted.attached() as virtual, torch.enable_grad():
         if not virtual.head_is_plain:
             raise ValueError(
                 f"something stands on the head of {model_label(model)} (an adapter, a hook), so its matrix doesn't "
                 "tell which words are written"
             )
         tokens = prompted.tokens(texts if prompted.layout.pads else texts[:1])
+        require_straight(prompted, tokens, virtual)
         past = prompted.past(tokens) if prompted.runs_apart(virtual) else None
         here = tokens if past is None else tokens.last(prompted.layout.n_virtual_tokens)
         ends, _ = stopping_at(here.readout, head=prompted.head, runs_head=not prompted.causal)
-        last = prompted.forward(tokens, virtual, [*hooks, *ends], past).mean(0)
+        with frozen_norms(model):
+            last = prompted.forward(tokens, virtual, [*hooks, *ends], past).mean(0)
     place = (torch.arange(len(here), device=here.readout.device), here.readout)
     weights = {layer: model.blocks[layer].mlp.W_out[index.to(last.device)] for layer, index in rows.items()}
     arrived: dict[int, list[Tensor]] = {layer: [] for layer in rows}

@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ from planted import sentences
 def tiny_behind():
     """The command with a tiny model that can do the task behind ``--model``, whatever it is given."""
     from tl_skillneurons import cli
+    from tl_skillneurons.find import evidence
     from tl_skillneurons.models import loading
     from tl_skillneurons.report import page
 
     with pytest.MonkeyPatch.context() as patch:
+        less = partial(evidence.Evidence, n_permutations=99, n_curve_examples=4, n_curve_random=1)
+        patch.setattr(evidence, "Evidence", less)
         patch.setattr(page, "page_of", lambda findings: "<p>drawn elsewhere</p>")  # it takes a second
         patch.setattr(loading, "load_model", lambda name, **options: planted_model())
         yield cli

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from importlib.metadata import version
 
 import pytest
@@ -123,29 +124,32 @@ def test_a_finished_run_is_not_computed_again(cli, data, finished, folder, monke
     assert one.replace(str(finished[0]), "") == two.replace(str(folder), "")
 
 
-@pytest.mark.parametrize("broken", ["score_neurons", "evaluate_rules", "measure_effects"])
-def test_an_interrupted_run_says_so_and_goes_on_to_the_same_numbers(
-    cli, data, finished, tmp_path, monkeypatch, broken
+def test_a_run_interrupted_in_one_phase_after_another_says_so_and_goes_on_to_the_same_numbers(
+    cli, data, finished, tmp_path, monkeypatch
 ):
     from tl_skillneurons.find import phases as find
 
-    calls = []
-    real = getattr(find, broken)
+    calls = Counter()
 
-    def interrupted(*args, **options):
-        calls.append(broken)
-        if len(calls) == (2 if broken == "score_neurons" else 1):
-            raise KeyboardInterrupt
-        return real(*args, **options)
+    def interrupt(name, at):
+        real = getattr(find, name)
 
-    monkeypatch.setattr(find, broken, interrupted)
-    stopped = run(cli, *quick(data, tmp_path / "run"))
-    assert stopped.exit_code == 130
-    monkeypatch.setattr(find, broken, lambda *args, **options: calls.append("more") or real(*args, **options))
+        def one(*args, **options):
+            calls[name] += 1
+            if calls[name] == at:
+                raise KeyboardInterrupt
+            return real(*args, **options)
+
+        monkeypatch.setattr(find, name, one)
+
+    # of two prompts, the second while it is scored; of the effects, those of the set before those of several sizes
+    for name, at in (("score_neurons", 2), ("evaluate_rules", 1), ("measure_effects", 1)):
+        interrupt(name, at)
+    for _ in range(3):
+        assert run(cli, *quick(data, tmp_path / "run")).exit_code == 130
     resumed = run(cli, *quick(data, tmp_path / "run"))
     assert resumed.exit_code == 0, resumed.output
-    # of two prompts, the first was scored before the interrupt; effects are measured of the set, and of several sizes
-    assert calls.count("more") == (2 if broken == "measure_effects" else 1)
+    assert calls == {"score_neurons": 3, "evaluate_rules": 2, "measure_effects": 3}  # none twice to its end
     one, two = (json.loads((where / "run.json").read_text()) for where in (finished[0], tmp_path / "run"))
     for run_ in (one, two):
         del run_["seconds"], run_["numbers"]["seconds"], run_["checksum"]
@@ -228,8 +232,15 @@ def test_a_run_finds_the_built_in_task_and_a_folder_of_its_own_where_none_is_nam
 
 def test_files_of_another_run_in_the_folder_are_refused(cli, data, folder, tmp_path):
     """Each file knows the prompts and the task that it was measured with."""
+    from tl_skillneurons.find import phases
+
+    def far_enough(*_, **__):
+        raise KeyboardInterrupt
+
     other = tmp_path / "other"
-    assert run(cli, *quick(data, other), "--seed", "5", "--prompts", "1").exit_code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phases, "measure_price", far_enough)
+        assert run(cli, *quick(data, other), "--seed", "5", "--prompts", "1").exit_code == 130
     for name in ("scores.safetensors", "rules_on_report.safetensors", "effects.safetensors"):
         mixed = tmp_path / f"mixed-{name}"
         shutil.copytree(folder, mixed)

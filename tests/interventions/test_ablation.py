@@ -273,7 +273,7 @@ ONE = skn.NeuronSet([1], [47])
         (
             ONE,
             {"positions": "promt"},
-            "positions must be one of 'all', 'prompt', 'text', 'template', got 'promt'; did you mean 'prompt'",
+            "positions must be one of 'all', .*'template', 'generated', got 'promt'; did you mean 'prompt'",
         ),
         (
             ONE,

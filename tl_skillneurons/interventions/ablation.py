@@ -27,11 +27,7 @@ from tl_skillneurons.interventions.kinds import How, Intervention, as_interventi
 from tl_skillneurons.interventions.references import At, References, ReferenceValues, given_values
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
-from tl_skillneurons.prompts.positions import NAMED, ActsAt, columns
-
-Positions = str | slice | Sequence[int] | Int[Tensor, " pos"]
-"""Where: "all", "prompt", "text", "template" (what a chat template puts around the text), or a slice or indices into
-the sequence with virtual tokens."""
+from tl_skillneurons.prompts.positions import PLACES, ActsAt, Positions, columns
 
 
 def positions_record(positions: Positions) -> Any:
@@ -72,8 +68,9 @@ def ablate(
             (:func:`~tl_skillneurons.prompts.neuron_activations`), of which each example of the run takes all its
             neurons from one. Or a :class:`~tl_skillneurons.interventions.references.Reference`, which has them all.
         positions: ``"all"``; ``"prompt"`` or ``"text"``, in :class:`~tl_skillneurons.PromptedModel` and inside
-            ``attached``; ``"template"`` in the former, for texts in a chat; or a slice or indices into the sequence,
-            virtual tokens included, from the example's first token where padding is known.
+            ``attached``; in the former also ``"template"``, for texts in a chat, and ``"generated"``, what the model
+            writes (``generate``); or a slice or indices into the sequence, virtual tokens included, from the example's
+            first token where padding is known.
         classes: For what goes by class: the class of each example, by its place in the caller's order.
         seed: Of what is drawn: with it, what an example gets depends on its place in the caller's order alone, not
             on the batches it is run in.
@@ -93,7 +90,7 @@ def ablate(
     what = as_intervention(how)
     require_seed(seed)
     if isinstance(positions, str):
-        require_option(positions, "positions", NAMED)
+        require_option(positions, "positions", PLACES)
     reference, shape = _reference(what, values)
     if shape is not None:
         neurons.require_fits(*shape)
@@ -164,6 +161,11 @@ class FeatureEdit:
     labels: Int[Tensor, " example"] | None = None
     seed: int = 0
     _kept: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def told(self) -> str:
+        """What is done to how many features, for records."""
+        return f"{self.what.name} of {len(self.feature)}"
 
     @property
     def acts_at(self) -> str:

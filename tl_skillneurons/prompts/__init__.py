@@ -4,7 +4,8 @@ Only this room knows positions, masks and padding. It needs no scores: a prompt 
 
 ======================= ===========================================================================
 SoftPrompt              the virtual tokens; ``attached(model)`` makes them tokens of the model
-PromptedModel           a model with a prompt and label words: batches of text in, class logits out
+PromptedModel           a model with a prompt and label words: batches of text in, class logits or answers out
+Completions             the answers that ``PromptedModel.generate`` gives
 fit_soft_prompts        tunes one prompt per seed, with ``TrainingOptions``
 AdapterTraining         how a model's other weights learn a task, for ``studies.adapt``
 RunOptions              how to run (batches, cache, progress), never what is measured

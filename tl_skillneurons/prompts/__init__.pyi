@@ -10,3 +10,4 @@ from .streaming import stream_activations as stream_activations
 from .tuning.adapters import AdapterTraining as AdapterTraining
 from .tuning.fit import fit_soft_prompts as fit_soft_prompts
 from .tuning.schedule import TrainingOptions as TrainingOptions
+from .written import Completions as Completions

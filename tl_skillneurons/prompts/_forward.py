@@ -4,7 +4,7 @@ Only what is read is computed: the run stops at the last hook point before the v
 forbids it the last MLP runs at the read-out position alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,3 +93,49 @@ def _stop_at_last(act: Tensor, hook: Any) -> Tensor:
 
 def _keep_last(act: Tensor, hook: Any) -> Tensor:
     return act[:, -1:]
+
+
+def logits_at(
+    logits: Float[Tensor, "batch pos d_vocab"], columns: Int[Tensor, " batch"], ids: Int[Tensor, " label"]
+) -> Float[Tensor, "batch label"]:
+    """The label words' logits out of all that the model gives, whatever it does at its head."""
+    rows = torch.arange(len(logits), device=logits.device)
+    read = logits[rows, columns.to(logits.device)][:, ids.to(logits.device)]
+    return read.to(torch.promote_types(read.dtype, torch.float32))
+
+
+def label_logits(
+    model: TransformerBridge, hidden: Float[Tensor, "batch d_model"], ids: Int[Tensor, " label"]
+) -> Float[Tensor, "batch label"]:
+    """The language-model head's logits of the label words."""
+    ids = ids.to(hidden.device)
+    logits = hidden @ model.W_U[:, ids].to(hidden) + model.b_U[ids].to(hidden)
+    transform = getattr(model.adapter, "apply_output_logits_transform", None)  # Gemma-2's softcap, say
+    logits = logits if transform is None else transform(logits)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def finite_logits(
+    logits: Float[Tensor, "batch n_classes"], texts: Sequence[str]
+) -> Float[Tensor, "batch n_classes"]:
+    if not logits.isfinite().all():
+        row = int((~logits.isfinite()).any(1).nonzero()[0])
+        raise ValueError(
+            f"class logits are not finite for text {row} ({texts[row]!r}); load the model in float32 "
+            "(in float64, Hugging Face's attention masks overflow beside padding: use RunOptions(batch_size=1))"
+        )
+    return logits
+
+
+def refuse_late(fwd_hooks: Hooks, *, reads_head: bool) -> None:
+    """Refuse hooks beyond the read-out, which would never fire.
+
+    Args:
+        reads_head: Whether the language-model head is read, rather than a linear read-out before it.
+    """
+    never = ("mlm_head.hook_out", "unembed.hook_in", "unembed.hook_out")
+    late = [name for name, _ in fwd_hooks if name in (never[-1:] if reads_head else never)]
+    if late:
+        raise ValueError(
+            f"a hook at {late[0]!r} would never fire: class logits are read before it; use run_with_hooks"
+        )

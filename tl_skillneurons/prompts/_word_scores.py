@@ -27,9 +27,11 @@ from tl_skillneurons.models.hooks import Hook, Hooks
 from tl_skillneurons.models.input_cache import runs_text_apart
 from tl_skillneurons.models.prefill import fork
 from tl_skillneurons.models.records import model_label
+from tl_skillneurons.models.tokenizing import label_tokens, told_ids
 from tl_skillneurons.prompts._forward import run_hooked
 from tl_skillneurons.prompts.attached import VirtualTokens
 from tl_skillneurons.prompts.positions import NAMED, ActsAt, PromptedTokens, all_act_at
+from tl_skillneurons.tasks.task import Task
 
 if TYPE_CHECKING:
     from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -63,6 +65,20 @@ def require_one_masked(words: LabelTokens, causal: bool, model: TransformerBridg
         raise ValueError(
             f"{model_label(model)} is a masked language model, whose text can't be left out for a comparison; give "
             "word_score='sum'"
+        )
+
+
+def require_words_of(model: TransformerBridge, words: LabelTokens, task: Task) -> None:
+    """Refuse label words that are not those of a task, in its order.
+
+    Raises:
+        ValueError: With both.
+    """
+    own, wanted = list(map(list, words.ids)), label_tokens(model, task.label_words)
+    if own != wanted:
+        raise ValueError(
+            f"the class logits are of the tokens {told_ids(own)}, {task.name!r} asks for {told_ids(wanted)}, the label "
+            f"words {list(task.label_words.values())}; give PromptedModel the task's label_words"
         )
 
 

@@ -17,7 +17,7 @@ context (``HookPoint.ctx``) of every neuron hook point, where a hook that acts a
 them.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -33,7 +33,12 @@ from tl_skillneurons.models.chat_templates import n_alike
 PLACEMENTS = ("prefix", "suffix")
 PADDING_SIDES = ("left", "right")
 NAMED = ("all", "prompt", "text", "template")
-"""The positions that go by a name."""
+"""The positions that go by a name in every run."""
+PLACES = (*NAMED, "generated")
+"""These, and what the model writes where it does (:meth:`~tl_skillneurons.PromptedModel.generate`)."""
+Positions = str | slice | Sequence[int] | Int[Tensor, " pos"]
+"""Where: "all", "prompt", "text", "template" (what a chat template puts around the text), "generated", or a slice or
+indices into the sequence with virtual tokens."""
 Frame = tuple[list[int], list[int]]
 """The ids that a chat template puts before and after a text."""
 NO_FRAME: Frame = ([], [])
@@ -48,8 +53,8 @@ class ActsAt:
     by this declaration; a hook that declares nothing is taken to act anywhere.
 
     Args:
-        positions: "prompt", "text", "template" (what a chat template puts around it), "all" (whatever position a batch
-            has, each on its own), or "chosen" for others.
+        positions: "prompt", "text", "template" (what a chat template puts around it), "generated", "all" (whatever
+            position a batch has), each on its own, or "chosen" for others.
         function: In TransformerLens' form, ``(act, hook) -> act``, or ``None`` to leave it.
 
     Example:
@@ -60,7 +65,7 @@ class ActsAt:
     function: Callable[..., Tensor | None]
 
     def __post_init__(self) -> None:
-        require_option(self.positions, "positions", (*NAMED, "chosen"))
+        require_option(self.positions, "positions", (*PLACES, "chosen"))
 
     def __call__(self, act: Tensor, hook: Any) -> Tensor | None:
         return self.function(act, hook=hook)
@@ -85,7 +90,8 @@ class PromptedTokens:
     it, special tokens included; ``is_special`` are those special tokens (BOS, [CLS], [SEP]). ``is_template`` is what a
     chat template puts around the text, none of which counts as text. ``readout`` is
     the column at which class logits are read, ``example`` each row's number in the caller's order,
-    ``n_truncated`` how many rows lost text.
+    ``n_truncated`` how many rows lost text. ``is_generated`` are those that the model has written, ``None`` where it
+    writes nothing.
 
     Example:
         >>> tokens = prompted.tokens(["a good film", "dull"])
@@ -104,6 +110,7 @@ class PromptedTokens:
     readout: Int[Tensor, " batch"]
     example: Int[Tensor, " batch"]
     n_truncated: int = 0
+    is_generated: Bool[Tensor, "batch pos"] | None = None
 
     @property
     def is_padding(self) -> Bool[Tensor, "batch pos"]:
@@ -125,6 +132,36 @@ class PromptedTokens:
         names = ("ids", "attention_mask", "is_prompt", "is_text", "is_special", "is_template")
         cut: dict[str, Any] = {name: getattr(self, name)[:, -n:] for name in names}
         return replace(self, **cut, readout=self.readout - (self.ids.shape[1] - n))
+
+    def grown(self, ids: Int[Tensor, "batch run"], n_written: int) -> "PromptedTokens":
+        """What runs when the model has written ``n_written`` tokens to this batch: all of it, or what is not kept yet.
+
+        Args:
+            ids: What the model is given; the last of them, up to ``n_written``, are those it has written.
+        """
+        n_new = min(ids.shape[1], n_written)
+        n_old = ids.shape[1] - n_new
+        if n_old not in (0, self.ids.shape[1]):
+            raise RuntimeError(
+                f"the model runs {n_old} columns of a batch that has {self.ids.shape[1]}, which was not expected here"
+            )
+        start = self.ids.shape[1] - n_old
+
+        def joined(old: Tensor, written: int) -> Tensor:
+            return torch.cat([old[:, start:], old.new_full((len(self), n_new), written)], dim=1)
+
+        nothing = torch.zeros_like(self.is_text)
+        return replace(
+            self,
+            ids=torch.cat([self.ids[:, start:], ids[:, n_old:]], dim=1),
+            attention_mask=joined(self.attention_mask, 1),
+            is_prompt=joined(self.is_prompt, False),
+            is_text=joined(self.is_text, False),
+            is_special=joined(self.is_special, False),
+            is_template=joined(self.is_template, False),
+            is_generated=joined(nothing, True),
+            readout=torch.full_like(self.readout, ids.shape[1] - 1),
+        )
 
     def prompt_columns(self) -> Int[Tensor, "batch prompt_pos"]:
         """The columns of the prompt positions (the mask first, where there is one), row by row."""
@@ -287,14 +324,14 @@ def columns(positions: Any, act: Tensor, hook: Any, *, what: str = "positions") 
     """Which columns of ``act`` a choice of positions means, given what is running through this hook point.
 
     Args:
-        positions: ``"all"``, ``"prompt"``, ``"text"``, ``"template"``, or a slice or indices into the sequence. Those
-            count from the example's own first token, virtual tokens included, where the padding is known, else from
-            the first column; negative ones from the end.
+        positions: ``"all"``, ``"prompt"``, ``"text"``, ``"template"``, ``"generated"``, or a slice or indices into the
+            sequence. Those count from the example's own first token, virtual tokens included, where the padding is
+            known, else from the first column; negative ones from the end.
         act: The activation ``[batch, pos, ...]`` at the hook point.
 
     Raises:
         ValueError: When "prompt", "text" or "template" is asked for where nobody knows them, "template" of texts
-            without one, or an index is outside the sequence.
+            without one, "generated" where nothing is, or an index is outside the sequence.
     """
     batch, n_columns = act.shape[:2]
     if isinstance(positions, str) and positions == "all":
@@ -311,10 +348,21 @@ def columns(positions: Any, act: Tensor, hook: Any, *, what: str = "positions") 
                 f"{what}={positions!r} needs to know where the virtual tokens stand, and this model runs without any; "
                 "run it through PromptedModel or inside `with prompt.attached(model)`, or give a slice or indices"
             )
-        if positions == "template":
+        if positions == "template" and not (tokens.is_generated is not None and tokens.is_generated.all()):
             require_template(tokens, what)
-        kinds = {"prompt": tokens.is_prompt, "text": tokens.is_text, "template": tokens.is_template}
-        return kinds[positions].to(act.device)
+        kinds = {
+            "prompt": tokens.is_prompt,
+            "text": tokens.is_text,
+            "template": tokens.is_template,
+            "generated": tokens.is_generated,
+        }
+        chosen_kind = kinds[positions]
+        if chosen_kind is None:
+            raise ValueError(
+                f"{what}={positions!r} are those that the model writes, and this run writes nothing; use "
+                "PromptedModel.generate"
+            )
+        return chosen_kind.to(act.device)
     if tokens is None:
         start = torch.zeros(batch, dtype=torch.long)
         length = torch.full((batch,), n_columns)

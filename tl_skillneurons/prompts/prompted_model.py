@@ -27,15 +27,22 @@ from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.input_cache import runs_text_apart
 from tl_skillneurons.models.prefill import fork, prefill
 from tl_skillneurons.models.sites import embedding_width, is_causal, require_eval, require_supported
-from tl_skillneurons.models.tokenizing import label_tokens, told_ids
+from tl_skillneurons.models.tokenizing import label_tokens
 from tl_skillneurons.models.verification import require
-from tl_skillneurons.prompts._forward import last_mlp_that_can_be_cut, run_hooked, stopping_at
-from tl_skillneurons.prompts._word_scores import LabelTokens, require_one_masked, word_scores
+from tl_skillneurons.prompts import _forward
+from tl_skillneurons.prompts._word_scores import (
+    LabelTokens,
+    require_one_masked,
+    require_words_of,
+    word_scores,
+)
 from tl_skillneurons.prompts.attached import VirtualTokens, attach
-from tl_skillneurons.prompts.positions import PromptedTokens, all_act_at
+from tl_skillneurons.prompts.positions import Positions, PromptedTokens, all_act_at
 from tl_skillneurons.prompts.run import RunOptions, require_tuned_for
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.text_batch import TextLayout
+from tl_skillneurons.prompts.writing import Writing, completions
+from tl_skillneurons.prompts.written import Completions
 from tl_skillneurons.tasks.chat import Chat
 from tl_skillneurons.tasks.task import WORD_SCORES, Task
 
@@ -241,7 +248,7 @@ class PromptedModel:
                     rows.update(zip(batch, self.read_out(tokens, virtual, fwd_hooks, past), strict=True))
 
                 run_batches(batches, run)
-                return _finite(torch.stack([rows[i] for i in range(len(ids))]), texts)
+                return _forward.finite_logits(torch.stack([rows[i] for i in range(len(ids))]), texts)
 
             yield logits
 
@@ -252,12 +259,7 @@ class PromptedModel:
             ValueError: Where the label words are not those of the task, in its order.
         """
         if self.words is not None:
-            own, wanted = list(map(list, self.words.ids)), label_tokens(self.model, task.label_words)
-            if own != wanted:
-                raise ValueError(
-                    f"the class logits are of the tokens {told_ids(own)}, {task.name!r} asks for {told_ids(wanted)}, "
-                    f"the label words {list(task.label_words.values())}; give PromptedModel the task's label_words"
-                )
+            require_words_of(self.model, self.words, task)
         split = task.split(role)
         with torch.no_grad():
             logits = self.class_logits(list(split["text"]), fwd_hooks)
@@ -275,7 +277,7 @@ class PromptedModel:
     @cached_property
     def last_mlp(self) -> str | None:
         """The hook point at which the last MLP's input can be cut to one position that is read, if any."""
-        return last_mlp_that_can_be_cut(self.model, self.head)
+        return _forward.last_mlp_that_can_be_cut(self.model, self.head)
 
     @property
     def head(self) -> str:
@@ -323,14 +325,17 @@ class PromptedModel:
         columns = tokens.readout if past is None else tokens.last(n).readout
         runs_head = not self.causal and self.linear is None
         if self.linear is None and not virtual.head_is_plain:
-            return self._logits_of_the_module(self.forward(tokens, virtual, fwd_hooks, past), columns)
-        ends, (_, keep) = stopping_at(columns, head=self.head, runs_head=runs_head)
+            logits = self.forward(tokens, virtual, fwd_hooks, past)
+            assert self.label_ids is not None  # for type checkers: refused above
+            return _forward.logits_at(logits, columns, self.label_ids)
+        ends, (_, keep) = _forward.stopping_at(columns, head=self.head, runs_head=runs_head)
         if all_act_at("all", fwd_hooks) and virtual.alone and self.last_mlp is not None:
             fwd_hooks = [*fwd_hooks, (self.last_mlp, keep)]  # the last MLP runs at the read-out alone
         hidden = self.forward(tokens, virtual, [*fwd_hooks, *ends], past)
         if self.linear is not None:
             return hidden.to(self.linear.dtype) @ self.linear.T.to(hidden.device)
-        return self._label_logits(hidden)
+        assert self.label_ids is not None  # for type checkers: refused above
+        return _forward.label_logits(self.model, hidden, self.label_ids)
 
     def forward(
         self,
@@ -350,9 +355,51 @@ class PromptedModel:
             kwargs["past_key_values"] = fork(past)
         virtual.batch = tokens
         try:
-            return run_hooked(self.model, tokens.ids, fwd_hooks, kwargs, virtual.points)
+            return _forward.run_hooked(self.model, tokens.ids, fwd_hooks, kwargs, virtual.points)
         finally:
             virtual.batch = None
+
+    def generate(
+        self,
+        texts: Sequence[str],
+        max_new_tokens: int = 32,
+        *,
+        interventions: Hooks = (),
+        positions: Positions | None = None,
+        temperature: float | int | None = None,
+        top_k: int | None = None,
+        top_p: float | int | None = None,
+        seed: int = 0,
+        end_ids: Sequence[int] | None = None,
+        use_past_kv_cache: bool = True,
+    ) -> Completions:
+        """What the model writes after each text with the prompt in place (:mod:`~tl_skillneurons.prompts.writing`).
+
+        Without interventions it is what Hugging Face's ``generate`` writes, by the model's generation settings. No
+        result depends on batches, nor on whether keys and values are kept.
+
+        Args:
+            max_new_tokens: Most tokens of an answer, its end token included.
+            interventions: Hooks, for example ``ablate(skill, how=Scale(2.0), positions="generated")``. A function of
+                your own is quick where it declares to treat each position on its own: ``ActsAt("all", function)``.
+            positions: Where all of them act, unless they say it: "prompt", "text", "generated", "all".
+            temperature: Draws tokens, at this temperature; ``None`` takes the likeliest one.
+            top_k, top_p: Draw among the ``k`` likeliest tokens, or the likeliest ones of together ``p``.
+            seed: Of what is drawn for an example, by its place among ``texts``.
+            end_ids: Token ids that end an answer; by default the model's own.
+            use_past_kv_cache: Keep keys and values; without it every token runs all that stands before it again.
+
+        Raises:
+            ValueError: For a bidirectional model, for more tokens than the model takes, for options that make no sense
+                together, or when logits are not finite.
+
+        Example:
+            >>> prompted = skn.PromptedModel(model, prompt)
+            >>> more = skn.ablate(skill, how=Scale(2.0), positions="generated")
+            >>> prompted.generate(["How was the film?"], interventions=more).answers
+        """
+        how = Writing.of(self, max_new_tokens, temperature, top_k, top_p, seed, end_ids, use_past_kv_cache)
+        return completions(self, texts, how, interventions, positions)
 
     def run_with_hooks(self, texts: Sequence[str], fwd_hooks: Hooks = (), **kwargs: Any) -> Any:
         """``model.run_with_hooks`` on one batch of texts with the prompt in place; positions as in :meth:`tokens`."""
@@ -369,43 +416,6 @@ class PromptedModel:
         if self.n_classes is None:
             raise ValueError("class logits need label words; give PromptedModel label_words={0: ..., 1: ...}")
         if not self.causal and self.prompt is None:
-            raise ValueError(
-                f"{self.model.cfg.model_name} is read out at the mask of its prompt; give PromptedModel a prompt"
-            )
-        never = ("mlm_head.hook_out", "unembed.hook_in", "unembed.hook_out")
-        late = [name for name, _ in fwd_hooks if name in (never[-1:] if self.linear is None else never)]
-        if late:
-            raise ValueError(
-                f"a hook at {late[0]!r} would never fire: class logits are read before it; use run_with_hooks"
-            )
-
-    def _logits_of_the_module(
-        self, logits: Float[Tensor, "batch pos d_vocab"], columns: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch n_classes"]:
-        """The label words' logits out of all that the model gives, whatever it does at its head."""
-        assert self.label_ids is not None  # for type checkers: read_out has refused it
-        rows = torch.arange(len(logits), device=logits.device)
-        read = logits[rows, columns.to(logits.device)][:, self.label_ids.to(logits.device)]
-        return read.to(torch.promote_types(read.dtype, torch.float32))
-
-    def _label_logits(self, hidden: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch n_classes"]:
-        """The language-model head's logits of the label words."""
-        model = self.model
-        assert self.label_ids is not None  # for type checkers: read_out has refused it
-        ids = self.label_ids.to(hidden.device)
-        logits = hidden @ model.W_U[:, ids].to(hidden) + model.b_U[ids].to(hidden)
-        transform = getattr(model.adapter, "apply_output_logits_transform", None)  # Gemma-2's softcap, say
-        logits = logits if transform is None else transform(logits)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _finite(
-    logits: Float[Tensor, "batch n_classes"], texts: Sequence[str]
-) -> Float[Tensor, "batch n_classes"]:
-    if not logits.isfinite().all():
-        row = int((~logits.isfinite()).any(1).nonzero()[0])
-        raise ValueError(
-            f"class logits are not finite for text {row} ({texts[row]!r}); load the model in float32 "
-            "(in float64, Hugging Face's attention masks overflow beside padding: use RunOptions(batch_size=1))"
-        )
-    return logits
+            name = self.model.cfg.model_name
+            raise ValueError(f"{name} is read out at the mask of its prompt; give PromptedModel a prompt")
+        _forward.refuse_late(fwd_hooks, reads_head=self.linear is None)

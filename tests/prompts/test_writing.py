@@ -3,6 +3,7 @@
 import copy
 import functools
 
+import chats
 import families
 import pytest
 import tiny
@@ -22,6 +23,7 @@ from tl_skillneurons.interventions import (
     Zero,
 )
 from tl_skillneurons.prompts import ActsAt, Completions, _ready
+from tl_skillneurons.tasks.chat import Chat
 
 TEXTS = [
     "the film was good",
@@ -291,6 +293,24 @@ def test_the_model_comes_back_as_it_was_after_an_exception_too():
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert n_hooks(model) == hooks and model.original_model.generation_config == settings
     assert prompted.generate(TEXTS, N) == expected
+
+
+def test_an_answer_follows_the_chat_template_and_edits_may_act_on_it():
+    chat = Chat(system="quick", assistant="the film is")
+    model = chats.chatting()
+    prompted = skn.PromptedModel(model, None, chat=chat)
+    found = prompted.generate(TEXTS, N)
+    for ids, text in zip(found.token_ids, TEXTS, strict=True):
+        asked = torch.tensor([chats.applied(model.tokenizer, text, chat)])
+        alone = plain("gpt2").generate(asked, max_new_tokens=N, do_sample=False, pad_token_id=0)
+        assert list(ids) == alone[0, asked.shape[1] :].tolist()
+    hooks = skn.ablate(NEURONS, how=Scale(9.0), positions="template")
+    edited = prompted.generate(TEXTS, N, interventions=hooks)
+    assert edited.token_ids != found.token_ids and "quick" in found.settings["chat"]
+    whole = prompted.generate(TEXTS, N, interventions=hooks, use_past_kv_cache=False)
+    assert whole.token_ids == edited.token_ids
+    with pytest.raises(ValueError, match="'template' needs texts in a chat template"):
+        skn.PromptedModel(model, None).generate(TEXTS, N, interventions=hooks)
 
 
 LONG = " ".join(["film"] * 44)

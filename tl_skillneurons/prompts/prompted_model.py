@@ -375,14 +375,13 @@ class PromptedModel:
     ) -> Completions:
         """What the model writes after each text with the prompt in place (:mod:`~tl_skillneurons.prompts.writing`).
 
-        Without interventions it is what Hugging Face's ``generate`` writes, by the model's generation settings. No
-        result depends on batches, nor on whether keys and values are kept.
+        Without interventions, what Hugging Face's ``generate`` writes by the model's generation settings.
 
         Args:
             max_new_tokens: Most tokens of an answer, its end token included.
             interventions: Hooks, for example ``ablate(skill, how=Scale(2.0), positions="generated")``. A function of
                 your own is quick where it declares to treat each position on its own: ``ActsAt("all", function)``.
-            positions: Where all of them act, unless they say it: "prompt", "text", "generated", "all".
+            positions: Where all of them act: "prompt", "text", "template", "generated", "all"; else where each says.
             temperature: Draws tokens, at this temperature; ``None`` takes the likeliest one.
             top_k, top_p: Draw among the ``k`` likeliest tokens, or the likeliest ones of together ``p``.
             seed: Of what is drawn for an example, by its place among ``texts``.

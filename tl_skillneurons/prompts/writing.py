@@ -165,6 +165,7 @@ def completions(
         "prompt": None if prompt is None else prompt_record(prompt),
         "max_length": prompted.max_length,
         "prepend_bos": prompted.prepend_bos,
+        "chat": None if prompted.layout.chat is None else prompted.layout.chat.told,
         "n_cut": prompted.layout.n_cut(ids),
         "writing": {k: v for k, v in asdict(how).items() if k != "keeps"} | {"end_ids": list(how.end_ids)},
         "interventions": [_record(name, function) for name, function in chosen],

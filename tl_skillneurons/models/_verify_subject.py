@@ -173,7 +173,7 @@ class Subject:
         alone = difference(rows[0], self.referred[0][0])
         return max(alone, difference(rows[row], self.prompted_reference))
 
-    def refer_with_prompt(self, text: Int[Tensor, " pos"]) -> Float[Tensor, "pos d_vocab"]:
+    def refer_with_prompt(self, text: Int[Tensor, " pos"]) -> Float[Tensor, "whole_pos d_vocab"]:
         """A text with the prompt through the reference: the prompt comes last in a causal model, else first."""
         if self.scale is None:
             raise ValueError("the model's embeddings are not a multiple of what it takes as inputs_embeds")

@@ -29,7 +29,7 @@ from tl_skillneurons.interventions.references import VALUES, GivenValues, Refere
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.neurons.controls import distinct_draws
 from tl_skillneurons.neurons.matching import draw_nearest, finite_match
-from tl_skillneurons.prompts.positions import NAMED, ActsAt
+from tl_skillneurons.prompts.positions import PLACES, ActsAt
 
 
 def ablate_heads(
@@ -74,7 +74,7 @@ def ablate_heads(
     pairs = require_heads(heads)
     require_seed(seed)
     if isinstance(positions, str):
-        require_option(positions, "positions", NAMED)
+        require_option(positions, "positions", PLACES)
     reference, shape = _reference(what, values)
     if shape is not None:
         require_heads(pairs, *shape)

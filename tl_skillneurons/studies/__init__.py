@@ -15,6 +15,7 @@ adapt                  LoRA, adapters or biases in the prompt's place (``measure
 over_checkpoints       when skill neurons came about in pre-training (``LoadOptions`` says how models are loaded)
 compare_label_words    whether they depend on the label words (``random_label_words`` draws others)
 word_selectivity       which words neurons answer to (``weight_words``: which their weights point at)
+compare_shuffles       whether neurons read what a choice says, or where it stands
 accuracy_without_words what is left without the strongest words (``strongest_words`` finds them)
 position_share         how much of a neuron's activation goes with a token's place in its text
 ====================== ==================================================================================

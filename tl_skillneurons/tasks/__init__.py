@@ -6,6 +6,7 @@ choose and are reported. No text serves two of these.
 * The task: :class:`Task` (:data:`ROLES`, :func:`require_two_classes`), :func:`load_splits` (files and the hub).
 * For chat models: :class:`Chat`, what stands around a text in a conversation.
 * Built in: :func:`minimal_pairs`, texts whose twin differs in one word and has the other label.
+* Questions with several choices: :func:`multiple_choice`.
 * Examples that belong together: :meth:`Task.units`, :func:`near_duplicates`.
 * Many classes as several tasks of two: :meth:`Task.binary_subtasks`; :func:`against_rest`, of labels alone.
 """

@@ -1,4 +1,5 @@
 from .chat import Chat as Chat
+from .choices import multiple_choice as multiple_choice
 from .groups import near_duplicates as near_duplicates
 from .pairs import minimal_pairs as minimal_pairs
 from .roles import ROLES as ROLES

@@ -52,9 +52,9 @@ def uneven():
     return skn.prune(whole, keep, torch.zeros(2, 48, dtype=torch.float64), layers=[1])
 
 
-def alone(model, prompt, text, edit=None):
+def alone(model, prompt, text, edit=None, own=None):
     """Plain Hugging Face: logits at the last virtual token, and what enters each plain down projection there."""
-    own = untouched(model)
+    own = untouched(model) if own is None else own
     kept, handles = [], []
 
     def look(module, inputs):
@@ -205,3 +205,108 @@ def test_pruning_cuts_dense_layers_and_leaves_sparse_ones(model, prompt, scores)
     expected = alone(model, prompt, TEXTS[0], edit)[0]
     found = skn.PromptedModel(small, prompt).run_with_hooks(TEXTS[:1])[0, -1]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+TWINS = skn.interventions.Twins(
+    [("the film was good", "the film was bad"), ("good plot", "bad plot")], [1, 0]
+)
+WORDS = [tiny.VOCABULARY["negative"], tiny.VOCABULARY["positive"]]
+UNEVEN, DENSE_ALONE = [(0, 3), (1, 7), (1, 19)], [(0, 3), (0, 40)]
+
+
+def margin(model, prompt, text, label, edit=None):
+    """The logit of a label's word minus the other's, by plain Hugging Face."""
+    logits = alone(model, prompt, text, edit)[0][WORDS]
+    return float(logits[label] - logits[1 - label])
+
+
+def exchanged(model, prompt, text, source, neurons, share=1.0):
+    """An edit that moves neurons at the prompt by a share of the way to what they are for ``source``."""
+    _, other = alone(model, prompt, source)
+
+    def edit(act, layer):
+        for at, index in neurons:
+            if at == layer:
+                act[0, -2:, index] += share * (other[layer][:, index] - act[0, -2:, index])
+        return act
+
+    return edit
+
+
+@pytest.fixture(params=["uneven", "sparse"])
+def differing(request, uneven, model):
+    """A model whose layers differ, and neurons that it has."""
+    return (uneven, UNEVEN) if request.param == "uneven" else (model, DENSE_ALONE)
+
+
+def test_patching_in_layers_that_differ_is_the_exchange_in_the_model_inside(differing, prompt):
+    model, neurons = differing
+    options = {"twins": TWINS, "curves": (), "directions": ("denoise",), "n_random": 19, "run": RUN}
+    found = skn.patch_neurons(model, prompt, TASK, skn.NeuronSet.from_pairs(neurons), **options)
+    values = found.results["denoise"].values[0]
+    for value, (clean, corrupted), label in zip(values, TWINS.pairs, TWINS.clean_labels, strict=True):
+        edit = exchanged(model, prompt, corrupted, clean, neurons)
+        assert float(value) == pytest.approx(margin(model, prompt, corrupted, label, edit), abs=1e-5)
+        assert abs(float(value) - margin(model, prompt, corrupted, label)) > 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:the gap is .* of 2 units")
+def test_attribution_in_layers_that_differ_is_the_slope_of_that_exchange(differing, prompt):
+    model, neurons = differing
+    found = skn.attribute_neurons(model, prompt, TASK, twins=TWINS, run=RUN)
+    step = 0.1  # norms round in float32
+    for layer, index in neurons:
+        slopes = []
+        for (clean, corrupted), label in zip(TWINS.pairs, TWINS.clean_labels, strict=True):
+            up, down = (
+                exchanged(model, prompt, corrupted, clean, [(layer, index)], sign * step) for sign in (1, -1)
+            )
+            above, below = (margin(model, prompt, corrupted, label, edit) for edit in (up, down))
+            slopes.append((above - below) / (2 * step))
+        assert float(found.effect[layer, index]) == pytest.approx(sum(slopes) / 2, rel=0.02, abs=2e-5)
+    there = skn.NeuronSet([], []).of_model(model).complement().mask()
+    assert torch.equal(found.effect.isfinite(), there)
+    assert len(found.to_dataframe()) == int(there.sum())
+
+
+def test_direct_effects_in_layers_that_differ_go_through_the_last_norm_of_the_model_inside(differing, prompt):
+    model, neurons = differing
+    plain, hidden = untouched(model), []
+    own = plain.model
+    own.model.norm.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0][0, -1]))
+    logits, acts = alone(model, prompt, TEXTS[0], own=plain)
+    write = sum(
+        -acts[layer][-1, index] * own.model.layers[layer].mlp.down_proj.weight[:, index]
+        for layer, index in neurons
+    )
+    scale = (hidden[0].square().mean() + own.config.rms_norm_eps).sqrt()
+    head = own.lm_head.weight[WORDS]
+    expected = logits[WORDS] + head @ (own.model.norm.weight * write / scale)
+    prompted = skn.PromptedModel(model, prompt, TASK.label_words)
+    intact = prompted.class_logits(TEXTS[:1]).detach()
+    hooks = skn.ablate(skn.NeuronSet.from_pairs(neurons), positions="prompt")
+    [found] = skn.interventions.direct_logits(prompted, TEXTS[:1], intact, [hooks])
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-4)
+    assert (found - intact).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "study", ["a trajectory", "reading words off weights", "agreement of scores", "this picture"]
+)
+def test_what_takes_layers_of_one_width_says_so(study, uneven, prompt):
+    scores = skn.score_neurons(uneven, prompt, TASK, run=RUN)
+    calls = {
+        "a trajectory": lambda: skn.studies.prompt_trajectory(uneven, [prompt], TASK, run=RUN),
+        "reading words off weights": lambda: skn.studies.weight_words(uneven, scores.top(3)),
+        "agreement of scores": lambda: skn.scores.score_agreement(scores, scores, 3),
+        "this picture": lambda: skn.plot_scores(scores),
+    }
+    with pytest.raises(
+        ValueError, match=f"^{study} needs equally many neurons .* 48 in layer 0, 20 in layer 1; score"
+    ):
+        calls[study]()
+
+
+def test_patterns_of_a_model_with_layers_without_attention_are_refused_by_the_layer(prompt):
+    with pytest.raises(ValueError, match=r"layer 0 of tiny \(Lfm2ForCausalLM\) has no attention heads"):
+        skn.attention.attention_over_task(families.bridge("lfm2"), prompt, FEW, run=RUN)

@@ -32,7 +32,7 @@ from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._over_task import settings_of
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hook
-from tl_skillneurons.models.sites import asking_for_patterns
+from tl_skillneurons.models.sites import asking_for_patterns, head_hooks
 from tl_skillneurons.prompts.attached import VirtualTokens
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -193,6 +193,7 @@ def _patterns(
     def keep(act: Tensor, hook: HookPoint) -> None:
         kept.append(act.detach())
 
+    head_hooks(prompted.model)  # refuses layers without attention
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(len(prompted.model.blocks))]
     hooks: list[Hook] = [(name, keep) for name in names]
     prompted.forward(tokens, virtual, hooks, **asking_for_patterns(prompted.model))

@@ -250,7 +250,7 @@ def test_patching_in_layers_that_differ_is_the_exchange_in_the_model_inside(diff
         assert abs(float(value) - margin(model, prompt, corrupted, label)) > 1e-4
 
 
-@pytest.mark.filterwarnings("ignore:the gap is .* of 2 units")
+@pytest.mark.filterwarnings("ignore:.*the gap is .*2 units:UserWarning")
 def test_attribution_in_layers_that_differ_is_the_slope_of_that_exchange(differing, prompt):
     model, neurons = differing
     found = skn.attribute_neurons(model, prompt, TASK, twins=TWINS, run=RUN)

@@ -10,7 +10,7 @@ import tiny
 import torch
 from toy import QUIET
 
-from tl_skillneurons import NeuronSet, PromptedModel, RunOptions, SoftPrompt, minimal_pairs
+from tl_skillneurons import NeuronSet, PromptedModel, RunOptions, SoftPrompt, Task, minimal_pairs
 from tl_skillneurons._files import load_tensors, save_tensors
 from tl_skillneurons.interventions import NeuronPatching, Twins, patch_neurons
 from tl_skillneurons.interventions._exchange import conditions_of
@@ -109,6 +109,43 @@ def test_a_patched_run_is_the_one_a_loop_over_neurons_would_do(family, positions
         assert float(value) == pytest.approx(float(logits[1] - logits[0]), abs=1e-5)
 
 
+def test_of_more_classes_the_margin_to_the_best_other_one_is_moved():
+    model = tiny.bridge("gpt2")
+    pairs = [("good film", "bad film"), ("dull plot", "good plot"), ("bad cast", "dull cast")]
+    kinds = {"bad": 0, "good": 1, "dull": 2}
+    rows = [
+        {"text": text, "label": kinds[text.split()[0]], "pair": number}
+        for number, (one, other) in enumerate(pairs)
+        for text in (one, other)
+    ]
+    splits = {
+        role: [{**row, "text": f"{row['text']} {word}", "pair": f"{role} {row['pair']}"} for row in rows]
+        for role, word in (("train", "slow"), ("validation", "quick"), ("test", "bright"))
+    }
+    task = Task.from_datasets(splits, label_words={0: "negative", 1: "positive", 2: "other"})
+    data = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    prompt = SoftPrompt(data, placement="suffix")
+    found = patch_neurons(model, prompt, task, NeuronSet([0, 1], [3, 7]), curves=(), **QUICK)
+    twins = Twins.of(task, "report")
+    assert [clean.split()[0] for clean, _ in twins.pairs] == [
+        "good",
+        "dull",
+        "dull",
+    ]  # the later class is the clean one
+    assert twins.clean_labels == [1, 2, 2]
+    with torch.no_grad():
+        logits = PromptedModel(model, prompt, task.label_words).class_logits(
+            [clean for clean, _ in twins.pairs]
+        )
+    margins = [
+        float(z[k] - max(z[:k].tolist() + z[k + 1 :].tolist()))
+        for z, k in zip(logits, (1, 2, 2), strict=True)
+    ]
+    assert found.source["denoise"].tolist() == pytest.approx(margins, abs=1e-5)
+    with pytest.raises(ValueError, match=r"clean_labels must be classes of .*, 0 to 2, got 3"):
+        patch_neurons(model, prompt, task, NeuronSet([0], [3]), twins=Twins(pairs, [1, 2, 3]), **QUICK)
+
+
 def test_it_takes_the_twins_of_a_task_and_any_batch_gives_the_same():
     model = tiny.bridge("llama")
     words = {0: "negative", 1: "positive"}
@@ -186,7 +223,7 @@ def test_the_interval_of_a_fraction_holds_what_the_gap_itself_varies(model):
         assert frame.low.tolist() == low.tolist() and frame.high.tolist() == high.tolist()
 
 
-@pytest.mark.parametrize("labels", [[], [2] * 8, [1]])
+@pytest.mark.parametrize("labels", [[], [-1] * 8, [1]])
 def test_twins_without_a_class_for_each_clean_text_are_refused(labels):
     with pytest.raises(ValueError, match="clean_labels"):
         Twins(PAIRS, labels)

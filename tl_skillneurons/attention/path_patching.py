@@ -278,7 +278,7 @@ def patch_heads_to_neurons(
             runs = _Runs(prompted, virtual, base, source, neurons)
             found = [runs.base, runs.source, *(runs.path(one) for one in conditions)]
             for number, (logits, values) in enumerate(found):
-                diffs[number, rows] = logit_diff(logits.cpu(), pairs.sign[rows]).double()
+                diffs[number, rows] = logit_diff(logits.cpu(), pairs.labels[rows]).double()
                 acts[number, rows] = values
             advance(len(rows))
     settings = settings_of(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.tools.analysis.interchange import NormMatchedPlacebo, SubspaceInterchange, neuron_basis
@@ -143,20 +143,20 @@ def patched(
                 "corrupted": prompted.assemble([corrupted[i] for i in rows], rows),
             }
             pasts = {side: prompted.past(tokens) if apart else None for side, tokens in sides.items()}
-            sign = twins.sign[rows]
+            labels = twins.labels[rows]
             intact: dict[str, Tensor] = {}
             acts: dict[str, dict[int, Tensor]] = {}
             for side, tokens in sides.items():
                 acts[side] = {}
                 look = keep(names, acts[side])
-                intact[side] = _diff(prompted, tokens, virtual, look, pasts[side], sign)
+                intact[side] = _diff(prompted, tokens, virtual, look, pasts[side], labels)
             found = {}
             for direction in directions:
                 base, source = ("corrupted", "clean") if direction == "denoise" else ("clean", "corrupted")
                 diffs = [intact[base], intact[source]]
                 for layers in conditions:
                     hooks = exchange_hooks(layers, names, acts[source], positions)
-                    diffs.append(_diff(prompted, sides[base], virtual, hooks, pasts[base], sign))
+                    diffs.append(_diff(prompted, sides[base], virtual, hooks, pasts[base], labels))
                 found[direction] = torch.stack(diffs)
             yield rows, found
 
@@ -180,6 +180,6 @@ def _diff(
     virtual: VirtualTokens,
     hooks: Hooks,
     past: DynamicCache | None,
-    sign: Float[Tensor, " batch"],
+    labels: Int[Tensor, " batch"],
 ) -> Float[Tensor, " batch"]:
-    return logit_diff(prompted.read_out(tokens, virtual, hooks, past).double().cpu(), sign)
+    return logit_diff(prompted.read_out(tokens, virtual, hooks, past).double().cpu(), labels)

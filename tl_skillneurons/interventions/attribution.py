@@ -236,7 +236,7 @@ def attribute_neurons(
         for rows in prompted.batches(base):
             of_base, of_source = (prompted.assemble([ids[i] for i in rows], rows) for ids in (base, source))
             change, gaps[rows] = _attribute(
-                prompted, of_base, of_source, virtual, pairs.sign[rows], positions, steps
+                prompted, of_base, of_source, virtual, pairs.labels[rows], positions, steps
             )
             for layer, of_layer in change.items():
                 effect[layer, : len(of_layer)] += of_layer
@@ -266,7 +266,7 @@ def _attribute(
     base: PromptedTokens,
     source: PromptedTokens,
     virtual: VirtualTokens,
-    sign: Tensor,
+    labels: Tensor,
     positions: Positions,
     steps: int,
 ) -> tuple[dict[int, Float[Tensor, " neuron"]], Float[Tensor, " batch"]]:
@@ -295,7 +295,7 @@ def _attribute(
         for side, tokens in (("base", base), ("source", source)):
             hooks: list[Hook] = [("embed.hook_out", keep_embed(side))]
             hooks += [(name, keep(side)) for name in names.values()]
-            diffs[side] = _diff(prompted, tokens, virtual, hooks, sign)
+            diffs[side] = _diff(prompted, tokens, virtual, hooks, labels)
     gradients = [torch.zeros_like(act) for act in acts["base"]]
     for step in range(steps):
         share = 0.0 if steps == 1 else (step + 0.5) / steps
@@ -310,7 +310,7 @@ def _attribute(
             return act  # which OPT, that shows a view, would else go on without
 
         hooks = [("embed.hook_out", start), *((name, hold) for name in names.values())]
-        total = _diff(prompted, base, virtual, hooks, sign).sum()
+        total = _diff(prompted, base, virtual, hooks, labels).sum()
         for gradient, new in zip(gradients, torch.autograd.grad(total, live), strict=True):
             gradient += new / steps
     chosen = where["columns"][..., None]
@@ -322,9 +322,9 @@ def _attribute(
 
 
 def _diff(
-    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, hooks: Hooks, sign: Tensor
+    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, hooks: Hooks, labels: Tensor
 ) -> Float[Tensor, " batch"]:
-    return logit_diff(prompted.read_out(tokens, virtual, hooks), sign)
+    return logit_diff(prompted.read_out(tokens, virtual, hooks), labels)
 
 
 def compare_with_exact(

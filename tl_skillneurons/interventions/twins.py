@@ -1,7 +1,8 @@
 """Twin inputs: pairs of texts of equally many tokens and different labels, and how far apart a run holds them.
 
-With ``z`` the class logits of a run, ``d = z[label of the clean twin] - z[the other label]`` is its logit diff,
-whichever of the two runs: what patching, attribution and path patching move.
+With ``z`` the class logits of a run, ``d = z[label of the clean twin] - max over the other labels`` is its logit diff
+(of two classes the difference of their logits), whichever of the two runs: what patching, attribution and path patching
+move.
 
 Pairs that share a text, and of a built-in task all pairs of one word pair, are one unit
 (:mod:`~tl_skillneurons.stats.units`): intervals draw them together, and sign flips turn them together.
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_skillneurons.interventions._measured import units_record, units_told
@@ -21,6 +22,8 @@ from tl_skillneurons.neurons.neuron_set import NeuronSet
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.stats.intervals import doubtful_gap
 from tl_skillneurons.stats.units import Units, require_units
+from tl_skillneurons.tasks.columns import columns_of
+from tl_skillneurons.tasks.groups import twins_of as twins_of_role
 from tl_skillneurons.tasks.task import Task
 
 DIRECTIONS = ("denoise", "noise")
@@ -31,7 +34,7 @@ INSIST = "twins=Twins.of(task, role, on_chosen_examples=True)"
 
 @dataclass(frozen=True)
 class Twins:
-    """Pairs of texts (clean, corrupted), and the class of each clean one, of two classes.
+    """Pairs of texts (clean, corrupted), and the class of each clean one.
 
     Attributes:
         units: Which pairs belong together; ``None`` for pairs that share a text.
@@ -51,26 +54,28 @@ class Twins:
 
     def __post_init__(self) -> None:
         labels = list(self.clean_labels)
-        if not self.pairs or len(labels) != len(self.pairs) or not set(labels) <= {0, 1}:
+        if not self.pairs or len(labels) != len(self.pairs) or min(labels) < 0:
             raise ValueError(
-                f"give at least one pair of twins, with the class of each clean text in clean_labels (0 or 1); got "
+                f"give at least one pair of twins, with the class of each clean text in clean_labels (0, 1, ...); got "
                 f"{len(self.pairs)} pairs and clean_labels={labels}"
             )
         require_units(len(labels), self.units)
 
     @classmethod
     def of(cls, task: Task, role: str, *, on_chosen_examples: bool = False) -> "Twins":
-        """Those of a role of the task, clean the one of class 1, with the task's units.
+        """Those of a role of the task, clean the one of the later class (of two classes: class 1), with the task's
+        units.
 
         Raises:
             ValueError: For a task without twins.
         """
-        pairs = [(one, zero) for zero, one in task.pairs(role)]
+        found = twins_of_role(columns_of(task.split(role)), task.name, role)
         first: dict[Any, int] = {}
         for row, pair in enumerate(task.split(role)["pair"]):
             first.setdefault(pair, row)  # the order that task.pairs has
         units = replace(task.units(role).take(torch.tensor(list(first.values()))), pair=None)
-        return cls(pairs, [1] * len(pairs), units, on_chosen_examples)
+        pairs = [(later, earlier) for (_, earlier), (_, later) in found]
+        return cls(pairs, [label for _, (label, _) in found], units, on_chosen_examples)
 
     @property
     def texts(self) -> list[str]:
@@ -97,9 +102,9 @@ class Twins:
         }
 
     @property
-    def sign(self) -> Float[Tensor, " pair"]:
-        """+1 for each pair whose clean text is of class 1, else -1."""
-        return 2.0 * torch.tensor(list(self.clean_labels), dtype=torch.float64) - 1
+    def labels(self) -> Int[Tensor, " pair"]:
+        """The class of each clean text."""
+        return torch.tensor(list(self.clean_labels))
 
     def encode(self, prompted: PromptedModel) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of the clean texts, and of the corrupted ones.
@@ -141,14 +146,17 @@ class Twins:
 
 
 def twins_of(task: Task, twins: Twins | str) -> Twins:
-    """The twins themselves, or those of a role of the task: clean is the one of class 1.
+    """The twins themselves, or those of a role of the task: clean is the one of the later class.
 
     Raises:
-        ValueError: For a task of more than two classes, or one without twins.
+        ValueError: For a task without twins, or twins of classes that it doesn't have.
     """
-    if task.n_classes != 2:
-        raise ValueError(f"twins need two classes, {task.name} has {task.n_classes}; take a binary subtask")
     if isinstance(twins, Twins):
+        if max(twins.clean_labels) >= task.n_classes:
+            raise ValueError(
+                f"clean_labels must be classes of {task.name!r}, 0 to {task.n_classes - 1}, got "
+                f"{max(twins.clean_labels)}"
+            )
         return twins
     return Twins.of(task, twins)
 
@@ -167,10 +175,11 @@ def twins_recorded(record: Any) -> Twins | str:
 
 
 def logit_diff(
-    logits: Float[Tensor, "batch n_classes"], sign: Float[Tensor, " batch"]
+    logits: Float[Tensor, "batch n_classes"], labels: Int[Tensor, " batch"]
 ) -> Float[Tensor, " batch"]:
-    """Logit of the clean twin's label minus the other's."""
-    return sign.to(logits) * (logits[:, 1] - logits[:, 0])
+    """Logit of the clean twin's label minus the highest of the others."""
+    own = labels.to(logits.device)[:, None]
+    return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(1)
 
 
 def no_fraction(

@@ -143,11 +143,11 @@ def _sequences(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + _N_WORDS]) for i in range(len(words) - _N_WORDS + 1)}
 
 
-def twins_of(columns: Columns, task: str, role: str) -> list[tuple[str, str]]:
-    """Each text of class 0 beside its twin of class 1.
+def twins_of(columns: Columns, task: str, role: str) -> list[list[tuple[int, str]]]:
+    """Of each pair the two classes with their texts, the earlier class first.
 
     Raises:
-        ValueError: When the examples have no twins, or twins of other classes.
+        ValueError: When the examples have no twins, or more or fewer than two of one pair, or of one class.
     """
     if "pair" not in columns:
         raise ValueError(
@@ -158,6 +158,6 @@ def twins_of(columns: Columns, task: str, role: str) -> list[tuple[str, str]]:
     for pair, label, text in zip(columns["pair"], columns["label"], columns["text"], strict=True):
         twins.setdefault(pair, {})[label] = text
     for pair, texts in twins.items():
-        if sorted(texts) != [0, 1]:
-            raise ValueError(f"pair {pair} of role {role!r} must have classes 0 and 1, got {sorted(texts)}")
-    return [(texts[0], texts[1]) for texts in twins.values()]
+        if len(texts) != 2:
+            raise ValueError(f"pair {pair} of role {role!r} must have two classes, got {sorted(texts)}")
+    return [sorted(texts.items()) for texts in twins.values()]

@@ -293,12 +293,13 @@ class Task:
         return digest.hexdigest()
 
     def pairs(self, role: str) -> list[tuple[str, str]]:
-        """The twins of ``role``: each text of class 0 beside its twin of class 1.
+        """The twins of ``role``: each text beside its twin of a later class (of two classes: class 0, then class 1).
 
         Raises:
             ValueError: When the examples have no twins.
         """
-        return twins_of(columns_of(self.split(role)), self.name, role)
+        twins = twins_of(columns_of(self.split(role)), self.name, role)
+        return [(earlier, later) for (_, earlier), (_, later) in twins]
 
     def limit(
         self,

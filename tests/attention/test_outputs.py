@@ -62,7 +62,9 @@ def test_mean_outputs_are_those_of_a_slow_loop_without_padding(family, positions
             look = ("blocks.1.attn.o.hook_in", lambda act, hook: kept.update(act=act[0]))
             prompted.run_with_hooks([text], [look])
         tokens = prompted.tokens([text])
-        where = {"prompt": tokens.is_prompt[0], "text": tokens.is_text[0]}.get(positions, slice(None))
+        where = {"prompt": tokens.is_prompt[0], "text": (tokens.is_text & ~tokens.is_special)[0]}.get(
+            positions, slice(None)
+        )
         rows.append(kept["act"][where])
     torch.testing.assert_close(found[1], torch.cat(rows).mean(0), rtol=1e-4, atol=1e-5)
 
@@ -83,7 +85,7 @@ def test_outputs_of_each_text_give_mean_spread_class_means_and_sizes(positions):
     by_class = torch.stack([flat[0], flat[1:].mean(0)]).float()
     torch.testing.assert_close(found.class_mean, by_class, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.size, each.norm(dim=-1).mean(0), rtol=1e-5, atol=1e-6)
-    assert found.n_positions.tolist() == ([3, 3, 3] if positions == "prompt" else [5, 11, 2])  # with BOS
+    assert found.n_positions.tolist() == ([3, 3, 3] if positions == "prompt" else [4, 10, 1])  # without BOS
     assert head_outputs(prompted, TEXTS).class_mean is None
 
 

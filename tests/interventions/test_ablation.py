@@ -91,7 +91,7 @@ def test_only_the_chosen_neurons_at_the_chosen_positions_are_edited(
         prompted, TEXTS, skn.ablate(NEURONS, how=how, positions=positions, **settings)
     )
     here = (
-        {"prompt": tokens.is_prompt, "text": tokens.is_text}.get(positions)
+        {"prompt": tokens.is_prompt, "text": tokens.is_text & ~tokens.is_special}.get(positions)
         if isinstance(positions, str)
         else None
     )

@@ -89,7 +89,8 @@ def test_a_patched_run_is_the_one_a_loop_over_neurons_would_do(family, positions
         with torch.no_grad():
             prompted.run_with_hooks([clean], look)
         tokens = prompted.tokens([clean])
-        where = {"prompt": tokens.is_prompt, "text": tokens.is_text}.get(positions, tokens.attention_mask > 0)
+        own = tokens.is_text & ~tokens.is_special
+        where = {"prompt": tokens.is_prompt, "text": own}.get(positions, tokens.attention_mask > 0)
 
         def put(act, hook, layer, where=where, kept=kept):
             new = act.clone()

@@ -3,11 +3,16 @@
 import doctest
 
 import pytest
+import tiny
 import torch
+from toy import QUIET, TASK, prompt_for
 
-from tl_skillneurons import Task, minimal_pairs
+import tl_skillneurons as skn
+from tl_skillneurons import PromptedModel, Task, minimal_pairs
 from tl_skillneurons.interventions import references
-from tl_skillneurons.interventions.references import evenly, reference_rows
+from tl_skillneurons.interventions.ablation import ablate_where_known
+from tl_skillneurons.interventions.kinds import Mean
+from tl_skillneurons.interventions.references import evenly, measure_references, reference_rows
 from tl_skillneurons.stats.units import Units
 
 
@@ -85,3 +90,46 @@ def test_the_examples_in_docstrings_give_what_they_say():
     for function in (evenly, references.absent_classes, references.class_means):
         [example] = doctest.DocTestFinder().find(function, function.__name__, globs=vars(references))
         assert doctest.DocTestRunner().run(example).failed == 0
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_means_at_the_text_and_what_is_held_at_them_cover_the_same_positions(family):
+    """The special tokens around a text are no part of it: they have means of their own, and are held at these."""
+    prompted = PromptedModel(tiny.bridge(family, dtype=torch.float64), prompt_for(family))
+    texts = [
+        list(TASK.split("baseline")["text"])[row] for row in reference_rows(TASK, "baseline", 6).tolist()
+    ]
+    places = ["prompt", "text", "special"]
+    found = measure_references(prompted, TASK, "baseline", 6, places)
+    name, tokens = "blocks.1.mlp.hook_post", prompted.tokens(texts)
+    kinds = {
+        "prompt": tokens.is_prompt,
+        "text": tokens.is_text & ~tokens.is_special,
+        "special": tokens.is_special,
+    }
+    _, cache = prompted.run_with_cache(texts, names_filter=name)
+    for place, here in kinds.items():
+        by_hand = torch.stack([act[own].mean(0) for act, own in zip(cache[name], here, strict=True)]).mean(0)
+        torch.testing.assert_close(found[place].mean[1], by_hand, check_dtype=False, rtol=1e-6, atol=1e-7)
+    held = {}
+
+    def keep(act, hook):
+        held["act"] = act
+
+    neurons = skn.NeuronSet([1], [3])
+    for where, touched in (("text", ["text"]), ("special", ["special"]), ("all", places)):
+        hooks = ablate_where_known(neurons, Mean(), where, found, labels=None, seed=0)
+        prompted.run_with_hooks(texts, [*hooks, (name, keep)])
+        for place, here in kinds.items():
+            now, before = (act[here][:, 3] for act in (held["act"], cache[name]))
+            expected = found[place].mean[1, 3].expand_as(now) if place in touched else before
+            torch.testing.assert_close(now, expected, check_dtype=False, rtol=1e-6, atol=1e-7)
+
+
+def test_without_special_tokens_all_positions_are_the_prompt_and_the_text_and_special_ones_are_refused():
+    model, bare = tiny.bridge("gpt2"), prompt_for("gpt2", prepend_bos=False)
+    neurons, options = skn.NeuronSet([1], [3]), {"n_random": 19, "run": QUIET}
+    panel = skn.measure_effects(model, bare, TASK, neurons, interventions="mean", positions="all", **options)
+    assert panel.settings["positions"] == ["all"]
+    with pytest.raises(ValueError, match="positions='special' needs special tokens around the texts"):
+        skn.measure_effects(model, bare, TASK, neurons, interventions="mean", positions="special", **options)

@@ -203,7 +203,8 @@ def test_slices_and_indices_count_from_the_examples_own_first_token(positions, s
 def test_named_positions_leave_out_padding_unless_all_are_meant():
     tokens = put([[BOS, 7, 8, 9], [BOS, 7]])
     assert torch.equal(chosen("prompt", tokens), tokens.is_prompt)
-    assert torch.equal(chosen("text", tokens), tokens.is_text)
+    assert torch.equal(chosen("text", tokens), tokens.is_text & ~tokens.is_special)
+    assert torch.equal(chosen("special", tokens), tokens.is_special)
     assert chosen("all", tokens).all()
 
 

@@ -215,7 +215,8 @@ def head_effects(
     Args:
         heads: Pairs (layer, head); those of :meth:`HeadWriters.top_heads` know which examples chose them.
         how: An intervention, as in :func:`ablate_heads`.
-        positions: Where the heads' outputs are held: "prompt" (what the prompt positions get), "text" or "all".
+        positions: Where the heads' outputs are held: "prompt" (what the prompt positions get), "text", "special"
+            (the tokens that the tokenizer puts around it) or "all".
         n_random: Distinct draws of each control, or all that there are; 19 at least, as a p-value of 0.05 needs.
         examples: Whose answers count; whose ``n_reference``, evenly from all classes and units, give the heads' means.
             Not those that chose the heads or the neurons, unless ``Examples(on_chosen_examples=True)`` insists.

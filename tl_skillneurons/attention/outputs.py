@@ -27,7 +27,7 @@ from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import head_hooks
 from tl_skillneurons.models.verification import require
-from tl_skillneurons.prompts.positions import NAMED, require_template
+from tl_skillneurons.prompts.positions import NAMED
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -45,7 +45,7 @@ def mean_head_outputs(
     """Each head's output averaged over texts and over positions of one kind, padding left out.
 
     Args:
-        positions: "prompt", "text", "template" or "all".
+        positions: "prompt", "text", "special", "template" or "all".
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
 
     Raises:
@@ -138,7 +138,7 @@ def head_outputs(
 
     Args:
         labels: Class of each text, for what goes by class.
-        positions: "prompt", "text", "template" or "all", padding left out.
+        positions: "prompt", "text", "special", "template" or "all", padding left out.
 
     Raises:
         ValueError: For unknown positions, or "prompt" without a prompt.
@@ -181,10 +181,7 @@ def _sum_over_positions(
 
         def run(batch: list[int]) -> None:
             tokens = prompted.assemble([ids[i] for i in batch], batch)
-            kinds = {"prompt": tokens.is_prompt, "text": tokens.is_text, "all": ~tokens.is_padding}
-            where = {**kinds, "template": tokens.is_template}[positions]
-            if positions == "template":
-                require_template(tokens)
+            where = tokens.of_kind(positions)
             found: dict[int, Tensor] = {}
 
             def keep(layer: int) -> Callable[..., None]:

@@ -27,7 +27,7 @@ from tl_skillneurons.interventions.kinds import How, Intervention, as_interventi
 from tl_skillneurons.interventions.references import At, References, ReferenceValues, given_values
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
-from tl_skillneurons.prompts.positions import PLACES, ActsAt, Positions, columns
+from tl_skillneurons.prompts.positions import NAMED, PLACES, ActsAt, Positions, columns
 
 
 def positions_record(positions: Positions) -> Any:
@@ -68,9 +68,10 @@ def ablate(
             (:func:`~tl_skillneurons.prompts.neuron_activations`), of which each example of the run takes all its
             neurons from one. Or a :class:`~tl_skillneurons.interventions.references.Reference`, which has them all.
         positions: ``"all"``; ``"prompt"`` or ``"text"``, in :class:`~tl_skillneurons.PromptedModel` and inside
-            ``attached``; in the former also ``"template"``, for texts in a chat, and ``"generated"``, what the model
-            writes (``generate``); or a slice or indices into the sequence, virtual tokens included, from the example's
-            first token where padding is known.
+            ``attached``, where every other token is text; in the former also ``"special"``, the tokens that the
+            tokenizer puts around a text and that are none of it, ``"template"``, for texts in a chat, and
+            ``"generated"``, what the model writes (``generate``); or a slice or indices into the sequence, virtual
+            tokens included, from the example's first token where padding is known.
         classes: For what goes by class: the class of each example, by its place in the caller's order.
         seed: Of what is drawn: with it, what an example gets depends on its place in the caller's order alone, not
             on the batches it is run in.
@@ -120,8 +121,8 @@ def ablate_where_known(
     """Hooks of one intervention with the reference values of each kind of position at that kind.
 
     Args:
-        positions: "prompt", "text", "template", or "all": those of them that there are references for, each at its own
-            values.
+        positions: "prompt", "text", "special", "template", or "all": those of them that there are references for, each
+            at its own values.
         labels: Classes of the examples that will run.
     """
     neurons = as_neurons(neurons)
@@ -129,7 +130,7 @@ def ablate_where_known(
         return ablate(neurons, how=how, positions=positions, seed=seed)
     classes = labels if how.needs_labels else None
     hooks: list[Hook] = []
-    known = [where for where in ("prompt", "text", "template") if where in references]
+    known = [where for where in NAMED if where in references]
     for where in known if positions == "all" else [positions]:
         hooks += ablate(
             neurons, how=how, values=references[where], positions=where, classes=classes, seed=seed

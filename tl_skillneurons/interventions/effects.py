@@ -71,7 +71,8 @@ def measure_effects(
         neurons: The neurons, or several sets by name, e.g. ``{"1%": scores.top(0.01), "2%": scores.top(0.02)}``.
         interventions: One or several (:mod:`~tl_skillneurons.interventions.kinds`): values such as ``Mean()`` or
             ``Noise(0.5)``, short names, functions ``(act, hook) -> act``.
-        positions: One or several of "prompt", "text", "template" (of a task with a chat) and "all"; where only the
+        positions: One or several of "prompt", "text" (what was written), "special" (the tokens that the tokenizer puts
+            around it), "template" (of a task with a chat) and "all", each kind at its own values; where only the
             prompt is touched, the keys and values of the texts are computed once for all conditions (causal models,
             suffix prompts).
         n_random: Distinct draws of each control, or all that there are; 19 at least, for fewer can't give a p-value of
@@ -136,7 +137,8 @@ def measure_effects(
         needed += ["text"] if set(places) & {"text", "all"} else []
         for one in runs:
             in_chat = bool(set(places) & {"template", "all"}) and one.task.chat is not None
-            one.measure_references([*needed, "template"] if in_chat else needed)
+            special = "special" in places or ("all" in places and one.has_special_tokens)
+            one.measure_references([*needed, *["special"] * special, *["template"] * in_chat])
         drawn = with_controls(
             sets, model, runs[0].mean_absolute, n_random, seed, most_difference=beyond.most_difference
         )
@@ -243,6 +245,11 @@ class _TaskRun:
         return {
             name: require_apart(one.choice, self.texts, insist=insist, by=by) for name, one in sets.items()
         }
+
+    @property
+    def has_special_tokens(self) -> bool:
+        """Whether the tokenizer puts any around a text."""
+        return bool(self.prompted[0].tokens(self.texts[:1]).is_special.any())
 
     def n_cut(self) -> list[int]:
         """How many of the texts are too long for each prompt and lose their end."""

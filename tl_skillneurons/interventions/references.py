@@ -1,8 +1,9 @@
 """What neurons (or other features) do on reference examples, and what an intervention gets to see of it.
 
-Reference values are taken apart at the prompt positions, at the text and at a chat template, since neurons do other
-things there: an intervention at all positions holds each position at the value of its kind. A value that is usual at
-the prompt can be far from usual in the text, and would harm whatever the neuron encodes.
+Reference values are taken apart at the prompt positions, at the text, at the special tokens around it and at a chat
+template, since neurons do other things there (a first token can be a thousand times as active): an intervention at all
+positions holds each position at the value of its kind. A value that is usual at the prompt can be far from usual in the
+text, and would harm whatever the neuron encodes.
 """
 
 import heapq
@@ -131,7 +132,7 @@ ReferenceValues = Reference | GivenValues
 """Whatever has reference values, by layer."""
 
 References = Mapping[str, Reference]
-"""The reference at "prompt", "text" and "template" positions, or at those of them that are needed."""
+"""The reference at "prompt", "text", "special" and "template" positions, or at those of them that are needed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,7 +349,7 @@ def measure_references(
 ) -> dict[str, Reference]:
     """Activations on up to ``n_examples`` of ``role``, evenly from all classes and units (:func:`reference_rows`).
 
-    Keeps ``n_examples * n_layers * d_mlp`` numbers for each of ``places`` ("prompt", "text", "template").
+    Keeps ``n_examples * n_layers * d_mlp`` numbers for each of ``places`` ("prompt", "text", "special", "template").
 
     Args:
         n_examples: ``None`` for all.
@@ -361,7 +362,7 @@ def measure_references(
     rows = reference_rows(task, role, n_examples)
     texts = list(split["text"])
     texts = [texts[row] for row in rows.tolist()]
-    reading = {"prompt": "prompt", "text": "mean", "template": "template"}
+    reading = {"prompt": "prompt", "text": "mean", "special": "special", "template": "template"}
     found = {}
     for place in places:
         activations = neuron_activations(

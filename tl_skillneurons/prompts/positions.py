@@ -32,13 +32,14 @@ from tl_skillneurons.models.chat_templates import n_alike
 
 PLACEMENTS = ("prefix", "suffix")
 PADDING_SIDES = ("left", "right")
-NAMED = ("all", "prompt", "text", "template")
-"""The positions that go by a name in every run."""
+NAMED = ("all", "prompt", "text", "special", "template")
+"""The positions that go by a name in every run: "text" is what was written, "special" what the tokenizer puts around
+it."""
 PLACES = (*NAMED, "generated")
 """These, and what the model writes where it does (:meth:`~tl_skillneurons.PromptedModel.generate`)."""
 Positions = str | slice | Sequence[int] | Int[Tensor, " pos"]
-"""Where: "all", "prompt", "text", "template" (what a chat template puts around the text), "generated", or a slice or
-indices into the sequence with virtual tokens."""
+"""Where: "all", "prompt", "text", "special" (tokens that the tokenizer puts around the text), "template" (what a chat
+template puts there), "generated", or a slice or indices into the sequence with virtual tokens."""
 Frame = tuple[list[int], list[int]]
 """The ids that a chat template puts before and after a text."""
 NO_FRAME: Frame = ([], [])
@@ -53,8 +54,9 @@ class ActsAt:
     by this declaration; a hook that declares nothing is taken to act anywhere.
 
     Args:
-        positions: "prompt", "text", "template" (what a chat template puts around it), "generated", "all" (whatever
-            position a batch has), each on its own, or "chosen" for others.
+        positions: "prompt", "text", "special" (tokens that the tokenizer puts around it), "template" (what a chat
+            template puts there), "generated", "all" (whatever position a batch has), each on its own, or "chosen" for
+            others.
         function: In TransformerLens' form, ``(act, hook) -> act``, or ``None`` to leave it.
 
     Example:
@@ -111,6 +113,29 @@ class PromptedTokens:
     example: Int[Tensor, " batch"]
     n_truncated: int = 0
     is_generated: Bool[Tensor, "batch pos"] | None = None
+
+    def of_kind(self, kind: str, what: str = "positions") -> Bool[Tensor, "batch pos"]:
+        """Which columns are of a kind that goes by a name (:data:`PLACES`), padding left out; "text" is what was
+        written, without the special tokens around it.
+
+        Raises:
+            ValueError: For "special" or "template" of texts without any, and "generated" where nothing is.
+        """
+        written_alone = self.is_generated is not None and bool(self.is_generated.all())
+        if kind == "template" and not written_alone:
+            require_template(self, what)
+        if kind == "special" and not written_alone:
+            _require_special(self, what)
+        kinds = {"all": ~self.is_padding, "prompt": self.is_prompt, "text": self.is_text & ~self.is_special}
+        kinds |= {"special": self.is_special, "template": self.is_template}
+        if kind in kinds:
+            return kinds[kind]
+        if self.is_generated is None:
+            raise ValueError(
+                f"{what}={kind!r} are those that the model writes, and this run writes nothing; use "
+                "PromptedModel.generate"
+            )
+        return self.is_generated
 
     @property
     def is_padding(self) -> Bool[Tensor, "batch pos"]:
@@ -324,14 +349,14 @@ def columns(positions: Any, act: Tensor, hook: Any, *, what: str = "positions") 
     """Which columns of ``act`` a choice of positions means, given what is running through this hook point.
 
     Args:
-        positions: ``"all"``, ``"prompt"``, ``"text"``, ``"template"``, ``"generated"``, or a slice or indices into the
-            sequence. Those count from the example's own first token, virtual tokens included, where the padding is
-            known, else from the first column; negative ones from the end.
+        positions: A name of :data:`PLACES`, or a slice or indices into the sequence. Those count from the example's own
+            first token, virtual tokens included, where the padding is known, else from the first column; negative ones
+            from the end.
         act: The activation ``[batch, pos, ...]`` at the hook point.
 
     Raises:
-        ValueError: When "prompt", "text" or "template" is asked for where nobody knows them, "template" of texts
-            without one, "generated" where nothing is, or an index is outside the sequence.
+        ValueError: When "prompt", "text", "special" or "template" is asked for where nobody knows them, "special" or
+            "template" of texts without any, "generated" where nothing is, or an index is outside the sequence.
     """
     batch, n_columns = act.shape[:2]
     if isinstance(positions, str) and positions == "all":
@@ -348,21 +373,7 @@ def columns(positions: Any, act: Tensor, hook: Any, *, what: str = "positions") 
                 f"{what}={positions!r} needs to know where the virtual tokens stand, and this model runs without any; "
                 "run it through PromptedModel or inside `with prompt.attached(model)`, or give a slice or indices"
             )
-        if positions == "template" and not (tokens.is_generated is not None and tokens.is_generated.all()):
-            require_template(tokens, what)
-        kinds = {
-            "prompt": tokens.is_prompt,
-            "text": tokens.is_text,
-            "template": tokens.is_template,
-            "generated": tokens.is_generated,
-        }
-        chosen_kind = kinds[positions]
-        if chosen_kind is None:
-            raise ValueError(
-                f"{what}={positions!r} are those that the model writes, and this run writes nothing; use "
-                "PromptedModel.generate"
-            )
-        return chosen_kind.to(act.device)
+        return tokens.of_kind(positions, what).to(act.device)
     if tokens is None:
         start = torch.zeros(batch, dtype=torch.long)
         length = torch.full((batch,), n_columns)
@@ -373,6 +384,14 @@ def columns(positions: Any, act: Tensor, hook: Any, *, what: str = "positions") 
     for row, (first, n) in enumerate(zip(start.tolist(), length.tolist(), strict=True)):
         chosen[row, [first + i for i in _indices(positions, n, what)]] = True
     return chosen.to(act.device)
+
+
+def _require_special(tokens: PromptedTokens, what: str) -> None:
+    if not tokens.is_special.any():
+        raise ValueError(
+            f"{what}='special' needs special tokens around the texts, and the tokenizer puts none there; give other "
+            "positions"
+        )
 
 
 def require_template(tokens: PromptedTokens, what: str = "positions") -> None:

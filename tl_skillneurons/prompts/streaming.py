@@ -18,12 +18,13 @@ from tl_skillneurons.models.batches import padding, run_batches
 from tl_skillneurons.models.hooks import Hook, Hooks
 from tl_skillneurons.models.sites import neuron_hooks
 from tl_skillneurons.models.verification import require
-from tl_skillneurons.prompts.positions import PromptedTokens, require_template
+from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 
-READINGS = ("prompt", "last", "mean", "max", "template", "readout")
+READINGS = ("prompt", "last", "mean", "max", "special", "template", "readout")
 """Where activations are read: at each prompt position; at the last of the text's own tokens, or averaged or highest
-over them; averaged over what a chat template puts around the text; or where the answer is read out."""
+over them; averaged over the special tokens, or over what a chat template puts around the text; or where the answer is
+read out."""
 
 Reduce = Callable[[int, int, Float[Tensor, "batch position neuron"], Int[Tensor, " batch"]], Tensor]
 """Takes the prompt's number, a layer, its neurons' activations and which example each row is; gives what is
@@ -185,9 +186,9 @@ def reading(
         column = last_own if positions == "last" else tokens.readout.to(own.device)
         rows = torch.arange(len(tokens), device=own.device)
         return lambda act: act[rows, column][:, None]
-    if positions == "template":
-        require_template(tokens)
-        return lambda act: _masked_mean(act, tokens.is_template)
+    if positions in ("special", "template"):
+        kind = tokens.of_kind(positions)
+        return lambda act: _masked_mean(act, kind)
     if positions == "max":
         return lambda act: act.masked_fill(~own.to(act.device)[..., None], -torch.inf).amax(1, keepdim=True)
     return lambda act: _masked_mean(act, own)

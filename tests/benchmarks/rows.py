@@ -25,6 +25,7 @@ from scoring_rows import (
 )
 from setups import Setting, Sizes, quiet
 from tuning_rows import tuning_five_seeds, tuning_imdb, tuning_minilm, tuning_sst2
+from writing_rows import writing
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,12 @@ ROWS = {
     ),
     "ablation-smollm2": Row(
         "2% of neurons ablated, SmolLM2, 32 texts", "no hooks", 1.05, False, ablation("smollm2")
+    ),
+    "writing": Row(
+        "32 tokens after 8 texts, SmolLM2", "generate of Hugging Face", 1.15, False, writing(scaled=False)
+    ),
+    "writing-scaled": Row(
+        "the same with 2% of neurons scaled", "generate of Hugging Face", 1.15, False, writing(scaled=True)
     ),
     "import": Row(
         "import tl_skillneurons",

@@ -39,6 +39,7 @@ class Sizes:
     n_imports: int = 3
     n_many: int = 5000
     n_few: int = 500
+    n_written: int = 32
 
 
 QUICK = Sizes(
@@ -57,6 +58,7 @@ QUICK = Sizes(
     n_imports=1,
     n_many=200,
     n_few=64,
+    n_written=4,
 )
 """Sizes that only show whether a row runs; their ratios say nothing."""
 

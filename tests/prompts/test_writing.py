@@ -200,7 +200,7 @@ def test_what_somebody_else_has_put_on_the_model_counts(routes):
     assert torch.equal(own, norm.weight.data)
 
 
-def test_what_is_drawn_depends_on_the_seed_and_the_example_alone():
+def test_what_is_drawn_depends_on_the_seed_and_the_text_alone():
     prompted = prompted_model("llama")
     state = torch.get_rng_state()
     drawn = prompted.generate(TEXTS, N, temperature=2.0, seed=3)
@@ -208,6 +208,8 @@ def test_what_is_drawn_depends_on_the_seed_and_the_example_alone():
     one_by_one = prompted_model("llama", run=skn.RunOptions(batch_size=1))
     again = one_by_one.generate(TEXTS, N, temperature=2.0, seed=3, use_past_kv_cache=False)
     assert again == drawn and prompted.generate(TEXTS, N, temperature=2.0, seed=4) != drawn
+    other_order = prompted.generate([TEXTS[3], TEXTS[0], TEXTS[3]], N, temperature=2.0, seed=3).token_ids
+    assert other_order[:2] == (drawn.token_ids[3], drawn.token_ids[0]) and other_order[2] != other_order[0]
     greedy = prompted.generate(TEXTS, N).token_ids
     assert drawn.token_ids != greedy
     assert prompted.generate(TEXTS, N, temperature=1.0, top_k=1).token_ids == greedy
@@ -347,6 +349,15 @@ LONG = " ".join(["film"] * 44)
 def test_what_makes_no_sense_is_refused(family, texts, options, message):
     with pytest.raises(ValueError, match=message):
         skn.PromptedModel(booted(family), None).generate(texts, **options)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_intervention_without_its_neurons_is_refused():
+    for given in (Scale(2.0), [Scale(2.0)], ["zero"], NEURONS):
+        with pytest.raises(
+            TypeError, match=r"interventions must be hooks, .* ablate\(neurons, how=Scale\(2.0\)\) gives"
+        ):
+            prompted_model("llama").generate(TEXTS, N, interventions=given)
 
 
 def test_generated_positions_are_refused_where_nothing_is_written():

@@ -384,7 +384,7 @@ class PromptedModel:
             positions: Where all of them act: "prompt", "text", "template", "generated", "all"; else where each says.
             temperature: Draws tokens, at this temperature; ``None`` takes the likeliest one.
             top_k, top_p: Draw among the ``k`` likeliest tokens, or the likeliest ones of together ``p``.
-            seed: Of what is drawn for an example, by its place among ``texts``.
+            seed: Of what is drawn after a text, alone or among others; a text that is asked again is answered anew.
             end_ids: Token ids that end an answer; by default the model's own.
             use_past_kv_cache: Keep keys and values; without it every token runs all that stands before it again.
 

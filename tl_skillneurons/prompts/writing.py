@@ -1,12 +1,14 @@
 """What a causal model writes after texts and a prompt: how it is asked, batch by batch, and what is kept of it.
 
-Nothing depends on the batch. Padding stands on the left; what is drawn depends on the seed, the example's number and
-the step alone; a hook that does not declare that it treats each position on its own
+Nothing depends on the batch. Padding stands on the left; what is drawn depends on the seed, the text and the step
+alone; a hook that does not declare that it treats each position on its own
 (:class:`~tl_skillneurons.prompts.positions.ActsAt`) runs without kept keys and values, beside texts of its own length
 alone. What remains is rounding, which may decide between two tokens of equal logits.
 """
 
+import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -154,7 +156,8 @@ def completions(
     ids = prompted.encode(texts)
     if not ids:
         raise ValueError("texts must not be empty")
-    chosen = list(hooks) if positions is None else limited(hooks, positions)
+    hooks = _as_hooks(hooks)
+    chosen = hooks if positions is None else limited(hooks, positions)
     rows = write(prompted, ids, how, chosen)
     special = special_token_ids(prompted.model.tokenizer)
     with held(prompted.model):
@@ -172,6 +175,24 @@ def completions(
     }
     ended = tuple(bool(row) and row[-1] in how.end_ids for row in rows)
     return Completions(tuple(texts), tuple(answers), tuple(map(tuple, rows)), ended, settings)
+
+
+def _as_hooks(given: Any) -> list[Hook]:
+    """Interventions as hooks.
+
+    Raises:
+        TypeError: For anything else, an intervention that nobody gave its neurons among it.
+    """
+    hooks = list(given) if isinstance(given, list | tuple) else [given]
+    for hook in hooks:
+        if not (
+            isinstance(hook, tuple) and len(hook) == 2 and isinstance(hook[0], str) and callable(hook[1])
+        ):
+            raise TypeError(
+                "interventions must be hooks, pairs of a hook point's name and a function, such as "
+                f"ablate(neurons, how=Scale(2.0)) gives; got {hook!r}"
+            )
+    return hooks
 
 
 def _record(name: str, function: Any) -> dict[str, str]:
@@ -195,6 +216,7 @@ def write(
     declared = all(isinstance(f, ActsAt) and f.positions in PLACES for _, f in hooks)
     layout = replace(prompted.layout, padding_side="left", pads=agrees(prompted.model, "padding left"))
     written: dict[int, list[int]] = {}
+    seeds = _seeds(text_ids, how.seed)
     with prompted.attached() as virtual, quiet():
         keeps = how.keeps and declared and virtual.alone
         lengths = layout.lengths(text_ids)
@@ -211,7 +233,8 @@ def write(
 
             def run(batch: list[int]) -> None:
                 tokens = layout.assemble([text_ids[i] for i in batch], batch)
-                rows = _written(engine, state, tokens, how, pad_id(prompted.model))
+                steps = _steps(batch, how, [seeds[i] for i in batch])
+                rows = _written(engine, state, tokens, how, pad_id(prompted.model), steps)
                 written.update(zip(batch, rows, strict=True))
 
             run_batches(batches, run)
@@ -243,17 +266,34 @@ def _require_room(prompted: "PromptedModel", lengths: list[int], n_new: int) -> 
         )
 
 
-@torch.no_grad()
-def _written(
-    engine: Any, batch: WrittenBatch, tokens: PromptedTokens, how: Writing, pad: int
-) -> list[list[int]]:
-    """What ``engine`` writes after each row of one batch."""
-    steps: list[Any] = [_Finite(tokens.example.tolist())]
+def _seeds(text_ids: list[list[int]], seed: int) -> list[int]:
+    """A seed of its own for each text: by the text, and by how often it stood there before, so that a text is answered
+    alike alone and among others, and differently each time it is asked again."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    found = []
+    for ids in map(tuple, text_ids):
+        digest = hashlib.sha256(f"{seed} {seen[ids]} {ids}".encode()).digest()
+        found.append(int.from_bytes(digest[:8], "big") % 2**63)
+        seen[ids] += 1
+    return found
+
+
+def _steps(examples: list[int], how: Writing, seeds: list[int]) -> list[Any]:
+    """What is done to the logits of each step, after the model's own generation settings."""
+    steps: list[Any] = [_Finite(examples)]
     if how.temperature is not None:
         steps += [TemperatureLogitsWarper(float(how.temperature))]
         steps += [] if how.top_k is None else [TopKLogitsWarper(how.top_k)]
         steps += [] if how.top_p is None else [TopPLogitsWarper(how.top_p)]
-        steps += [_Drawn(tokens.example.tolist(), how.seed)]
+        steps += [_Drawn(seeds)]
+    return steps
+
+
+@torch.no_grad()
+def _written(
+    engine: Any, batch: WrittenBatch, tokens: PromptedTokens, how: Writing, pad: int, steps: list[Any]
+) -> list[list[int]]:
+    """What ``engine`` writes after each row of one batch."""
     try:
         ids = engine.generate(
             batch.begin(tokens),
@@ -300,10 +340,9 @@ class _Finite:
 
 class _Drawn:
     """Draws a token of each row as the largest of its log-probabilities plus Gumbel noise (Maddison et al., 2014,
-    section 2): a step of ``generate``'s. An example's noise depends on the seed, its number and the step."""
+    section 2): a step of ``generate``'s. A row's noise depends on its seed and the step alone."""
 
-    def __init__(self, examples: list[int], seed: int) -> None:
-        seeds = [(seed * 1_000_003 + example) % 2**63 for example in examples]
+    def __init__(self, seeds: list[int]) -> None:
         self.generators = [torch.Generator().manual_seed(one) for one in seeds]
 
     def __call__(

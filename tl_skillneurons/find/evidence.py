@@ -38,8 +38,8 @@ class Evidence:
     n_random: int = 20
     n_permutations: int = 1000
     n_examples: int = 200
-    n_curve_examples: int = 32
-    n_curve_random: int = 4
+    n_curve_examples: int = 24
+    n_curve_random: int = 3
     n_profiled: int = 20
 
     def __post_init__(self) -> None:

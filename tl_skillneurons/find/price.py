@@ -27,7 +27,7 @@ from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.find.plain_sentences import SENTENCES
 from tl_skillneurons.interventions.ablation import ablate
 from tl_skillneurons.interventions.controls import CONTROLS
-from tl_skillneurons.interventions.plain_text import cross_entropy
+from tl_skillneurons.interventions.plain_text import reading
 from tl_skillneurons.interventions.references import measure_references
 from tl_skillneurons.models.sites import is_causal
 from tl_skillneurons.neurons.neuron_set import NeuronSet
@@ -137,12 +137,13 @@ def measure_price(
     reference = measure_references(prompted, task, "baseline", N_REFERENCE, ["text"])["text"]
     plain = PromptedModel(model, None, run=run)
     found: dict[str, list[Tensor]] = {}
-    with progress_bar("perplexity of plain text", len(sets) + 1, show=run.progress) as advance:
-        intact = cross_entropy(plain, SENTENCES)
+    bar = progress_bar("perplexity of plain text", len(sets) + 1, show=run.progress)
+    with bar as advance, reading(plain, SENTENCES) as losses:
+        intact = losses([])
         advance()
         for (kind, _), held in sets.items():
             hooks = ablate(held, how="mean", values=reference, positions="text")
-            found.setdefault(kind, []).append(cross_entropy(plain, SENTENCES, hooks))
+            found.setdefault(kind, []).append(losses(hooks))
             advance()
     settings = {
         "prompts": [prompt_record(prompt)],

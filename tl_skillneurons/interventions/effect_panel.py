@@ -31,6 +31,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,16 @@ class EffectPanel:
             each_prompt: False for the pooled rows alone (those of the prompt, where there is one).
         """
         require_seed(seed)
-        frame = pd.DataFrame(list(self._rows(confidence, seed, each_prompt)))
-        frame.attrs["notes"] = list(self.notes)
-        return frame
+        asked = (confidence, seed, each_prompt)
+        if asked not in self._tables:
+            self._tables[asked] = pd.DataFrame(list(self._rows(*asked)))
+            self._tables[asked].attrs["notes"] = list(self.notes)
+        return self._tables[asked].copy()
+
+    @cached_property
+    def _tables(self) -> dict[tuple[float, int, bool], pd.DataFrame]:
+        """Tables that were asked for: their intervals take a second."""
+        return {}
 
     @property
     def notes(self) -> tuple[str, ...]:

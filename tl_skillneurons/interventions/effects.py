@@ -28,7 +28,7 @@ from tl_skillneurons.interventions.controls import with_controls
 from tl_skillneurons.interventions.direct_effects import direct_logits
 from tl_skillneurons.interventions.effect_panel import EffectPanel
 from tl_skillneurons.interventions.kinds import Call, How, Intervention, as_interventions
-from tl_skillneurons.interventions.plain_text import cross_entropy, require_head
+from tl_skillneurons.interventions.plain_text import reading, require_head
 from tl_skillneurons.interventions.references import References, measure_references
 from tl_skillneurons.models.hooks import Hook, Hooks
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
@@ -155,10 +155,12 @@ def measure_effects(
                 if number == 0 and beyond.direct:
                     measured.append(one.direct(plan, kept, measured[0], len(measured), advance))
             if len(beyond.plain_texts):
-                losses = partial(_losses, plain, beyond.plain_texts, seed)
                 hooks = partial(plan.hooks, references=runs[0].references[0], place="text")
                 kept_as = (len(measured), 0)
-                intact, outputs = kept.each(*kept_as, losses, hooks, plan.in_plain_text, advance)
+                with reading(plain, beyond.plain_texts, seed=seed) as losses:
+                    intact, outputs = kept.each(
+                        *kept_as, lambda held: losses(held)[:, None], hooks, plan.in_plain_text, advance
+                    )
                 measured.append(_stacked("plain text", "total", None, [intact], [outputs]))
             panel = EffectPanel(tuple(plan.conditions), tuple(measured), examples.role, settings)
             kept.finish(panel)
@@ -311,10 +313,6 @@ def _stacked(
     """What each prompt gave, with prompts as the first axis."""
     together = {key: torch.stack([of_prompt[key] for of_prompt in outputs]) for key in outputs[0]}
     return Measured(task, effect, labels, torch.stack(list(intact)), together)
-
-
-def _losses(plain: PromptedModel, texts: Sequence[str], seed: int, hooks: Hooks) -> Float[Tensor, "text 1"]:
-    return cross_entropy(plain, texts, hooks, seed=seed)[:, None]
 
 
 def _require_places(positions: str | Sequence[str]) -> list[str]:

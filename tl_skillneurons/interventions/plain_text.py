@@ -6,7 +6,8 @@ all at once, and ``-log p(token | the rest)`` is averaged over them. In nats; th
 compared with each other. Zero is perfect, larger is worse.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -46,6 +47,15 @@ def cross_entropy(
         >>> plain = skn.PromptedModel(model, None)
         >>> cross_entropy(plain, texts, skn.ablate(skill, positions="text")) - cross_entropy(plain, texts)
     """
+    with reading(prompted, texts, seed=seed) as losses:
+        return losses(fwd_hooks)
+
+
+@contextmanager
+def reading(
+    prompted: PromptedModel, texts: Sequence[str], *, seed: int = 0
+) -> Iterator[Callable[[Hooks], Float[Tensor, " text"]]]:
+    """A function from hooks to what :func:`cross_entropy` gives, for as many runs of the same texts as are wanted."""
     require_seed(seed)
     if prompted.prompt is not None:
         raise ValueError("plain text runs without a prompt; give PromptedModel(model, None)")
@@ -56,29 +66,35 @@ def cross_entropy(
         raise ValueError(
             f"text {short[0]} ({texts[short[0]]!r}) is a single token, which nothing predicts; leave it out"
         )
-    losses = torch.empty(len(ids), dtype=torch.float64)
-    with prompted.attached() as virtual, torch.no_grad():
+    batches = prompted.batches(ids)
+    with prompted.attached() as virtual:
 
-        def run(batch: list[int]) -> None:
-            tokens = prompted.assemble([ids[i] for i in batch], batch)
-            shown, asked = (tokens, _next(tokens)) if prompted.causal else _masked(tokens, prompted, seed)
-            logits = prompted.forward(shown, virtual, fwd_hooks)
-            if prompted.causal:
-                logits, targets = logits[:, :-1], tokens.ids[:, 1:]
-            else:
-                targets = tokens.ids
-            # only where a token is asked for: a log-softmax over the vocabulary is the dearest part
-            rows, columns = asked.nonzero(as_tuple=True)
-            each = torch.nn.functional.cross_entropy(
-                logits[rows, columns].float(), targets[rows, columns], reduction="none"
-            )
-            total = torch.zeros(len(batch), dtype=torch.float64).index_add_(
-                0, rows.cpu(), each.double().cpu()
-            )
-            losses[batch] = total / asked.sum(1).cpu()
+        def losses(fwd_hooks: Hooks = ()) -> Float[Tensor, " text"]:
+            found = torch.empty(len(ids), dtype=torch.float64)
 
-        run_batches(prompted.batches(ids), run)
-    return losses
+            def run(batch: list[int]) -> None:
+                tokens = prompted.assemble([ids[i] for i in batch], batch)
+                shown, asked = (tokens, _next(tokens)) if prompted.causal else _masked(tokens, prompted, seed)
+                logits = prompted.forward(shown, virtual, fwd_hooks)
+                if prompted.causal:
+                    logits, targets = logits[:, :-1], tokens.ids[:, 1:]
+                else:
+                    targets = tokens.ids
+                # only where a token is asked for: a log-softmax over the vocabulary is the dearest part
+                rows, columns = asked.nonzero(as_tuple=True)
+                each = torch.nn.functional.cross_entropy(
+                    logits[rows, columns].float(), targets[rows, columns], reduction="none"
+                )
+                total = torch.zeros(len(batch), dtype=torch.float64).index_add_(
+                    0, rows.cpu(), each.double().cpu()
+                )
+                found[batch] = total / asked.sum(1).cpu()
+
+            with torch.no_grad():
+                run_batches(batches, run)
+            return found
+
+        yield losses
 
 
 def require_head(prompted: PromptedModel) -> None:

@@ -15,6 +15,7 @@ from tl_skillneurons._checks import require_int
 
 _TOKENS = {"cpu": 1024}
 _TOKENS_ELSEWHERE = 16384
+_KEPT_TOKENS = 4  # beside each token that runs, so many of texts that don't
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -22,6 +23,22 @@ def batch_tokens_on(device: Any) -> int:
     """How many tokens a batch holds by default: on a CPU more gain nothing, an accelerator needs more to be
     busy."""
     return _TOKENS.get(torch.device(device).type, _TOKENS_ELSEWHERE)
+
+
+def suffix_limits(device: Any, n_running: int) -> dict[str, int]:
+    """Limits of a batch of which ``n_running`` tokens a text run, on top of keys and values that are there already.
+
+    On a CPU as many texts as keep it as busy as whole texts do; their keys and values take memory, so that long texts
+    limit it too. Elsewhere memory is dearer than a batch more: the limits are those of whole texts.
+
+    Example:
+        >>> suffix_limits("cpu", 4)
+        {'batch_tokens': 4096, 'batch_size': 256}
+    """
+    most = batch_tokens_on(device)
+    if torch.device(device).type != "cpu":
+        return {"batch_tokens": most}
+    return {"batch_tokens": _KEPT_TOKENS * most, "batch_size": max(1, most // n_running)}
 
 
 def length_batches(

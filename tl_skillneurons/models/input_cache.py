@@ -57,7 +57,7 @@ class InputCache:
             free now; 0 keeps nothing.
 
     Attributes:
-        budget, n_bytes: Memory that may be taken, and that is taken, in bytes.
+        budget: Memory that may be taken, in bytes; :attr:`n_bytes` is what is taken.
         n_runs: How many texts were run through the model.
 
     Raises:
@@ -78,16 +78,21 @@ class InputCache:
             )
         self.model = model
         self.budget = budget_in_bytes(cache_budget, model.cfg.device)
-        self.n_bytes = 0
         self.n_runs = 0
         self._weights = _versions(model)
         self._contents: list[Tensor] | None = None
         self._use = threading.local()
+        self._keeps_batches = False
         self.clear()
 
     def __len__(self) -> int:
         """How many texts are kept."""
         return len(self._kept)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that is taken, in bytes."""
+        return self._text_bytes + self._batch_bytes
 
     def clear(self) -> None:
         """Forget every text."""
@@ -96,7 +101,25 @@ class InputCache:
         self._groups: list[list[tuple[int, str]]] = []
         self._empty: DynamicCache | None = None
         self._is_full = self.budget == 0
-        self.n_bytes = 0
+        self._text_bytes = 0
+        self._forget_batches()
+
+    def _forget_batches(self) -> None:
+        self._batches: dict[tuple[int, tuple[Key, ...]], DynamicCache] = {}
+        self._batch_bytes = 0
+
+    @contextmanager
+    def keeping_batches(self) -> Iterator[None]:
+        """For many runs of the same batches: in here each is put together once, as far as the texts leave it room."""
+        if self._keeps_batches:
+            yield
+            return
+        self._keeps_batches = True
+        try:
+            yield
+        finally:
+            self._keeps_batches = False
+            self._forget_batches()
 
     @contextmanager
     def one_use(self) -> Iterator[None]:
@@ -152,6 +175,13 @@ class InputCache:
             self.clear()
             self._weights = now
         keys = [tuple(row[m > 0].tolist()) for row, m in zip(ids.cpu(), mask.cpu(), strict=True)]
+        together = (ids.shape[1], tuple(keys))
+        if (found := self._batches.get(together)) is None:
+            found = self._past(keys, ids, mask)
+            self._keep_batch(together, found)
+        return found
+
+    def _past(self, keys: list[Key], ids: Tensor, mask: Tensor) -> DynamicCache:
         for key in keys:
             if not self._is_full and key in self._planned:
                 batch = self._planned[key]
@@ -179,12 +209,23 @@ class InputCache:
             return
         for key, parts in zip(keys, self._cut(keys, past), strict=True):
             n_bytes = sum(part.numel() * part.element_size() for part in parts)
-            if key not in self._kept and self.n_bytes + n_bytes <= self.budget:
+            if key not in self._kept and self._text_bytes + n_bytes <= self.budget:
                 self._kept[key] = parts
-                self.n_bytes += n_bytes
+                self._text_bytes += n_bytes
+                if self.n_bytes > self.budget:  # texts come first
+                    self._forget_batches()
             elif key not in self._kept:
                 self._is_full = True
                 return
+
+    def _keep_batch(self, together: tuple[int, tuple[Key, ...]], past: DynamicCache) -> None:
+        if not self._keeps_batches:
+            return
+        tensors = [tensor for layer in past.layers for tensor in (layer.keys, layer.values)]
+        n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if self.n_bytes + n_bytes <= self.budget:
+            self._batches[together] = past
+            self._batch_bytes += n_bytes
 
     def _cut(self, keys: list[Key], past: DynamicCache) -> Iterator[list[Tensor]]:
         """Each text's keys and values, those of equal shape (all of them, in most models) in one tensor."""

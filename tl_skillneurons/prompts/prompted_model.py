@@ -11,7 +11,7 @@ No result depends on what else is in a batch, on its size or on the padding side
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, cached_property
 from typing import Any
 
@@ -182,9 +182,13 @@ class PromptedModel:
         """Put the virtual tokens beside texts that :meth:`encode` made ids of."""
         return self.layout.assemble(text_ids, example)
 
-    def batches(self, text_ids: list[list[int]]) -> list[list[int]]:
-        """Which texts (as :meth:`encode` gives them) run together: those of similar length, the longest first."""
-        return self.layout.batches(text_ids, self.run)
+    def batches(self, text_ids: list[list[int]], *, suffix_alone: bool = False) -> list[list[int]]:
+        """Which texts (as :meth:`encode` gives them) run together: those of similar length, the longest first.
+
+        Args:
+            suffix_alone: Whether the texts' keys and values are there, so that the virtual tokens alone run.
+        """
+        return self.layout.batches(text_ids, self.run, suffix_alone=suffix_alone)
 
     def cut(self, text_ids: list[list[int]]) -> list[list[int]]:
         """The texts as they stand beside the prompt: without what is more than the model takes."""
@@ -234,9 +238,10 @@ class PromptedModel:
         ids = self.encode(texts)
         if not ids:
             raise ValueError("texts must not be empty")
-        batches = self.batches(ids)
+        batches = cache(lambda apart: self.batches(ids, suffix_alone=apart))
         assembled = cache(lambda batch: self.assemble([ids[i] for i in batch], batch))
-        with self.attached() as virtual:
+        joined = nullcontext() if self.run.cache is None else self.run.cache.keeping_batches()
+        with self.attached() as virtual, joined:
 
             def logits(fwd_hooks: Hooks = ()) -> Float[Tensor, "batch n_classes"]:
                 apart = self.run.cache is not None and self.runs_apart(virtual, fwd_hooks)
@@ -247,7 +252,7 @@ class PromptedModel:
                     past = self.past(tokens) if apart else None
                     rows.update(zip(batch, self.read_out(tokens, virtual, fwd_hooks, past), strict=True))
 
-                run_batches(batches, run)
+                run_batches(batches(apart), run)
                 return _forward.finite_logits(torch.stack([rows[i] for i in range(len(ids))]), texts)
 
             yield logits

@@ -72,11 +72,14 @@ def stream_activations(
     require(first.model, "neurons")
     names = neuron_hooks(first.model)
     ids = first.encode(texts)
-    batches = first.batches(ids)
     with first.attached() as virtual, torch.no_grad():
         apart = positions == "prompt" and first.runs_apart(virtual, fwd_hooks)
         if apart and first.run.cache is not None:
             first.run.cache.plan(first.cut(ids))
+        kept = (
+            apart and first.run.cache is not None and rank_and_count[1] == 1
+        )  # several want several batches
+        batches = first.batches(ids, suffix_alone=kept)
         alone = positions == "prompt" and not apart and not fwd_hooks and virtual.alone
         ends = max(names) == len(first.model.blocks) - 1  # the last layer that is read is the last there is
         narrow_at = first.last_mlp if alone and ends else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option
-from tl_skillneurons.models.batches import batch_tokens_on, length_batches
+from tl_skillneurons.models.batches import batch_tokens_on, length_batches, suffix_limits
 from tl_skillneurons.models.chat_templates import ChatFrame
 from tl_skillneurons.models.lengths import length_limit
 from tl_skillneurons.models.sites import is_causal, max_length
@@ -209,17 +209,25 @@ class TextLayout:
             )
         return replace(self, max_length=most - n)
 
-    def batches(self, text_ids: list[list[int]], run: RunOptions) -> list[list[int]]:
+    def batches(
+        self, text_ids: list[list[int]], run: RunOptions, *, suffix_alone: bool = False
+    ) -> list[list[int]]:
         """Which texts (as :meth:`encode` gives them) run together: those of similar length, the longest first.
 
         Where padding was seen to change the model's numbers, those of equal length alone run together.
+
+        Args:
+            suffix_alone: Whether the virtual tokens alone run, on top of the texts' keys and values: then more texts
+                make a batch, unless ``run`` says how many.
         """
-        batch_tokens = run.batch_tokens
-        if batch_tokens is None and run.batch_size is None:
-            batch_tokens = batch_tokens_on(self.model.cfg.device)
-        return length_batches(
-            self.lengths(text_ids), batch_tokens, run.batch_size, padded=self.pads, limit=self.limit
-        )
+        limits: dict[str, int | None]
+        if run.batch_tokens is not None or run.batch_size is not None:
+            limits = {"batch_tokens": run.batch_tokens, "batch_size": run.batch_size}
+        elif suffix_alone:
+            limits = {**suffix_limits(self.model.cfg.device, self.n_virtual_tokens)}
+        else:
+            limits = {"batch_tokens": batch_tokens_on(self.model.cfg.device)}
+        return length_batches(self.lengths(text_ids), **limits, padded=self.pads, limit=self.limit)
 
     def cut(self, text_ids: list[list[int]]) -> list[list[int]]:
         """The texts as they stand beside the prompt: without what is more than the model takes."""

@@ -114,7 +114,8 @@ def _quantiles(found: Findings) -> PageTable:
 
 def _by_layer(found: Findings) -> PageTable:
     scores = found.scores
-    best, index = scores.predictivity.max(1)
+    predictivity = scores.predictivity
+    best, index = predictivity.max(1)
     null = scores.null
     significant = None if null is None else (null.family() <= 0.05).sum(1)
     rows = []
@@ -123,7 +124,7 @@ def _by_layer(found: Findings) -> PageTable:
             "layer": layer,
             "best neuron": f"{layer}.{int(index[layer])}",
             "its predictivity": float(best[layer]),
-            "median of the layer": float(scores.predictivity[layer].double().quantile(0.5)),
+            "median of the layer": float(predictivity[layer].double().quantile(0.5)),
         }
         if significant is not None:
             row["beyond luck (family-wise 5 %)"] = int(significant[layer])

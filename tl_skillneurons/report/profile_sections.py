@@ -19,7 +19,7 @@ _LEAST_SHOWN = 0.04  # of the largest part: below it a word keeps the page's col
 
 def profile_sections(profiles: NeuronProfiles, task: Task) -> dict[str, Any]:
     """The sections, their anchors by neuron, and the sentences above them."""
-    anchors = {(one.layer, one.index): f"#{_anchor(one.layer, one.index)}" for one in profiles}
+    anchors = {pair: f"#{_anchor(*pair)}" for pair in profiles.neurons}
     each = [_section(one, number, profiles, task, anchors) for number, one in enumerate(profiles)]
     told = profiles.settings
     words = (

@@ -11,6 +11,7 @@ scales, patterns and MLPs would differ too; ablating or leaving out the word tel
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 from jaxtyping import Float, Int
@@ -97,12 +98,12 @@ class NeuronProfile:
     heads: pd.DataFrame | None
     correlated: tuple[tuple[int, int, float], ...]
 
-    @property
+    @cached_property
     def highest(self) -> list[DrivingText]:
         """The texts that drive it highest, the highest first."""
         return self._texts("highest")
 
-    @property
+    @cached_property
     def lowest(self) -> list[DrivingText]:
         """The texts that drive it lowest, the lowest first."""
         return self._texts("lowest")
@@ -131,11 +132,13 @@ class NeuronProfile:
 
     def _texts(self, side: str) -> list[DrivingText]:
         found = []
+        words = self.words if self.words is None else self.words[self.words.side == side]
+        of_text = {} if words is None else dict(list(words.groupby("example")))
         for row in self.texts[self.texts.side == side].to_dict("records"):
             pieces: tuple[Piece, ...] = ()
             others: tuple[tuple[str, float], ...] = ()
-            if self.words is not None:
-                own = self.words[(self.words.side == side) & (self.words.example == row["example"])]
+            if words is not None:
+                own = of_text.get(row["example"], words[:0])
                 pieces = pieces_of(row["text"], own[own.kind == "text"])
                 rest = own[own.kind != "text"]
                 others = tuple(zip(rest.token.tolist(), rest.moved.tolist(), strict=True))

@@ -114,44 +114,61 @@ class NeuronProfiles:
         Raises:
             KeyError: For a neuron that isn't profiled, with those that are.
         """
-        pairs = list(self.neurons)
-        if (layer, index) not in pairs:
+        if (layer, index) not in self._each:
             raise KeyError(
-                f"neuron {layer}.{index} isn't profiled; these are: {', '.join(f'{a}.{b}' for a, b in pairs)}"
+                f"neuron {layer}.{index} isn't profiled; these are: "
+                f"{', '.join(f'{a}.{b}' for a, b in self._each)}"
             )
-        number = pairs.index((layer, index))
+        return self._each[layer, index]
 
-        def own(table: pd.DataFrame | None) -> pd.DataFrame | None:
-            if table is None:
+    @cached_property
+    def _each(self) -> dict[tuple[int, int], NeuronProfile]:
+        pairs = list(self.neurons)
+        tables: dict[str, dict[Any, pd.DataFrame] | None] = {}
+        for name in ("texts", "words", "output_words", "heads"):
+            table = getattr(self, name)
+            tables[name] = (
+                None if table is None else dict(list(table.groupby(["layer", "index"], sort=False)))
+            )
+
+        def own(name: str, pair: tuple[int, int]) -> pd.DataFrame | None:
+            found = tables[name]
+            if found is None:
                 return None
-            return table[(table.layer == layer) & (table["index"] == index)].reset_index(drop=True)
+            return found[pair].reset_index(drop=True) if pair in found else getattr(self, name)[:0]
 
-        def first(table: pd.DataFrame | None) -> dict[str, float] | None:
-            return None if table is None else records(table)[number]
+        def first(table: pd.DataFrame | None) -> list[dict[str, float]] | list[None]:
+            return [None] * len(pairs) if table is None else records(table)
 
-        texts = own(self.texts)
-        assert texts is not None  # for type checkers
-        others = [
-            (*pair, float(r))
-            for k, (pair, r) in enumerate(zip(pairs, self.correlations[number], strict=True))
-            if k != number
-        ]
-        return NeuronProfile(
-            layer=layer,
-            index=index,
-            activations=self.activations[:, :, number],
-            baseline=self.baseline[:, number],
-            position=self.position[:, number],
-            labels=self.labels,
-            rule=records(self.rules)[number],
-            texts=texts,
-            words=own(self.words),
-            output_words=own(self.output_words),
-            output_null=first(self.output_null),
-            effects=first(self.effects),
-            heads=own(self.heads),
-            correlated=tuple(sorted((o for o in others if o[2] == o[2]), key=lambda other: -abs(other[2]))),
-        )
+        rows = zip(first(self.rules), first(self.output_null), first(self.effects), strict=True)
+        found = {}
+        for number, (pair, (rule, null, effects)) in enumerate(zip(pairs, rows, strict=True)):
+            texts = own("texts", pair)
+            assert texts is not None and rule is not None  # for type checkers
+            others = [
+                (*other, float(r))
+                for k, (other, r) in enumerate(zip(pairs, self.correlations[number], strict=True))
+                if k != number
+            ]
+            found[pair] = NeuronProfile(
+                layer=pair[0],
+                index=pair[1],
+                activations=self.activations[:, :, number],
+                baseline=self.baseline[:, number],
+                position=self.position[:, number],
+                labels=self.labels,
+                rule=rule,
+                texts=texts,
+                words=own("words", pair),
+                output_words=own("output_words", pair),
+                output_null=null,
+                effects=effects,
+                heads=own("heads", pair),
+                correlated=tuple(
+                    sorted((o for o in others if o[2] == o[2]), key=lambda other: -abs(other[2]))
+                ),
+            )
+        return found
 
     def __iter__(self) -> Any:
         return (self.of(layer, index) for layer, index in self.neurons)

@@ -137,8 +137,10 @@ def model_again(findings: "Findings", where: Where) -> "TransformerBridge":
             f"({findings.model['name']}) is; give --model"
         )
     dtype = source.get("dtype", findings.model["dtype"])
-    require_model_there(name)
-    bridge = load_model(name, revision=source.get("revision"), device=where.device, dtype=dtype)
+    moved = where.model is not None and where.model != source.get("name")
+    revision = where.revision or (None if moved else source.get("revision"))  # another place has its own
+    require_model_there(name, revision)
+    bridge = load_model(name, revision=revision, device=where.device, dtype=dtype)
     known = source.get("weights")
     if known is not None and weights_fingerprint(bridge) != known:
         raise ValueError(

@@ -14,6 +14,9 @@ from tl_skillneurons._checks import listed, near
 RUN, CLASSES = "run.json", "classes.json"
 """What tells a run's folder, and one that holds a run for each class."""
 
+PACKAGED = ("smollm2", "minilm")
+"""The models that are no hub's, named here again since their own module takes a second to import."""
+
 _MOST_BYTES = 50_000_000  # of a file that is looked through before work
 _MOST_CLASSES = 20
 _ENDINGS = (".csv", ".jsonl", ".json", ".parquet")
@@ -74,14 +77,19 @@ def require_can_write(folder: Path, what: str = "--out") -> None:
         )
 
 
-def require_model_there(model: str | None) -> None:
-    """Refuse a local folder that isn't there, by its looks.
+def require_model_there(model: str | None, revision: str | None = None) -> None:
+    """Refuse a local folder that isn't there, by its looks, and a revision of one that is.
 
     Raises:
-        FileNotFoundError: Then.
+        FileNotFoundError: For the one.
+        ValueError: For the other.
     """
     if model is None:
         return
+    if revision is not None and (model in PACKAGED or Path(model).expanduser().exists()):
+        raise ValueError(
+            f"--revision chooses among those of a hub model, and {model} is here already; leave it out"
+        )
     looks_local = model.startswith((".", "~", os.sep)) or model.count("/") > 1
     if looks_local and not Path(model).expanduser().exists():
         raise FileNotFoundError(

@@ -21,6 +21,10 @@ class Model:
     model: Annotated[
         str, typer.Option(help="Hub name, local folder, or a packaged model: smollm2, minilm.")
     ] = "smollm2"
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Of a hub model: a branch, tag or commit, such as a training checkpoint."),
+    ] = None
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or mps (default: cuda where there is one, else cpu).")
     ] = None
@@ -176,6 +180,10 @@ class Where:
     model: Annotated[
         str | None,
         typer.Option(help="Where the run's model is, if it isn't where it was: a hub name or a folder."),
+    ] = None
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Of a hub model: a branch, tag or commit, if it isn't the run's."),
     ] = None
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or mps (default: cuda where there is one, else cpu).")

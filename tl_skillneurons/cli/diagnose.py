@@ -29,7 +29,7 @@ class Asked:
 @command("diagnose", {"n_bootstrap": "--bootstrap", "n_permutations": "--permutations"})
 def diagnose(where: Where, asked: Asked, shown: Shown) -> None:
     """How stable the skill neurons are: other prompts, other examples, neurons outside that say the same."""
-    require_model_there(where.model)
+    require_model_there(where.model, where.revision)
     settings = {"bootstrap": asked.bootstrap, "permutations": asked.permutations, "seed": asked.seed}
 
     def ask(path: Path) -> "Answer":

@@ -44,7 +44,7 @@ class Asked:
 @command("effects", {"n_random": "--controls", "amount": "--sizes"})
 def effects(where: Where, asked: Asked, shown: Shown) -> None:
     """What other interventions, positions and sizes of the set do to the answers, beside the same controls."""
-    require_model_there(where.model)
+    require_model_there(where.model, where.revision)
     settings: dict[str, Any] = {
         "interventions": several(asked.interventions, "--interventions", INTERVENTIONS),
         "positions": several(asked.positions, "--positions", POSITIONS),

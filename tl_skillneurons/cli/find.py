@@ -62,7 +62,8 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search, output: Shown
     Repeated with the same settings and --out, it goes on where it stopped.
     """
     want, amount = wanted(data), amount_of(search.top)
-    folder = search.out or Path(f"skill-neurons-{slug(model.model)}-{slug(data.data)}")
+    named = slug(model.model) if model.revision is None else f"{slug(model.model)}-{slug(model.revision)}"
+    folder = search.out or Path(f"skill-neurons-{named}-{slug(data.data)}")
     _look_before(model, data, want, folder)
 
     from rich.console import Console
@@ -74,7 +75,7 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search, output: Shown
 
     console = Console(quiet=output.json)
     given = None if data.data == BUILT_IN else read_task(data, want, search.seed)
-    bridge = load_model(model.model, device=model.device, dtype=model.dtype)
+    bridge = load_model(model.model, revision=model.revision, device=model.device, dtype=model.dtype)
     task = given or built_in(bridge, want, _BUILT_IN_PAIRS, search.seed)
     require_words(bridge, task)
     require_others(amount, even(neuron_shape(bridge)[1], "find"))
@@ -86,7 +87,7 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search, output: Shown
     )
     console.print(shown(_about(task)))
     parts = parts_of(task, data.rest_word)
-    source = source_of(model.model, None, model.dtype, bridge)
+    source = source_of(model.model, model.revision, model.dtype, bridge)
     if len(parts) > 1:
         keep_classes(folder, parts)
     found = {}
@@ -149,7 +150,7 @@ def _run(
 
 def _look_before(model: Model, data: Data, want: Wanted, folder: Path) -> None:
     """What can be seen to be wrong before anything is loaded."""
-    require_model_there(model.model)
+    require_model_there(model.model, model.revision)
     require_option(model.dtype, "--dtype", DTYPES)
     if data.data != BUILT_IN:
         seen = require_columns(data.data, data.template, data.label)

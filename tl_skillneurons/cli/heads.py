@@ -38,7 +38,7 @@ def heads(where: Where, asked: Asked, shown: Shown) -> None:
     n_prompts = len(require_run(where.run)["settings"]["seeds"])
     if asked.prompt >= n_prompts:
         raise ValueError(f"--prompt must be in [0, {n_prompts}), the prompts of the run, got {asked.prompt}")
-    require_model_there(where.model)
+    require_model_there(where.model, where.revision)
     settings = {name: getattr(asked, name) for name in ("heads", "neurons", "prompt", "controls", "seed")}
 
     def ask(path: Path) -> "Answer":

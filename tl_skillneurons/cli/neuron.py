@@ -37,7 +37,7 @@ def neuron(where: Where, asked: Asked, shown: Shown) -> None:
 
     Those that the run profiled are shown from its folder; for others its model is loaded.
     """
-    require_model_there(where.model)
+    require_model_there(where.model, where.revision)
     pairs = list(dict.fromkeys(map(_pair, asked.neurons)))
 
     def ask(path: Path) -> "Answer":

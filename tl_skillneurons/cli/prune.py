@@ -46,7 +46,7 @@ class Asked:
 @command("prune", {"n_random": "--controls", "amount": "--keep"})
 def prune(where: Where, asked: Asked, shown: Shown) -> None:
     """Prune the model to its skill neurons: how small, how good, beside models that keep random or active neurons."""
-    require_model_there(where.model)
+    require_model_there(where.model, where.revision)
     [held_at] = several(asked.held_at, "--held-at", HELD_AT)[:1]
     sizes = amounts_of(asked.keep, "--keep")
     if asked.save is not None:

@@ -28,6 +28,7 @@ Where neither rule applies the answer is NOT ESTABLISHED, and so is what was not
 claims, how that was tested, what the test assumes, what would overturn it, and the command that tests further.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -94,7 +95,7 @@ class Rule:
 
     def verdict(self, answer: str, sentence: str, run: str) -> Verdict:
         """The rule's verdict on the run in the folder ``run``."""
-        words = {**asdict(self), "command": self.command.format(run=run)}
+        words = {**asdict(self), "command": self.command.format(run=shlex.quote(run))}
         return Verdict(answer=answer, sentence=sentence, **words)
 
 
@@ -106,7 +107,7 @@ RULES = {
         "exact test of each prompt against that, whole units turned, p times the number of prompts <= 0.05.",
         "Units of report are independent of each other and of those of train.",
         "Texts of report that stand in train in other words; a prompt tuned on shuffled labels that does as well.",
-        "tl-skillneurons find --prompts 5 --steps 300",
+        "tl-skillneurons find (options as before) --prompts 5 --steps 300 --out OTHER",
     ),
     "readable": Rule(
         "Is the label readable?",

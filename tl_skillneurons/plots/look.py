@@ -5,6 +5,7 @@ takes the theme's ink, black or white, so that a page can turn dark by changing 
 """
 
 import textwrap
+from fractions import Fraction
 from html import escape
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,7 @@ INK = {False: ("#1b1b1b", "#d9d9d9", "#8c8c8c"), True: ("#e8e8e8", "#3a3a3a", "#
 GROUND = {False: "#ffffff", True: "#16181c"}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
 _MARGIN = {"l": 64, "r": 24, "t": 40, "b": 56}
+_MOST_COUNTED = 10_001
 _WIDTH = 96  # characters of a line of a sentence around a figure
 
 
@@ -133,13 +135,14 @@ def faded(colour: str, opacity: float) -> str:
 
 
 def fraction(p: float) -> str:
-    """A p-value of counted controls as the fraction that it is, ``1/21``; to three digits where it is none.
+    """A p-value of counted controls or permutations as the fraction that it is, ``1/21``; to three digits where it is
+    none.
 
     Example:
-        >>> fraction(1 / 21), fraction(0.05), fraction(0.0312345)
-        ('1/21', '1/20', '0.0312')
+        >>> fraction(1 / 21), fraction(0.05), fraction(1 / 1001), fraction(0.0312345)
+        ('1/21', '1/20', '1/1001', '0.0312')
     """
-    for whole in range(2, 201):
-        if abs(p * whole - round(p * whole)) < 1e-9 and round(p * whole):
-            return f"{round(p * whole)}/{whole}" if p < 1 else "1"
-    return f"{p:.3g}"
+    if not 0 < p < 1:
+        return f"{p:.3g}"
+    near = Fraction(p).limit_denominator(_MOST_COUNTED)
+    return str(near) if near and abs(float(near) - p) < 1e-12 else f"{p:.3g}"

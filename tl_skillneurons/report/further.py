@@ -14,6 +14,8 @@ from rich.table import Table
 
 from tl_skillneurons._files import FORMAT, package_version, read_json, sound, write_json
 from tl_skillneurons._terminal import shown
+from tl_skillneurons.plots.look import fraction as p_value_said
+from tl_skillneurons.report.tables import holds_p
 
 KIND = "Answer"
 ASKED = "asked"
@@ -106,17 +108,22 @@ def answer_table(title: str, rows: Sequence[Mapping[str, Cell]]) -> Table:
         text = any(isinstance(row.get(name), str) for row in rows)
         table.add_column(shown(name), justify="left" if text else "right")
     for row in rows:
-        table.add_row(*(shown(spelled(row.get(name))) for name in names))
+        table.add_row(*(shown(spelled(row.get(name), name)) for name in names))
     return table
 
 
-def spelled(value: Cell) -> str:
-    """A cell as it is printed: three digits after the point, small numbers to two figures, nothing for no number.
+def spelled(value: Cell, name: str = "") -> str:
+    """A cell as it is printed: three digits after the point, small numbers to two figures, nothing for no number; in a
+    column of p-values as the fraction of draws that it is.
 
     Example:
         >>> [spelled(value) for value in (0.5, 0.0004, 46080, None, "mean")]
         ['0.500', '0.0004', '46,080', '', 'mean']
+        >>> spelled(1 / 1001, "p")
+        '1/1001'
     """
+    if holds_p(name) and isinstance(value, float):
+        return p_value_said(value)
     if value is None:
         return ""
     if isinstance(value, bool):

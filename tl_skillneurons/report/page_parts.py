@@ -142,7 +142,7 @@ def neuron_table(found: Findings, profiles: Mapping[str, Any]) -> dict[str, Any]
         row["high means"] = meaning(task, direction[number])
         if scores.null is not None:
             p_value = float(scores.null.family()[layer, index])
-            row["p, family-wise"] = Cell(digits(p_value), p_value)
+            row["p, family-wise"] = p_value
         row |= profiles["columns"].get((layer, index), {})
         rows.append(row)
     return {

@@ -105,12 +105,12 @@ def _further_facts(one: NeuronProfile) -> list[tuple[str, str]]:
     if one.heads is not None and len(one.heads):
         rows = one.heads.head(_N_HEADS).to_dict("records")
         said = [
-            f"{row['head_layer']}.{row['head']} {row['difference']:+.3f}, p {digits(row['p_family'])}"
+            f"{row['head_layer']}.{row['head']} {row['difference']:+.3f}, p {fraction(row['p_family'])}"
             for row in rows
         ]
         first = rows[0]
         beside = f"{digits(abs(first['in_sd']))} standard deviations, a random neuron's strongest "
-        beside += f"{digits(abs(first['random_in_sd']))} (p {digits(first['random_p_family'])})"
+        beside += f"{digits(abs(first['random_in_sd']))} (p {fraction(first['random_p_family'])})"
         facts.append(("Heads that write the label", f"{'; '.join(said)}. The first: {beside}"))
     return facts
 

@@ -9,6 +9,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from tl_skillneurons.find.said import number
+from tl_skillneurons.plots.look import fraction
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,22 @@ def cell(value: Any, link: str | None = None) -> Cell:
     return Cell(str(value), None, link)
 
 
+def holds_p(name: str) -> bool:
+    """Whether a column of that heading holds p-values: "p", "p shared", "p (random)"."""
+    return name.split(" ")[0] in ("p", "p,")
+
+
+def _cell(value: Any, name: str) -> Cell:
+    """A cell under its heading: a p-value of counted draws as the fraction that it is."""
+    if holds_p(name) and isinstance(value, float) and math.isfinite(value):
+        return Cell(fraction(value), value)
+    return cell(value)
+
+
 def table_of(rows: Sequence[Mapping[str, Any]]) -> PageTable:
     """Rows of a heading's value each; a column is one of numbers when all of its cells have one."""
     names = tuple(dict.fromkeys(name for row in rows for name in row))
-    cells = [[cell(row.get(name, "")) for name in names] for row in rows]
+    cells = [[_cell(row.get(name, ""), name) for name in names] for row in rows]
     numeric = tuple(
         any(one[at].value is not None for one in cells)
         and all(one[at].value is not None or one[at].text in ("", "-") for one in cells)

@@ -16,6 +16,7 @@ from tl_skillneurons.find.answers import ALPHA
 from tl_skillneurons.find.findings import Findings
 from tl_skillneurons.find.said import label_said
 from tl_skillneurons.find.verdicts import NO, YES, Verdict
+from tl_skillneurons.plots.look import fraction
 
 N_SHOWN = 10
 WIDTH = 80
@@ -216,7 +217,7 @@ def _neuron_table(skill: dict[str, Any], luck: dict[str, Any]) -> Table:
     caption = (
         f"Skill neurons are {skill['rule']}. On select, which chose them, figures are too good "
         f"(mean of all {skill['n']:,}: {skill['mean_accuracy_on_select']:.3f}, on report "
-        f"{skill['mean_accuracy_on_report']:.3f}). p: family-wise, none below {luck['smallest_p']:.2g}. "
+        f"{skill['mean_accuracy_on_report']:.3f}). p: family-wise, none below {fraction(luck['smallest_p'])}. "
         f"{_luck_said(luck)}"
     )
     table = _table(
@@ -237,7 +238,7 @@ def _neuron_table(skill: dict[str, Any], luck: dict[str, Any]) -> Table:
             f"{row['accuracy_on_report']:.3f}",
             "" if ends is None else f"{ends[0]:.3f}-{ends[1]:.3f}",
             f"{row['accuracy_on_select']:.3f}",
-            f"{row['p_family']:.3f}",
+            fraction(row["p_family"]),
         )
     return table
 

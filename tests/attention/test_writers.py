@@ -40,6 +40,19 @@ def test_the_planted_heads_separate_the_labels_and_no_other_head_does(found):
     assert (found.role, found.settings["projection"]) == ("select", "up")
 
 
+def test_unasked_a_gated_neuron_is_taken_apart_whole_for_its_gate_may_not_know_the_label(model, found):
+    """The planted neurons read the label by what their gate is multiplied with; the gate is the same for both."""
+    args = (model, planted.prompt(), planted.task(), planted.NEURONS)
+    unasked, gate = (
+        head_writers(*args, n_permutations=19, **QUICK, **asked) for asked in ({}, {"projection": "pre"})
+    )
+    assert unasked.settings["projection"] == "post"
+    assert set(unasked.top_heads(2)) == set(planted.HEADS)
+    rows, columns = torch.tensor(planted.HEADS).T
+    label = found.separation.difference.abs()[:, rows, columns].sum()
+    assert gate.separation.difference.abs()[:, rows, columns].sum() < 0.05 * label
+
+
 def test_neurons_that_never_see_the_label_have_no_separating_head(model):
     control = planted.NEURONS.random_like(3)
     assert len(control & planted.DECOY) == 0

@@ -45,7 +45,9 @@ def tasks(monkeypatch, finished):
     return seen
 
 
-def test_of_three_classes_each_stands_against_the_others_in_a_folder_of_its_own(cli, tweets, tasks, tmp_path):
+def test_of_three_classes_each_stands_against_the_others_in_a_folder_of_its_own(
+    cli, tweets, tasks, tmp_path, skn
+):
     out = tmp_path / "run"
     words = "bad= bad,good= good,so so= slow".replace("= ", "=")
     given = asked(tweets, "--classes", "all", "--label-words", words, "--rest-word", "other", "--drop-empty")
@@ -63,6 +65,9 @@ def test_of_three_classes_each_stands_against_the_others_in_a_folder_of_its_own(
     assert "holds a run for each class; give one of" in told(refused)
     as_json = json.loads(ask(cli, *given, "--out", out, "--json").stdout)
     assert [row["class"] for row in as_json["classes"]] == ["bad", "good", "so-so"]
+    union = skn.NeuronSet.from_json(out / "neurons.json")
+    assert as_json["neurons"] == {"file": str(out / "neurons.json"), "n": len(union)}
+    assert f"together, {len(union)}, are in" in told(result) and len(union) > 0
     empty = ask(cli, *asked(tweets, "--classes", "all", "--out", tmp_path / "o"))
     assert "the text is empty; leave such examples out by --drop-empty" in told(empty)
     other = ask(cli, *asked(tweets, "--classes", "all", "--drop-empty", "--out", tmp_path / "o"))
@@ -105,6 +110,7 @@ def test_an_encoder_without_a_head_needs_no_label_words(cli, tweets, tasks, tmp_
         (["--data", "movie_reviews", "--classes", "0,1"], "movie_reviews has two, leave it out"),
         (["--data", "./nowhere.csv"], "there is no file or folder ./nowhere.csv for --data"),
         (["--model", "./nowhere"], "there is no folder ./nowhere for --model"),
+        (["--model", "minilm", "--revision", "v1"], "--revision chooses among those of a hub model"),
         (["--dtype", "float8"], "--dtype must be one of 'float32'"),
         (["--top", "0"], "--top must be a share such as 0.02, in (0, 1]"),
     ],

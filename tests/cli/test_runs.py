@@ -149,15 +149,15 @@ def test_the_model_may_be_elsewhere_and_called_otherwise(cli, folder, monkeypatc
     asked = []
 
     def elsewhere(name, **options):
-        asked.append((name, options["dtype"]))
+        asked.append((name, options["revision"], options["dtype"]))
         model = planted_model()
         model.cfg.model_name = "moved"
         return model
 
     monkeypatch.setattr(loading, "load_model", elsewhere)
-    result = ask(cli, "diagnose", folder, *ASKED["diagnose"], "--model", "org/moved")
+    result = ask(cli, "diagnose", folder, *ASKED["diagnose"], "--model", "org/moved", "--revision", "v2")
     assert result.exit_code == 0, result.output
-    assert asked == [("org/moved", "float32")]
+    assert asked == [("org/moved", "v2", "float32")]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Every verdict beside an input that just reaches it and one that just doesn't."""
 
 import doctest
+import shlex
 
 import pytest
 import torch
@@ -129,6 +130,8 @@ def test_every_rule_says_what_it_claims_how_what_it_assumes_and_what_would_overt
         told = rule.verdict(YES, "so it is.", "runs/one")
         assert all(len(value) > 2 for value in told.record().values())
         assert told.command.startswith("tl-skillneurons ") and "{" not in told.command
+        parts = shlex.split(rule.verdict("YES", "", "a run of mine").command)
+        assert "{run}" not in rule.command or "a run of mine" in parts
 
 
 def answered(logits, labels, units=None):

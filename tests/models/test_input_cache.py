@@ -89,6 +89,49 @@ def test_each_text_runs_once_and_takes_the_memory_of_its_keys_and_values(llama):
     assert cache.n_runs == 6  # the double stands in the first batch twice
 
 
+def test_many_runs_of_the_same_texts_put_each_batch_together_once_within_the_budget(llama, monkeypatch):
+    run = skn.RunOptions(cache=skn.InputCache(llama), batch_size=2)
+    prompted = skn.PromptedModel(llama, prompt(), LABEL_WORDS, run=run)
+    expected, n_bytes = prompted.class_logits(TEXTS), run.cache.n_bytes
+    joins = []
+    join = skn.InputCache._join
+    monkeypatch.setattr(skn.InputCache, "_join", lambda *given: joins.append(len(given[1])) or join(*given))
+    with prompted.answering(TEXTS) as logits:
+        for _ in range(3):
+            torch.testing.assert_close(logits([]), expected, rtol=0, atol=1e-5)
+        assert joins == [2, 2, 2] and n_bytes < run.cache.n_bytes <= run.cache.budget
+    assert run.cache.n_bytes == n_bytes
+    run.cache.budget = n_bytes  # no room beside the texts
+    with prompted.answering(TEXTS) as logits:
+        torch.testing.assert_close(logits([]), logits([]), rtol=0, atol=0)
+        assert joins == [2] * 9 and run.cache.n_bytes == n_bytes
+
+
+def test_batches_that_are_kept_are_forgotten_with_the_weights_that_made_them(llama):
+    run = skn.RunOptions(cache=skn.InputCache(llama))
+    prompted = skn.PromptedModel(llama, prompt(), LABEL_WORDS, run=run)
+    weight = llama.blocks[0].attn.v.weight
+    with prompted.answering(TEXTS) as logits:
+        before = logits([])
+        with torch.no_grad():
+            weight.mul_(2)
+        after = logits([])
+        with torch.no_grad():
+            weight.div_(2)
+        assert not torch.allclose(before, after)
+        torch.testing.assert_close(logits([]), before, rtol=0, atol=1e-5)
+
+
+def test_a_batch_of_virtual_tokens_alone_is_as_full_as_one_of_whole_texts(llama):
+    prompted = skn.PromptedModel(llama, prompt(), LABEL_WORDS)
+    n = prompted.layout.n_virtual_tokens
+    ids = [[5] * 20] * 600
+    whole, suffix = (prompted.batches(ids, suffix_alone=alone) for alone in (False, True))
+    assert len(whole[0]) == 1024 // (20 + n) and len(suffix[0]) == min(1024 // n, 4096 // (20 + n))
+    limited = skn.PromptedModel(llama, prompt(), LABEL_WORDS, run=skn.RunOptions(batch_size=3))
+    assert len(limited.batches(ids, suffix_alone=True)[0]) == 3
+
+
 def test_what_does_not_fit_the_budget_runs_again(llama):
     cache = skn.InputCache(llama, 5000)
     prompted = skn.PromptedModel(llama, prompt(), LABEL_WORDS, run=skn.RunOptions(cache=cache))

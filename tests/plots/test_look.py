@@ -103,6 +103,19 @@ def every_figure(scores, panel, tuned, trajectory, checkpoints):
     }
 
 
+def test_a_p_value_of_counted_draws_is_their_fraction_wherever_it_is_printed():
+    from tl_skillneurons.plots.look import fraction
+    from tl_skillneurons.report.further import spelled
+    from tl_skillneurons.report.tables import table_of
+
+    counted = {1 / 21: "1/21", 1 / 1001: "1/1001", 43 / 1001: "43/1001", 1 / 10_000: "1/10000", 1.0: "1"}
+    for p_value, words in counted.items():
+        assert fraction(p_value) == spelled(p_value, "p shared") == words
+        assert table_of([{"p, family-wise": p_value}]).rows[0][0].text == words
+    assert fraction(0.0312345) == "0.0312" and fraction(1e-9) == "1e-09"
+    assert spelled(1 / 21, "share") == "0.048"
+
+
 @pytest.fixture(scope="module")
 def figures(scores, panel, tuned, trajectory, checkpoints):
     return every_figure(scores, panel, tuned, trajectory, checkpoints)
@@ -203,6 +216,12 @@ def test_the_dark_theme_changes_the_ink_of_what_has_no_colour_of_its_own():
                 scores, NeuronAttribution(torch.rand(2, 3), torch.ones(2), {})
             ),
             r"of one model, got \[layer, neuron\] = \[3, 30\] and \[2, 3\]",
+        ),
+        (
+            lambda scores: plots.plot_read_and_drive(
+                scores, SimpleNamespace(driving=None, left_out={"effects": "no head"})
+            ),
+            r"these profiles know of no effects \(no head\)",
         ),
     ],
 )

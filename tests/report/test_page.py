@@ -87,8 +87,14 @@ def test_each_of_the_best_neurons_has_its_texts_with_the_words_that_moved_it(fou
     most = max(
         (piece for text in texts for piece in text.pieces if piece.moved), key=lambda piece: abs(piece.moved)
     )
-    kind = "up" if most.moved > 0 else "down"
-    assert f'<span class="w {kind}" style="--a:1.00" title="{most.moved:+.3f}">{most.text}</span>' in part
+    [piece] = set(
+        re.findall(rf'<span class="w ([^>]*)" title="{re.escape(f"{most.moved:+.3f}")}, here', part)
+    )
+    kind, style = piece.split('" style="')
+    assert ("up" if most.moved > 0 else "down") in kind.split() and "--a:1.00" in style
+    fired = max(abs(piece.activation or 0) for text in texts for piece in text.pieces)
+    assert f", here {fired:+.3f}" in part or f", here {-fired:+.3f}" in part
+    assert "--b:1.0" in part and 'class="w on"' in html  # the legend's, at least
 
 
 def test_a_section_says_what_its_neuron_writes_what_holding_it_does_and_who_writes_into_it(found):

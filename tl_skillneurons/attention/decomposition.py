@@ -39,10 +39,10 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from tl_skillneurons._checks import require_option
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._heads import by_head
 from tl_skillneurons.attention._recorded_run import Names, RecordedRun, run_until
+from tl_skillneurons.attention.projections import PROJECTIONS, projection_of
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.norms import frozen_norms
 from tl_skillneurons.models.records import model_label
@@ -54,6 +54,7 @@ from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 
+<<<<<<< HEAD
 PROJECTIONS = {
     "pre": ("hook_pre",),
     "up": ("hook_pre_linear",),
@@ -62,6 +63,10 @@ PROJECTIONS = {
 """The pre-activation proper (of a gated MLP: the gate's), what a gated MLP multiplies it with, and their product, the
 activation."""
 
+=======
+_ROUNDING = {True: 1e-3, False: 5e-2}
+"""Largest share that may be left unexplained without a word, in float32 and wider or narrower."""
+>>>>>>> ce8956c (Profiles tell what a neuron does at each word and what every neuron drives, a gated neuron is taken apart whole, classes keep their union)
 _PARTS = ("embed", "heads", "sources", "mlps", "bias", "total")
 
 
@@ -149,7 +154,7 @@ def decompose(
     texts: Sequence[str],
     neurons: Neurons,
     *,
-    projection: str = "pre",
+    projection: str | None = None,
     by_source: bool = True,
     max_length: int | None = None,
 ) -> PreActivationParts:
@@ -159,7 +164,8 @@ def decompose(
     ``by_source``.
 
     Args:
-        projection: "pre", or of a gated MLP "up": what its gate is multiplied with, or "post": its activation.
+        projection: "pre", or of a gated MLP "up": what its gate is multiplied with, or "post": its activation; by
+            default "post" of gated MLPs, "pre" of others.
         by_source: Whether to tell a head's source positions apart.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
 
@@ -184,16 +190,16 @@ def decompose_batch(
     virtual: VirtualTokens,
     neurons: Neurons,
     *,
-    projection: str = "pre",
+    projection: str | None = None,
     by_source: bool = True,
 ) -> PreActivationParts:
     """The same for a batch that stands ready, inside ``prompted.attached()``."""
     neurons = as_neurons(neurons)
     model = prompted.model
-    require_option(projection, "projection", PROJECTIONS)
     neurons.require_fits(*neuron_shape(model))
     if not len(neurons):
         raise ValueError("neurons must hold at least one neuron, got none")
+    projection = projection_of(model, neurons, projection)
     if torch.is_inference_mode_enabled():
         raise ValueError("a decomposition needs gradients; call it outside torch.inference_mode()")
     names = Names(model, int(neurons.layer.max()), PROJECTIONS[projection], sorted(neurons.by_layer()))

@@ -31,6 +31,7 @@ from tl_skillneurons.attention._over_task import POSITIONS, decomposed, settings
 from tl_skillneurons.attention.chosen import require_heads_apart
 from tl_skillneurons.attention.decomposition import PreActivationParts
 from tl_skillneurons.attention.patterns import token_names
+from tl_skillneurons.attention.projections import projection_of
 from tl_skillneurons.neurons.choice import require_apart
 from tl_skillneurons.neurons.neuron_set import SITE, Neurons, as_neurons
 from tl_skillneurons.prompts.positions import PromptedTokens
@@ -114,7 +115,7 @@ def source_words(
     neurons: Neurons,
     heads: Sequence[Head],
     *,
-    projection: str = "pre",
+    projection: str | None = None,
     role: str = "report",
     max_length: int | None = None,
     on_chosen_examples: bool = False,
@@ -123,7 +124,8 @@ def source_words(
     """Which source tokens the heads move something from into the neurons, over all examples of ``role``.
 
     Args:
-        projection: "pre", or of a gated MLP "up" or "post" (:func:`~tl_skillneurons.attention.decompose`).
+        projection: "pre", or of a gated MLP "up" or "post"; by default "post" of gated MLPs, "pre" of others
+            (:func:`~tl_skillneurons.attention.decompose`).
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
         on_chosen_examples: Read heads and neurons on the examples that chose them all the same; every row says so.
         run: Without a limit of its own, batches hold 512 tokens.
@@ -137,6 +139,7 @@ def source_words(
     """
     neurons = as_neurons(neurons)
     pairs = _require_heads(heads, model)
+    projection = projection_of(model, neurons, projection)
     prompted = PromptedModel(model, prompt, max_length=max_length, run=small_batches(run))
     split = task.split(role)
     texts, labels = list(split["text"]), list(split["label"])
@@ -190,7 +193,7 @@ def coloured_sources(
     neurons: Neurons,
     heads: Sequence[Head],
     *,
-    projection: str = "pre",
+    projection: str | None = None,
     max_length: int | None = None,
 ) -> Text:
     """One text, each token shaded by what the heads move from it into the neurons: red up, blue down.
@@ -198,7 +201,8 @@ def coloured_sources(
     A picture of one text, no measurement: whether it chose the heads isn't asked.
 
     Args:
-        projection: "pre", or of a gated MLP "up" or "post" (:func:`~tl_skillneurons.attention.decompose`).
+        projection: "pre", or of a gated MLP "up" or "post"; by default "post" of gated MLPs, "pre" of others
+            (:func:`~tl_skillneurons.attention.decompose`).
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
 
     Raises:
@@ -209,8 +213,9 @@ def coloured_sources(
     """
     neurons = as_neurons(neurons)
     pairs = _require_heads(heads, model)
+    chosen = projection_of(model, neurons, projection)
     prompted = PromptedModel(model, prompt, max_length=max_length, run=RunOptions(batch_size=1))
-    [(_, parts)] = decomposed(prompted, [text], neurons, projection, by_source=True)
+    [(_, parts)] = decomposed(prompted, [text], neurons, chosen, by_source=True)
     named = _named(model, parts.tokens, 0, _moved(parts, pairs)[0])
     most = max((abs(value) for _, value in named), default=0.0) or 1.0
     shown = Text()

@@ -1,8 +1,8 @@
 """Which heads bring the label to chosen neurons: decompositions averaged over a task.
 
-For each example ``x``, what head ``h`` writes into neuron ``n``'s pre-activation, ``c_hn(x)``
-(:mod:`~tl_skillneurons.attention.decomposition`), is averaged over the prompt positions. A head *separates* the
-labels at a neuron by::
+For each example ``x``, what head ``h`` writes into neuron ``n``, ``c_hn(x)``: its pre-activation, or of gated MLPs its
+activation (:mod:`~tl_skillneurons.attention.decomposition`), is averaged over the prompt positions. A head
+*separates* the labels at a neuron by::
 
     separation_hn = mean of c_hn(x) over label 1  -  mean of c_hn(x) over label 0
 
@@ -37,6 +37,7 @@ from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._over_task import POSITIONS, decomposed, settings_of, small_batches
 from tl_skillneurons.attention.chosen import ChosenHeads
+from tl_skillneurons.attention.projections import projection_of
 from tl_skillneurons.neurons.choice import THESE, UNKNOWN, Choice, require_apart, text_fingerprints
 from tl_skillneurons.neurons.neuron_set import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
@@ -57,7 +58,7 @@ class HeadWriters:
 
     Attributes:
         neurons: In the order of the axis ``neuron``.
-        heads, mlps, embed: Contributions to the pre-activation, in its own units.
+        heads, mlps, embed: Contributions to what ``settings["projection"]`` names, in its own units.
         labels: Class of each example.
         role: Where the examples come from, which choose the heads.
         units: Which examples belong together; labels are permuted and examples resampled by them.
@@ -232,7 +233,7 @@ def head_writers(
     task: Task,
     neurons: Neurons,
     *,
-    projection: str = "pre",
+    projection: str | None = None,
     role: str = "select",
     n_permutations: int = 1000,
     seed: int = 0,
@@ -244,7 +245,8 @@ def head_writers(
     Keeps ``examples * neurons * layers * heads`` numbers.
 
     Args:
-        projection: "pre", or of a gated MLP "up" or "post" (:func:`~tl_skillneurons.attention.decompose`).
+        projection: "pre", or of a gated MLP "up" or "post" (:func:`~tl_skillneurons.attention.decompose`); by default
+            "post" of gated MLPs, whose gate alone may not know the label, and "pre" of others.
         role: Whose examples choose; heads chosen on ``report`` can't be measured there.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
         run: Without a limit of its own, batches hold 512 tokens.
@@ -262,6 +264,7 @@ def head_writers(
     require_two_classes(task)
     require_int(n_permutations, "n_permutations")
     prompted = PromptedModel(model, prompt, max_length=max_length, run=small_batches(run))
+    projection = projection_of(model, neurons, projection)
     split = task.split(role)
     texts, labels, units = list(split["text"]), torch.tensor(split["label"]), task.units(role)
     units.permuted(labels, 1)  # refuses labels of no other order before anything runs

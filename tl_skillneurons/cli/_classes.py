@@ -1,6 +1,9 @@
 """Several runs of one task, one for each class against the others: which they are, and their verdicts side by side."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
     from tl_skillneurons.find.findings import Findings
     from tl_skillneurons.tasks.task import Task
 
+NEURONS = "neurons.json"
 _QUESTIONS = {"can": "task done", "readable": "label readable", "uses": "model uses them"}
 
 
@@ -34,6 +38,22 @@ def keep_classes(folder: Path, parts: Mapping[str, "Task"]) -> None:
             )
         return
     write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def keep_union(folder: Path, found: Iterable["Findings"]) -> tuple[Path, int] | None:
+    """Write the skill neurons of all classes together; each class's are equally many in each layer.
+
+    Returns:
+        The file and how many neurons it holds; ``None`` where no class has any.
+    """
+    sets = [one.skill for one in found if not one.stopped]
+    if not sets:
+        return None
+    union = reduce(or_, sets)
+    path = folder / NEURONS
+    if not path.exists() and os.access(folder, os.W_OK):  # finished runs may lie where nothing can be written
+        union.to_json(path)
+    return path, len(union)
 
 
 def summary(found: Mapping[str, tuple["Findings", dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tl_skillneurons._checks import require_option, require_others
 from tl_skillneurons.cli._again import SOURCE, print_json, source_of
 from tl_skillneurons.cli._app import command
-from tl_skillneurons.cli._classes import keep_classes, summary, summary_table
+from tl_skillneurons.cli._classes import keep_classes, keep_union, summary, summary_table
 from tl_skillneurons.cli._data import (
     Wanted,
     built_in,
@@ -100,6 +100,10 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search, output: Shown
         console.print(summary_table(task.name, rows))
         told: dict[str, Any] = {"run": str(folder), "classes": rows}
         told["runs"] = {name: said for name, (_, said) in found.items()}
+        if (union := keep_union(folder, (findings for findings, _ in found.values()))) is not None:
+            file, n = union
+            told["neurons"] = {"file": str(file), "n": n}
+            console.print(shown(f"The skill neurons of all classes together, {n:,}, are in ") + shown(file))
     else:
         told = {"run": str(folder), **found[""][1]}
     if output.json:

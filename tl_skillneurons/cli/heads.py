@@ -45,9 +45,8 @@ def heads(where: Where, asked: Asked, shown: Shown) -> None:
         from tl_skillneurons.attention.effects import head_effects
         from tl_skillneurons.attention.writers import HeadWriters, head_writers
         from tl_skillneurons.find.folder import load_run
-        from tl_skillneurons.prompts.prompted_model import PromptedModel
         from tl_skillneurons.report.further import Answer, rows_of, span
-        from tl_skillneurons.studies.profiles.driving import MEASURES, projection_of
+        from tl_skillneurons.studies.profiles.driving import MEASURES
 
         findings = load_run(where.run)
         best = first_of(findings.skill, asked.neurons)
@@ -58,12 +57,10 @@ def heads(where: Where, asked: Asked, shown: Shown) -> None:
                 f"--heads must leave others for the controls, the model has {there_are}, got {asked.heads}"
             )
         kept = path.with_suffix(".writers.safetensors")
-        projection = projection_of(PromptedModel(model, prompt), best)
         if not kept.exists():
-            head_writers(model, prompt, findings.task, best, projection=projection, seed=asked.seed).save(
-                kept
-            )
+            head_writers(model, prompt, findings.task, best, seed=asked.seed).save(kept)
         writers = HeadWriters.load(kept)
+        measure = MEASURES[writers.settings["projection"]]
         found = head_effects(
             model, prompt, findings.task, writers.top_heads(asked.heads), best,
             n_random=asked.controls, seed=asked.seed,
@@ -86,7 +83,7 @@ def heads(where: Where, asked: Asked, shown: Shown) -> None:
         held = [_beside(row) for row in effects.to_dict("records")]
         notes = [
             "difference: of the classes' means of what a head writes into the neurons, averaged over them, on select; "
-            f"p family-wise over all heads and neurons (of {MEASURES[projection]}). What is written need not be used, "
+            f"p family-wise over all heads and neurons (of {measure}). What is written need not be used, "
             "so heads are held as well:",
             f"at their mean at the prompt, on {n} examples of report, beside other heads of the same layers, and such "
             "as write as much (range over draws, two-sided rank p).",

@@ -221,7 +221,7 @@ class InputCache:
     def _keep_batch(self, together: tuple[int, tuple[Key, ...]], past: DynamicCache) -> None:
         if not self._keeps_batches:
             return
-        tensors = [tensor for layer in past.layers for tensor in (layer.keys, layer.values)]
+        tensors: list[Tensor] = [getattr(layer, name) for layer in past.layers for name in ("keys", "values")]
         n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if self.n_bytes + n_bytes <= self.budget:
             self._batches[together] = past

@@ -17,6 +17,7 @@ from tl_skillneurons.plots.look import COLOURS, figure_of, told
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
 from tl_skillneurons.scores.ranked import strength
+from tl_skillneurons.studies.profiles.result import NeuronProfiles
 
 _N_CELLS = 56
 _MOST_MARKED = 1500
@@ -72,39 +73,44 @@ def plot_prompts(scores: NeuronScores, chosen: Neurons | None = None, *, one: in
 
 
 def plot_read_and_drive(
-    scores: NeuronScores | NeuronStatistic, attribution: NeuronAttribution, chosen: Neurons | None = None
+    scores: NeuronScores | NeuronStatistic,
+    driving: NeuronAttribution | NeuronProfiles,
+    chosen: Neurons | None = None,
 ) -> Any:
     """What can be read from each neuron against what it is estimated to move.
 
     Args:
         scores: Predictivity, or any other score: the axis of reading.
-        attribution: Of the same model: the axis of driving, in logits.
+        driving: Of the same model: attribution between twins, in logits toward the other label, or the profiles of a
+            run, which know what holding each neuron alone at its mean does to the logit diff.
         chosen: Neurons to mark, the first 1,500 of them; by default the 50 best of each axis.
 
     Returns:
         A plotly ``Figure``.
 
     Raises:
-        ValueError: For scores and attribution of models of different shape.
+        ValueError: For scores and effects of models of different shape, or profiles without effects.
         ImportError: Without plotly.
 
     Example:
         >>> skn.plots.plot_read_and_drive(scores, skn.attribute_neurons(model, prompts[0], task))
+        >>> skn.plots.plot_read_and_drive(found.scores, found.profiles)
     """
     chosen = None if chosen is None else as_neurons(chosen)
     name, *_ = said(scores)
     even(scores.d_mlp, "this picture")
-    reading, driving = strength(scores).double(), attribution.effect.double()
-    if reading.shape != driving.shape:
+    effect, how, what = _driving(driving)
+    reading, moving = strength(scores).double(), effect.double()
+    if reading.shape != moving.shape:
         raise ValueError(
-            f"scores and attribution must be of one model, got [layer, neuron] = {list(reading.shape)} and "
-            f"{list(driving.shape)}"
+            f"scores and effects must be of one model, got [layer, neuron] = {list(reading.shape)} and "
+            f"{list(moving.shape)}"
         )
     figure = figure_of()
-    _density(figure, reading, driving)
+    _density(figure, reading, moving)
     if chosen is None:
         n = min(50, reading.numel())
-        by_drive = driving.abs().flatten().argsort(descending=True, stable=True)[:n]
+        by_drive = moving.abs().flatten().argsort(descending=True, stable=True)[:n]
         width = reading.shape[1]
         drivers = NeuronSet(by_drive // width, by_drive % width, *reading.shape)
         sets = {f"the {n} that read best": scores.top(n, per="model"), f"the {n} that move most": drivers}
@@ -112,20 +118,33 @@ def plot_read_and_drive(
         sets = {f"{len(chosen):,} chosen": chosen}
     looks = ((COLOURS["skill"], "circle"), (COLOURS["least"], "diamond-open"))
     for (words, marked), (colour, symbol) in zip(sets.items(), looks, strict=False):
-        _points(figure, reading, driving, list(marked)[:_MOST_MARKED], words, colour, symbol)
+        _points(figure, reading, moving, list(marked)[:_MOST_MARKED], words, colour, symbol)
     for level, _ in levels(scores):
         figure.add_vline(x=level, line_dash="dash", line_width=1)
     figure.add_hline(y=0, line_width=1)
-    how, n_pairs = attribution.settings.get("direction", "patching"), len(attribution.gaps)
-    figure.update_layout(xaxis_title=name, yaxis_title=f"estimated effect, logits ({how}, {n_pairs} pairs)")
+    figure.update_layout(xaxis_title=name, yaxis_title=f"estimated effect, logits ({how})")
     return told(
         figure,
         "Read and drive",
-        f"Grey: all {reading.numel():,} neurons, by {name} and by what patching each alone is estimated to move; "
-        "dashed: the level of luck.",
-        "Not shown: what neurons do together. The effect is a gradient's estimate; patch_neurons measures it.",
+        f"Grey: all {reading.numel():,} neurons, by {name} and by what {what}; dashed: the level of luck.",
+        "Not shown: what neurons do together. The effect is a gradient's estimate of each alone; "
+        f"{'patch_neurons' if isinstance(driving, NeuronAttribution) else 'measure_effects'} measures sets.",
         height=460,
     )
+
+
+def _driving(driving: NeuronAttribution | NeuronProfiles) -> tuple[Float[Tensor, "layer neuron"], str, str]:
+    """Each neuron's effect, what was done in two words, and in a sentence."""
+    if isinstance(driving, NeuronAttribution):
+        how, n_pairs = driving.settings.get("direction", "patching"), len(driving.gaps)
+        return driving.effect, f"{how}, {n_pairs} pairs", "patching each alone is estimated to move"
+    if driving.driving is None:
+        why = driving.left_out.get("effects", "they were made without that part")
+        raise ValueError(
+            f"these profiles know of no effects ({why}); give parts=('effects',), or attribution"
+        )
+    sentence = "holding each alone at its mean at the prompt is estimated to do to the logit diff"
+    return driving.driving, "held at its mean", f"{sentence} (below 0: it helps the answer)"
 
 
 def _label_names(scores: NeuronScores) -> tuple[str, str]:

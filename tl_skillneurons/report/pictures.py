@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ from tl_skillneurons.plots.effects import CONTROL_NAMES, NAMES
 from tl_skillneurons.plots.look import NOT_SHOWN, fraction
 from tl_skillneurons.report.tables import PageTable, bracketed, plain, table_of, table_of_frame
 
+_N_DRIVERS = 20
 _METRICS = ("logit_diff", "accuracy")
 _SHARES = (0.5, 0.9, 0.99, 1.0)
 _MARGIN = {"l": 60, "r": 16, "t": 64, "b": 46}
@@ -54,6 +56,9 @@ def pictures_of(found: Findings) -> list[Picture]:
     ]
     if scores.n_prompts > 1:
         drawn.insert(4, ("prompts", lambda: plots.plot_prompts(scores, skill), lambda: _stability(found)))
+    if found.profiles.driving is not None:
+        driving = partial(plots.plot_read_and_drive, scores, found.profiles)
+        drawn.insert(len(drawn) - 2, ("drive", driving, lambda: _drivers(found)))  # before layers and tuning
     return [_picture(name, figure(), table()) for name, figure, table in drawn]
 
 
@@ -130,6 +135,24 @@ def _by_layer(found: Findings) -> PageTable:
             row["beyond luck (family-wise 5 %)"] = int(significant[layer])
         rows.append(row)
     return table_of(rows)
+
+
+def _drivers(found: Findings) -> PageTable:
+    """The neurons that move most, by their estimated effect, with what can be read from them."""
+    predictivity, effect = found.scores.predictivity, found.profiles.driving
+    assert effect is not None  # for type checkers: the picture is left out then
+    best = effect.nan_to_num().abs().flatten().argsort(descending=True, stable=True)[:_N_DRIVERS].tolist()
+    pairs = [divmod(number, effect.shape[1]) for number in best]
+    return table_of(
+        [
+            {
+                "neuron": f"{layer}.{index}",
+                "held alone, logit diff": float(effect[layer, index]),
+                "predictivity": float(predictivity[layer, index]),
+            }
+            for layer, index in pairs
+        ]
+    )
 
 
 def _stability(found: Findings) -> PageTable:

@@ -14,6 +14,7 @@ from tl_skillneurons.tasks.task import Task
 
 _N_CORRELATED = 4
 _N_HEADS = 3
+_LEAST_ACTIVE = 0.2
 _LEAST_SHOWN = 0.04  # of the largest part: below it a word keeps the page's colour
 
 
@@ -30,6 +31,7 @@ def profile_sections(profiles: NeuronProfiles, task: Task) -> dict[str, Any]:
     legend = ""
     if profiles.words is not None:
         legend = f"How much a word moved {told['measure']}: attention from the prompt times value, in its own units."
+        legend += " The line above a word: what the neuron itself does there (dotted below 0), where no label is asked."
         if told["measure"] == MEASURES["pre"]:
             legend += " A very low pre-activation may give an activation near zero, as GELU has it."
     left = "; ".join(f"{part} left out: {why}" for part, why in profiles.left_out.items())
@@ -52,8 +54,10 @@ def _section(
     rule, shown = one.rule, profiles.shown
     what = "pre-activation" if profiles.settings["measure"] == MEASURES["pre"] else "activation"
     sides = {"Highest": one.highest, "Lowest": one.lowest}
-    most = max(
-        (abs(p.moved or 0.0) for texts in sides.values() for text in texts for p in text.pieces), default=0.0
+    pieces = [piece for texts in sides.values() for text in texts for piece in text.pieces]
+    most = (
+        max((abs(piece.moved or 0.0) for piece in pieces), default=0.0),
+        max((abs(piece.activation or 0.0) for piece in pieces), default=0.0),
     )
     names = (label_name(task, 0), label_name(task, 1))
     high = meaning(task, int(rule["direction"]))
@@ -133,7 +137,7 @@ def columns_of(profiles: NeuronProfiles) -> dict[tuple[int, int], dict[str, Any]
     return found
 
 
-def _text(text: DrivingText, most: float, task: Task, what: str) -> dict[str, Any]:
+def _text(text: DrivingText, most: tuple[float, float], task: Task, what: str) -> dict[str, Any]:
     pieces = [_piece(piece, most) for piece in text.pieces] or [{"text": text.text, "kind": ""}]
     rest = ""
     if text.parts:
@@ -150,15 +154,27 @@ def _text(text: DrivingText, most: float, task: Task, what: str) -> dict[str, An
     }
 
 
-def _piece(piece: Piece, most: float) -> dict[str, str]:
-    share = 0.0 if piece.moved is None or not most else piece.moved / most
-    if piece.moved is None or abs(share) < _LEAST_SHOWN:
+def _piece(piece: Piece, most: tuple[float, float]) -> dict[str, str]:
+    """A word as the page shows it: by how much it moved the neuron, and by what the neuron itself does there, each
+    beside the most of all its texts; what is next to nothing is left as it is."""
+    if piece.moved is None or piece.activation is None:
         return {"text": piece.text, "kind": ""}
+    moved, acts = (
+        value / whole if whole else 0.0
+        for value, whole in zip((piece.moved, piece.activation), most, strict=True)
+    )
+    kinds, style = [], []
+    if abs(moved) >= _LEAST_SHOWN:
+        kinds.append("up" if moved > 0 else "down")
+        style.append(f"--a:{abs(moved):.2f}")
+    if abs(acts) >= _LEAST_ACTIVE:
+        kinds.append("on" if acts > 0 else "off")
+        style.append(f"--b:{abs(acts):.1f}")
     return {
         "text": piece.text,
-        "kind": "up" if share > 0 else "down",
-        "strength": f"{abs(share):.2f}",
-        "moved": f"{piece.moved:+.3f}",
+        "kind": " ".join(kinds),
+        "style": ";".join(style),
+        "said": f"{piece.moved:+.3f}, here {piece.activation:+.3f}",
     }
 
 

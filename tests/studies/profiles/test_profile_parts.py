@@ -66,7 +66,9 @@ def test_an_estimated_total_is_the_slope_toward_the_mean_at_all_prompt_positions
     prompted = skn.PromptedModel(model, prompt, {0: "negative", 1: "positive"})
     held_at = torch.randn(2, 48, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     labels = torch.tensor(TASK.split("report")["label"])
-    found = estimated_totals(prompted, TEXTS, labels, NEURONS, held_at)
+    found, every = estimated_totals(prompted, TEXTS, labels, NEURONS, held_at)
+    of_chosen = every[NEURONS.layer, NEURONS.index].double()
+    torch.testing.assert_close(of_chosen, found.mean(0), rtol=1e-5, atol=1e-7)
     step = 1e-6
     for example in (0, 5):
         at = prompted.tokens([TEXTS[example]]).prompt_columns()[0]
@@ -83,6 +85,16 @@ def test_an_estimated_total_is_the_slope_toward_the_mean_at_all_prompt_positions
             change = (after - before) / step
             slope = float(change[1] - change[0]) * (1 if labels[example] else -1)
             assert float(found[example, number]) == pytest.approx(slope, rel=1e-3, abs=1e-8)
+
+
+def test_every_neurons_effect_stands_beside_and_the_decoy_that_reads_as_well_moves_nothing(of_planted):
+    driving = of_planted.driving
+    assert driving.shape == planted.SHAPE
+    assert {divmod(int(at), planted.D_MLP) for at in driving.flatten().argsort()[:3]} == set(planted.NEURONS)
+    assert driving[planted.DECOY.layer, planted.DECOY.index].abs().item() < 0.1 * driving.abs().max()
+    for layer, index in planted.NEURONS:
+        total = of_planted.of(layer, index).effects["total"]
+        assert driving[layer, index].item() == pytest.approx(total, rel=1e-4)
 
 
 def test_the_planted_neurons_help_the_answer_and_the_planted_heads_write_the_label_into_them(of_planted):

@@ -113,6 +113,20 @@ def test_what_words_moved_is_pattern_times_value_times_what_the_neuron_reads_in_
     assert text.parts["total"] == pytest.approx(float(pre), rel=1e-9)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_each_word_has_what_the_neuron_itself_does_there(scored, profiled, family):
+    model, prompts, _, _ = scored[family]
+    prompted, (layer, index) = skn.PromptedModel(model, prompts[0]), next(iter(NEURONS))
+    text = profiled[family].of(layer, index).lowest[0]
+    with torch.no_grad():
+        _, cache = prompted.run_with_cache([text.text])
+    tokens = prompted.tokens([text.text])
+    own = tokens.is_text[0] & ~tokens.is_special[0]
+    expected = cache[f"blocks.{layer}.mlp.hook_post"][0, own, index]
+    at_words = [piece.activation for piece in text.pieces if piece.activation is not None]
+    torch.testing.assert_close(torch.tensor(at_words, dtype=expected.dtype), expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "bert", "llama"])
 def test_all_that_moved_a_neuron_sums_to_what_is_taken_apart(profiled, family):
     for profile in profiled[family]:

@@ -11,22 +11,25 @@ of neurons many have texts that look like a pattern; the rule on ``report``, and
 control.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.attention._over_task import small_batches
 from tl_skillneurons.attention.decomposition import PreActivationParts, decompose_batch
 from tl_skillneurons.attention.patterns import token_names
+from tl_skillneurons.attention.projections import projection_of
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.sites import neuron_hooks
 from tl_skillneurons.models.token_spans import token_spans
 from tl_skillneurons.neurons.neuron_set import NeuronSet
+from tl_skillneurons.prompts.attached import VirtualTokens
 from tl_skillneurons.prompts.positions import ActsAt, PromptedTokens, current_tokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 
@@ -106,13 +109,6 @@ def text_table(
     )
 
 
-def projection_of(prompted: PromptedModel, neurons: NeuronSet) -> str:
-    """What is taken apart: the pre-activation, or of gated MLPs the activation."""
-    points = prompted.model.hook_dict
-    gated = all(f"blocks.{layer}.mlp.hook_pre_linear" in points for layer in neurons.by_layer())
-    return "post" if gated else "pre"
-
-
 def taken_apart(
     prompted: PromptedModel,
     texts: Sequence[str],
@@ -120,7 +116,8 @@ def taken_apart(
     position: Int[Tensor, " neuron"],
     driving: pd.DataFrame,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The texts with what each activation is made of, and their tokens with what each moved.
+    """The texts with what each activation is made of, and their tokens with what each moved and with what the neuron
+    does there.
 
     Raises:
         ValueError: For a model whose attention or norms don't show what they write.
@@ -131,7 +128,7 @@ def taken_apart(
         wanted.setdefault(int(row["example"]), []).append({str(k): v for k, v in row.items()})
     examples = sorted(wanted)
     ids = prompted.encode([texts[example] for example in examples])
-    projection = projection_of(prompted, neurons)
+    projection = projection_of(prompted.model, neurons)
     sums: list[dict[str, Any]] = []
     words: list[dict[str, Any]] = []
     run = small_batches(prompted.run)
@@ -147,6 +144,7 @@ def taken_apart(
             )
             own = NeuronSet(neurons.layer[driven], neurons.index[driven])
             parts = decompose_batch(prompted, tokens, virtual, own, projection=projection)
+            acts = _everywhere(prompted, tokens, virtual, own)
             for place, i in enumerate(batch):
                 named = _named(prompted, tokens, place, texts[examples[i]])
                 for row in wanted[examples[i]]:
@@ -155,13 +153,38 @@ def taken_apart(
                     total, moved = _moved(parts, at, named)
                     sums.append(row | total)
                     words.extend(
-                        row | token | {"moved": value} for token, value in zip(named, moved, strict=True)
+                        row
+                        | token
+                        | {"moved": value, "activation": float(acts[place, token["column"], driven.index(k)])}
+                        for token, value in zip(named, moved, strict=True)
                     )
             advance(len(batch))
 
         run_batches(prompted.layout.batches(ids, run), take_apart)
     whole = driving.merge(pd.DataFrame(sums), on=list(_AT), how="left")
     return whole, pd.DataFrame(words).drop(columns="column")
+
+
+def _everywhere(
+    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, neurons: NeuronSet
+) -> Float[Tensor, "batch pos neuron"]:
+    """What the neurons do at every token of the batch, the text's own too."""
+    names, by_layer = neuron_hooks(prompted.model), neurons.by_layer()
+    found = torch.empty(*tokens.ids.shape, len(neurons), dtype=torch.float64)
+
+    def reading(layer: int) -> Callable[..., None]:
+        columns = (neurons.layer == layer).nonzero()[:, 0]
+
+        def read(act: Tensor, hook: Any) -> None:
+            found[..., columns] = act[..., neurons.index[columns].to(act.device)].cpu().double()
+            if layer == max(by_layer):
+                raise StopAtLayerException(act)
+
+        return read
+
+    with torch.no_grad():
+        prompted.forward(tokens, virtual, [(names[layer], reading(layer)) for layer in sorted(by_layer)])
+    return found
 
 
 def _named(prompted: PromptedModel, tokens: PromptedTokens, row: int, text: str) -> list[dict[str, Any]]:

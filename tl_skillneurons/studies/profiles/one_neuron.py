@@ -5,6 +5,9 @@ MLP has no gate) that attention carries straight from the piece's tokens: summed
 neuron's, pattern times value times what the neuron reads of it, exact at the scales that the norms had in this run
 (:mod:`~tl_skillneurons.attention.decomposition`).
 
+Beside it stands ``activation``, what the neuron itself does at the piece, where nobody asks for the label yet: a neuron
+that fires at a word of the text and one that reads the word at the prompt are two things.
+
 What it doesn't show: where a token's position got it from (from layer 1 on it holds more than its own word), and what
 MLPs at the prompt made of words before the neuron read it, which is all in ``from_mlps``. Without the word other
 scales, patterns and MLPs would differ too; ablating or leaving out the word tells that.
@@ -32,10 +35,12 @@ class Piece:
         text: Its characters, as written.
         moved: What attention carries from its tokens to the neuron; ``None`` for white space, and for what is behind
             the text's cut.
+        activation: What the neuron itself does at the piece, of several tokens where it does most; ``None`` likewise.
     """
 
     text: str
     moved: float | None
+    activation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -165,10 +170,16 @@ class NeuronProfile:
 
 
 def pieces_of(text: str, tokens: pd.DataFrame) -> tuple[Piece, ...]:
-    """A text in pieces, each with the sum of what its tokens moved; a token of several pieces counts for the first."""
+    """A text in pieces, each with the sum of what its tokens moved and the neuron's furthest activation at them; a
+    token of several pieces counts for the first."""
     spans = word_spans(text)
     moved: list[float | None] = [None] * len(spans)
-    for start, value in zip(tokens.start.tolist(), tokens.moved.tolist(), strict=True):
+    fired: list[float | None] = [None] * len(spans)
+    columns = (tokens.start.tolist(), tokens.moved.tolist(), tokens.activation.tolist())
+    for start, value, activation in zip(*columns, strict=True):
         at = next((k for k, (_, end) in enumerate(spans) if start < end), len(spans) - 1)
         moved[at] = (moved[at] or 0.0) + value
-    return tuple(Piece(text[a:b], one) for (a, b), one in zip(spans, moved, strict=True))
+        fired[at] = max(fired[at] or 0.0, activation, key=abs)
+    return tuple(
+        Piece(text[a:b], *told) for (a, b), told in zip(spans, zip(moved, fired, strict=True), strict=True)
+    )

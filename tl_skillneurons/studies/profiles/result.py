@@ -24,6 +24,7 @@ from tl_skillneurons.studies.profiles.one_neuron import NeuronProfile
 
 KIND = "NeuronProfiles"
 _TENSORS = ("activations", "baseline", "position", "labels")
+_OPTIONAL = ("answers", "driving")
 _TABLES = ("rules", "texts", "words", "output_words", "output_null", "effects", "heads")
 
 
@@ -47,7 +48,8 @@ class NeuronProfiles:
             ``from_biases``, which sum to ``total``.
         words: A row per neuron, such text and token: ``layer``, ``index``, ``side``, ``example``, ``token`` (its name),
             ``kind`` ("text", "special" or "prompt"), ``start`` and ``end`` (its characters in ``text``, -1 for tokens
-            that are not of it), ``moved`` (what attention carries from there to the neuron); or ``None``.
+            that are not of it), ``moved`` (what attention carries from there to the neuron), ``activation`` (what the
+            neuron itself does at that token); or ``None``.
         output_words: A row per neuron and word: ``layer``, ``index``, ``writes`` ("raises" or "lowers"), ``word`` (a
             token), ``score`` in standard deviations over the vocabulary, ``logit`` beside the mean of all words, per
             unit of activation (:mod:`~tl_skillneurons.studies.profiles.output_words`); or ``None``.
@@ -57,6 +59,8 @@ class NeuronProfiles:
         effects: A row per neuron: ``direct`` and ``total`` change of the logit diff where it alone is held at its mean
             at the prompt, each with ``_low`` and ``_high``; negative where it helps the answer
             (:mod:`~tl_skillneurons.studies.profiles.single_effects`); or ``None``.
+        driving: ``total`` of every neuron of the model, beside those that are profiled; NaN where a layer has no such
+            neuron; or ``None``.
         heads: A row per neuron and head that writes the label into it, the strongest first: ``head_layer``, ``head``,
             ``difference`` between the labels, the same ``in_sd`` (in standard deviations of all that the neuron reads),
             ``p_family``; ``random_in_sd`` and ``random_p_family`` of the strongest head of a random neuron of its layer
@@ -82,6 +86,7 @@ class NeuronProfiles:
     output_words: pd.DataFrame | None
     output_null: pd.DataFrame | None
     effects: pd.DataFrame | None
+    driving: Float[Tensor, "layer neuron"] | None
     heads: pd.DataFrame | None
     left_out: Mapping[str, str]
     settings: dict[str, Any]
@@ -212,8 +217,9 @@ class NeuronProfiles:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the profiles to one safetensors file, whole or not at all."""
         tensors = {name: getattr(self, name) for name in _TENSORS}
-        if self.answers is not None:
-            tensors["answers"] = self.answers
+        for name in _OPTIONAL:
+            if getattr(self, name) is not None:
+                tensors[name] = getattr(self, name)
         neurons = {name: getattr(self.neurons, name) for name in ("n_layers", "d_mlp", "model")}
         neurons["pairs"] = [list(pair) for pair in self.neurons]
         tables = {name: getattr(self, name) for name in _TABLES}
@@ -238,13 +244,13 @@ class NeuronProfiles:
             told = dict(header["neurons"])
             pairs = [(layer, index) for layer, index in told.pop("pairs")]
             kept: dict[str, Any] = {name: tensors[name] for name in _TENSORS}
+            kept |= {name: tensors.get(name) for name in _OPTIONAL}
             for name in _TABLES:
                 table = header["tables"][name]
                 kept[name] = None if table is None else table_of(table)
             return cls(
                 neurons=NeuronSet.from_pairs(pairs, **told),
                 **kept,
-                answers=tensors.get("answers"),
                 left_out=header["left_out"],
                 settings=header["settings"],
             )

@@ -17,6 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons._progress import progress_bar
+from tl_skillneurons.attention.projections import projection_of
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.neurons.choice import require_apart
 from tl_skillneurons.neurons.neuron_set import Neurons, NeuronSet, as_neurons
@@ -32,7 +33,6 @@ from tl_skillneurons.studies.profiles.driving import (
     MEASURES,
     answers_and_activations,
     extreme_examples,
-    projection_of,
     taken_apart,
     text_table,
 )
@@ -122,9 +122,9 @@ def profile_neurons(
     shown_answers = None if answers is None else answers[prompt]
     driving = text_table(neurons, extremes, texts, labels, shown_answers, activations[prompt])
     whole = NeuronSet(neurons.layer, neurons.index, scores.n_layers, scores.d_mlp, neurons.model)
-    projection = projection_of(prompted, neurons)
+    projection = projection_of(model, neurons)
 
-    def effects() -> pd.DataFrame:
+    def effects() -> tuple[pd.DataFrame, Tensor]:
         answering = PromptedModel.for_task(model, chosen[prompt], task, max_length=max_length, run=run)
         held_at = scores.mean_baseline(prompt)
         return single_effects(answering, task, role, neurons, held_at, seed=seed)
@@ -143,6 +143,7 @@ def profile_neurons(
             left_out[part] = str(error)
     driving, words = made.get("words", (driving, None))
     written, beside = made.get("output_words", (None, None))
+    alone, every = made.get("effects", (None, None))
     number = torch.arange(len(chosen))[:, None]
     return NeuronProfiles(
         neurons=neurons,
@@ -156,7 +157,8 @@ def profile_neurons(
         words=words,
         output_words=written,
         output_null=beside,
-        effects=made.get("effects"),
+        effects=alone,
+        driving=every,
         heads=made.get("heads"),
         left_out=left_out,
         settings=settings_of(

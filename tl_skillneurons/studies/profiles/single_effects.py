@@ -44,8 +44,9 @@ def single_effects(
     held_at: Float[Tensor, "layer neuron"],
     *,
     seed: int,
-) -> pd.DataFrame:
-    """A row per neuron: ``direct`` and ``total``, each with its 95 % interval over units, and ``n_examples``.
+) -> tuple[pd.DataFrame, Float[Tensor, "layer neuron"]]:
+    """A row per neuron: ``direct`` and ``total``, each with its 95 % interval over units, and ``n_examples``; and
+    ``total`` of every neuron of the model.
 
     At most :data:`N_EXAMPLES` examples are used, drawn with the labels' shares kept.
 
@@ -67,13 +68,14 @@ def single_effects(
             for after in direct_logits(prompted, texts, intact, each)
         ]
     )
-    total = estimated_totals(prompted, texts, labels, neurons, held_at).T
+    chosen, every = estimated_totals(prompted, texts, labels, neurons, held_at)
+    total = chosen.T
     frame = pd.DataFrame([{"layer": layer, "index": index} for layer, index in neurons])
     for name, values in (("direct", direct), ("total", total)):
         low, high = bootstrap_mean(values, seed=seed, units=few.units(role))
         frame[name] = values.mean(1).numpy()
         frame[f"{name}_low"], frame[f"{name}_high"] = low.numpy(), high.numpy()
-    return frame.assign(n_examples=len(texts))
+    return frame.assign(n_examples=len(texts)), every
 
 
 def estimated_totals(
@@ -82,11 +84,13 @@ def estimated_totals(
     labels: Int[Tensor, " example"],
     neurons: NeuronSet,
     held_at: Float[Tensor, "layer neuron"],
-) -> Float[Tensor, "example neuron"]:
-    """The change of each example's logit diff by holding each neuron alone at the prompt positions, to first order."""
+) -> tuple[Float[Tensor, "example neuron"], Float[Tensor, "layer other_neuron"]]:
+    """The change of each example's logit diff by holding each neuron alone at the prompt positions, to first order; and
+    its mean over the examples for every neuron of the model, NaN where a layer has no such neuron."""
     names = neuron_hooks(prompted.model)
-    columns = {layer: (neurons.layer == layer).nonzero()[:, 0] for layer in sorted(neurons.by_layer())}
-    first = min(columns)
+    columns = {layer: (neurons.layer == layer).nonzero()[:, 0] for layer in names}
+    first = min(names)
+    every = torch.full(held_at.shape, torch.nan, dtype=torch.float64)
     ids = prompted.encode(texts)
     found = torch.empty(len(texts), len(neurons), dtype=torch.float64)
     with prompted.attached() as virtual, torch.enable_grad():
@@ -103,22 +107,21 @@ def estimated_totals(
 
             tokens = prompted.assemble([ids[i] for i in batch], batch)
             past = prompted.past(tokens) if prompted.runs_apart(virtual) else None
-            hooks: list[Hook] = [(names[layer], at(layer)) for layer in columns]
+            hooks: list[Hook] = [(name, at(layer)) for layer, name in names.items()]
             logits = prompted.read_out(tokens, virtual, hooks, past)
             here = tokens if past is None else tokens.last(prompted.layout.n_virtual_tokens)
             own = labels[batch].to(logits.device)
             right = logits.gather(1, own[:, None])[:, 0]
             other = logits.scatter(1, own[:, None], -torch.inf).amax(1)
-            gradients = torch.autograd.grad((right - other).sum(), [acts[layer] for layer in columns])
+            gradients = torch.autograd.grad((right - other).sum(), [acts[layer] for layer in names])
             prompt_at = here.prompt_columns()
             rows = torch.arange(len(batch), device=prompt_at.device)[:, None]
-            for layer, gradient in zip(columns, gradients, strict=True):
-                index = neurons.index[columns[layer]].to(gradient.device)
-                slope = gradient[rows, prompt_at][..., index].double()
-                away = (
-                    held_at[layer, index.cpu()].to(slope) - acts[layer].detach()[rows, prompt_at][..., index]
-                )
-                found[torch.tensor(batch)[:, None], columns[layer]] = (away * slope).sum(1).cpu()
+            for layer, gradient in zip(names, gradients, strict=True):
+                slope, width = gradient[rows, prompt_at].double(), gradient.shape[-1]
+                away = held_at[layer, :width].to(slope) - acts[layer].detach()[rows, prompt_at]
+                total = (away * slope).sum(1).cpu()
+                found[torch.tensor(batch)[:, None], columns[layer]] = total[:, neurons.index[columns[layer]]]
+                every[layer, :width] = every[layer, :width].nan_to_num() + total.sum(0)
 
         run_batches(prompted.batches(ids), run)
-    return found
+    return found, (every / len(texts)).float()

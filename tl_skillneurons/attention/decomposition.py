@@ -54,19 +54,6 @@ from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 
-<<<<<<< HEAD
-PROJECTIONS = {
-    "pre": ("hook_pre",),
-    "up": ("hook_pre_linear",),
-    "post": ("hook_pre", "hook_pre_linear"),
-}
-"""The pre-activation proper (of a gated MLP: the gate's), what a gated MLP multiplies it with, and their product, the
-activation."""
-
-=======
-_ROUNDING = {True: 1e-3, False: 5e-2}
-"""Largest share that may be left unexplained without a word, in float32 and wider or narrower."""
->>>>>>> ce8956c (Profiles tell what a neuron does at each word and what every neuron drives, a gated neuron is taken apart whole, classes keep their union)
 _PARTS = ("embed", "heads", "sources", "mlps", "bias", "total")
 
 

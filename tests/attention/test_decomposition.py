@@ -53,7 +53,7 @@ def test_what_neither_heads_nor_mlps_wrote_is_told():
     model = tiny.bridge("llama")
     more = lambda act, hook: act + 0.5 * act.square()  # noqa: E731
     model.hook_dict["blocks.1.hook_in"].add_hook(more, is_permanent=True)
-    with pytest.warns(UserWarning, match=r"the parts leave \d.* of the pre-activations of .* unexplained"):
+    with pytest.warns(UserWarning, match=r"the parts leave \d.* of the activations of .* unexplained"):
         parts = decompose(model, prompt("llama"), TEXT, NEURONS)
     assert parts.unexplained > 1e-3 and "of the largest pre-activation" in repr(parts)
 

@@ -7,6 +7,7 @@ choose and are reported. No text serves two of these.
 * For chat models: :class:`Chat`, what stands around a text in a conversation.
 * Built in: :func:`minimal_pairs`, texts whose twin differs in one word and has the other label.
 * Questions with several choices: :func:`multiple_choice`.
+* A model's own answers, judged: :func:`from_answers` (:class:`JudgedAnswers`).
 * Examples that belong together: :meth:`Task.units`, :func:`near_duplicates`.
 * Many classes as several tasks of two: :meth:`Task.binary_subtasks`; :func:`against_rest`, of labels alone.
 """

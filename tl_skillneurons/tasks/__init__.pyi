@@ -1,3 +1,5 @@
+from .answers import JudgedAnswers as JudgedAnswers
+from .answers import from_answers as from_answers
 from .chat import Chat as Chat
 from .choices import multiple_choice as multiple_choice
 from .groups import near_duplicates as near_duplicates

@@ -122,7 +122,7 @@ def read(
             f"label column {label!r} is not in {where}, which has the columns {listed(names)}; "
             f"{near(label, names)}"
         )
-    return {"text": _render(rows, where, parts), "label": _classes(rows, where, label, keys, class_names)}
+    return {"text": rendered(rows, where, parts), "label": _classes(rows, where, label, keys, class_names)}
 
 
 def group_values(rows: Rows, where: str, group: str) -> list[Any]:
@@ -197,7 +197,7 @@ def class_label(rows: Rows, label: str) -> ClassLabel | None:
     return feature if isinstance(feature, ClassLabel) else None
 
 
-def _render(rows: Rows, where: str, parts: list[Field]) -> list[str]:
+def rendered(rows: Rows, where: str, parts: list[Field]) -> list[str]:
     columns: dict[tuple[str | None, bool], list[str]] = {(None, False): [""] * len(rows)}
     for _, name, numbers in parts:
         if name is not None and (name, numbers) not in columns:

@@ -90,14 +90,16 @@ def test_without_interventions_it_is_what_the_untouched_model_writes(family, rou
 
 
 def slow_loop(family, text, positions, placement):
-    """Tokens of one text by whole forwards over embeddings, with ``NEURONS`` of all positions of a kind tripled."""
+    """Tokens of one text by whole forwards over embeddings, with ``NEURONS`` of all positions of a kind times 9."""
     model = plain(family)
     embed, ids = model.get_input_embeddings(), booted(family).to_tokens(text)[0].tolist()
     downs = [part for name, part in model.named_modules() if untouched.DOWN.search(name)]
     written = []
     while len(written) < N and tiny.IDS["eos_token_id"] not in written:
-        around = [(embed(torch.tensor(ids)), "text"), (soft(), "prompt")]
-        parts = around if placement == "suffix" else around[::-1]
+        n_bos = ids[:1].count(tiny.IDS["bos_token_id"])  # gpt_neox has none
+        text = [(embed(torch.tensor(ids))[:n_bos], "special"), (embed(torch.tensor(ids))[n_bos:], "text")]
+        prompt = [(soft(), "prompt")]
+        parts = text + prompt if placement == "suffix" else prompt + text
         parts = [*parts, (embed(torch.tensor(written, dtype=torch.long)), "generated")]
         kinds = [kind for rows, kind in parts for _ in rows]
         here = [k for k, kind in enumerate(kinds) if positions in ("all", kind)]
@@ -108,7 +110,7 @@ def slow_loop(family, text, positions, placement):
             for k in here:
                 for layer, index in NEURONS:
                     if module is downs[layer]:
-                        rows[k, index] *= 3
+                        rows[k, index] *= 9
             return (act,)
 
         handles = [part.register_forward_pre_hook(edit) for part in downs]
@@ -122,7 +124,7 @@ def slow_loop(family, text, positions, placement):
 @pytest.mark.parametrize(
     ("family", "positions", "placement"),
     [
-        *(("llama", positions, "suffix") for positions in ("all", "text", "prompt", "generated")),
+        *(("llama", positions, "suffix") for positions in ("all", "text", "special", "prompt", "generated")),
         ("gemma3", "text", "suffix"),
         ("gpt_neox", "generated", "suffix"),
         ("opt", "all", "suffix"),
@@ -131,12 +133,13 @@ def slow_loop(family, text, positions, placement):
 )
 def test_edits_act_where_they_say_as_in_a_slow_loop_of_whole_forwards(family, positions, placement, routes):
     prompted = prompted_model(family, placement)
-    hooks = skn.ablate(NEURONS, how=Scale(3.0), positions=positions)
+    hooks = skn.ablate(NEURONS, how=Scale(9.0), positions=positions)
     found = prompted.generate(TEXTS, N, interventions=hooks)
+    assert found.token_ids != prompted.generate(TEXTS, N).token_ids
     assert found.token_ids == tuple(slow_loop(family, text, positions, placement) for text in TEXTS)
-    same = skn.ablate(NEURONS, how=Scale(3.0))
+    same = skn.ablate(NEURONS, how=Scale(9.0))
     assert prompted.generate(TEXTS, N, interventions=same, positions=positions).token_ids == found.token_ids
-    assert routes == [True, True]
+    assert routes == [True] * 3
 
 
 def moving_average(act, hook):

@@ -1,5 +1,9 @@
 """What a model's own tokenizer puts around a text is there after the boot, and ids without a row are refused."""
 
+import threading
+import time
+
+import families
 import pytest
 import tiny
 import torch
@@ -7,6 +11,8 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import tl_skillneurons as skn
+from tl_skillneurons.models.tokenizing import label_tokens, piece_ids, text_token_ids
+from tl_skillneurons.prompts.tuning.schedule import embedding_rows
 
 NAMED = {"pad_token": "<pad>", "unk_token": "<unk>"}
 FULL = {
@@ -118,6 +124,100 @@ def test_nothing_is_told_of_a_tokenizer_that_was_made_in_memory(family):
     model = tiny.bridge(family)
     assert fresh_tokenizer(model) is None
     assert token_differences(model) is None
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_another_tokenizer_in_the_models_place_is_refused_by_what_was_made_before_it_too(family):
+    model, placement = tiny.bridge(family), "prefix" if family == "bert" else "suffix"
+    prompt = skn.SoftPrompt(torch.zeros(2, 32), placement=placement)
+    before = skn.PromptedModel(model, prompt, {0: "negative", 1: "positive"})
+    ids, own = before.encode([TEXT]), model.tokenizer
+    model.tokenizer = tiny.tokenizer(family, [*tiny.SPECIAL, "more"])  # every word has another id
+    for use in (
+        lambda: before.class_logits([TEXT]),
+        lambda: skn.PromptedModel(model, prompt),
+        lambda: skn.score_neurons(model, prompt, tiny.task()),
+    ):
+        with pytest.raises(
+            ValueError, match=r"special tokens differs: the text 'a' was run as .* put that back"
+        ):
+            use()
+    if family == "bert":  # TransformerLens takes none back that it named a BOS for
+        return
+    model.tokenizer = own
+    assert before.encode([TEXT]) == skn.PromptedModel(model, prompt).encode([TEXT]) == ids
+
+
+def test_a_tokenizer_in_the_models_place_that_gives_the_same_ids_is_taken():
+    model = tiny.bridge("llama")
+    before = skn.PromptedModel(model, None)
+    ids = before.encode([TEXT])
+    model.tokenizer = tiny.tokenizer("llama")
+    assert before.encode([TEXT]) == ids
+
+
+@pytest.mark.parametrize("family", ["roberta", "mpnet"])
+def test_padding_in_the_text_of_a_model_that_counts_positions_by_it_is_refused(family):
+    model = families.bridge(family)
+    prompted = skn.PromptedModel(model, skn.SoftPrompt(torch.zeros(2, 32), placement="prefix"))
+    with pytest.raises(ValueError, match=r"text 1 holds '<pad>', the padding token, .*counts its positions"):
+        prompted.encode(["good film", "good <pad> film"])
+
+
+@pytest.mark.parametrize(
+    "text", ["good <pad> film", "good </s> film", "<s> good", "<mask> film", "<unk> zzz"]
+)
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_special_tokens_that_a_user_typed_are_the_tokens_that_hugging_face_makes_of_them(family, text):
+    model, hf_model = tiny.bridge(family), tiny.hf_model(family)
+    prompt = skn.SoftPrompt(
+        torch.randn(3, 32, generator=torch.Generator().manual_seed(0)),
+        placement="prefix" if family == "bert" else "suffix",
+    )
+    prompted = skn.PromptedModel(model, prompt, {0: "negative", 1: "positive"})
+    embed = hf_model.get_input_embeddings()
+    rows = [embed(torch.tensor(tiny.tokenizer(family)(text)["input_ids"]))]
+    if family == "bert":
+        rows = [embed(torch.tensor([IDS["<mask>"]])), prompt.embedding, *rows]
+    else:
+        rows = [*rows, prompt.embedding]
+    with torch.no_grad():
+        found = prompted.class_logits([text, "the plot was very slow"])[0]
+        logits = hf_model(inputs_embeds=torch.cat(rows)[None]).logits[0, 0 if family == "bert" else -1]
+    torch.testing.assert_close(found, logits[prompted.label_ids], atol=1e-5, rtol=0)
+
+
+def test_two_threads_do_not_use_one_tokenizer_or_run_one_model_at_a_time(monkeypatch):
+    model, inside, met = tiny.bridge("llama"), [], []
+
+    def one_at_a_time(function):
+        def call(*args, **kwargs):
+            inside.append(1)
+            met.append(len(inside))
+            time.sleep(0.005)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                inside.pop()
+
+        return call
+
+    skn.models.verify(model)
+    kind, forward = type(model.tokenizer), model.forward
+    monkeypatch.setattr(kind, "__call__", one_at_a_time(kind.__call__))
+    monkeypatch.setattr(model, "forward", one_at_a_time(forward))
+    work = [
+        lambda: text_token_ids(model, [TEXT], True),
+        lambda: piece_ids(model, TEXT),
+        lambda: label_tokens(model, {0: "negative", 1: "positive"}),
+        lambda: embedding_rows(model, torch.tensor([5, 6])),
+    ]
+    threads = [threading.Thread(target=one) for one in work * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(met) >= 12 and set(met) == {1}
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,8 @@ from tl_skillneurons.models.tokenizing import resolve_prepend_bos, text_token_id
 
 TEXTS = ("a", "The film was not bad at all.", "1, 2, 3")
 """What is encoded by both tokenizers."""
+_SEEN: WeakKeyDictionary[TransformerBridge, list[list[int]]] = WeakKeyDictionary()
+"""The ids that these texts were run as when the model was first looked at."""
 _FRESH: WeakKeyDictionary[TransformerBridge, tuple[tuple[str, str], Any]] = WeakKeyDictionary()
 
 
@@ -116,18 +118,35 @@ def keep_special_tokens(model: TransformerBridge, own: Any = None) -> None:
 
 
 def token_differences(model: TransformerBridge, own: Any = None) -> str | None:
-    """How the ids that texts are run as differ from those of the tokenizer loaded afresh, in one sentence.
+    """How the ids that texts are run as differ from those of the tokenizer loaded afresh, or from those that they were
+    run as when the model was first looked at, in one sentence.
 
     ``None`` where they don't, or where there is nothing to compare with.
 
     Args:
         own: The tokenizer loaded afresh; by default :func:`fresh_tokenizer`.
     """
-    own = fresh_tokenizer(model) if own is None else own
-    if own is None or model.tokenizer is None:
+    if model.tokenizer is None:
         return None
     texts = list(TEXTS)
     here = text_token_ids(model, texts, resolve_prepend_bos(model, None))
+    counted = [_counted_row(model, ids) for ids in here]
+    for text, ids, before in zip(texts, counted, _SEEN.get(model, counted), strict=True):
+        if ids != before:
+            return (
+                f"the text {text!r} was run as the ids {before} and is run as {ids}, since another tokenizer was put "
+                "in the place of the model's; put that back, or boot the model with this one"
+            )
+    differs = _from_its_own(model, own, texts, here)
+    if differs is None:
+        _SEEN[model] = counted
+    return differs
+
+
+def _from_its_own(model: TransformerBridge, own: Any, texts: list[str], here: list[list[int]]) -> str | None:
+    own = fresh_tokenizer(model) if own is None else own
+    if own is None:
+        return None
     afresh = [list(row) for row in own(texts)["input_ids"]]
     for text, ids, wanted in zip(texts, here, afresh, strict=True):
         if _counted_row(model, ids) != _counted_row(model, wanted):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from transformer_lens import utilities as tl_utilities
 from transformer_lens.model_bridge import TransformerBridge
@@ -9,8 +10,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_text
 from tl_skillneurons.models.locks import held
 from tl_skillneurons.models.sites import has_language_model_head, hf_config, is_causal
+from tl_skillneurons.models.untouched import inner
 
 T5_MASK = "<extra_id_0>"
+_COUNTING: WeakKeyDictionary[TransformerBridge, int | None] = WeakKeyDictionary()
 
 
 def resolve_prepend_bos(model: TransformerBridge, prepend_bos: bool | None) -> bool | None:
@@ -29,19 +32,19 @@ def text_token_ids(model: TransformerBridge, texts: list[str], prepend_bos: bool
 
     Raises:
         TypeError: For a text that is no string.
-        ValueError: For half of a surrogate pair, or a token that the model has no row for.
+        ValueError: For half of a surrogate pair, a token that the model has no row for, or padding in the text of a
+            model that counts positions by it.
     """
     for number, text in enumerate(texts):
         require_text(text, f"text {number}")
     tokenizer, cfg = model.tokenizer, model.cfg
     adds_bos = bool(getattr(cfg, "tokenizer_prepends_bos", True))
-    if prepend_bos and not adds_bos:
-        bos = tokenizer.bos_token
-        if bos is not None and len(tokenizer(bos, add_special_tokens=False)["input_ids"]) == 1:
-            texts = list(tl_utilities.get_input_with_manually_prepended_bos(bos, texts))
     if not texts:
         return []
     with held(model):  # a tokenizer is one thread's as well
+        bos = tokenizer.bos_token if prepend_bos and not adds_bos else None
+        if bos is not None and len(tokenizer(bos, add_special_tokens=False)["input_ids"]) == 1:
+            texts = list(tl_utilities.get_input_with_manually_prepended_bos(bos, texts))
         rows = tokenizer(texts, verbose=False)["input_ids"]
     require_rows(model, rows)
     if prepend_bos is None:
@@ -91,6 +94,26 @@ def require_rows(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> Non
                 f"the model has rows for the ids 0 to {n_rows - 1}; a token added to the tokenizer needs a row of its "
                 "own (resize_token_embeddings, before the model is booted), or leave the token out of the texts"
             )
+    counted = _counts_positions_by(model)
+    for number, row in enumerate(rows):
+        if counted in row:
+            raise ValueError(
+                f"text {number} holds {model.tokenizer.convert_ids_to_tokens(counted)!r}, the padding token, and "
+                f"{model.cfg.model_name} counts its positions by where that stands, so that the text's positions are "
+                "others beside a prompt than alone; leave it out of the text"
+            )
+
+
+def _counts_positions_by(model: TransformerBridge) -> int | None:
+    """The id of padding where the model counts positions by where it stands in the ids (RoBERTa and its kin)."""
+    if model not in _COUNTING:
+        parts: list[Any] = [
+            part
+            for part in map(inner, model.original_model.modules())
+            if hasattr(part, "create_position_ids_from_inputs_embeds")
+        ]
+        _COUNTING[model] = next((p.padding_idx for p in parts if hasattr(p, "padding_idx")), None)
+    return _COUNTING[model]
 
 
 def pad_id(model: TransformerBridge) -> int:
@@ -175,7 +198,8 @@ def label_tokens(model: TransformerBridge, label_words: Mapping[int, str | int])
                 raise ValueError(f"the token id of label {label} must be in [0, {d_vocab}), got {word}")
             found.append([word])
             continue
-        ids = _several_tokens(model.tokenizer, word) if causal else [_single_token(model.tokenizer, word)]
+        with held(model):
+            ids = _several_tokens(model.tokenizer, word) if causal else [_single_token(model.tokenizer, word)]
         if beyond := [i for i in ids if i >= d_vocab]:
             raise ValueError(
                 f"label word {word!r} has the token id {beyond[0]}, and the model answers with the ids 0 to "

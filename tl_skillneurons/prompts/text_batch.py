@@ -7,6 +7,7 @@ prompt.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -49,6 +50,7 @@ class TextLayout:
             the model's positions mean something else (:mod:`~tl_skillneurons.models.lengths`); ``None`` where
             all may.
         chat: What the tokenizer's chat template puts around every text; ``None`` for texts that stand alone.
+        tokenizer: What the model had for one when this was made.
     """
 
     model: TransformerBridge
@@ -59,6 +61,7 @@ class TextLayout:
     pads: bool
     limit: int | None
     chat: ChatFrame | None = None
+    tokenizer: Any = None
 
     @classmethod
     def of(
@@ -97,6 +100,7 @@ class TextLayout:
             agrees(model, f"padding {side}"),
             limit if limit is not None and (longest is None or limit < longest) else None,
             frame,
+            model.tokenizer,
         )
 
     @property
@@ -124,6 +128,8 @@ class TextLayout:
         tokenizer's chat template."""
         if isinstance(texts, str):
             raise TypeError(f"texts must be a list of strings, got one string {texts!r}; put it in a list")
+        if self.model.tokenizer is not self.tokenizer:
+            require(self.model, "special tokens")  # one that was put in its place since
         if self.chat is not None:
             return self.chat.encode(list(texts))
         return text_token_ids(self.model, list(texts), self.prepend_bos)

@@ -142,6 +142,16 @@ def test_edits_act_where_they_say_as_in_a_slow_loop_of_whole_forwards(family, po
     assert routes == [True] * 3
 
 
+def test_transformer_lens_own_generate_writes_the_same_after_virtual_tokens():
+    prompted = prompted_model("gpt2")
+    model, prompt = prompted.model, prompted.prompt
+    found = prompted.generate(TEXTS[:1], N)
+    with prompt.attached(model) as virtual:
+        asked = torch.cat([model.to_tokens(TEXTS[0]), virtual.ids[None]], dim=1)
+        ids = model.generate(asked, max_new_tokens=N, do_sample=False, verbose=False)
+    assert ids[0, asked.shape[1] :].tolist() == list(found.token_ids[0])
+
+
 def moving_average(act, hook):
     return act + act.cumsum(1)
 

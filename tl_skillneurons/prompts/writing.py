@@ -301,6 +301,7 @@ def _written(
             max_new_tokens=how.max_new_tokens,
             do_sample=False,  # what is drawn is drawn by a step of our own, row by row
             num_beams=1,
+            disable_compile=True,  # hooks count the runs
             use_cache=how.keeps,
             eos_token_id=list(how.end_ids) or None,
             pad_token_id=pad,

@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from scipy import stats
 from toy import QUIET, TASK, prompt_for, task_of
 
 import tl_skillneurons as skn
 from tl_skillneurons.prompts.tuning.schedule import TrainingOptions
+from tl_skillneurons.stats.intervals import bootstrap_mean, two_level_bootstrap
 from tl_skillneurons.stats.units import Units
 
 FEW = TrainingOptions(batch_size=4)
@@ -47,6 +49,31 @@ def test_every_reading_is_what_scoring_it_alone_gives(models, family):
         model, prompts, TASK, natural=["the film was"], n_top=3, n_permutations=99, run=QUIET
     )
     assert again.to_dataframe().equals(frame)
+
+
+def test_intervals_speak_for_other_prompts_where_there_are_three(models):
+    found = skn.studies.compare_readings(
+        models["gpt2"], prompt_for("gpt2"), TASK, ["last"], n_top=3, n_permutations=39, run=QUIET
+    )
+    generator = torch.Generator().manual_seed(0)
+    accuracy = {
+        name: torch.rand(n, 15, generator=generator).double() for name, n in (("tuned", 3), ("last", 1))
+    }
+    accuracy["tuned"] += torch.tensor([0.0, 0.5, 1.0])[:, None]
+    row = replace(found, accuracy=accuracy).to_dataframe().set_index("reading")
+    low, high = two_level_bootstrap(accuracy["tuned"], units=found.units)
+    assert (row.low["tuned"], row.high["tuned"]) == (float(low), float(high))
+    assert row.about["tuned"].startswith("other prompts (3 seen)") and "alone" in row.about["last"]
+    apart = accuracy["last"][0] - accuracy["tuned"].mean(0)
+    down, up = bootstrap_mean(apart, units=found.units)
+    width = stats.t.ppf(0.975, 2) * accuracy["tuned"].mean(1).std() / 3**0.5
+    assert row.minus_low["last"] == pytest.approx(
+        apart.mean() - ((apart.mean() - down) ** 2 + width**2) ** 0.5
+    )
+    assert row.minus_high["last"] == pytest.approx(
+        apart.mean() + ((up - apart.mean()) ** 2 + width**2) ** 0.5
+    )
+    assert row.minus_low["tuned"] == row.minus_high["tuned"] == 0
 
 
 def test_shuffled_and_reinitialised_controls_are_tuned_and_run_as_they_say(models):
@@ -130,7 +157,7 @@ def test_intervals_are_of_what_belongs_together(models):
     )
     n = len(single.units)
     assert set(single.to_dataframe().unit) == {"text"} and set(single.to_dataframe().n_units) == {n}
-    copies = {name: right.repeat_interleave(5) for name, right in single.accuracy.items()}
+    copies = {name: right.repeat_interleave(5, 1) for name, right in single.accuracy.items()}
     units = Units(torch.arange(n).repeat_interleave(5), "author")
     copied = replace(single, accuracy=copies, units=units)
     for column in ("low", "high", "minus_low", "minus_high"):

@@ -48,7 +48,7 @@ Permutation null (:func:`family_wise_p` over :meth:`Units.permuted`; :func:`perm
     and p is no smaller than two over their number where all labels may turn at once, else one over it. Texts permuted
     one by one where groups share a label: size 0.33 for 60 groups of 2, 1.00 for groups of 8; twins turned one by one
     where word pairs repeat: 0.84. Movie reviews through
-    MiniLM of random weights (``--real``, 100 shuffles): 0.05 (0.016 to 0.113; power 0.44) by the 12 word pairs of 100
+    MiniLM of random weights (``--real``, 100 shuffles): 0.04 (0.011 to 0.099; power 0.37) by the 12 word pairs of 100
     pairs of twins, 1.00 twin by twin. With weights that are the target's own size each target takes its weight along:
     0.056 (power 0.07, since few texts count), without it 0.26. It does not show that the units are independent, that a
     neuron is used, or how good it is on other texts.
@@ -69,8 +69,8 @@ Equivalence (:func:`equivalence`)
 
 Rank among controls (:func:`rank_p_value`)
     The set is one more of its controls. Exact where it is, over distinct controls: of 5 neurons of 200 with 20 controls
-    the size is 0.048 (power 1.00). One neuron of nine has 8 controls, so p is never below 1/9 and the size at 0.05 is
-    0.000, at 1/9 0.112 (power 0.99); 20 draws from these 8 give 0.10 at 0.05. It does not show that set and controls
+    the size is 0.046 (power 1.00). One neuron of nine has 8 controls, so p is never below 1/9 and the size at 0.05 is
+    0.000, at 1/9 0.112 (power 0.98); 20 draws from these 8 give 0.12 at 0.05. It does not show that set and controls
     are alike in anything but what they were drawn by.
 
 Intervals (:func:`bootstrap_mean`, :func:`ratio_interval`)
@@ -82,14 +82,16 @@ Intervals (:func:`bootstrap_mean`, :func:`ratio_interval`)
     are worse; a bootstrap-t is no better, and has no end where answers rarely change. Of a fraction of 0.4, with a gap
     that scatters by half its size, they leave it out in 0.044, 0.050, 0.040 and 0.066 of the settings above (power
     beside twice as much noise 1.00, 0.85, 0.91, 0.38), of 20 groups in 0.044. :func:`clopper_pearson` is exact, for
-    rates of independent texts. What rarely changes has no interval worth its name: where none of the units changed it
-    is a single point. A gap to take fractions of takes 6 units at least: of fewer no exact p is below 0.05.
+    rates of independent texts; by units (:func:`rate_interval`) 0.010 of 12 groups that agree and are right in 0.85
+    (power beside 0.5 0.75) and 0.014 of 26 (0.97). What rarely changes has no interval worth its name: where none of
+    the units changed it is a single point. A gap to take fractions of takes 6 units at least: of fewer no exact p is
+    below 0.05.
 
 Intervals over prompts (:func:`two_level_bootstrap`)
     Where the mean of other prompts and units lies. Units are drawn, and Student's t has the prompts. Approximate, and
-    cautious where prompts are alike: of 4 prompts whose means differ little (standard deviation 0.1, texts 1) 0.014 are
-    wrong (power for a mean of 0.4 0.87), of 4 that differ as much as texts do 0.046 (0.09: four prompts tell little of
-    others), of 10 such 0.044 (0.20), of 3 that differ by 0.3 0.018 (0.23), of 4 such over 60 groups of 8 texts 0.040
+    cautious where prompts are alike: of 4 prompts whose means differ little (standard deviation 0.1, texts 1) 0.026 are
+    wrong (power for a mean of 0.4 0.88), of 4 that differ as much as texts do 0.044 (0.08: four prompts tell little of
+    others), of 10 such 0.046 (0.19), of 3 that differ by 0.3 0.026 (0.24), of 4 such over 60 groups of 8 texts 0.018
     (0.25). Prompts of which few are far better or worse than the rest (an exponential law) give 0.11 to 0.12 from 3 to
     8; what helps units would make intervals of 3 prompts that differ normally wider by 0.7, and still give 0.07, so it
     is not done. Fewer than 3 prompts speak for themselves alone.

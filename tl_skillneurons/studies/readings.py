@@ -22,6 +22,7 @@ What it does not show: why a reading does better; a prompt that helps may only s
 controls are the readings themselves (the design of control tasks: Hewitt and Liang, 2019).
 """
 
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,13 @@ from tl_skillneurons.prompts.tuning.schedule import embedding_rows
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.predictivity import require_orders, score_neurons
 from tl_skillneurons.scores.rules import rule_answers
-from tl_skillneurons.stats.intervals import bootstrap_mean
+from tl_skillneurons.stats.intervals import (
+    FEWEST_PROMPTS,
+    bootstrap_mean,
+    interval_scope,
+    two_level_bootstrap,
+)
+from tl_skillneurons.stats.skewness import student_quantile
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import load_with_scores, null_of, save_with_scores, settings_of
 from tl_skillneurons.tasks.task import Task
@@ -67,8 +74,7 @@ class ReadingComparison:
     Attributes:
         scores: By reading, its scores with their null.
         tops: By reading, its best neurons.
-        accuracy: By reading, for each example of ``report`` the share of the best neurons (over all prompts) that
-            are right.
+        accuracy: By reading, for each prompt and example of ``report`` the share of the best neurons that are right.
         units: Which examples of ``report`` belong together; intervals draw them together.
         settings: Model, task, prompts, ``max_length`` and settings, as plain JSON values.
 
@@ -79,13 +85,15 @@ class ReadingComparison:
 
     scores: dict[str, NeuronScores]
     tops: dict[str, NeuronSet]
-    accuracy: dict[str, Float[Tensor, " example"]]
+    accuracy: dict[str, Float[Tensor, "prompt example"]]
     units: Units
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         shown = {name: round(float(right.mean()), 3) for name, right in self.accuracy.items()}
-        return one_line(self, accuracy=shown, n_examples=len(self.accuracy["tuned"]), n_units=len(self.units))
+        return one_line(
+            self, accuracy=shown, n_examples=self.accuracy["tuned"].shape[1], n_units=len(self.units)
+        )
 
     def _repr_html_(self) -> str:
         return html_of(self)
@@ -93,7 +101,9 @@ class ReadingComparison:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write it to a folder: a file for each reading's scores, and one with the rest, which is written last."""
         names = pd.DataFrame({"reading": list(self.scores)})
-        right = pd.DataFrame({name: one.numpy() for name, one in self.accuracy.items()})
+        right = pd.DataFrame(
+            {f"{k} {name}": row.numpy() for name, one in self.accuracy.items() for k, row in enumerate(one)}
+        )
         units = pd.DataFrame({"member": self.units.member.numpy()})
         tables = {"readings": names, "accuracy": right, "units": units}
         return save_with_scores(folder, KIND, self.settings, tables, list(self.scores.values()))
@@ -109,7 +119,12 @@ class ReadingComparison:
         tables, settings, kept = load_with_scores(folder, KIND, ("readings", "accuracy", "units"), "readings")
         scores = dict(zip(tables["readings"].reading, kept, strict=True))
         tops = {name: one.top(settings["n_top"], per="model") for name, one in scores.items()}
-        accuracy = {name: torch.tensor(tables["accuracy"][name].to_numpy()) for name in scores}
+        accuracy = {
+            name: torch.stack(
+                [torch.tensor(tables["accuracy"][f"{k} {name}"].to_numpy()) for k in range(one.n_prompts)]
+            )
+            for name, one in scores.items()
+        }
         units = Units(torch.tensor(tables["units"].member.to_numpy()), settings["unit"])
         return cls(scores, tops, accuracy, units, settings)
 
@@ -118,18 +133,21 @@ class ReadingComparison:
 
         Columns: ``reading``, ``n_prompts``, ``n_positions``; on ``select`` the ``best`` predictivity, the ``level``
         that luck reaches in 5 % of cases (permuted labels), ``n_significant`` neurons above it; on ``report`` the
-        mean ``accuracy`` of the best neurons with its bootstrap interval over units (``low``, ``high``), and
-        ``minus_tuned`` with its paired interval (``minus_low``, ``minus_high``).
+        mean ``accuracy`` of the best neurons with its interval over units, and over prompts where there are enough
+        (``low``, ``high``; ``about`` says what it speaks for), and ``minus_tuned`` with its own (``minus_low``,
+        ``minus_high``; units are paired, prompts are not).
         """
         require_seed(seed)
-        names = list(self.scores)
-        values = torch.stack([self.accuracy[name] for name in names])
-        low, high = bootstrap_mean(values, confidence=confidence, seed=seed, units=self.units)
-        apart = values - values[:1]
-        apart_low, apart_high = bootstrap_mean(apart, confidence=confidence, seed=seed, units=self.units)
         rows = []
-        for number, name in enumerate(names):
-            scores = self.scores[name]
+        tuned, units = self.accuracy["tuned"], self.units
+        for name, scores in self.scores.items():
+            own = self.accuracy[name]
+            low, high = two_level_bootstrap(own, confidence=confidence, seed=seed, units=units)
+            apart = own.mean(0) - tuned.mean(0)
+            widths = [0.0] if name == "tuned" else [_prompts_width(one, confidence) for one in (own, tuned)]
+            middle = float(apart.mean())
+            ends = bootstrap_mean(apart, confidence=confidence, seed=seed, units=units)
+            down, up = (abs(float(end) - middle) for end in ends)
             row = {
                 "reading": name,
                 "n_prompts": len(scores.baseline),
@@ -137,16 +155,17 @@ class ReadingComparison:
                 "best": float(known(scores.predictivity).max()),
                 "level": null_of(scores).level(),
                 "n_significant": len(scores.significant()),
-                "accuracy": float(values[number].mean()),
-                "low": float(low[number]),
-                "high": float(high[number]),
-                "minus_tuned": float(apart[number].mean()),
-                "minus_low": float(apart_low[number]),
-                "minus_high": float(apart_high[number]),
+                "accuracy": float(own.mean()),
+                "low": float(low),
+                "high": float(high),
+                "minus_tuned": middle,
+                "minus_low": middle - math.hypot(down, *widths),
+                "minus_high": middle + math.hypot(up, *widths),
+                "about": interval_scope(len(own), self.units),
             }
             rows.append(row)
         return pd.DataFrame(rows).assign(
-            n_examples=values.shape[1], unit=self.units.what, n_units=len(self.units), role="report"
+            n_examples=tuned.shape[1], unit=self.units.what, n_units=len(self.units), role="report"
         )
 
 
@@ -235,7 +254,7 @@ def compare_readings(
         tops[name] = scores[name].top(n_top, per="model")
         accuracy[name] = rule_answers(
             of_model, of_prompts, task, scores[name], tops[name], max_length=length, run=own
-        ).mean((0, 2))
+        ).mean(2)
     units = task.units("report")
     settings = settings_of(
         model,
@@ -251,6 +270,14 @@ def compare_readings(
         seed=seed,
     )
     return ReadingComparison(scores, tops, accuracy, units, settings)
+
+
+def _prompts_width(right: Float[Tensor, "prompt example"], confidence: float) -> float:
+    """How far the interval over other prompts reaches; 0 of too few."""
+    n = len(right)
+    if n < FEWEST_PROMPTS:
+        return 0.0
+    return student_quantile(n, confidence) * float(right.mean(1).std()) / math.sqrt(n)
 
 
 class _Reading(NamedTuple):

@@ -12,8 +12,10 @@ from toy import LABEL_WORDS, QUIET
 import tl_skillneurons as skn
 from tl_skillneurons.neurons.choice import text_fingerprints
 from tl_skillneurons.scores.evaluated_rules import AllRules
+from tl_skillneurons.stats.intervals import bootstrap_mean, two_level_bootstrap
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import file_name
-from tl_skillneurons.studies.checkpoints.comparison import Measures, compare_checkpoints
+from tl_skillneurons.studies.checkpoints.comparison import Measures, _of_prompts, compare_checkpoints
 from tl_skillneurons.studies.checkpoints.places import stated_shape
 
 TASK = planted.task(n_train=40, n_select=60, n_report=40)
@@ -72,6 +74,7 @@ def test_skill_neurons_appear_at_the_checkpoint_from_which_they_are_there(found)
 
 def test_the_unit_and_what_the_random_draws_allow_are_told(found):
     told = {"unit": "text", "n_units": 40, "smallest_p": 1 / 21, "warnings": []}
+    told["about"] = "this prompt alone (3 or more would speak for others) and other examples (40 units: text)"
     assert {name: found.settings[name] for name in told} == told == found.to_dataframe().attrs
     again = compare_checkpoints(
         {name: measures(found.scores[name], torch.ones(1, 40)) for name in ("20", "30")},
@@ -91,7 +94,8 @@ def test_the_unit_and_what_the_random_draws_allow_are_told(found):
 def measures(scores, right):
     """Of one model, with rules that are right as often as on ``select``."""
     position, direction = scores.rules()
-    rules = AllRules(scores.accuracy, position, direction, "report", right.shape[1])
+    texts = frozenset(text_fingerprints(TASK.split("report")["text"]))
+    rules = AllRules(scores.accuracy, position, direction, "report", right.shape[1], texts=texts)
     return Measures(scores, rules, right.double(), "carried")
 
 
@@ -107,6 +111,19 @@ def test_best_neurons_that_texts_of_report_chose_are_compared_by_insistence_alon
     frame = compare_checkpoints(of_report, TASK, on_chosen_examples=True, **settings).checkpoints
     assert set(frame.neurons_chosen) == {"on these examples"}
     assert set(found.checkpoints.neurons_chosen) == {"on other examples"}
+
+
+def test_an_accuracy_over_several_prompts_has_their_scatter_in_its_interval():
+    units = Units.of([(torch.arange(60) // 3).tolist()], what="group")
+    shares = torch.tensor([0.55, 0.75, 0.95])[:, None]
+    right = (torch.rand(3, 60, generator=torch.Generator().manual_seed(0)) < shares).double()
+    row = _of_prompts(right, units, 4)
+    low, high = two_level_bootstrap(right, seed=4, units=units)
+    assert (row["accuracy_low"], row["accuracy_high"]) == (float(low), float(high))
+    alone = bootstrap_mean(right.mean(0), seed=4, units=units)
+    assert high - low > 1.5 * (alone[1] - alone[0])
+    all_right = _of_prompts(torch.ones(1, 60).double(), units, 4)
+    assert all_right["accuracy_low"] == pytest.approx(0.025 ** (1 / 20))  # of 20 groups none was wrong
 
 
 def test_copies_of_an_answer_narrow_no_interval(found):

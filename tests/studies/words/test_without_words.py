@@ -9,8 +9,10 @@ from toy import LABEL_WORDS, QUIET, prompt_for, task_of
 from worded import plant, worded_task
 
 import tl_skillneurons as skn
+from tl_skillneurons.stats.intervals import two_level_bootstrap
+from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies.words.presence import distinct_words
-from tl_skillneurons.studies.words.without_words import strongest_words
+from tl_skillneurons.studies.words.without_words import _of_group, strongest_words
 
 WORD, LABEL = skn.NeuronSet([1], [3]), skn.NeuronSet([1], [5])
 
@@ -262,3 +264,13 @@ def test_what_was_found_shows_itself_and_survives_a_file(task, tmp_path):
     pd.testing.assert_frame_equal(read.words, found.words)
     pd.testing.assert_frame_equal(read.groups, found.groups)
     assert read.settings == found.settings and read.settings["seed"] == 3
+
+
+def test_an_accuracy_over_several_prompts_has_their_scatter_in_its_interval():
+    right = torch.rand(2, 3, 40, generator=torch.Generator().manual_seed(0)).mul(5).floor().double()
+    right[:, 2] += 4
+    row = _of_group(right, 8, torch.arange(40) % 2, Units.single(40), 3)
+    low, high = two_level_bootstrap(right[0] / 8, seed=3)
+    assert (row["low"], row["high"]) == (float(low), float(high))
+    assert row["accuracy"] == pytest.approx(float(right[0].mean() / 8))
+    assert row["random_median"] == pytest.approx(float(right[1].mean() / 8))

@@ -25,14 +25,15 @@ from tl_skillneurons.scores.evaluated_rules import AllRules
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.selection import top_neurons
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value
-from tl_skillneurons.stats.intervals import bootstrap_mean
+from tl_skillneurons.stats.intervals import interval_scope, two_level_bootstrap
 from tl_skillneurons.stats.ranks import median
+from tl_skillneurons.stats.rates import rate_interval
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import load_with_scores, null_of, records, save_with_scores
 from tl_skillneurons.tasks.task import Task
 
 KIND = "CheckpointComparison"
-_TOLD = ("unit", "n_units", "smallest_p", "warnings")
+_TOLD = ("unit", "n_units", "about", "smallest_p", "warnings")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +52,8 @@ class CheckpointComparison:
 
     Attributes:
         checkpoints: A row per model, in the order given: ``checkpoint``; ``outcome`` of tuning; ``accuracy`` of the
-            prompts on ``report`` with its bootstrap interval over units of examples, for these prompts alone
-            (``accuracy_low``, ``accuracy_high``) beside ``guessing``;
+            prompts on ``report`` with its interval over units of examples, and over prompts where there are enough
+            (``accuracy_low``, ``accuracy_high``; ``about`` in the settings) beside ``guessing``;
             on ``select`` the ``best`` and ``median`` predictivity, the ``level`` that the best
             reaches by luck in 5 % of cases, ``n_significant`` neurons above it; on ``report`` the mean accuracy of
             this model's best neurons (``top_report``) and of the last model's (``last_top_report``), beside the
@@ -188,7 +189,8 @@ def compare_checkpoints(
     texts = list(task.split("report")["text"])
 
     def where_chosen(best: NeuronSet) -> str:
-        return require_apart(best.choice, texts, insist=on_chosen_examples, by="on_chosen_examples=True")
+        by = "studies.checkpoints.comparison.compare_checkpoints(..., on_chosen_examples=True)"
+        return require_apart(best.choice, texts, insist=on_chosen_examples, by=by)
 
     of_last = where_chosen(last_best)
     rows, layers = [], []
@@ -204,8 +206,10 @@ def compare_checkpoints(
                 **_of_prompts(one.right, units, seed),
                 "guessing": guessing,
                 **_of_scores(one.scores),
-                "top_report": float(one.rules.accuracy_of(best).mean()),
-                **_of_last_best(one.rules, last_best, controls.sets),
+                "top_report": float(
+                    one.rules.accuracy_of(best, on_chosen_examples=on_chosen_examples).mean()
+                ),
+                **_of_last_best(one.rules, last_best, controls.sets, on_chosen_examples),
                 **found.row(-1),
                 "jaccard": shared.jaccard,
                 "chance_jaccard": shared.chance_jaccard,
@@ -223,6 +227,7 @@ def compare_checkpoints(
         {
             "unit": units.what,
             "n_units": len(units),
+            "about": interval_scope(len(measured[names[-1]].right), units),
             "smallest_p": controls.smallest_p,
             "warnings": list(controls.warnings),
         },
@@ -230,12 +235,14 @@ def compare_checkpoints(
 
 
 def _of_prompts(right: Float[Tensor, "prompt example"], units: Units, seed: int) -> dict[str, Any]:
-    low, high = bootstrap_mean(right.mean(0), seed=seed, units=units)
+    low, high = (float(end) for end in two_level_bootstrap(right, seed=seed, units=units))
+    if len(right) == 1:
+        low, high = rate_interval(right[0], units, seed=seed)
     return {
         "n_prompts": len(right),
         "accuracy": float(right.mean()),
-        "accuracy_low": float(low),
-        "accuracy_high": float(high),
+        "accuracy_low": low,
+        "accuracy_high": high,
     }
 
 
@@ -248,9 +255,11 @@ def _of_scores(scores: NeuronScores) -> dict[str, Any]:
     }
 
 
-def _of_last_best(rules: AllRules, best: NeuronSet, controls: Sequence[NeuronSet]) -> dict[str, Any]:
+def _of_last_best(
+    rules: AllRules, best: NeuronSet, controls: Sequence[NeuronSet], on_chosen_examples: bool
+) -> dict[str, Any]:
     """What the last model's best neurons know in another one, beside random neurons."""
-    accuracy = float(rules.accuracy_of(best).mean())
+    accuracy = float(rules.accuracy_of(best, on_chosen_examples=on_chosen_examples).mean())
     random = [float(rules.accuracy_of(control).mean()) for control in controls]
     return {
         "last_top_report": accuracy,

@@ -36,7 +36,7 @@ from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.rules import rule_answers
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws
-from tl_skillneurons.stats.intervals import bootstrap_mean
+from tl_skillneurons.stats.intervals import interval_scope, two_level_bootstrap
 from tl_skillneurons.stats.ranks import median
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import load_tables, right_answers, save_tables, settings_of
@@ -45,7 +45,7 @@ from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.tasks.two_classes import require_two_classes
 
 KIND = "AccuracyWithoutWords"
-_TOLD = ("unit", "n_units", "smallest_p", "warnings")
+_TOLD = ("unit", "n_units", "about", "smallest_p", "warnings")
 _MOST_NUMBERS = 2**24  # of one run's answers: 128 MB in float64
 _ROUNDING = 1e-9  # of a correlation that is 0
 
@@ -58,8 +58,8 @@ class AccuracyWithoutWords:
         words: A row per word, the strongest first: ``word``, its correlation ``r`` with label 1 on ``train``, and the
             ``n_texts`` of ``train`` that have it.
         groups: A row per group of texts (``"all"``, ``"with words"``, ``"without words"``): ``n_examples`` and the
-            ``n_units`` they belong to; the mean ``accuracy`` of the neurons over prompts with its bootstrap interval
-            over units (``low``, ``high``);
+            ``n_units`` they belong to; the mean ``accuracy`` of the neurons over prompts with its interval over units,
+            and over prompts where there are enough (``low``, ``high``; ``about`` in the settings);
             ``majority``, the share of the group's larger class; of random neurons ``random_median``, ``random_max``
             and the share ``p_random`` of them that are as good; ``prompt_accuracy``, the model's own with the prompts,
             on average. A group without a text has NaN.
@@ -179,12 +179,11 @@ def accuracy_without_words(
     sets = [whole, *controls.sets]
     units = task.units(role)
 
-    def count(some: NeuronSet) -> Float[Tensor, "example chosen"]:
-        answers = rule_answers(model, prompts, task, scores, some, role=role, max_length=max_length, run=run)
-        return answers.sum(0)
+    def answers(some: NeuronSet) -> Float[Tensor, "prompt example chosen"]:
+        return rule_answers(model, prompts, task, scores, some, role=role, max_length=max_length, run=run)
 
     n_rules = len(whole) * len(chosen)
-    right = _count_right(sets, count, max(1, _MOST_NUMBERS // (n_rules * len(have))))
+    right = _count_right(sets, answers, max(1, _MOST_NUMBERS // (n_rules * len(have))))
     labels = torch.tensor(split["label"])
     of_prompts = torch.full((len(labels),), torch.nan, dtype=torch.float64)
     if None not in chosen:
@@ -195,12 +194,12 @@ def accuracy_without_words(
         own = units.take(group.nonzero().flatten())
         row: dict[str, Any] = {"texts": name, "n_examples": own.n_examples, "n_units": len(own)}
         if group.any():
-            row |= _of_group(right[:, group], n_rules, labels[group], own, seed)
+            row |= _of_group(right[:, :, group], len(whole), labels[group], own, seed)
             row["prompt_accuracy"] = float(of_prompts[group].mean())
         rows.append(row)
     counts = {"n_words": n_words, "min_texts": min_texts, "n_random": n_random, "n_neurons": len(whole)}
     settings = settings_of(model, task, chosen, **counts, role=role, seed=seed, max_length=max_length)
-    settings |= {"unit": units.what, "n_units": len(units)}
+    settings |= {"unit": units.what, "n_units": len(units), "about": interval_scope(len(chosen), units)}
     settings |= {"smallest_p": controls.smallest_p, "warnings": list(controls.warnings)}
     groups = pd.DataFrame(rows).assign(n_random=len(controls.sets), role=role, neurons_chosen=where_chosen)
     return AccuracyWithoutWords(words, groups, settings)
@@ -250,29 +249,31 @@ def _has_any(texts: Sequence[str], words: set[str]) -> Bool[Tensor, " text"]:
 
 
 def _count_right(
-    sets: Sequence[NeuronSet], count: Callable[[NeuronSet], Float[Tensor, "example chosen"]], at_once: int
-) -> Float[Tensor, "set example"]:
-    """How many of each set's rules, over prompts, are right on each example; so many sets are read in one run."""
+    sets: Sequence[NeuronSet],
+    answers: Callable[[NeuronSet], Float[Tensor, "prompt example chosen"]],
+    at_once: int,
+) -> Float[Tensor, "set prompt example"]:
+    """How many of each set's rules are right on each example; so many sets are read in one run."""
     rows = []
     for start in range(0, len(sets), at_once):
         some = sets[start : start + at_once]
         union = reduce(or_, some)
-        right = count(union)
+        right = answers(union)
         place = {neuron: number for number, neuron in enumerate(union)}
-        rows += [right[:, [place[neuron] for neuron in one]].sum(1) for one in some]
+        rows += [right[:, :, [place[neuron] for neuron in one]].sum(2) for one in some]
     return torch.stack(rows)
 
 
 def _of_group(
-    right: Float[Tensor, "set example"],
-    n_rules: int,
+    right: Float[Tensor, "set prompt example"],
+    n_neurons: int,
     labels: Int[Tensor, " example"],
     units: Units,
     seed: int,
 ) -> dict[str, float]:
     """One group's columns; the set stands first, random ones behind it. Sums of counts, so that equals stay equal."""
-    low, high = bootstrap_mean(right[0] / n_rules, seed=seed, units=units)
-    of_set, *random = (right.sum(1) / (len(labels) * n_rules)).tolist()
+    low, high = two_level_bootstrap(right[0] / n_neurons, seed=seed, units=units)
+    of_set, *random = (right.sum((1, 2)) / (right[0].numel() * n_neurons)).tolist()
     share = float((labels == 1).double().mean())
     return {
         "accuracy": of_set,

@@ -10,7 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons.models.chat_templates import ChatFrame
 from tl_skillneurons.models.packaged import packaged_model
-from tl_skillneurons.prompts.positions import framed
+from tl_skillneurons.prompts._cut import framed
 from tl_skillneurons.tasks.chat import Chat
 
 TEXTS = [

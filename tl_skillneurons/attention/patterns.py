@@ -214,6 +214,7 @@ def _shares(
     beside = (
         tokens.is_special | tokens.is_template
     )  # what the tokenizer adds, by itself or by its chat template
+    beside = beside if tokens.is_generated is None else beside | tokens.is_generated
     kinds = torch.stack([own, beside, tokens.is_prompt], dim=-1).double()
     given, received = [], []
     for pattern in patterns:

@@ -88,7 +88,8 @@ def neuron_activations(
 
     Args:
         positions: ``"prompt"``; ``"last"``, ``"mean"`` or ``"max"`` over the text's own tokens; ``"template"`` for
-            the mean over what a chat template puts around it, ``"readout"`` for where the answer is read.
+            the mean over what a chat template puts around it, ``"readout"`` for where the answer is read;
+            ``"answer_first"``, ``"answer_last"`` or ``"answer"`` (the mean) of an answer that stands behind the text.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
         chat: What stands around the texts in a conversation; by default what the prompt was tuned in.
 
@@ -133,7 +134,8 @@ def set_activations(
 
     Args:
         positions: ``"prompt"``; ``"last"``, ``"mean"`` or ``"max"`` over the text's own tokens; ``"template"`` for
-            the mean over what a chat template puts around it, ``"readout"`` for where the answer is read.
+            the mean over what a chat template puts around it, ``"readout"`` for where the answer is read;
+            ``"answer_first"``, ``"answer_last"`` or ``"answer"`` (the mean) of an answer that stands behind the text.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
         chat: What stands around the texts in a conversation; by default what the prompt was tuned in.
 

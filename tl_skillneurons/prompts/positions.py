@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_option
 from tl_skillneurons._results import html_of_fields, short_repr
-from tl_skillneurons.models.chat_templates import n_alike
+from tl_skillneurons.prompts._cut import NO_FRAME, Frame, framed, split_answer, truncate
 
 PLACEMENTS = ("prefix", "suffix")
 PADDING_SIDES = ("left", "right")
@@ -40,9 +40,6 @@ PLACES = (*NAMED, "generated")
 Positions = str | slice | Sequence[int] | Int[Tensor, " pos"]
 """Where: "all", "prompt", "text", "special" (tokens that the tokenizer puts around the text), "template" (what a chat
 template puts there), "generated", or a slice or indices into the sequence with virtual tokens."""
-Frame = tuple[list[int], list[int]]
-"""The ids that a chat template puts before and after a text."""
-NO_FRAME: Frame = ([], [])
 _KEY = "tl_skillneurons.tokens"
 
 
@@ -154,7 +151,15 @@ class PromptedTokens:
 
     def last(self, n: int) -> "PromptedTokens":
         """The last ``n`` columns alone: what runs on top of the text's keys and values."""
-        names = ("ids", "attention_mask", "is_prompt", "is_text", "is_special", "is_template")
+        names: tuple[str, ...] = (
+            "ids",
+            "attention_mask",
+            "is_prompt",
+            "is_text",
+            "is_special",
+            "is_template",
+        )
+        names += () if self.is_generated is None else ("is_generated",)
         cut: dict[str, Any] = {name: getattr(self, name)[:, -n:] for name in names}
         return replace(self, **cut, readout=self.readout - (self.ids.shape[1] - n))
 
@@ -175,7 +180,7 @@ class PromptedTokens:
         def joined(old: Tensor, written: int) -> Tensor:
             return torch.cat([old[:, start:], old.new_full((len(self), n_new), written)], dim=1)
 
-        nothing = torch.zeros_like(self.is_text)
+        before = torch.zeros_like(self.is_text) if self.is_generated is None else self.is_generated
         return replace(
             self,
             ids=torch.cat([self.ids[:, start:], ids[:, n_old:]], dim=1),
@@ -184,7 +189,7 @@ class PromptedTokens:
             is_text=joined(self.is_text, False),
             is_special=joined(self.is_special, False),
             is_template=joined(self.is_template, False),
-            is_generated=joined(nothing, True),
+            is_generated=joined(before, True),
             readout=torch.full_like(self.readout, ids.shape[1] - 1),
         )
 
@@ -211,7 +216,8 @@ def arrange(
     """Put the virtual tokens beside each text, cut what is too long out of the text, and pad.
 
     Args:
-        text_ids: Token ids of each text, its special tokens included.
+        text_ids: Token ids of each text, its special tokens included, and of an answer to it, if it has one, from
+            :data:`~tl_skillneurons.prompts._cut.ANSWER` on.
         virtual_ids: Ids of the virtual tokens, in order; empty without a prompt.
         mask_id: The token put before a prefix and read out; ``None`` reads out at the last token.
         special_ids: Which ids are special tokens; those at the end of a text survive truncation.
@@ -231,13 +237,16 @@ def arrange(
     rows, kinds, readouts, n_truncated = [], [], [], 0
     numbers = list(range(len(text_ids)) if example is None else example)
     for number, ids in zip(numbers, text_ids, strict=True):
-        cut = truncate(ids, n_prompt, special_ids, max_length, frame)
+        cut, answer = split_answer(truncate(ids, n_prompt, special_ids, max_length, frame))
         n_head, n_tail = framed(cut, frame)
         own = cut[n_head : len(cut) - n_tail]
         if needs_text and not any(i not in special_ids for i in own):
             raise ValueError(f"text {number} has no token of its own; give texts that are not empty")
-        n_truncated += len(cut) < len(ids)
-        text_kind = [4] * n_head + [3 if i in special_ids else 2 for i in own] + [4] * n_tail
+        n_truncated += len(cut) + len(answer) < len(ids)
+        text_kind = (
+            [4] * n_head + [3 if i in special_ids else 2 for i in own] + [4] * n_tail + [5] * len(answer)
+        )
+        cut = cut + answer
         if placement == "prefix":
             rows.append(before + virtual + cut)
             kinds.append([1] * n_prompt + text_kind)
@@ -264,38 +273,8 @@ def arrange(
         readout=readout,
         example=torch.tensor(numbers),
         n_truncated=n_truncated,
+        is_generated=(kind == 5) if (kind == 5).any() else None,
     )
-
-
-def framed(ids: list[int], frame: Frame) -> tuple[int, int]:
-    """How many tokens at the beginning and at the end of a text's ids are the template's: as many as agree with it, for
-    one that the text has a share in is the text's."""
-    before, after = frame
-    n_head = n_alike(ids, before)
-    return n_head, n_alike(ids[n_head:][::-1], after[::-1])
-
-
-def truncate(
-    ids: list[int], n_prompt: int, special: frozenset[int], max_length: int | None, frame: Frame = NO_FRAME
-) -> list[int]:
-    """A text's token ids without what is too many beside ``n_prompt`` positions; special tokens at its end stay, and so
-    does what a chat template puts around it.
-
-    Raises:
-        ValueError: When there is no room for a token of the text's own.
-    """
-    if max_length is None or len(ids) <= (room := max_length - n_prompt):
-        return ids
-    n_head, n_tail = framed(ids, frame)
-    if not n_tail:
-        n_tail = next((k for k, i in enumerate(reversed(ids)) if i not in special), 0)
-    if room <= n_head + n_tail or all(i in special for i in ids[n_head : room - n_tail]):
-        beside = f" and {sum(map(len, frame))} tokens of the chat template" if any(frame) else ""
-        raise ValueError(
-            f"{n_prompt} prompt positions{beside} leave no room for text in a sequence of at most {max_length} "
-            "tokens; use fewer virtual tokens"
-        )
-    return ids[: room - n_tail] + ids[len(ids) - n_tail :]
 
 
 def from_ids(ids: Int[Tensor, "batch pos"], base: int, mask_id: int | None) -> PromptedTokens:

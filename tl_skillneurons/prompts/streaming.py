@@ -21,10 +21,11 @@ from tl_skillneurons.models.verification import require
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 
-READINGS = ("prompt", "last", "mean", "max", "special", "template", "readout")
+AT_ANSWER = ("answer_first", "answer_last", "answer")
+READINGS = ("prompt", "last", "mean", "max", "special", "template", "readout", *AT_ANSWER)
 """Where activations are read: at each prompt position; at the last of the text's own tokens, or averaged or highest
-over them; averaged over the special tokens, or over what a chat template puts around the text; or where the answer is
-read out."""
+over them; averaged over the special tokens, or over what a chat template puts around the text; where the answer is read
+out; or at the first or the last token of an answer that stands behind the text, or averaged over it."""
 
 Reduce = Callable[[int, int, Float[Tensor, "batch position neuron"], Int[Tensor, " batch"]], Tensor]
 """Takes the prompt's number, a layer, its neurons' activations and which example each row is; gives what is
@@ -183,6 +184,8 @@ def reading(
             return lambda act: act[:, first : last + 1]
         rows = torch.arange(len(tokens), device=columns.device)[:, None]
         return lambda act: act[rows, columns]
+    if positions in AT_ANSWER:
+        return _at_answer(tokens, positions)
     own = tokens.is_text & ~tokens.is_special
     if positions in ("last", "readout"):
         last_own = own.shape[1] - 1 - own.int().flip(1).argmax(1)
@@ -201,3 +204,21 @@ def _masked_mean(act: Tensor, own: Bool[Tensor, "batch pos"]) -> Tensor:
     own = own.to(act.device)
     wide = act.masked_fill(~own[..., None], 0).sum(1, keepdim=True, dtype=torch.float64)
     return (wide / own.sum(1)[:, None, None]).to(act.dtype)
+
+
+def _at_answer(
+    tokens: PromptedTokens, positions: str
+) -> Callable[[Tensor], Float[Tensor, "batch position neuron"]]:
+    own = tokens.is_generated
+    absent = list(range(len(tokens))) if own is None else (~own.any(1)).nonzero()[:, 0].tolist()
+    if own is None or absent:
+        raise ValueError(
+            f"positions={positions!r} are of an answer that stands behind the text, and example "
+            f"{int(tokens.example[absent[0]])} has none; take JudgedAnswers.with_answers(), or other positions"
+        )
+    if positions == "answer":
+        return lambda act: _masked_mean(act, own)
+    rows = torch.arange(len(tokens), device=own.device)
+    first, last = own.int().argmax(1), own.shape[1] - 1 - own.int().flip(1).argmax(1)
+    column = first if positions == "answer_first" else last
+    return lambda act: act[rows, column][:, None]

@@ -19,22 +19,17 @@ from tl_skillneurons.models.sites import is_causal, max_length
 from tl_skillneurons.models.tokenizing import (
     mask_id,
     pad_id,
+    piece_ids,
     resolve_prepend_bos,
     special_token_ids,
     text_token_ids,
 )
 from tl_skillneurons.models.verification import agrees, require
-from tl_skillneurons.prompts.positions import (
-    NO_FRAME,
-    PADDING_SIDES,
-    Frame,
-    PromptedTokens,
-    arrange,
-    truncate,
-)
+from tl_skillneurons.prompts._cut import ANSWER, NO_FRAME, Frame, split_answer, truncate
+from tl_skillneurons.prompts.positions import PADDING_SIDES, PromptedTokens, arrange
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
-from tl_skillneurons.tasks.chat import Chat
+from tl_skillneurons.tasks.chat import ANSWERED, Chat
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,14 +120,21 @@ class TextLayout:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text alone: with the special tokens its tokenizer (and ``prepend_bos``) gives it, or in the
-        tokenizer's chat template."""
+        tokenizer's chat template, and of an answer behind it (:data:`~tl_skillneurons.tasks.chat.ANSWERED`)."""
         if isinstance(texts, str):
             raise TypeError(f"texts must be a list of strings, got one string {texts!r}; put it in a list")
         if self.model.tokenizer is not self.tokenizer:
             require(self.model, "special tokens")  # one that was put in its place since
+        asked = [text.partition(ANSWERED) if isinstance(text, str) else (text, "", "") for text in texts]
+        questions = [question for question, *_ in asked]
         if self.chat is not None:
-            return self.chat.encode(list(texts))
-        return text_token_ids(self.model, list(texts), self.prepend_bos)
+            rows = self.chat.encode(questions)
+        else:
+            rows = text_token_ids(self.model, questions, self.prepend_bos)
+        return [
+            row + [ANSWER + i for i in piece_ids(self.model, answer)] if answer else row
+            for row, (*_, answer) in zip(rows, asked, strict=True)
+        ]
 
     def assemble(self, text_ids: list[list[int]], example: Sequence[int] | None = None) -> PromptedTokens:
         """One batch: the virtual tokens beside texts that :meth:`encode` made ids of, padded."""
@@ -239,7 +241,8 @@ class TextLayout:
         """The texts as they stand beside the prompt: without what is more than the model takes."""
         special = special_token_ids(self.model.tokenizer)
         n = self.n_prompt_positions
-        return [truncate(ids, n, special, self.max_length, self.frame) for ids in text_ids]
+        cut = [truncate(ids, n, special, self.max_length, self.frame) for ids in text_ids]
+        return [text + answer for text, answer in map(split_answer, cut)]
 
     def lengths(self, text_ids: list[list[int]]) -> list[int]:
         """How many tokens each text has with the prompt in place, and cut to what the model takes."""

@@ -62,7 +62,8 @@ def score_labels(
             "mutual_information" (the last three by the thresholds of role ``baseline``), and "best_threshold",
             whose thresholds are those that tell the labels of ``baseline`` apart best.
         n_permutations: Label permutations, drawn by ``seed``, for ``.significant()``; 0 for none.
-        positions: ``"prompt"``, or ``"last"``, ``"mean"``, ``"max"`` over the text's own tokens.
+        positions: ``"prompt"``; ``"last"``, ``"mean"``, ``"max"`` over the text's own tokens; or another of
+            :data:`~tl_skillneurons.prompts.streaming.READINGS`: "readout", "template", "answer_last" and so on.
         aggregate: How prompts are combined: ``"mean"``, or ``"min"``.
         memory: Bytes that kept activations may take.
         max_length: Longest sequence in tokens; ``None`` is what the prompts were tuned with.

@@ -70,7 +70,8 @@ def score_neurons(
     Args:
         prompts: One, several (equally long), or ``None`` for the bare text, which has no prompt positions to
             score.
-        positions: ``"prompt"``, or ``"last"``, ``"mean"``, ``"max"`` over the text's own tokens.
+        positions: ``"prompt"``; ``"last"``, ``"mean"``, ``"max"`` over the text's own tokens; or another of
+            :data:`~tl_skillneurons.prompts.streaming.READINGS`: "readout", "template", "answer_last" and so on.
         aggregate: How prompts are combined: ``"mean"``, or ``"min"``.
         n_permutations: Label permutations, drawn by ``seed``, for ``scores.significant()``; 0 for none. They take
             one bit of memory per prompt, example of ``select``, layer, position and neuron.

@@ -99,7 +99,8 @@ def score_targets(
         targets: One number for each text, or :class:`Targets` with weights and a name.
         kind: "pearson" or "spearman".
         n_permutations: Permutations of the targets (each with its weight), drawn by ``seed``; 0 for none.
-        positions: ``"prompt"``, or ``"last"``, ``"mean"``, ``"max"`` over the text's own tokens.
+        positions: ``"prompt"``; ``"last"``, ``"mean"``, ``"max"`` over the text's own tokens; or another of
+            :data:`~tl_skillneurons.prompts.streaming.READINGS`: "readout", "template", "answer_last" and so on.
         aggregate: How prompts are combined: ``"mean"``, or ``"min"``.
         memory: Bytes that kept activations may take.
         max_length: Longest sequence in tokens; ``None`` is what the prompts were tuned with.

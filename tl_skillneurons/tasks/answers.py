@@ -23,8 +23,16 @@ from tl_skillneurons._checks import differing, listed, near, require_option, req
 from tl_skillneurons._files import FORMAT, package_version, read_json, sound, write_json
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._words import same_text
-from tl_skillneurons.tasks.chat import Chat
-from tl_skillneurons.tasks.columns import Rows, column, column_names
+from tl_skillneurons.tasks.chat import ANSWERED, Chat
+from tl_skillneurons.tasks.columns import (
+    Columns,
+    Rows,
+    as_dataset,
+    column,
+    column_names,
+    columns_of,
+    each_once,
+)
 from tl_skillneurons.tasks.reading import as_splits, parse_template, rendered
 from tl_skillneurons.tasks.task import Task
 
@@ -78,6 +86,27 @@ class JudgedAnswers:
         """A copy of :attr:`table`."""
         return self.table.copy()
 
+    def with_answers(self) -> Task:
+        """The task with each answer behind its question, so that neurons can be read at it:
+        ``score_neurons(model, None, found.with_answers(), positions="answer_last")``, or "answer_first", "answer".
+
+        Raises:
+            ValueError: For a question that was answered twice, in other words.
+        """
+        given: dict[str, str] = {}
+        for text, answer in self.table.loc[self.table.kept, ["text", "answer"]].itertuples(index=False):
+            if given.setdefault(text, answer) != answer:
+                raise ValueError(
+                    f"the question {text[:80]!r} has two answers, {given[text][:80]!r} and {answer[:80]!r}; ask each "
+                    "once"
+                )
+
+        def answered(columns: Columns) -> Columns:
+            return {**columns, "text": [f"{text}{ANSWERED}{given[text]}" for text in columns["text"]]}
+
+        splits = each_once(self.task.splits, lambda dataset: as_dataset(answered(columns_of(dataset))))
+        return replace(self.task, name=f"{self.task.name}, with answers", splits=splits)
+
 
 def from_answers(
     model: Writer,
@@ -97,7 +126,8 @@ def from_answers(
     """Let a model answer questions, judge each answer, and make a task of the questions with these labels.
 
     The neurons can be read at the end of the question: without a prompt ``positions="last"`` (of its own tokens) or
-    ``"readout"`` (where the answer begins, after the chat template).
+    ``"readout"`` (where the answer begins, after the chat template); and at the answer's first or last token, or
+    averaged over it, in the task that :meth:`JudgedAnswers.with_answers` gives.
 
     Args:
         model: A :class:`~tl_skillneurons.PromptedModel`, with its chat, its prompt, if any, and its batches.

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 
 from tl_skillneurons._checks import listed, near, require_text
 
+ANSWERED = "\x1eanswer\x1e"
+"""Stands between a text and an answer that was given to it, in the texts of a task that has both."""
 _KEYS = ("system", "user", "assistant", "options")
 _TAKEN = (
     "conversation",

@@ -191,6 +191,7 @@ def _named(prompted: PromptedModel, tokens: PromptedTokens, row: int, text: str)
     """The tokens of a row that are no padding, each with its name, kind, column, and span in the text."""
     is_text, is_prompt = (one[row].cpu() for one in (tokens.is_text, tokens.is_prompt))
     beside = (tokens.is_special | tokens.is_template)[row].cpu()  # what the tokenizer adds
+    beside = beside if tokens.is_generated is None else beside | tokens.is_generated[row].cpu()
     own = is_text.nonzero()[:, 0].tolist()
     spans = dict(
         zip(

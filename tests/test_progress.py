@@ -38,6 +38,17 @@ def test_a_step_that_takes_long_is_not_silent(capsys, monkeypatch):
         assert told.wait(timeout=10)  # from the watcher: no step has ended
 
 
+def test_what_is_waited_for_is_said_at_once_and_again_while_it_lasts(monkeypatch):
+    lines, again = [], _progress.threading.Event()
+    monkeypatch.setattr(_progress, "EVERY", 0.0)
+    monkeypatch.setattr(
+        "builtins.print", lambda line, **_: (lines.append(line), len(lines) > 2 and again.set())
+    )
+    with _progress.waiting("loading tiny"):
+        assert lines[0] == "loading tiny ..." and again.wait(timeout=10)
+    assert lines[1] == "loading tiny: 0:00"
+
+
 def test_a_phase_that_stops_says_so_and_lets_the_error_through(capsys):
     with pytest.raises(KeyboardInterrupt), progress_bar("tuning", 3) as advance:
         advance()

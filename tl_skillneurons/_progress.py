@@ -50,6 +50,24 @@ def progress_bar(phase: str, total: int, *, show: bool = True) -> Iterator[Advan
 
 
 @contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say on stderr what is waited for, at once and again every ten seconds: plain lines everywhere, so that whatever
+    draws bars meanwhile is left alone."""
+    start, over = time.monotonic(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(EVERY):
+            print(f"{what}: {_clock(time.monotonic() - start)}", file=sys.stderr, flush=True)
+
+    print(f"{what} ...", file=sys.stderr, flush=True)
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+@contextmanager
 def _in_terminal(phase: str, total: int, console: Console) -> Iterator[Advance]:
     columns = [
         TextColumn("{task.description}", markup=False),

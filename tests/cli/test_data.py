@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shlex
 import subprocess
 import sys
 
@@ -124,6 +126,26 @@ def test_a_mistake_in_the_data_is_told_before_a_model_is_looked_for(tweets, tmp_
     assert result.exit_code == 2
     assert said in told(result)
     assert not (tmp_path / "run").exists()
+
+
+def test_of_several_columns_that_may_be_the_text_one_must_be_named_and_the_advice_can_be_pasted(tmp_path):
+    from tl_skillneurons import cli
+
+    lines = [
+        "when,words,count,blank,Sentiment",
+        "2026-11-01,a fine film,7,,so so",
+        "2026-11-02,dull,NA,,it's bad!",
+    ]
+    path = tmp_path / "two.csv"
+    path.write_text("\n".join(lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "tl_skillneurons.models.loading", None)
+        refused = told(ask(cli, *asked(path)))
+        path.write_text("\n".join([*lines, "2026-11-02,slow,1,,good"]))
+        three = told(ask(cli, *asked(path, "--template", "{words}")))
+    assert "hold text: 'when', 'words'; give --template '{when}' or --template '{words}'" in refused
+    [advice] = re.findall(r"two of them: (.*)$", three)
+    assert shlex.split(advice) == ["--classes", "so so,it's bad!"]
 
 
 def test_mistakes_of_every_command_import_nothing_heavy(tweets, tmp_path):

@@ -126,6 +126,7 @@ def model_again(findings: "Findings", where: Where) -> "TransformerBridge":
     Raises:
         ValueError: When the run doesn't say where its model is, or that is another one now.
     """
+    from tl_skillneurons._progress import waiting
     from tl_skillneurons.models.loading import load_model
     from tl_skillneurons.models.records import model_differences, weights_fingerprint
 
@@ -140,7 +141,8 @@ def model_again(findings: "Findings", where: Where) -> "TransformerBridge":
     moved = where.model is not None and where.model != source.get("name")
     revision = where.revision or (None if moved else source.get("revision"))  # another place has its own
     require_model_there(name, revision)
-    bridge = load_model(name, revision=revision, device=where.device, dtype=dtype)
+    with waiting(f"loading {name}"):
+        bridge = load_model(name, revision=revision, device=where.device, dtype=dtype)
     known = source.get("weights")
     if known is not None and weights_fingerprint(bridge) != known:
         raise ValueError(

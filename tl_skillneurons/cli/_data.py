@@ -1,6 +1,7 @@
 """The task that a command's options name, and the tasks of two classes that it is made of."""
 
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,7 @@ def wanted(data: Data) -> Wanted:
     if words is not None and classes is None and len(words) > 2:
         raise ValueError(
             f"neurons are found for two classes at a time, --label-words has {len(words)}; give --classes {ALL} for a "
-            f"run of each against the others, or two of them: --classes {','.join(list(map(str, words))[:2])}"
+            f"run of each against the others, or two of them: --classes {_quoted(list(map(str, words))[:2])}"
         )
     if words is not None and classes:
         lacking = [one for one in classes if one not in {str(word) for word in words}]
@@ -100,8 +101,13 @@ def too_many_classes(labels: Iterable[Any]) -> str:
     names = list(map(str, labels))
     return (
         f"neurons are found for two classes at a time, the data has {len(names)} ({', '.join(names[:10])}); give "
-        f"--classes {ALL} for a run of each against the others, or two of them: --classes {','.join(names[:2])}"
+        f"--classes {ALL} for a run of each against the others, or two of them: --classes {_quoted(names[:2])}"
     )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    """Labels with commas, as a shell takes them."""
+    return shlex.quote(",".join(names))
 
 
 def built_in(model: "TransformerBridge", want: Wanted, n_pairs: int, seed: int) -> "Task":
@@ -128,8 +134,8 @@ def require_words(model: "TransformerBridge", task: "Task") -> None:
             spelled = ",".join(f"{name}= {name}" for name in names)
         raise ValueError(
             f"{model.cfg.model_name} answers with words, so each label needs one: give --label-words, such as "
-            f'--label-words "{spelled}"; a blank before a word is part of its token in most models, so " bad" and '
-            '"bad" are two words, of which the one that is a single token will do'
+            f"--label-words {shlex.quote(spelled)}; a blank before a word is part of its token in most models, so "
+            '" bad" and "bad" are two words, of which the one that is a single token will do'
         )
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,22 @@ PACKAGED = ("smollm2", "minilm")
 
 _MOST_BYTES = 50_000_000  # of a file that is looked through before work
 _MOST_CLASSES = 20
+_NO_TEXT = (
+    "",
+    "true",
+    "false",
+    "na",
+    "n/a",
+    "#n/a",
+    "null",
+    "none",
+    "<na>",
+    "-nan",
+    "#na",
+    "1.#qnan",
+    "1.#ind",
+)
+"""What readers of CSV files take for a missing cell or a truth value."""
 _ENDINGS = (".csv", ".jsonl", ".json", ".parquet")
 _SPLITS = ("train", "validation", "valid", "dev", "test")
 
@@ -132,8 +149,40 @@ def require_columns(data: str, template: str | None, label: str) -> list[str] | 
             raise ValueError(
                 f"--label {label!r} is no column of {file}, which has {listed(columns)}{_labels(columns, label)}"
             )
+        if fields is None and path.is_file():  # of several files the columns that all have count
+            _require_one_text(columns, label, file)
         seen |= dict.fromkeys(str(value) for value in columns[label] if value != "")
     return list(seen) or None
+
+
+def _require_one_text(columns: dict[str, list[Any]], label: str, file: Path) -> None:
+    """Refuse a file with several columns of which each may be the text, where none is called so.
+
+    Raises:
+        ValueError: Then, with each as a template.
+    """
+    texts = [name for name, values in columns.items() if name != label and _is_text(values)]
+    if "text" not in columns and len(texts) > 1:
+        ways = " or ".join(f"--template {shlex.quote('{' + name + '}')}" for name in texts[:4])
+        raise ValueError(
+            f"the text of an example must be said, for several columns of {file} hold text: {listed(texts)}; give "
+            f"{ways}, or join columns, as in --template '{{title}}. {{body}}'"
+        )
+
+
+def _is_text(values: list[Any]) -> bool:
+    """Whether a column holds strings that are no numbers, whoever reads the file."""
+    return (
+        bool(values) and all(isinstance(value, str) for value in values) and not all(map(_is_number, values))
+    )
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return value.strip().lower() in _NO_TEXT
+    return True
 
 
 def require_labels(

@@ -68,15 +68,18 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search, output: Shown
 
     from rich.console import Console
 
-    from tl_skillneurons._terminal import shown
-    from tl_skillneurons._widths import even
-    from tl_skillneurons.models.loading import load_model
-    from tl_skillneurons.models.sites import neuron_shape
+    from tl_skillneurons._progress import waiting
 
     console = Console(quiet=output.json)
-    given = None if data.data == BUILT_IN else read_task(data, want, search.seed)
-    bridge = load_model(model.model, revision=model.revision, device=model.device, dtype=model.dtype)
-    task = given or built_in(bridge, want, _BUILT_IN_PAIRS, search.seed)
+    with waiting(f"loading {model.model}"):  # to import what runs it takes seconds as well
+        from tl_skillneurons._terminal import shown
+        from tl_skillneurons._widths import even
+        from tl_skillneurons.models.loading import load_model
+        from tl_skillneurons.models.sites import neuron_shape
+
+        given = None if data.data == BUILT_IN else read_task(data, want, search.seed)
+        bridge = load_model(model.model, revision=model.revision, device=model.device, dtype=model.dtype)
+        task = given or built_in(bridge, want, _BUILT_IN_PAIRS, search.seed)
     require_words(bridge, task)
     require_others(amount, even(neuron_shape(bridge)[1], "find"))
     task = task.limit(

@@ -94,6 +94,12 @@ def test_the_folder_has_the_models_own_tokenizer_configuration_and_generation_se
     own, baked = (hf.AutoTokenizer.from_pretrained(tmp_path / name) for name in ("own", "baked"))
     text = "the film was good"
     assert own(text)["input_ids"] == baked(text)["input_ids"]
+    model.tokenizer.chat_template = "{{ messages[0].content }}"
+    model.tokenizer.add_tokens(["superb"])
+    more = skn.models.export_model(model, tmp_path / "more")
+    added = hf.AutoTokenizer.from_pretrained(more)
+    assert "superb" in added.get_vocab() and added.chat_template == model.tokenizer.chat_template
+    assert "superb" not in baked.get_vocab()
     assert hf.GenerationConfig.from_pretrained(folder).eos_token_id == [2, 7]
     kept = [hf.AutoConfig.from_pretrained(tmp_path / name).to_dict() for name in ("own", "baked")]
     assert all(config.pop("_name_or_path") for config in kept) and kept[0] == kept[1]

@@ -49,9 +49,7 @@ def export_model(model: TransformerBridge, folder: str | os.PathLike[str]) -> Pa
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already and not empty; choose another folder")
     written = _as_hugging_face_has_it(model)
-    tokenizer = (
-        fresh_tokenizer(model) or model.tokenizer
-    )  # its own, where TransformerLens changed the rule for BOS
+    tokenizer = _own_tokenizer(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary,
@@ -75,6 +73,16 @@ def export_model(model: TransformerBridge, folder: str | os.PathLike[str]) -> Pa
 def can_hold_output_biases(model: TransformerBridge) -> bool:
     """Whether the Hugging Face format of a model has a place for a bias in every MLP's output projection."""
     return hasattr(hf_config(model), "mlp_bias") or all(b is not None for b in _output_biases(model).values())
+
+
+def _own_tokenizer(model: TransformerBridge) -> Any:
+    """The model's tokenizer as its files have it, without the rule for BOS that TransformerLens writes; the booted one
+    where there are no files, or where tokens were added since."""
+    booted, own = model.tokenizer, fresh_tokenizer(model)
+    if booted is None or own is None or own.get_vocab() != booted.get_vocab():
+        return booted
+    own.chat_template = booted.chat_template
+    return own
 
 
 def _output_biases(model: TransformerBridge) -> dict[str, Tensor | None]:

@@ -149,7 +149,7 @@ def test_every_name_in_the_tables_of_questions_is_public(skn, page, heading):
             if code.startswith("tl-skillneurons "):  # a command
                 continue
             name = re.match(r"(?:skn\.)?([A-Za-z_.]+)", code)[1]
-            values = {"scores": skn.NeuronScores, "prompt": skn.SoftPrompt}
+            values = {"scores": skn.NeuronScores, "prompt": skn.SoftPrompt, "Task": skn.Task}
             first, _, rest = name.partition(".")
             places = [skn, *(getattr(skn, room) for room in rooms)] if not rest else []
             if rest and first in rooms:

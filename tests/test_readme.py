@@ -149,11 +149,13 @@ def test_every_name_in_the_tables_of_questions_is_public(skn, page, heading):
             if code.startswith("tl-skillneurons "):  # a command
                 continue
             name = re.match(r"(?:skn\.)?([A-Za-z_.]+)", code)[1]
-            values = {"scores": skn.NeuronScores, "prompt": skn.SoftPrompt, "Task": skn.Task}
+            values = {"scores": skn.NeuronScores, "prompt": skn.SoftPrompt}
             first, _, rest = name.partition(".")
             places = [skn, *(getattr(skn, room) for room in rooms)] if not rest else []
             if rest and first in rooms:
                 places.append(getattr(skn, first))
             if rest and first in values:
                 places.append(values[first])
+            if rest and isinstance(getattr(skn, first, None), type):
+                places.append(getattr(skn, first))
             assert any(hasattr(place, rest or first) for place in places), code

@@ -9,7 +9,7 @@ import torch
 from toy import QUIET, task_of
 
 from tl_skillneurons import NeuronSet, RunOptions, SoftPrompt, Task
-from tl_skillneurons.attention import HeadWriters, decompose, head_writers
+from tl_skillneurons.attention import HeadWriters, decompose, head_effects, head_writers
 from tl_skillneurons.neurons.choice import Choice, text_fingerprints
 from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.stats.units import Units
@@ -187,8 +187,24 @@ def test_the_table_tells_where_the_neurons_were_chosen(model, tmp_path, role, to
     assert set(bare.to_dataframe().neurons_chosen) == {"unknown"}
 
 
-def test_more_than_two_classes_are_refused(model):
+def test_of_more_classes_one_is_told_from_the_others(model):
     rows = [{"text": row["text"], "label": n % 3} for n, row in enumerate(tiny.sentences(54, seed=2))]
     three = task_of(rows, {0: "negative", 1: "positive", 2: "other"})
-    with pytest.raises(ValueError, match="two classes"):
+    with pytest.raises(ValueError, match=r"'toy' has 3 classes \(0, 1, 2\); give class_id=0 to 2"):
         head_writers(model, planted.prompt(), three, planted.NEURONS, **QUICK)
+    with pytest.raises(ValueError, match="class_id must be 0 to 2 for 'toy', got 3"):
+        head_writers(model, planted.prompt(), three, planted.NEURONS, class_id=3, **QUICK)
+    args = (planted.NEURONS[:1],)
+    found = head_writers(model, planted.prompt(), three, *args, class_id=2, n_permutations=19, **QUICK)
+    labels = torch.tensor(three.split("select")["label"])
+    assert found.labels.tolist() == (labels == 2).long().tolist() and found.settings["class_id"] == 2
+    own, rest = found.heads[labels == 2].double().mean(0), found.heads[labels != 2].double().mean(0)
+    torch.testing.assert_close(found.separation.difference.double(), own - rest, rtol=1e-6, atol=1e-9)
+    effects = head_effects(
+        model, planted.prompt(), three, planted.HEADS[:1], *args, class_id=2, n_random=19, **QUICK
+    )
+    acts, labels = effects.activations.double(), torch.tensor(three.split("report")["label"])
+    apart = acts[:, labels == 2].mean(1) - acts[:, labels != 2].mean(1)
+    torch.testing.assert_close(
+        effects.separation, apart / acts[0].std(0, correction=0), rtol=1e-9, atol=1e-12
+    )

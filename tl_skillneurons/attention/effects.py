@@ -57,7 +57,7 @@ from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws
 from tl_skillneurons.stats.metrics import per_example
 from tl_skillneurons.stats.ranks import median
 from tl_skillneurons.tasks.task import Task
-from tl_skillneurons.tasks.two_classes import require_two_classes
+from tl_skillneurons.tasks.two_classes import require_class
 
 KIND = "HeadEffects"
 _ENOUGH = 19  # distinct controls give a p-value of 0.05
@@ -96,7 +96,8 @@ class HeadEffects:
         """How far apart each neuron holds the labels, in its intact standard deviations; with its sign. NaN where it is
         constant in the intact run: there is nothing to measure it by."""
         acts = self.activations.double()
-        apart = acts[:, self.labels == 1].mean(1) - acts[:, self.labels == 0].mean(1)
+        own = self.labels == self.settings.get("class_id", 1)
+        apart = acts[:, own].mean(1) - acts[:, ~own].mean(1)
         return apart / torch.where(self._constant, torch.nan, acts[0].std(0, correction=0))
 
     @property
@@ -208,6 +209,7 @@ def head_effects(
     n_random: int = 20,
     seed: int = 0,
     examples: Examples = Examples(),
+    class_id: int | None = None,
     run: RunOptions = RunOptions(),
 ) -> HeadEffects:
     """Ablate ``heads``, then up to ``n_random`` controls of each kind, and look at neurons and answers each time.
@@ -220,6 +222,7 @@ def head_effects(
         n_random: Distinct draws of each control, or all that there are; 19 at least, as a p-value of 0.05 needs.
         examples: Whose answers count; whose ``n_reference``, evenly from all classes and units, give the heads' means.
             Not those that chose the heads or the neurons, unless ``Examples(on_chosen_examples=True)`` insists.
+        class_id: Of more than two classes, the one that the neurons are to tell from the others.
 
     Raises:
         ValueError: For heads or neurons of another model or that these examples chose, an intervention without its
@@ -230,7 +233,7 @@ def head_effects(
         >>> found.to_dataframe()
     """
     neurons = as_neurons(neurons)
-    require_two_classes(task)
+    told_apart = require_class(task, class_id)
     require_draws(n_random)
     require_seed(seed)
     require_option(positions, "positions", NAMED)
@@ -253,14 +256,8 @@ def head_effects(
     controls = _controls(pairs, n_random, seed, match)
 
     def hooks_of(held: Sequence[Head]) -> list[Hook]:
-        return ablate_heads(
-            held,
-            how=what,
-            values=reference,
-            positions=positions,
-            classes=labels if what.needs_labels else None,
-            seed=seed,
-        )
+        classes = labels if what.needs_labels else None
+        return ablate_heads(held, how=what, values=reference, positions=positions, classes=classes, seed=seed)
 
     conditions = [[], hooks_of(pairs)]
     conditions += [hooks_of(drawn) for draws in controls.values() for drawn in draws]
@@ -288,6 +285,7 @@ def head_effects(
         n_random=n_random,
         notes=_notes(pairs, controls, n_random, match),
         seed=seed,
+        **({} if class_id is None else {"class_id": told_apart}),
     )
     drawn = {kind: tuple(tuple(one) for one in draws) for kind, draws in controls.items()}
     return HeadEffects(

@@ -46,8 +46,9 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.hypothesis_tests import LabelDifference, permutation_difference
 from tl_skillneurons.stats.intervals import bootstrap_counts, bootstrap_ends, bootstrap_mean
 from tl_skillneurons.stats.units import Units
+from tl_skillneurons.tasks.subtasks import against_rest
 from tl_skillneurons.tasks.task import Task
-from tl_skillneurons.tasks.two_classes import require_two_classes
+from tl_skillneurons.tasks.two_classes import require_class
 
 _PARTS = ("heads", "mlps", "embed")
 
@@ -59,7 +60,7 @@ class HeadWriters:
     Attributes:
         neurons: In the order of the axis ``neuron``.
         heads, mlps, embed: Contributions to what ``settings["projection"]`` names, in its own units.
-        labels: Class of each example.
+        labels: Class of each example: 1 for the class that is told from the others, 0 for these.
         role: Where the examples come from, which choose the heads.
         units: Which examples belong together; labels are permuted and examples resampled by them.
         texts: A fingerprint of each example's text.
@@ -238,6 +239,7 @@ def head_writers(
     n_permutations: int = 1000,
     seed: int = 0,
     max_length: int | None = None,
+    class_id: int | None = None,
     run: RunOptions = RunOptions(),
 ) -> HeadWriters:
     """Decompose ``neurons`` over all examples of ``role``.
@@ -249,11 +251,12 @@ def head_writers(
             "post" of gated MLPs, whose gate alone may not know the label, and "pre" of others.
         role: Whose examples choose; heads chosen on ``report`` can't be measured there.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
+        class_id: The class that is told from all others, which are then one; must be said of more than two.
         run: Without a limit of its own, batches hold 512 tokens.
 
     Raises:
-        ValueError: For a task of more than two classes, too few units for so many permutations, or what a
-            decomposition refuses.
+        ValueError: For a task of more than two classes without a ``class_id``, too few units for so many permutations,
+            or what a decomposition refuses.
 
     Example:
         >>> writers = skn.attention.head_writers(model, prompt, task, skill)
@@ -261,12 +264,13 @@ def head_writers(
     """
     neurons = as_neurons(neurons)
     require_seed(seed)
-    require_two_classes(task)
+    chosen = require_class(task, class_id)
     require_int(n_permutations, "n_permutations")
     prompted = PromptedModel(model, prompt, max_length=max_length, run=small_batches(run))
     projection = projection_of(model, neurons, projection)
     split = task.split(role)
-    texts, labels, units = list(split["text"]), torch.tensor(split["label"]), task.units(role)
+    texts, units = list(split["text"]), task.units(role)
+    labels = against_rest(torch.tensor(split["label"]), chosen)
     units.permuted(labels, 1)  # refuses labels of no other order before anything runs
     rows: dict[str, list[Tensor]] = {name: [] for name in _PARTS}
     order: list[int] = []
@@ -293,6 +297,7 @@ def head_writers(
         unit=units.what,
         n_units=len(units),
         smallest_p=max(units.smallest_p(labels), 1 / (1 + n_permutations)),
+        **({} if class_id is None else {"class_id": chosen}),
     )
     return HeadWriters(
         neurons,

@@ -28,7 +28,7 @@ from tl_skillneurons.models.input_cache import runs_text_apart
 from tl_skillneurons.models.prefill import fork
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.tokenizing import label_tokens, told_ids
-from tl_skillneurons.prompts._forward import run_hooked
+from tl_skillneurons.prompts._forward import refuse_late, run_hooked
 from tl_skillneurons.prompts.attached import VirtualTokens
 from tl_skillneurons.prompts.positions import NAMED, ActsAt, PromptedTokens, all_act_at
 from tl_skillneurons.tasks.task import Task
@@ -66,6 +66,20 @@ def require_one_masked(words: LabelTokens, causal: bool, model: TransformerBridg
             f"{model_label(model)} is a masked language model, whose text can't be left out for a comparison; give "
             "word_score='sum'"
         )
+
+
+def require_read_out(prompted: "PromptedModel", fwd_hooks: Hooks) -> None:
+    """Refuse to read classes out of a model that nobody gave any, or with hooks that would never fire.
+
+    Raises:
+        ValueError: Then.
+    """
+    if prompted.n_classes is None:
+        raise ValueError("class logits need label words; give PromptedModel label_words={0: ..., 1: ...}")
+    if not prompted.causal and prompted.prompt is None:
+        name = prompted.model.cfg.model_name
+        raise ValueError(f"{name} is read out at the mask of its prompt; give PromptedModel a prompt")
+    refuse_late(fwd_hooks, reads_head=prompted.linear is None)
 
 
 def require_words_of(model: TransformerBridge, words: LabelTokens, task: Task) -> None:

@@ -24,18 +24,11 @@ from transformers import DynamicCache
 from tl_skillneurons._checks import require_option
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hooks
-from tl_skillneurons.models.input_cache import runs_text_apart
 from tl_skillneurons.models.prefill import fork, prefill
 from tl_skillneurons.models.sites import embedding_width, is_causal, require_eval, require_supported
 from tl_skillneurons.models.tokenizing import label_tokens
 from tl_skillneurons.models.verification import require
-from tl_skillneurons.prompts import _forward
-from tl_skillneurons.prompts._word_scores import (
-    LabelTokens,
-    require_one_masked,
-    require_words_of,
-    word_scores,
-)
+from tl_skillneurons.prompts import _forward, _word_scores
 from tl_skillneurons.prompts.attached import VirtualTokens, attach
 from tl_skillneurons.prompts.positions import Positions, PromptedTokens, all_act_at
 from tl_skillneurons.prompts.run import RunOptions, require_tuned_for
@@ -96,23 +89,17 @@ class PromptedModel:
             prompt.require_fits(model)
         if run.cache is not None and run.cache.model is not model:
             raise ValueError("the input cache is of another model; make one of this model: InputCache(model)")
-        self.layout = TextLayout.of(
-            model,
-            prompt,
-            prepend_bos=prepend_bos,
-            max_length=max_length,
-            padding_side=padding_side,
-            chat=chat,
-        )
+        how: dict[str, Any] = {"max_length": max_length, "padding_side": padding_side, "chat": chat}
+        self.layout = TextLayout.of(model, prompt, prepend_bos=prepend_bos, **how)
         self.model, self.prompt, self.run = model, prompt, run
         self.causal = is_causal(model)
         self.linear = None if prompt is None else prompt.readout
-        self.words: LabelTokens | None = None
+        self.words: _word_scores.LabelTokens | None = None
         require_option(word_score, "word_score", WORD_SCORES)
         if label_words is not None and self.linear is None:
             ids = label_tokens(model, label_words)
-            self.words = LabelTokens(tuple(map(tuple, ids)), word_score)
-            require_one_masked(self.words, self.causal, model)
+            self.words = _word_scores.LabelTokens(tuple(map(tuple, ids)), word_score)
+            _word_scores.require_one_masked(self.words, self.causal, model)
             self.layout = self.layout.with_room(self.words.longest - 1, max_length)
 
     @classmethod
@@ -264,20 +251,11 @@ class PromptedModel:
             ValueError: Where the label words are not those of the task, in its order.
         """
         if self.words is not None:
-            require_words_of(self.model, self.words, task)
+            _word_scores.require_words_of(self.model, self.words, task)
         split = task.split(role)
         with torch.no_grad():
             logits = self.class_logits(list(split["text"]), fwd_hooks)
         return float((logits.argmax(1).cpu() == torch.tensor(split["label"])).double().mean())
-
-    @cached_property
-    def text_runs_apart(self) -> bool:
-        """Whether the text can be run before the prompt: a suffix prompt, and a causal model that allows it."""
-        is_suffix = self.prompt is not None and self.prompt.placement == "suffix"
-        is_exact = (
-            self.layout.limit is None
-        )  # else a text may be on one side of it, and with the prompt beyond it
-        return is_suffix and is_exact and self.layout.padding_side == "left" and runs_text_apart(self.model)
 
     @cached_property
     def last_mlp(self) -> str | None:
@@ -297,7 +275,7 @@ class PromptedModel:
         else's hooks, TransformerLens' or torch's, are anywhere on the model. Kept texts are looked at once in each
         :meth:`attached`: see :meth:`InputCache.check`.
         """
-        if not (all_act_at("prompt", fwd_hooks) and virtual.alone and self.text_runs_apart):
+        if not (all_act_at("prompt", fwd_hooks) and virtual.alone and self.layout.text_runs_apart):
             return False
         if self.run.cache is not None and not virtual.cache_checked:
             self.run.cache.check()
@@ -323,9 +301,9 @@ class PromptedModel:
         Args:
             past: What :meth:`past` gave, where :meth:`runs_apart`; ``None`` runs the text too.
         """
-        self._require_read_out(fwd_hooks)
+        _word_scores.require_read_out(self, fwd_hooks)
         if self.words is not None and self.words.need_scores:
-            return word_scores(self, self.words, tokens, virtual, fwd_hooks, past)
+            return _word_scores.word_scores(self, self.words, tokens, virtual, fwd_hooks, past)
         n = self.layout.n_virtual_tokens
         columns = tokens.readout if past is None else tokens.last(n).readout
         runs_head = not self.causal and self.linear is None
@@ -415,11 +393,3 @@ class PromptedModel:
         with self.attached() as virtual:
             tokens = virtual.batch = self.tokens(texts)
             return self.model.run_with_cache(tokens.ids, attention_mask=tokens.attention_mask, **kwargs)
-
-    def _require_read_out(self, fwd_hooks: Hooks) -> None:
-        if self.n_classes is None:
-            raise ValueError("class logits need label words; give PromptedModel label_words={0: ..., 1: ...}")
-        if not self.causal and self.prompt is None:
-            name = self.model.cfg.model_name
-            raise ValueError(f"{name} is read out at the mask of its prompt; give PromptedModel a prompt")
-        _forward.refuse_late(fwd_hooks, reads_head=self.linear is None)

@@ -7,6 +7,7 @@ prompt.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
@@ -14,6 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons.models.batches import batch_tokens_on, length_batches, suffix_limits
 from tl_skillneurons.models.chat_templates import ChatFrame
+from tl_skillneurons.models.input_cache import runs_text_apart
 from tl_skillneurons.models.lengths import length_limit
 from tl_skillneurons.models.sites import is_causal, max_length
 from tl_skillneurons.models.tokenizing import (
@@ -112,6 +114,13 @@ class TextLayout:
     def n_prompt_positions(self) -> int:
         """How many positions the prompt takes, the mask before a bidirectional model's included."""
         return self.n_virtual_tokens + self.has_mask
+
+    @cached_property
+    def text_runs_apart(self) -> bool:
+        """Whether the text can be run before the prompt: a suffix prompt, and a causal model that allows it."""
+        is_suffix = self.prompt is not None and self.prompt.placement == "suffix"
+        is_exact = self.limit is None  # else a text may be on one side of it, and with the prompt beyond it
+        return is_suffix and is_exact and self.padding_side == "left" and runs_text_apart(self.model)
 
     @property
     def frame(self) -> Frame:

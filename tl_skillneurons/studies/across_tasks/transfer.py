@@ -225,10 +225,8 @@ def transfer_prompts(
         for target, task in tasks.items():
             rows = []
             for source, prompt in prompts.items():
-                how: dict[str, Any] = {"chat": task.chat, "word_score": task.word_score}
-                prompted = PromptedModel(
-                    model, prompt, task.label_words, max_length=max_length, run=run, **how
-                )
+                how: dict[str, Any] = {"chat": task.chat, "word_score": task.word_score, "run": run}
+                prompted = PromptedModel(model, prompt, task.label_words, max_length=max_length, **how)
                 rows.append(right_answers(prompted, task, role).double())
                 advance(note=f"{source} on {target}: {float(rows[-1].mean()):.3f}")
             answers[target] = torch.stack(rows)

@@ -11,6 +11,7 @@ What it does not show: anything about examples that chose what answers.
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tl_skillneurons._checks import require_seed
 from tl_skillneurons.stats.intervals import bootstrap_mean, clopper_pearson
 from tl_skillneurons.stats.units import Units, require_units
 
@@ -21,13 +22,14 @@ def rate_interval(
     """The 95 % interval ``(low, high)`` of a rate, of answers that are 1 or 0.
 
     Raises:
-        ValueError: Without answers, or for units of other examples.
+        ValueError: Without answers, for units of other examples, or a seed that is none.
 
     Example:
         >>> low, high = rate_interval(torch.ones(40).bool(), Units.of([[0] * 20 + [1] * 20]))
         >>> round(low, 3), high
         (0.158, 1.0)
     """
+    require_seed(seed)
     hits, n = int(right.sum()), len(right)
     require_units(n, units)
     if units.are_single:

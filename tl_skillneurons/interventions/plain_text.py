@@ -47,6 +47,7 @@ def cross_entropy(
         >>> plain = skn.PromptedModel(model, None)
         >>> cross_entropy(plain, texts, skn.ablate(skill, positions="text")) - cross_entropy(plain, texts)
     """
+    require_seed(seed)
     with reading(prompted, texts, seed=seed) as losses:
         return losses(fwd_hooks)
 

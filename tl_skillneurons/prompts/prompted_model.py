@@ -21,7 +21,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from tl_skillneurons._checks import require_option
+from tl_skillneurons._checks import require_option, require_seed
 from tl_skillneurons.models.batches import run_batches
 from tl_skillneurons.models.hooks import Hooks
 from tl_skillneurons.models.prefill import fork, prefill
@@ -380,6 +380,7 @@ class PromptedModel:
             >>> more = skn.ablate(skill, how=Scale(2.0), positions="generated")
             >>> prompted.generate(["How was the film?"], interventions=more).answers
         """
+        require_seed(seed)
         how = Writing.of(self, max_new_tokens, temperature, top_k, top_p, seed, end_ids, use_past_kv_cache)
         return completions(self, texts, how, interventions, positions)
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import pandas as pd
 
@@ -47,6 +47,7 @@ Judge: TypeAlias = str | Callable[[str, Mapping[str, Any]], Any]
 leave it out."""
 
 
+@runtime_checkable
 class Writer(Protocol):
     """What writes answers: a :class:`~tl_skillneurons.PromptedModel`."""
 

@@ -136,11 +136,13 @@ def test_a_label_twice_is_refused():
         label_words_of("0=a,0=b")
 
 
-def test_folders_of_data_in_any_script_have_names_of_their_own():
+def test_folders_of_data_in_any_script_have_names_of_their_own(tmp_path):
     from tl_skillneurons.cli._options import slug
 
     assert slug("数据") != slug("資料") != ""
     assert slug("a[bold]b/c d") == "a-bold-b-c-d"
+    (tmp_path / "My tweets (final).csv").touch()
+    assert slug(str(tmp_path / "My tweets (final).csv")) == "My-tweets-final"
 
 
 def test_where_the_time_went_is_said_longest_first():

@@ -162,7 +162,15 @@ def amount_of(given: str, option: str = "--top") -> float | int:
 
 
 def slug(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", Path(name).name if Path(name).exists() else name).strip("-.")
+    """A name, or what a file or folder is called, as part of a folder's name.
+
+    Example:
+        >>> slug("org/model [x]")
+        'org-model-x'
+    """
+    path = Path(name).expanduser()
+    called = path.stem if path.is_file() else path.name if path.exists() else name
+    return re.sub(r"[^\w.-]+", "-", called).strip("-.")
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,10 @@ def test_a_prompt_that_always_says_the_commoner_label_is_right_on_87_percent_and
     assert verdict.sentence.startswith(
         'No prompt, no skill neurons: the prompt answers "good" on every text, which is right on 0.870 of report.'
     )
+    assert "more examples" not in verdict.sentence
+    few = answered([[1] * 87 + [0] * 5 + [1] * 8], MOSTLY_ONE)  # better, but not beyond chance
+    said = verdicts.judge_answers(few, ['"bad"', '"good"'], "run")
+    assert said.answer == NO and "Try more examples of report, more steps" in said.sentence
 
 
 def test_of_two_prompts_the_one_that_beats_the_majority_is_used_and_the_other_is_named():

@@ -248,8 +248,10 @@ def judge_answers(answers: PromptAnswers, words: Sequence[str], run: str) -> Ver
                 f"{prompts} answer{'s' if len(frame) == 1 else ''} {words[int(frame.says[0])]} on every text"
             )
             said += f", which is right on {number(float(frame.accuracy[0]))} of report"
-        tries = "Try more steps, more virtual tokens, other label words, another template, or a larger model"
-        return rule.verdict(answer, f"No prompt, no skill neurons: {said}. {tries}.", run)
+        tries = "more steps, more virtual tokens, other label words, another template, or a larger model"
+        if frame.accuracy.max() > answers.majority:  # it may be that few examples alone can't tell
+            tries = f"more examples of report, {tries}"
+        return rule.verdict(answer, f"No prompt, no skill neurons: {said}. Try {tries}.", run)
     are = "is" if len(frame) == 1 else "are"
     said = f"{prompts} {are} right on {right} of report; always saying {always} would be right on "
     said += number(answers.majority)

@@ -20,7 +20,7 @@ class Examples:
         on_chosen_examples: Measure neurons or heads on the examples that chose them all the same; every row says so.
 
     Example:
-        >>> skn.measure_effects(model, prompt, task, skill, examples=Examples(role="select", n_reference=None))
+        >>> skn.measure_effects(model, prompt, task, skill, examples=Examples(n_reference=None, max_length=64))
     """
 
     role: str = "report"

@@ -24,7 +24,7 @@ from tl_skillneurons.models.sites import heads_shown, neuron_hooks, output_proje
 from tl_skillneurons.models.tokenizing import pad_id
 from tl_skillneurons.models.untouched import Untouched
 
-LONG, SHORT, VIRTUAL, CHANGED = 9, 3, 3, 4
+LONG, SHORT, VIRTUAL, CHANGED = 7, 2, 3, 4
 
 
 class Row(NamedTuple):

@@ -2,7 +2,7 @@
 
 MiniLM on built-in movie reviews: a minute and a half on two CPU cores. ``python ablation_study.py FOLDER`` (with
 train, validation and test .jsonl, see labelled_folders.py; of more than two classes the first and the last are told
-apart) takes SmolLM2-135M, 0.5 and 2 % of each layer: about ten minutes.
+apart) takes SmolLM2-135M, 0.5, 1, 2 and 5 % of each layer.
 """
 
 # %% A model, labelled text, a prompt, and the neurons that tell its labels apart
@@ -17,9 +17,9 @@ from tl_skillneurons.interventions import Beyond, Scale
 SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps, for a quick check
 if len(sys.argv) > 1:
     model = skn.load_model("smollm2")
-    task = load_task(sys.argv[1], binary=True).limit(train=1000, select=400, report=150)
+    task = load_task(sys.argv[1], binary=True).limit(train=1000, select=400, report=300)
     tuning = {"n_virtual_tokens": 8, "n_steps": 100}
-    sizes, interventions = (0.005, 0.02), ("mean", "other_class_mean")
+    sizes, interventions = (0.005, 0.01, 0.02, 0.05), ("mean", "other_class_mean", "keep")
 else:
     model = skn.load_model("minilm")
     task = skn.minimal_pairs("movie_reviews", n_pairs=60 if SMALL else 200, tokenizer=model.tokenizer)

@@ -22,10 +22,10 @@ accuracy is counted from, and the tasks' other orders.
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import torch
@@ -38,7 +38,6 @@ from tl_skillneurons._checks import require_seed
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._terminal import shown
-from tl_skillneurons._widths import known
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record, require_tuned_for
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -46,14 +45,15 @@ from tl_skillneurons.scores.measured import require_measured_here
 from tl_skillneurons.scores.neuron_scores import NeuronScores
 from tl_skillneurons.scores.ranked import require_one_model
 from tl_skillneurons.stats.intervals import doubtful_gap, ratio_interval
-from tl_skillneurons.stats.ranks import mantel, off_diagonal_spearman, spearman
+from tl_skillneurons.stats.ranks import mantel, off_diagonal_spearman
 from tl_skillneurons.stats.rates import rate_interval
 from tl_skillneurons.stats.units import Units, require_units
-from tl_skillneurons.studies._common import (
-    load_tables,
-    records,
-    right_answers,
-    save_tables,
+from tl_skillneurons.studies._common import load_tables, records, right_answers, save_tables
+from tl_skillneurons.studies.across_tasks.likeness import (
+    activated_alike,
+    each_pair,
+    prompts_alike,
+    skill_alike,
 )
 from tl_skillneurons.tasks.task import Task
 
@@ -61,8 +61,6 @@ KIND = "PromptTransfer"
 _N_BOOTSTRAP = 1000
 _ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)
 _FEWEST = 5  # tasks: 4 have 24 orders, and a p-value of 0.05 needs one in 20 of them
-
-Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,9 +230,9 @@ def transfer_prompts(
             answers[target] = torch.stack(rows)
     guessing = {name: max(task.class_counts(role)) / len(task.split(role)) for name, task in tasks.items()}
     similar = {
-        "skill": _each_pair(list(scores.values()), _skill),
-        "activated": _each_pair(list(scores.values()), _activated),
-        "cosine": _each_pair(list(prompts.values()), _cosine),
+        "skill": each_pair(list(scores.values()), skill_alike),
+        "activated": each_pair(list(scores.values()), activated_alike),
+        "cosine": each_pair(list(prompts.values()), prompts_alike),
     }
     units = {name: task.units(role) for name, task in tasks.items()}
     found = compare_answers(answers, guessing, similar, n_permutations=n_permutations, seed=seed, units=units)
@@ -358,15 +356,15 @@ def _foretells(
     n = len(similar)
     rests = [[k for k in range(n) if k != left] for left in range(n)]
     without = [off_diagonal_spearman(similar[rest][:, rest], relative[rest][:, rest]) for rest in rests]
-    known = [value for value in without if not math.isnan(value)] or [math.nan]
+    told = [value for value in without if not math.isnan(value)] or [math.nan]
     over_draws = torch.tensor([off_diagonal_spearman(similar, one) for one in drawn], dtype=torch.float64)
     low, high = (math.nan,) * 2 if math.isnan(correlation) else over_draws.nanquantile(_ENDS).tolist()
     return {
         "correlation": correlation,
         "low": low,
         "high": high,
-        "least_without": min(known),
-        "most_without": max(known),
+        "least_without": min(told),
+        "most_without": max(told),
         "p_value": p_value,
     }
 
@@ -384,23 +382,3 @@ def _resampled(
 ) -> Float[Tensor, "source target"]:
     """Accuracies on as many units of each target, drawn with replacement, the same for all prompts."""
     return torch.stack([rows[:, units.resampled(generator)].mean(1) for rows, units in answers], dim=1)
-
-
-def _each_pair(
-    given: Sequence[Thing], similarity: Callable[[Thing, Thing], float]
-) -> Float[Tensor, "source target"]:
-    return torch.tensor([[similarity(a, b) for b in given] for a in given], dtype=torch.float64)
-
-
-def _skill(one: NeuronScores, other: NeuronScores) -> float:
-    return spearman(known(one.predictivity), known(other.predictivity))
-
-
-def _activated(one: NeuronScores, other: NeuronScores) -> float:
-    a, b = (scores.baseline.mean(0) > 0 for scores in (one, other))
-    return float((a & b).sum() / (a | b).sum().clamp(min=1))
-
-
-def _cosine(one: SoftPrompt, other: SoftPrompt) -> float:
-    a, b = (torch.nn.functional.normalize(p.embedding.detach().double(), dim=1) for p in (one, other))
-    return float((a @ b.T).mean())

@@ -22,6 +22,7 @@ from scoring_rows import (
     scoring_five_prompts,
     scoring_floor,
     scoring_stacked,
+    scoring_verified,
 )
 from setups import Setting, Sizes, quiet
 from tuning_rows import tuning_five_seeds, tuning_imdb, tuning_minilm, tuning_sst2
@@ -106,6 +107,13 @@ ROWS = {
     ),
     "scoring-stacked": Row(
         "scoring, MiniLM, 16 virtual tokens", "run_with_cache, stack, formula", 4, True, scoring_stacked
+    ),
+    "scoring-verified": Row(
+        "scoring a verified model, MiniLM, 16 virtual tokens",
+        "nothing verified",
+        1.05,
+        False,
+        scoring_verified,
     ),
     "permutations": Row(
         "scoring with 1,000 label permutations, SmolLM2, 8 virtual tokens",

@@ -1,7 +1,9 @@
 """The rows about scoring and ablating."""
 
+import os
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import measure
 import peers
@@ -13,6 +15,7 @@ from setups import QUIET, Setting, batches_as_scored, bridge, random_prompts, ta
 
 import tl_skillneurons as skn
 from tl_skillneurons.models.sites import neuron_shape
+from tl_skillneurons.models.verification import SWITCH
 from tl_skillneurons.prompts.positions import PromptedTokens
 
 ATTENTION = {"default": {}, "eager": {"attn_implementation": "eager"}}
@@ -38,6 +41,23 @@ def scoring_floor(setting: Setting) -> Measured:
     )
     measured.details = details
     return measured
+
+
+def scoring_verified(setting: Setting) -> Measured:
+    """Scoring a model that was compared with the one inside it, against the same with nothing compared."""
+    sizes = setting.sizes
+    model = bridge("minilm")
+    task = task_of(setting.sst2, baseline=sizes.n_baseline, select=sizes.n_select)
+    [prompt] = random_prompts(model, 1, 16)
+
+    def unverified() -> Any:
+        with mock.patch.dict(os.environ, {SWITCH: "off"}):
+            return skn.score_neurons(model, prompt, task, run=QUIET)
+
+    skn.score_neurons(model, prompt, task.limit(train=8, select=8), run=QUIET)
+    return measure.paired(
+        lambda: skn.score_neurons(model, prompt, task, run=QUIET), unverified, setting.n_pairs
+    )
 
 
 def permutations(setting: Setting) -> Measured:

@@ -6,7 +6,8 @@ the only sign. Needs plotly: ``pip install "tl_skillneurons[plots]"``.
 
 - Scores: ``plot_scores`` (by layer), ``plot_histogram`` (beside luck), ``plot_positions`` (layer by prompt position),
   ``plot_prompts`` (one prompt against another), ``plot_read_and_drive`` (against attribution), ``plot_agreement``.
-- Effects: ``plot_sizes`` (over the size of the set), ``plot_effects`` (one panel, every draw of every control).
+- Effects: ``plot_sizes`` (over the size of the set), ``plot_effects`` (one panel, every draw of every control),
+  ``plot_steering`` (dose against what was written).
 - Attention: ``plot_heads``.
 - Prompts: ``plot_tuning``, ``plot_trajectory``, ``plot_checkpoints``.
 - Look: ``theme``, light or dark, and ``COLOURS``.

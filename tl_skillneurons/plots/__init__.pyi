@@ -9,6 +9,7 @@ from .look import theme as theme
 from .luck import plot_histogram as plot_histogram
 from .pairs import plot_prompts as plot_prompts
 from .pairs import plot_read_and_drive as plot_read_and_drive
+from .steering import plot_steering as plot_steering
 from .tuning import plot_checkpoints as plot_checkpoints
 from .tuning import plot_trajectory as plot_trajectory
 from .tuning import plot_tuning as plot_tuning

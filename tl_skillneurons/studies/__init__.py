@@ -17,12 +17,14 @@ compare_label_words    whether they depend on the label words (``random_label_wo
 word_selectivity       which words neurons answer to (``weight_words``: which their weights point at)
 compare_shuffles       whether neurons read what a choice says, or where it stands
 accuracy_without_words what is left without the strongest words (``strongest_words`` finds them)
+steer                  whether turning neurons up or down steers what a model writes, and at what price
 position_share         how much of a neuron's activation goes with a token's place in its text
 ====================== ==================================================================================
 
 Results: ``Diagnosis`` ``ReadingComparison`` ``ScoreComparison`` ``VoteAndProbe`` ``PromptDescription``
 ``PromptTrajectory`` ``TaskComparison`` ``PromptTransfer`` ``TaskDamage`` ``AdaptedModel`` ``CheckpointComparison``
-``LabelWordComparison`` ``NeuronProfiles`` (and its ``NeuronProfile``) ``AccuracyWithoutWords``.
+``LabelWordComparison`` ``NeuronProfiles`` (and its ``NeuronProfile``) ``AccuracyWithoutWords``
+``SteeringCurve``.
 """
 
 from tl_skillneurons._rooms import open_room

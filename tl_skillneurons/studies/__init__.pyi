@@ -24,6 +24,10 @@ from .readings import compare_readings as compare_readings
 from .score_comparison import ScoreComparison as ScoreComparison
 from .score_comparison import compare_scores as compare_scores
 from .shuffles import compare_shuffles as compare_shuffles
+from .steering.curve import SteeringCurve as SteeringCurve
+from .steering.measures import ReadOut as ReadOut
+from .steering.run import SteeringOptions as SteeringOptions
+from .steering.run import steer as steer
 from .trajectory import PromptTrajectory as PromptTrajectory
 from .trajectory import prompt_trajectory as prompt_trajectory
 from .words.label_words import LabelWordComparison as LabelWordComparison

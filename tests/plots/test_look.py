@@ -11,6 +11,8 @@ import torch
 import tl_skillneurons as skn
 from tl_skillneurons import plots
 from tl_skillneurons.interventions import Condition, Measured, NeuronAttribution
+from tl_skillneurons.stats import Units
+from tl_skillneurons.studies.steering.curve import rows_of
 
 HOSTILE = "<script>alert(1)</script> <b>&amp; [/red] 🎬 \u202eabc"
 SHAPE = (2, 3, 4, 30)  # prompts, layers, positions, neurons
@@ -85,6 +87,22 @@ def writers():
     return SimpleNamespace(separation=found, neurons=range(5), labels=range(8), role="select")
 
 
+def steering():
+    """Two sets at two doses, with two draws of each control."""
+    generator = torch.Generator().manual_seed(2)
+    measures = ("class", HOSTILE, "cross_entropy")
+    kinds = [("chosen", 0), ("random", 0), ("random", 1), ("matched", 0), ("matched", 1)]
+
+    def values():
+        return {name: torch.rand(9, generator=generator).double() for name in measures}
+
+    steered = {(name, k, *kind): values() for name in ("a", HOSTILE) for k in (0, 1) for kind in kinds}
+    rows, draws = rows_of(values(), steered, [0.0, 2.0], Units.single(9), 0)
+    doses = pd.DataFrame(rows).assign(n_texts=9)
+    settings = {"toward": 1, "positions": "text"}
+    return skn.studies.SteeringCurve(doses, pd.DataFrame(draws), pd.DataFrame(), settings)
+
+
 def every_figure(scores, panel, tuned, trajectory, checkpoints):
     attribution = NeuronAttribution(torch.rand(3, 30), torch.ones(4), {"direction": "denoise"})
     return {
@@ -98,6 +116,7 @@ def every_figure(scores, panel, tuned, trajectory, checkpoints):
         "plot_effects": panel.plot(),
         "plot_heads": plots.plot_heads(writers()),
         "plot_tuning": plots.plot_tuning(tuned),
+        "plot_steering": steering().plot(),
         "plot_trajectory": trajectory.plot(),
         "plot_checkpoints": checkpoints.plot(),
     }
@@ -147,7 +166,7 @@ def test_no_name_that_a_picture_is_given_is_read_as_a_tag(figures):
 
 
 def test_kinds_of_lines_and_dots_are_told_apart_without_their_colour(figures):
-    for name in ("plot_sizes", "plot_effects", "plot_prompts", "plot_tuning"):
+    for name in ("plot_sizes", "plot_effects", "plot_prompts", "plot_tuning", "plot_steering"):
         shown = [
             trace for trace in figures[name].data if trace.type == "scatter" and trace.showlegend is not False
         ]

@@ -21,7 +21,7 @@ from tl_skillneurons.studies.steering.run import written_losses
 
 TEXTS = ["the film was good", "a good plot and a cast", "quick but good", "good"]
 DOSES = [1.0, 30.0]
-SHORT = SteeringOptions(positions="all", max_new_tokens=3)
+SHORT = SteeringOptions(positions="all", max_new_tokens=2)
 SETTINGS = {"toward": 1, "texts": TEXTS, "n_random": 19, "options": SHORT, "run": QUIET}
 MEASURE = {"good words": ["good"], "length": len}
 
@@ -45,8 +45,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def curve(writes, folder):
+    measure = {**MEASURE, "other class": ReadOut(*writes[1:], toward=0)}
     return steer(
-        *writes, planted.NEURONS, doses=DOSES, measure=MEASURE, path=folder / "written.json", **SETTINGS
+        *writes, planted.NEURONS, doses=DOSES, measure=measure, path=folder / "written.json", **SETTINGS
     )
 
 
@@ -73,14 +74,14 @@ def test_every_number_is_what_a_slow_loop_makes_of_the_answers(curve, writes):
     texts = curve.answers.groupby(["set", "dose"], dropna=False).answer.apply(list)
     before, after = texts["untouched"].iloc[0], texts["whole", 30.0]
     plain = skn.PromptedModel(model, None, run=QUIET)
-    assert tuple(before) == plain.generate(TEXTS, 3).answers
+    assert tuple(before) == plain.generate(TEXTS, 2).answers
     hooks = skn.ablate(planted.NEURONS, how=Scale(30.0), positions="all")
-    assert tuple(after) == plain.generate(TEXTS, 3, interventions=hooks).answers
+    assert tuple(after) == plain.generate(TEXTS, 2, interventions=hooks).answers
     read = skn.PromptedModel(model, prompt, task.label_words, run=QUIET)
     chance = torch.tensor([0.5])
 
     def probability(answer):
-        return read.class_logits([answer]).softmax(1)[:, 1] if answer else chance
+        return read.class_logits([answer]).detach().softmax(1)[:, 1] if answer else chance
 
     changes = torch.cat(
         [probability(one) - probability(other) for one, other in zip(after, before, strict=True)]
@@ -89,6 +90,7 @@ def test_every_number_is_what_a_slow_loop_makes_of_the_answers(curve, writes):
     assert row["change"] == pytest.approx(float(changes.mean()), abs=1e-6)
     low, high = bootstrap_mean(changes.double())
     assert (row["change_low"], row["change_high"]) == pytest.approx((float(low), float(high)), abs=1e-6)
+    assert row["value"] + row_of(curve, 30.0, "other class")["value"] == pytest.approx(1)
     assert row_of(curve, 30.0, "length")["value"] == sum(map(len, after)) / len(after)
     draws = curve.draws[(curve.draws.dose == 30.0) & (curve.draws.measure == "class")]
     for kind in ("random", "matched"):
@@ -129,12 +131,14 @@ def test_it_goes_on_where_it_stopped_shows_itself_and_survives_a_file(curve, wri
     path = folder / "written.json"
     monkeypatch.setattr(skn.PromptedModel, "generate", lambda *a, **k: pytest.fail("it wrote"))
     again = steer(*writes, planted.NEURONS, doses=DOSES[1:], measure=MEASURE, path=path, **SETTINGS)
-    kept = curve.doses[curve.doses.dose == 30.0].reset_index(drop=True)
+    kept = curve.doses[(curve.doses.dose == 30.0) & (curve.doses.measure != "other class")]
+    kept = kept.reset_index(drop=True)
     pd.testing.assert_frame_equal(again.doses, kept)
     with pytest.raises(ValueError, match=r"is from another run \(texts:"):
         steer(*writes, planted.NEURONS, path=path, **{**SETTINGS, "texts": TEXTS[1:]})
     assert repr(curve).startswith("SteeringCurve(toward=1, doses=[1.0, 30.0], largest_change=0.")
-    assert "<table" in curve._repr_html_() and any("matched" in note for note in curve.notes)
+    assert "<table" in curve._repr_html_() and len(curve.notes) == 3
+    assert curve.notes[2] == "intervals: too narrow over 4 units (text), it takes 8 or more"
     read = SteeringCurve.load(curve.save(folder / "curve.json"))
     for name in ("doses", "draws", "answers"):
         pd.testing.assert_frame_equal(getattr(read, name), getattr(curve, name))
@@ -158,18 +162,18 @@ def test_the_picture_has_the_doses_and_the_range_of_the_controls(curve):
 def test_shifts_are_along_what_the_neurons_do_at_text(writes):
     model, prompt, task = writes
     options = SteeringOptions(how="shift", positions="generated", max_new_tokens=3)
-    sets = {"a": planted.NEURONS, "b": planted.DECOY}
     settings = {"toward": 1, "texts": TEXTS[:2], "doses": [40.0], "n_random": 19, "run": QUIET}
-    found = steer(model, [prompt, planted.prompt(1)], task, sets, options=options, **settings)
+    found = steer(
+        model, [prompt, planted.prompt(1)], task, {"a": planted.NEURONS}, options=options, **settings
+    )
     split = task.split("baseline")
     plain = skn.PromptedModel(model, None, run=QUIET)
     acts = skn.prompts.neuron_activations(model, None, list(split["text"]), positions="mean", run=QUIET)
     values = Reference(acts, torch.tensor(split["label"]))
-    for name, one in sets.items():
-        hooks = skn.ablate(one, how=Shift(1, 40.0), values=values, positions="generated")
-        written = plain.generate(TEXTS[:2], 3, interventions=hooks)
-        assert tuple(found.answers[found.answers.set == name].answer) == written.answers
-    assert set(found.doses.set) == {"a", "b"} and set(found.doses.n_neurons) == {1, 3}
+    hooks = skn.ablate(planted.NEURONS, how=Shift(1, 40.0), values=values, positions="generated")
+    written = plain.generate(TEXTS[:2], 3, interventions=hooks).answers
+    assert tuple(found.answers[found.answers.set == "a"].answer) == written
+    assert set(found.doses.intervention) == {"shift to 1 by 40"}
 
 
 def test_neurons_that_the_texts_chose_are_refused_unless_insisted(writes):

@@ -97,8 +97,8 @@ def with_controls(
         warnings.warn(
             f"controls differ from the set in activation and output norm by more than {ALIKE:g} standard deviations of "
             f"their layers ({'; '.join(unlike)}): the set has neurons that no others are like, and what is done to it "
-            "may do more for that alone; the result's notes say so, measure_effects(beyond=Beyond(most_difference=0.1)) "
-            "refuses",
+            "may do more for that alone; the result's notes say so, and measure_effects refuses with "
+            "Beyond(most_difference=0.1)",
             stacklevel=3,
         )
     return drawn

@@ -9,6 +9,7 @@ import pandas as pd
 from tl_skillneurons._checks import require_option
 from tl_skillneurons.plots.effects import CONTROL_NAMES
 from tl_skillneurons.plots.look import COLOURS, faded, figure_of, fraction, told
+from tl_skillneurons.studies._common import records
 from tl_skillneurons.studies.steering.curve import KINDS, SteeringCurve
 from tl_skillneurons.studies.steering.measures import FLUENCY
 
@@ -18,6 +19,7 @@ _NAMES = {
     "repeated": "repeated 3-token runs (share)",
     "empty": "empty answers (share)",
 }
+_DASHES = {"random": "solid", "matched": "dot"}
 
 
 def plot_steering(curve: SteeringCurve, *, measures: Sequence[str] | None = None) -> Any:
@@ -84,7 +86,7 @@ def _panel(figure: Any, rows: pd.DataFrame, legend: bool, at: dict[str, int]) ->
             y=[*low, *reversed(high)],
             fill="toself",
             fillcolor=faded(COLOURS[kind], 0.28),
-            line={"width": 1, "color": faded(COLOURS[kind], 0.5)},
+            line={"width": 1, "color": faded(COLOURS[kind], 0.5), "dash": _DASHES[kind]},
             mode="lines",
             name=CONTROL_NAMES[kind],
             legendgroup=kind,
@@ -120,8 +122,8 @@ def _panel(figure: Any, rows: pd.DataFrame, legend: bool, at: dict[str, int]) ->
         legendgroup="skill",
         showlegend=legend,
         customdata=[
-            f"p {fraction(row.p_random)} (random neurons), {fraction(row.p_matched)} (matched neurons)"
-            for row in rows.itertuples()
+            f"p {fraction(one['p_random'])} (random neurons), {fraction(one['p_matched'])} (matched neurons)"
+            for one in records(rows)
         ],
         hovertemplate="dose %{x:g}: %{y:.3f}<br>%{customdata}",
         **at,

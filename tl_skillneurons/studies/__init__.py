@@ -17,7 +17,8 @@ compare_label_words    whether they depend on the label words (``random_label_wo
 word_selectivity       which words neurons answer to (``weight_words``: which their weights point at)
 compare_shuffles       whether neurons read what a choice says, or where it stands
 accuracy_without_words what is left without the strongest words (``strongest_words`` finds them)
-steer                  whether turning neurons up or down steers what a model writes, and at what price
+steer                  whether turning neurons up or down steers what a model writes, at what price (``SteeringOptions``
+                       says how, ``ReadOut`` measures other classes)
 position_share         how much of a neuron's activation goes with a token's place in its text
 ====================== ==================================================================================
 

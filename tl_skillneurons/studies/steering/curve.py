@@ -15,7 +15,7 @@ from tl_skillneurons._pictures import plotted
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.stats.intervals import bootstrap_mean
 from tl_skillneurons.stats.units import Units
-from tl_skillneurons.studies._common import load_tables, save_tables
+from tl_skillneurons.studies._common import load_tables, records, save_tables
 from tl_skillneurons.studies.steering.measures import CLASS
 from tl_skillneurons.studies.steering.numbers import beside_controls, outside, perplexity
 
@@ -63,18 +63,18 @@ class SteeringCurve:
     plot = plotted("plot_steering")
 
     def __repr__(self) -> str:
-        own = self.doses[self.doses.measure == CLASS]
-        best = own.loc[own.change.abs().idxmax()]
+        own = [row for row in records(self.doses) if row["measure"] == CLASS]
+        best = max(own, key=lambda row: abs(row["change"]))
         return one_line(
             self,
             toward=self.settings["toward"],
-            doses=[float(dose) for dose in dict.fromkeys(self.doses.dose)],
-            largest_change=float(best.change),
-            at_dose=float(best.dose),
-            p_random=float(best.p_random),
-            p_matched=float(best.p_matched),
-            n_collapsed=int(own.collapse.sum()),
-            n_texts=int(best.n_texts),
+            doses=self.settings["doses"],
+            largest_change=float(best["change"]),
+            at_dose=float(best["dose"]),
+            p_random=float(best["p_random"]),
+            p_matched=float(best["p_matched"]),
+            n_collapsed=sum(bool(row["collapse"]) for row in own),
+            n_texts=int(best["n_texts"]),
         )
 
     @property

@@ -44,6 +44,7 @@ from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.hypothesis_tests import require_draws
+from tl_skillneurons.stats.intervals import FEWEST_UNITS
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import settings_of, soft_prompts
 from tl_skillneurons.studies.steering.curve import KINDS, Key, SteeringCurve, Values, rows_of
@@ -110,8 +111,8 @@ class SteeringOptions:
         for dose in doses:
             if isinstance(dose, bool) or not isinstance(dose, int | float) or not math.isfinite(dose):
                 raise ValueError(f"doses must be finite numbers, got {dose!r}")
-        found = []
-        for dose in doses:
+        found: list[Intervention] = []
+        for dose in map(float, doses):
             if self.how == "scale":
                 found.append(Scale(dose))
             elif self.how == "shift":
@@ -220,7 +221,7 @@ def steer(
             for key, held, one in conditions:
                 hooks = _hooks(held, one, reference, options)
                 name, _, kind, draw = key
-                condition = f"{one.name}, {name}, {kind} {draw}"
+                condition = f"{one!r}, {name}, {kind} {draw}"
                 written[key] = kept.each(condition, partial(_write, writer, asked, options, hooks))
                 advance(1, note=condition)
     special = special_token_ids(model.tokenizer)
@@ -239,7 +240,14 @@ def steer(
             "n_units": len(units),
             "neurons_chosen": where_chosen[row["set"]],
         }
-    notes = [note for note in drawn.notes if not note.startswith("least")]
+    notes = [
+        "class: read by the prompts that were given; where they chose the neurons too, an independent judge says more",
+        *(note for note in drawn.notes if not note.startswith("least")),
+    ]
+    if len(units) < FEWEST_UNITS:
+        notes.append(
+            f"intervals: too narrow over {len(units)} units ({units.what}), it takes {FEWEST_UNITS} or more"
+        )
     told = {name: {kind: one[kind] for kind in KINDS} for name, one in drawn.told.items()}
     settings = settings_of(
         model,

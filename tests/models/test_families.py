@@ -122,7 +122,9 @@ def test_ablation_equals_the_same_edit_on_the_untouched_models_modules(family, p
         _, layers, at_prompt = alone(family, prompt, text)
         where = torch.zeros(len(layers[0]), dtype=torch.bool)
         where[at_prompt] = True
-        where = {"all": where | True, "prompt": where, "text": ~where}[positions]
+        words = torch.zeros_like(where)
+        words[~where] = model.to_tokens(text)[0] >= len(tiny.SPECIAL)
+        where = {"all": where | True, "prompt": where, "text": words}[positions]
 
         def edit(act, layer):
             for position in where.nonzero()[:, 0].tolist():

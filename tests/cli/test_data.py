@@ -159,6 +159,8 @@ for given in map(str.split, sys.stdin.read().splitlines()):
     assert not {"torch", "pandas", "numpy", "transformers"} & set(sys.modules), given
 print("light")
 """
+    encoder = {"model": {"name": "minilm", "architecture": "BertForMaskedLM"}, "task": {"template": "{text}"}}
+    (tmp_path / "run.json").write_text(json.dumps({"finished": True, "settings": encoder}))
     lines = [
         "--help",
         "--version",
@@ -172,6 +174,9 @@ print("light")
         "heads nowhere",
         "diagnose nowhere --help",
         "prune nowhere --keep x",
+        "steer nowhere --doses x",
+        "steer nowhere --words it's,good",
+        f"steer {tmp_path}",
         "compare nowhere",
         "report nowhere",
     ]

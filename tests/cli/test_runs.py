@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 from commands import ask, told
 from planted import HEADS
 from planted import model as planted_model
+from toy import QUIET
 
 ASKED = {
     "effects": ["--interventions", "zero", "--sizes", "1", "--controls", "19"],
@@ -14,6 +16,7 @@ ASKED = {
     "diagnose": ["--bootstrap", "9", "--permutations", "19"],
     "prune": ["--keep", "2,10", "--controls", "2"],
     "neuron": ["0.5", "1.7"],
+    "steer": "--toward positive --doses 4 --n-texts 3 --tokens 2 --controls 19 --words good,bright".split(),
 }
 """A quick question of each command that loads the model."""
 
@@ -50,10 +53,42 @@ def the_heads_are_those_that_were_planted(rows, found, skn):
     assert all(row["difference"] > 0.1 for row in strongest)
 
 
+def what_is_written_is_that_of_the_plain_python_call(rows, found, skn):
+    model, whole = planted_model(), found.task.split("report")["text"]
+    texts = list(dict.fromkeys(row["text"] for row in rows["answers"]))
+    assert len(texts) == 3 and all(any(one.startswith(f"{text} ") for one in whole) for text in texts)
+    untouched = [row["answer"] for row in rows["answers"] if row["dose"] is None]
+    assert tuple(untouched) == skn.PromptedModel(model, None, run=QUIET).generate(texts, 2).answers
+    [kept] = (found.folder / "asked").glob("*.written.json")
+    written = kept.read_bytes()
+    curve = skn.studies.steer(
+        model,
+        found.prompts,
+        found.task,
+        found.skill,
+        toward=1,
+        texts=texts,
+        doses=[4.0],
+        measure={"words": ["good", "bright"]},
+        n_random=19,
+        options=skn.studies.SteeringOptions(how="shift", max_new_tokens=2),
+        path=kept,
+        run=QUIET,
+    )
+    assert kept.read_bytes() == written  # the same neurons, doses and controls: nothing was left to write
+    expected = curve.to_dataframe().set_index("measure")
+    assert [row["measure"] for row in rows["doses"]] == list(expected.index)
+    for row in rows["doses"]:
+        for name in ("value", "change_low", "matched_median", "perplexity"):
+            assert row[name] == pytest.approx(expected[name][row["measure"]])
+        assert row["p_random"] == expected.p_random[row["measure"]]
+
+
 CHECKED = {
     "heads": the_heads_are_those_that_were_planted,
     "effects": effects_are_those_of_the_plain_python_call,
     "prune": accuracies_are_those_of_the_pruned_models,
+    "steer": what_is_written_is_that_of_the_plain_python_call,
 }
 
 
@@ -176,6 +211,26 @@ def test_the_model_may_be_elsewhere_and_called_otherwise(cli, folder, monkeypatc
         (["diagnose", "{run}", "--model", "./nowhere"], "there is no folder ./nowhere for --model"),
         (["neuron", "{run}", "14"], "a neuron is LAYER.INDEX, such as 14.371, got '14'"),
         (["neuron", "{run}", "3.1"], "there is no neuron 3.1: layers are 0 to 2, neurons of a layer 0 to 47"),
+        (
+            ["steer", "{run}", "--toward", "2"],
+            "--toward must be a label of the run ('0', '1'), its label word",
+        ),
+        (["steer", "{run}", "--doses", "1,x"], "--doses must be one or several numbers with commas"),
+        (["steer", "{run}", "--doses", "nan"], "--doses must be one or several numbers with commas"),
+        (["steer", "{run}", "--how", "push"], "--how must be one of 'shift', 'scale', got 'push'"),
+        (
+            ["steer", "{run}", "--positions", "prompt"],
+            "--positions must be one of 'generated', 'text', 'all'",
+        ),
+        (["steer", "{run}", "--texts", "no.txt"], "there is no file no.txt for --texts"),
+        (["steer", "{run}", "--texts", "{run}"], "--texts {run} can't be read"),
+        (["steer", "{run}", "--words", "no.txt"], "there is no file no.txt for --words"),
+        (
+            ["steer", "{run}", "--words", "good,so so"],
+            "--words must hold single words, with commas or one a line",
+        ),
+        (["steer", "{run}", "--words", " ,"], "--words must hold at least one word"),
+        (["steer", "{run}", "--tokens", "99"], "give --tokens of at most"),
         (["compare", "{run}"], "compare takes two or more different runs"),
     ],
 )
@@ -185,6 +240,70 @@ def test_what_a_user_gets_wrong_is_told_in_the_words_of_the_command(cli, finishe
     assert refused.exit_code == 2
     assert "".join(said.format(run=run).split()) in "".join(refused.output.split())
     assert not (finished[0] / "asked").exists()
+
+
+def test_a_run_that_nothing_can_be_written_with_is_refused_before_anything_is_loaded(
+    cli, folder, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "tl_skillneurons.find.folder", None)
+    whole = json.loads((folder / "run.json").read_text())
+    whole["settings"]["task"]["template"] = "{title}: {body}"
+    (folder / "run.json").write_text(json.dumps(whole))
+    assert "'{title}: {body}' of the run in" in told(ask(cli, "steer", folder))
+    whole["settings"]["model"]["architecture"] = "BertForMaskedLM"
+    (folder / "run.json").write_text(json.dumps(whole))
+    assert "which has several columns" in told(ask(cli, "steer", folder))  # a BERT that is a decoder writes
+    (folder / "price.safetensors").unlink()
+    refused = ask(cli, "steer", folder)
+    assert refused.exit_code == 2 and "is an encoder and can't write one token after another" in told(refused)
+
+
+def test_what_was_written_is_judged_by_other_words_without_writing_it_again(
+    cli, folder, tmp_path, monkeypatch
+):
+    from tl_skillneurons.studies.steering import run
+
+    words, texts = tmp_path / "words.txt", tmp_path / "texts.txt"
+    words.write_text("dull\nslow, was\n")
+    texts.write_text("the film\n\n a plot and \n")
+    given = ["steer", folder, "--doses", "2", "--texts", texts]
+    n_written = []
+
+    def write(writer, texts, *_):
+        n_written.append(len(texts))
+        return {"answers": ["slow"] * 2, "token_ids": [[7]] * 2, "cross_entropy": [1.0] * 2}
+
+    monkeypatch.setattr(run, "_write", write)
+    assert ask(cli, *given).exit_code == 0 and n_written == [2] * (1 + 1 + 2 * 20)
+    again = json.loads(ask(cli, *given, "--toward", "1", "--words", words, "--json").stdout)
+    assert {row["text"] for row in again["numbers"]["answers"]} == {"the film", "a plot and"}
+    assert again["settings"]["words"] == ["dull", "slow", "was"] and len(n_written) == 42
+    assert len([*(folder / "asked").glob("steer-????????.json")]) == 2
+
+
+def test_texts_that_chose_the_neurons_are_refused(cli, folder, tmp_path, skn):
+    chose = skn.find.load_run(folder).task.split("select")["text"][0]
+    texts = tmp_path / "texts.txt"
+    texts.write_text(f"something else\n{chose}\n")
+    refused = ask(cli, "steer", folder, "--texts", texts)
+    assert refused.exit_code == 2
+    assert "1 of the 2 texts in --texts are among those of role 'select' that chose" in told(refused)
+
+
+@pytest.mark.parametrize(
+    ("text", "beginning"),
+    [
+        ("The plot, of course, was dull.", "The plot, of"),
+        ("a b c d e f g h i j k l m n o p q r s t", "a b c d e f"),
+        ("Dull!", "Dull"),
+        ("\u6211\u559c\u6b61\u96fb\u5f71", "\u6211\u559c"),
+        (" \U0001f44d ", "\U0001f44d"),
+    ],
+)
+def test_a_text_begins_with_the_first_half_of_its_words_six_at_most(text, beginning):
+    from tl_skillneurons.cli.steer import _beginning
+
+    assert _beginning(text) == beginning
 
 
 def test_an_unfinished_run_and_a_broken_record_are_refused_before_anything_is_loaded(cli, folder):

@@ -11,4 +11,5 @@ from tl_skillneurons.cli import heads as heads
 from tl_skillneurons.cli import neuron as neuron
 from tl_skillneurons.cli import prune as prune
 from tl_skillneurons.cli import report as report
+from tl_skillneurons.cli import steer as steer
 from tl_skillneurons.cli._app import app as app

@@ -14,6 +14,9 @@ from tl_skillneurons._checks import listed, near
 
 RUN, CLASSES = "run.json", "classes.json"
 """What tells a run's folder, and one that holds a run for each class."""
+_TASK, _PRICE = "task.json", "price.safetensors"
+_ENCODERS = ("ForMaskedLM", "EncoderModel")
+"""How the architectures end that a run may have and that, by themselves, write nothing."""
 
 PACKAGED = ("smollm2", "minilm")
 """The models that are no hub's, named here again since their own module takes a second to import."""
@@ -60,6 +63,44 @@ def require_run(folder: Path) -> dict[str, Any]:
             f"the run in {folder} is not finished; the command that began it, repeated, goes on where it stopped"
         )
     return said
+
+
+def run_task(folder: Path) -> dict[str, Any]:
+    """What a run's folder says of its task: ``label_names``, ``label_words`` and ``template`` among it.
+
+    Raises:
+        FileNotFoundError: When it says nothing.
+        ValueError: When that can't be read.
+    """
+    path = folder / _TASK
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {_TASK} in {folder}; take it from a backup")
+    said = _json(path)
+    if not all(isinstance(said.get(name), list) for name in ("label_names", "label_words")):
+        raise ValueError(f"{path} is not the task of a run; it is corrupt or another kind of file")
+    return said
+
+
+def require_writes(folder: Path) -> None:
+    """Refuse a run whose model can't write, or whose task can't read what is written, where its records tell.
+
+    Raises:
+        ValueError: Then.
+    """
+    settings = require_run(folder)["settings"]
+    named, kind = settings["model"]["name"], settings["model"]["architecture"]
+    priced = (folder / _PRICE).exists()  # of every model that predicts the next token
+    if kind.endswith(_ENCODERS) and not priced:
+        raise ValueError(
+            f"the model of the run in {folder}, {named} ({kind}), is an encoder and can't write one token after "
+            "another; steer a run of a causal language model, or see by effects what its answers lose"
+        )
+    template = settings["task"]["template"]
+    if "{" in template and len(set(template_columns(template))) > 1:
+        raise ValueError(
+            f"what is written can't stand in the template {template!r} of the run in {folder}, which has several "
+            "columns; steer a run of single texts"
+        )
 
 
 def is_finished(folder: Path) -> bool:

@@ -252,6 +252,7 @@ def test_files_of_another_run_in_the_folder_are_refused(cli, data, folder, tmp_p
 
 
 def test_findings_show_themselves_as_a_line_and_a_table_of_their_neurons(data, finished, skn):
+    from tl_skillneurons.find.evidence import Evidence
     from tl_skillneurons.tasks.sources import load_splits
 
     task = skn.Task.from_datasets(
@@ -266,6 +267,7 @@ def test_findings_show_themselves_as_a_line_and_a_table_of_their_neurons(data, f
         n_steps=8,
         top=2,
         training=skn.prompts.TrainingOptions(batch_size=8),
+        evidence=Evidence(n_permutations=99, n_curve_examples=4, n_curve_random=1),
         run=QUIET,
     )
     frame = found.to_dataframe()

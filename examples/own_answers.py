@@ -65,7 +65,7 @@ def judge(answer, row):
     return row["capital"] in answer
 
 
-# %% Its answers are the labels; within each continent as many right as wrong ones, or a neuron that reads the continent
+# %% Its answers are the labels; of each split and continent as many right as wrong ones, or a neuron that reads the continent
 # would pass for one that knows
 writing = {"max_new_tokens": 10}
 found = skn.tasks.from_answers(
@@ -115,7 +115,10 @@ def right(neurons, factor):
 
 
 n_random = 1 if SMALL else 5
-print(f"\nright on {len(questions)} questions of report, half of which it answers right by itself:")
+by_itself = float((table[table.text.isin(of_report)].label == "right").mean())
+print(
+    f"\n{len(questions)} questions of report, of which it answers {by_itself:.3f} right by itself; right with"
+)
 for factor in (0.0, 2.0):
     beside = [right(skill.random_like(seed), factor) for seed in range(n_random)]
     print(

@@ -69,6 +69,17 @@ def test_within_each_topic_there_are_as_many_of_each_label():
     assert "36 of 80 answered questions are left out, for labels to be equally many" in found.task.notes[0]
 
 
+def test_labels_are_as_many_within_a_topic_of_each_split_that_is_given():
+    wrong_first = sorted(ROWS, key=lambda row: is_right(int(row["question"].split()[1].strip("?"))))
+    splits = {"train": wrong_first[:20] + wrong_first[-20:], "validation": wrong_first[10:40]}
+    splits["test"] = [row for row in ROWS if row not in splits["train"] + splits["validation"]] + ROWS[1:30:2]
+    found = from_answers(Doubles(), splits, topic="size")
+    rows = [row for split in splits.values() for row in split]
+    kept = found.table.assign(size=[row["size"] for row in rows])[found.table.kept]
+    counts = kept.groupby(["split", "size"]).label.value_counts().unstack()
+    assert len(counts) >= 3 and (counts.right == counts.wrong).all()
+
+
 def test_an_interrupted_call_goes_on_where_it_stopped_and_others_are_refused(tmp_path):
     path, whole = tmp_path / "answers.json", Doubles()
     expected = from_answers(whole, ROWS, path=path)

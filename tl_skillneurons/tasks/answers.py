@@ -2,8 +2,8 @@
 
 The labels say of the model, not of the world, what it got right. Right answers may differ from wrong ones in much
 besides: a topic that the model knows has more of them, and a neuron that reads the topic is no truth neuron. ``topic=``
-keeps equally many of each label within each topic. What it does not show: that a neuron which tells right from wrong
-before the answer is written is used in writing it.
+keeps equally many of each label within each topic of a split. What it does not show: that a neuron which tells right
+from wrong before the answer is written is used in writing it.
 """
 
 import hashlib
@@ -142,7 +142,8 @@ def from_answers(
             ``generate`` takes them.
         unended: What becomes of answers that did not end within ``max_new_tokens``: ``"refuse"`` them, ``"judge"`` them
             as they are, or ``"drop"`` them.
-        topic: A column within whose equal values equally many of each label are kept, drawn by ``seed``.
+        topic: A column within whose equal values equally many of each label are kept in each split of ``rows``, drawn
+            by ``seed``. Roles that are drawn from one table have its topics as luck deals them out.
         seed: Of what is drawn: answers, balance, roles.
         path: A file that keeps answers as they come; the same call goes on where it stopped.
         name, roles: Of the task, as there.
@@ -329,7 +330,8 @@ def _label(given: Any, answer: str) -> str | int | None:
 def _kept(
     table: pd.DataFrame, rows: Sequence[Mapping[str, Any]], topic: str | None, seed: int
 ) -> tuple[list[bool], str]:
-    """Which questions have a label, and where topics are asked for, are as many as those of the other labels there."""
+    """Which questions have a label, and where topics are asked for, are as many as those of the other labels there, in
+    each split for itself: what is balanced over all splits may be skewed in the one that chooses or measures."""
     has_label = [label is not None for label in table.label]
     if topic is None:
         return has_label, ""
@@ -340,7 +342,8 @@ def _kept(
                 f"topic {topic!r} is not in the rows, which have {listed(row)}; {near(topic, row)}"
             )
         if has_label[number]:
-            members.setdefault(row[topic], {}).setdefault(table.label[number], []).append(number)
+            of_topic = members.setdefault((table.split[number], row[topic]), {})
+            of_topic.setdefault(table.label[number], []).append(number)
     labels = {label for of_topic in members.values() for label in of_topic}
     generator, chosen = random.Random(seed), set()
     for of_topic in members.values():

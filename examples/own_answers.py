@@ -65,8 +65,8 @@ def judge(answer, row):
     return row["capital"] in answer
 
 
-# %% Its answers are the labels; of each split and continent as many right as wrong ones, or a neuron that reads the continent
-# would pass for one that knows
+# %% Its answers are the labels; of each split and continent as many right as wrong ones, or a neuron that reads the
+# continent would pass for one that knows
 writing = {"max_new_tokens": 10}
 found = skn.tasks.from_answers(
     asked,

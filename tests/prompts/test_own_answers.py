@@ -81,3 +81,30 @@ def test_what_was_written_is_a_kind_of_position_and_is_never_cut(found):
     assert short.n_truncated > 0 and torch.equal(short.is_generated.sum(1), tokens.is_generated.sum(1))
     with pytest.raises(ValueError, match="stands behind the text, and example 0 has none"):
         skn.score_neurons(asked.model, None, found.task, positions="answer_last", run=QUIET)
+
+
+def test_answers_of_other_neurons_are_not_taken_from_the_file_and_those_of_functions_are_not_kept(tmp_path):
+    asked = skn.PromptedModel(chats.chatting(), None, chat=Chat(system="quick"))
+    rows = [
+        {"q": f"the film {word}"} for word in ("is bad", "was good", "not very", "but quick", "and the", "a")
+    ]
+
+    def ask(neurons, **how):
+        writing = {"max_new_tokens": 2, "interventions": skn.ablate(neurons, positions="generated", **how)}
+        numbered = iter(range(len(rows)))
+        return from_answers(
+            asked,
+            rows,
+            question="q",
+            judge=lambda answer, row: next(numbered) % 2 == 0,
+            writing=writing,
+            unended="judge",
+            path=tmp_path / "answers.json",
+        )
+
+    first = ask([(0, 3)])
+    assert ask([(0, 3)]).table.equals(first.table)
+    with pytest.raises(ValueError, match="has answers of another call"):
+        ask([(0, 4)])
+    with pytest.raises(ValueError, match="a file can't tell one hook function from another"):
+        ask([(0, 3)], how=lambda act, hook: act)

@@ -276,13 +276,35 @@ def test_answers_are_kept_with_what_made_them(tmp_path):
     found = prompted.generate(TEXTS, N, interventions=hooks, temperature=1.0, seed=7)
     assert Completions.load(found.save(tmp_path / "answers.json")) == found
     assert found.settings["writing"]["seed"] == 7 and found.settings["max_length"] == 20
-    assert found.settings["interventions"][0] == {
-        "hook": "blocks.0.mlp.hook_post",
-        "what": "scale 2 of 5",
-        "positions": "generated",
-    }
+    told = dict(found.settings["interventions"][0])
+    assert len(told.pop("digest")) == 64
+    assert told == {"hook": "blocks.0.mlp.hook_post", "what": "scale 2 of 5", "positions": "generated"}
     assert repr(found).startswith("Completions(n=4, n_tokens=")
     assert list(found.to_dataframe()) == ["text", "answer", "n_tokens", "ended"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        skn.ablate([(0, 3), (0, 9)], how="mean", values=torch.zeros(2, 48), positions="generated"),
+        skn.ablate([(0, 3), (0, 7)], how="mean", values=torch.ones(2, 48), positions="generated"),
+        skn.ablate([(0, 3), (0, 7)], how="zero", positions="generated"),
+        skn.ablate([(0, 3), (0, 7)], how="mean", values=torch.zeros(2, 48), positions="text"),
+        skn.ablate([(0, 3), (0, 7)], how=lambda act, hook: act, positions="generated"),
+    ],
+    ids=["neurons", "values", "what", "positions", "function"],
+)
+def test_what_is_recorded_tells_edits_of_other_neurons_values_and_positions_apart(other):
+    prompted = prompted_model("llama")
+    hooks = skn.ablate([(0, 3), (0, 7)], how="mean", values=torch.zeros(2, 48), positions="generated")
+
+    def told(hooks, **where):
+        return prompted.generate(TEXTS[:1], 1, interventions=hooks, **where).settings["interventions"]
+
+    again = skn.ablate([(0, 3), (0, 7)], how="mean", values=torch.zeros(2, 48), positions="generated")
+    assert told(hooks) == told(again) != told(other)
+    everywhere = skn.ablate([(0, 3), (0, 7)], how="zero")
+    assert told(everywhere, positions="text") != told(everywhere, positions="generated") != told(everywhere)
 
 
 def n_hooks(model):

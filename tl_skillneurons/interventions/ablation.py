@@ -12,6 +12,7 @@ Hooks are pairs of hook-point name and function, for ``model.run_with_hooks(fwd_
 ``model.hooks(fwd_hooks=...)``.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,8 +23,9 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from tl_skillneurons._checks import require_option, require_seed
+from tl_skillneurons._files import fingerprint
 from tl_skillneurons._widths import Width, in_layer, width_in
-from tl_skillneurons.interventions.kinds import How, Intervention, as_intervention
+from tl_skillneurons.interventions.kinds import Call, How, Intervention, Keep, as_intervention
 from tl_skillneurons.interventions.references import At, References, ReferenceValues, given_values
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
@@ -167,6 +169,20 @@ class FeatureEdit:
     def told(self) -> str:
         """What is done to how many features, for records."""
         return f"{self.what.name} of {len(self.feature)}"
+
+    @property
+    def digest(self) -> str | None:
+        """The same for edits that do the same to the same features, in files; ``None`` of a function, which no file can
+        tell from another."""
+        if isinstance(self.what.other if isinstance(self.what, Keep) else self.what, Call):
+            return None
+        read = [getattr(self.reference, name) for name in self.what.needs]
+        values = [v if v.ndim < 2 else v[..., self.layer, :][..., self.feature.to(v.device)] for v in read]
+        labels = [] if self.labels is None else [self.labels]
+        where = self.positions.tolist() if isinstance(self.positions, Tensor) else self.positions
+        said = repr((self.what, self.layer, where, self.seed))
+        tensors = fingerprint(self.feature, *labels, *values)
+        return hashlib.sha256(f"{said} {tensors}".encode()).hexdigest()
 
     @property
     def acts_at(self) -> str:

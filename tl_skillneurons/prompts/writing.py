@@ -143,6 +143,8 @@ def limited(hooks: Hooks, positions: Any) -> list[Hook]:
             return torch.where(here.view(*here.shape, *[1] * (act.ndim - 2)), new, act)
 
         at_positions.__name__ = _told(function)
+        digest = _digest(function)
+        at_positions.digest = digest and f"{positions!r} {digest}"  # type: ignore[attr-defined]
         known = isinstance(positions, str) and says in (*PLACES,)
         return ActsAt(positions, at_positions) if known else at_positions
 
@@ -195,13 +197,21 @@ def _as_hooks(given: Any) -> list[Hook]:
     return hooks
 
 
-def _record(name: str, function: Any) -> dict[str, str]:
-    """What is recorded of a hook."""
+def _record(name: str, function: Any) -> dict[str, str | None]:
+    """What is recorded of a hook; ``digest`` tells edits of other neurons or values apart, and is ``None`` of a
+    function."""
     return {
         "hook": name,
         "what": _told(function),
         "positions": function.positions if isinstance(function, ActsAt) else "any",
+        "digest": _digest(function),
     }
+
+
+def _digest(function: Any) -> str | None:
+    inner = function.function if isinstance(function, ActsAt) else function
+    digest = getattr(inner, "digest", None)
+    return digest if isinstance(digest, str) else None
 
 
 def _told(function: Any) -> str:

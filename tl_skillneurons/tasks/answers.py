@@ -150,8 +150,8 @@ def from_answers(
 
     Raises:
         TypeError: For a judge that is none, or gives something else than a label.
-        ValueError: For answers that never end, labels that are all the same, or a ``path`` of other questions, another
-            model or other settings.
+        ValueError: For answers that never end, labels that are all the same, a ``path`` of other questions, another
+            model, other neurons or settings, or one beside hook functions that no file can tell apart.
 
     Example:
         >>> asked = skn.PromptedModel(model, None, chat=skn.tasks.Chat(system="Answer with one word."))
@@ -242,6 +242,11 @@ def _written(
 ) -> tuple[list[str], list[bool], dict[str, Any]]:
     """What the model answers, from the file where it was kept."""
     probe = model.generate(texts[:1], **{**how, "max_new_tokens": 1, "seed": seed}).settings
+    if path is not None and any(one.get("digest") is None for one in probe.get("interventions", ())):
+        raise ValueError(
+            "a file can't tell one hook function from another of the same name, so answers that were written with it "
+            "can't be kept; give neurons' own interventions (ablate(neurons, how=Scale(2.0))), or leave path out"
+        )
     digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
     said = {name: value for name, value in how.items() if isinstance(value, (int, float, str, type(None)))}
     settings = {name: value for name, value in probe.items() if name not in _UNLIKE}

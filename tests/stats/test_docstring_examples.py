@@ -9,7 +9,10 @@ import torch
 
 @pytest.mark.parametrize(
     "name",
-    "chance hypothesis_tests intervals metrics multiple_testing paired_equivalence permutation ranks units".split(),
+    (
+        "chance hypothesis_tests intervals metrics multiple_testing paired_equivalence permutation ranks "
+        "separation units"
+    ).split(),
 )
 def test_the_examples_in_docstrings_give_what_they_say(name):
     module = importlib.import_module(f"tl_skillneurons.stats.{name}")

@@ -10,6 +10,7 @@ fit_soft_prompts        tunes one prompt per seed, with ``TrainingOptions``
 AdapterTraining         how a model's other weights learn a task, for ``studies.adapt``
 RunOptions              how to run (batches, cache, progress), never what is measured
 neuron_activations      every neuron's activation on texts, ``set_activations`` those of a set
+answers_and_neurons     the model's answers, and every neuron where they are read, from one run
 stream_activations      every layer's activations, batch by batch, reduced and gone with their batch
 ActsAt                  a hook function that declares at which positions it acts
 PromptedTokens          one batch of tokens, with what is prompt, text and padding

@@ -1,3 +1,4 @@
+from .activations import answers_and_neurons as answers_and_neurons
 from .activations import neuron_activations as neuron_activations
 from .activations import set_activations as set_activations
 from .attached import VirtualTokens as VirtualTokens

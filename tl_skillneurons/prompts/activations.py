@@ -15,12 +15,16 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._widths import in_layer, widest
-from tl_skillneurons.models.sites import neuron_shape
+from tl_skillneurons.models.batches import run_batches
+from tl_skillneurons.models.hooks import Hook
+from tl_skillneurons.models.sites import neuron_hooks, neuron_shape
+from tl_skillneurons.models.verification import require
 from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
+from tl_skillneurons.prompts._forward import finite_logits
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, require_sees_text
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
-from tl_skillneurons.prompts.streaming import READINGS, stream_activations
+from tl_skillneurons.prompts.streaming import READINGS, reading, stream_activations
 from tl_skillneurons.tasks.chat import Chat
 
 MEMORY = 2**30
@@ -166,3 +170,62 @@ def set_activations(
 
     stream_activations([prompted], texts, reduce, add, positions=positions)
     return kept
+
+
+def answers_and_neurons(
+    prompted: PromptedModel, texts: Sequence[str]
+) -> tuple[Float[Tensor, "example n_classes"], Float[Tensor, "example layer neuron"]]:
+    """What the model answers to each text, and every neuron's activation where that is read, from one run of the texts.
+
+    For neurons that tell whether the model will be right: the answers say where it is, and
+    :func:`~tl_skillneurons.scores.score_activations` scores the activations by that. It keeps every activation, as
+    :func:`neuron_activations` does.
+
+    Returns:
+        The class logits, columns in the order of the class ids, as :meth:`PromptedModel.class_logits` gives them; and
+        the activations at the read-out, in the model's dtype, NaN where a layer has no such neuron.
+
+    Raises:
+        ValueError: Without label words or a read-out, for label words of several tokens, whose scores take runs of
+            their own, or when logits are not finite.
+
+    Example:
+        >>> prompted = skn.PromptedModel.for_task(model, None, task)
+        >>> logits, activations = skn.prompts.answers_and_neurons(prompted, texts)
+        >>> right = logits.argmax(1) == labels
+    """
+    require(prompted.model, "neurons")
+    if prompted.words is not None and prompted.words.need_scores:
+        raise ValueError(
+            "label words of several tokens are read at several positions, each in a run of its own; give words of one "
+            "token, or take class_logits and neuron_activations one after the other"
+        )
+    ids = prompted.encode(texts)
+    if not ids:
+        raise ValueError("texts must not be empty")
+    names = neuron_hooks(prompted.model)
+    n_layers, d_mlp = neuron_shape(prompted.model)
+    kept = torch.full((len(ids), n_layers, widest(d_mlp)), torch.nan, dtype=prompted.model.W_E.dtype)
+    answers: dict[int, Tensor] = {}
+    with prompted.attached() as virtual, torch.no_grad():
+
+        def run(batch: list[int]) -> None:
+            tokens = prompted.assemble([ids[i] for i in batch], batch)
+            read = reading(tokens, "readout")
+            found: dict[int, Tensor] = {}
+
+            def at(layer: int) -> Any:
+                def keep(act: Tensor, hook: Any) -> None:
+                    found[layer] = read(act)[:, 0].cpu()
+
+                return keep
+
+            hooks: list[Hook] = [(name, at(layer)) for layer, name in names.items()]
+            answers.update(zip(batch, prompted.read_out(tokens, virtual, hooks), strict=True))
+            if missing := [layer for layer in names if layer not in found]:
+                raise RuntimeError(f"the neurons of layer {missing[0]} were not seen before the read-out")
+            for layer, acts in found.items():
+                kept[batch, layer, : acts.shape[-1]] = acts
+
+        run_batches(prompted.batches(ids), run)
+    return finite_logits(torch.stack([answers[i] for i in range(len(ids))]), texts).cpu(), kept

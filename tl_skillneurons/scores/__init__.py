@@ -4,7 +4,8 @@ Predictivity (Wang et al., 2022) and other scores come from streaming passes ove
 labels dealt out to the task's units, a selection and a file. No score shows that a neuron is used: interventions do.
 
 - Measure: ``score_neurons`` ``score_classes`` (predictivity), ``score_labels`` (AUC, mutual information, ...),
-  ``score_targets`` with ``answer_targets`` and ``Targets`` (any number per text), ``score_gradients``.
+  ``score_targets`` with ``answer_targets`` and ``Targets`` (any number per text), ``score_gradients``;
+  ``score_activations`` of activations that were read before.
 - Results: ``NeuronScores`` (predictivity), ``NeuronStatistic`` (the others; ``Scored`` is either), ``PermutationNull``
   (what luck gives), ``RuleOutcomes`` (every rule's answer on every example), ``top_union`` (the best of several
   classes).

@@ -1,3 +1,4 @@
+from .activation_scores import score_activations as score_activations
 from .agreement import Agreement as Agreement
 from .agreement import score_agreement as score_agreement
 from .calibration import Calibration as Calibration

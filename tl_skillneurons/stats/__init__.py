@@ -13,6 +13,7 @@ They take plain tensors and lists, so they serve any other number just as well.
 * Two runs on the same examples: :func:`mcnemar` -> :class:`McNemar`, :func:`equivalence` -> :class:`Equivalence`,
   :func:`sign_flip_test` (of anything).
 * Two labels: :func:`permutation_difference` -> :class:`LabelDifference`.
+* Two labels told apart by a number: :func:`auroc` -> :class:`Auroc`.
 * Many tests at once: :func:`benjamini_hochberg`, :func:`family_wise_p`, :func:`critical_level`.
 * Permutations: :func:`permuted_labels`, :func:`random_orders`, :func:`row_orders`.
 * Ranks: :func:`average_ranks`, :func:`spearman`, :func:`correlation`, :func:`mantel`, :func:`median`.

@@ -34,4 +34,6 @@ from .ranks import mantel as mantel
 from .ranks import median as median
 from .ranks import spearman as spearman
 from .rates import rate_interval as rate_interval
+from .separation import Auroc as Auroc
+from .separation import auroc as auroc
 from .units import Units as Units

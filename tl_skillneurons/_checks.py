@@ -85,10 +85,16 @@ def require_open_unit(value: float | int, name: str) -> float | int:
 
 
 def differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In which of the settings ``now`` an earlier record differs: one clause each, in their order."""
-    return [
-        f"{key}: {was.get(key)!r} there, {value!r} now" for key, value in now.items() if was.get(key) != value
-    ]
+    """In which of the settings ``now`` an earlier record differs: one clause each, in their order; of settings within
+    one of them, these."""
+    found = []
+    for key, value in now.items():
+        before = was.get(key)
+        if isinstance(before, Mapping) and isinstance(value, Mapping) and before != value:
+            found += differing(before, {**dict.fromkeys(before), **value})
+        elif before != value:
+            found.append(f"{key}: {before!r} there, {value!r} now")
+    return found
 
 
 def selection_size(amount: float | int, available: int, *, per: str) -> int:

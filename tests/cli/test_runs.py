@@ -200,6 +200,10 @@ def test_the_model_may_be_elsewhere_and_called_otherwise(cli, folder, monkeypatc
     [
         (["effects", "{run}", "--interventions", "means"], "--interventions must be one of 'zero', 'mean'"),
         (["effects", "{run}", "--positions", "here"], "--positions must be one of"),
+        (
+            ["effects", "{run}", "--positions", "template"],
+            "--positions template is around the texts of a chat",
+        ),
         (["effects", "{run}", "--sizes", "0.7"], "--sizes must leave as many other neurons for the controls"),
         (["effects", "{run}", "--sizes", "x"], "--sizes must be a share such as 0.02, in (0, 1]"),
         (["heads", "{run}", "--prompt", "2"], "--prompt must be in [0, 2)"),

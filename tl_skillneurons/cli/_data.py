@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_skillneurons._checks import listed
-from tl_skillneurons.cli._options import BUILT_IN, Data, label_words_of, slug
+from tl_skillneurons.cli._options import BUILT_IN, Asking, Data, chat_options_of, label_words_of, slug
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from tl_skillneurons.tasks.chat import Chat
     from tl_skillneurons.tasks.columns import Rows
     from tl_skillneurons.tasks.task import Task
 
@@ -26,18 +27,33 @@ class Wanted:
     Attributes:
         words: The label words by label; ``None`` where none are given.
         classes: The labels that are wanted; ``None`` where no choice was made, an empty tuple for all.
+        template: The text of an example, or in a chat what the user writes.
+        chat: What stands around it in a chat; ``None`` for texts that stand alone.
     """
 
     words: dict[Any, Any] | None
     classes: tuple[str, ...] | None
+    template: str | None
+    chat: "Chat | None"
 
 
-def wanted(data: Data) -> Wanted:
+def wanted(data: Data, asking: Asking) -> Wanted:
     """What the options say, once they can be read.
 
     Raises:
-        ValueError: For label words or classes that can't be read, or that don't go with each other or the data.
+        ValueError: For label words, classes or a chat that can't be read, or that don't go with each other or the data.
     """
+    chat = _chat(asking)
+    if asking.question is not None and data.template is not None:
+        raise ValueError(
+            f"what the user writes is given twice, as --question {asking.question!r} and as --template "
+            f"{data.template!r}; give one"
+        )
+    if data.data == BUILT_IN and data.template is not None:
+        raise ValueError(
+            f"--template is for your own data, and {BUILT_IN} has texts of its own; leave it out, or ask a chat model "
+            "about them by --question"
+        )
     words = None if data.label_words is None else label_words_of(data.label_words)
     classes = None if data.classes is None else _classes(data.classes)
     if data.data == BUILT_IN:
@@ -58,7 +74,18 @@ def wanted(data: Data) -> Wanted:
         if lacking:
             raise ValueError(f"--label-words has no word for {listed(lacking)} of --classes")
         words = {label: word for label, word in words.items() if str(label) in classes}
-    return Wanted(words, classes)
+    return Wanted(words, classes, data.template if asking.question is None else asking.question, chat)
+
+
+def _chat(asking: Asking) -> "Chat | None":
+    """What stands around each text for a chat model; any option that says something of it asks for one."""
+    if asking == Asking():
+        return None
+
+    from tl_skillneurons.tasks.chat import Chat
+
+    options = {} if asking.chat_options is None else chat_options_of(asking.chat_options)
+    return Chat(system=asking.system, assistant=asking.answer_start, options=options)
 
 
 def _classes(given: str) -> tuple[str, ...]:
@@ -84,7 +111,8 @@ def read_task(data: Data, want: Wanted, seed: int) -> "Task":
         splits = _only(splits, data.label, want.classes)
     task = Task.from_datasets(
         splits,
-        template=data.template,
+        template=want.template,
+        chat=want.chat,
         label=data.label,
         label_words=want.words,
         name=Path(data.data).stem if Path(data.data).exists() else data.data,
@@ -114,8 +142,9 @@ def built_in(model: "TransformerBridge", want: Wanted, n_pairs: int, seed: int) 
     """The movie reviews that come along, as this model reads them."""
     from tl_skillneurons import minimal_pairs
 
+    chat = None if want.chat is None else {**want.chat.record, "user": want.template}
     return minimal_pairs(
-        BUILT_IN, n_pairs=n_pairs, tokenizer=model.tokenizer, seed=seed, label_words=want.words
+        BUILT_IN, n_pairs=n_pairs, tokenizer=model.tokenizer, seed=seed, label_words=want.words, chat=chat
     )
 
 

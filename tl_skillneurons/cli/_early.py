@@ -156,8 +156,13 @@ def require_model_there(model: str | None, revision: str | None = None) -> None:
         )
 
 
-def require_columns(data: str, template: str | None, label: str) -> list[str] | None:
+def require_columns(
+    data: str, template: str | None, label: str, *, option: str = "--template"
+) -> list[str] | None:
     """Refuse data that lacks a column, as far as a quick look at local files tells.
+
+    Args:
+        option: What gives the template.
 
     Returns:
         The labels that were seen, as they are spelled; ``None`` where they weren't looked at.
@@ -166,7 +171,7 @@ def require_columns(data: str, template: str | None, label: str) -> list[str] | 
         FileNotFoundError: When a local file isn't there.
         ValueError: For a column that isn't there, with what there is; for a template that can't be read.
     """
-    fields = None if template is None else template_columns(template)
+    fields = None if template is None else template_columns(template, option)
     path = Path(data).expanduser()
     if not path.exists():
         if path.suffix.lower() in _ENDINGS or data.startswith((".", "~", os.sep)):
@@ -183,20 +188,20 @@ def require_columns(data: str, template: str | None, label: str) -> list[str] | 
         for name in fields or ():
             if name not in columns:
                 raise ValueError(
-                    f"--template names the column {name!r}, which is not in {file}; it has {listed(columns)}"
-                    f"{_texts(columns, label)}"
+                    f"{option} names the column {name!r}, which is not in {file}; it has {listed(columns)}"
+                    f"{_texts(columns, label, option)}"
                 )
         if label not in columns:
             raise ValueError(
                 f"--label {label!r} is no column of {file}, which has {listed(columns)}{_labels(columns, label)}"
             )
         if fields is None and path.is_file():  # of several files the columns that all have count
-            _require_one_text(columns, label, file)
+            _require_one_text(columns, label, file, option)
         seen |= dict.fromkeys(str(value) for value in columns[label] if value != "")
     return list(seen) or None
 
 
-def _require_one_text(columns: dict[str, list[Any]], label: str, file: Path) -> None:
+def _require_one_text(columns: dict[str, list[Any]], label: str, file: Path, option: str) -> None:
     """Refuse a file with several columns of which each may be the text, where none is called so.
 
     Raises:
@@ -204,10 +209,10 @@ def _require_one_text(columns: dict[str, list[Any]], label: str, file: Path) -> 
     """
     texts = [name for name, values in columns.items() if name != label and _is_text(values)]
     if "text" not in columns and len(texts) > 1:
-        ways = " or ".join(f"--template {shlex.quote('{' + name + '}')}" for name in texts[:4])
+        ways = " or ".join(f"{option} {shlex.quote('{' + name + '}')}" for name in texts[:4])
         raise ValueError(
             f"the text of an example must be said, for several columns of {file} hold text: {listed(texts)}; give "
-            f"{ways}, or join columns, as in --template '{{title}}. {{body}}'"
+            f"{ways}, or join columns, as in {option} '{{title}}. {{body}}'"
         )
 
 
@@ -250,7 +255,7 @@ def require_labels(
         )
 
 
-def template_columns(template: str) -> list[str]:
+def template_columns(template: str, option: str = "--template") -> list[str]:
     """The columns that a template names.
 
     Raises:
@@ -260,10 +265,10 @@ def template_columns(template: str) -> list[str]:
         names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ValueError(
-            f"--template {template!r} can't be read: {error}; write columns in braces, as in '{{text}}'"
+            f"{option} {template!r} can't be read: {error}; write columns in braces, as in '{{text}}'"
         ) from error
     if not names:
-        raise ValueError(f"--template {template!r} names no column; write one in braces, as in '{{text}}'")
+        raise ValueError(f"{option} {template!r} names no column; write one in braces, as in '{{text}}'")
     return names
 
 
@@ -307,11 +312,11 @@ def _labels(columns: dict[str, list[Any]], label: str) -> str:
     return f"; try {' or '.join(told)}" if told else f"; {near(label, columns)}"
 
 
-def _texts(columns: dict[str, list[Any]], label: str) -> str:
+def _texts(columns: dict[str, list[Any]], label: str, option: str) -> str:
     """Which columns may hold texts: strings of several words."""
     told = []
     for name, values in columns.items():
         strings = [value for value in values if isinstance(value, str)]
         if name != label and strings and sum(map(len, map(str.split, strings))) > 2 * len(strings):
-            told.append(f"--template '{{{name}}}'")
+            told.append(f"{option} '{{{name}}}'")
     return f"; try {' or '.join(told)}" if told else ""

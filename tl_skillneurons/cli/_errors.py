@@ -27,6 +27,9 @@ def in_own_words(message: str, words: Mapping[str, str]) -> str:
     """
     if not words:
         return message
+    for phrase in words:
+        if "'" in phrase or "=" in phrase:  # not a name, but what is said
+            message = message.replace(phrase, words[phrase])
     names = "|".join(sorted(map(re.escape, words), key=len, reverse=True))
     free = rf"(?<![\w.\-/'\",])({names})\b"
     message = re.sub(rf"{free}=(?=[\d'\"{{\[(])", lambda found: f"{words[found[1]]} ", message)

@@ -1,5 +1,6 @@
 """Options that several commands share, grouped as the help shows them, and how they are spelled."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,6 +86,39 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """Chat models"""
+
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat",
+            help="Ask a chat model: each text is what the user writes, in the tokenizer's own chat template, and soft "
+            "prompts stand where the answer would begin.",
+        ),
+    ] = False
+    question: Annotated[
+        str | None,
+        typer.Option(
+            help="What the user writes, with columns in braces, in place of --template: 'Is it positive? {text}'. This "
+            "and the following turn --chat on."
+        ),
+    ] = None
+    system: Annotated[
+        str | None,
+        typer.Option(help="The system message (default: what the chat template puts in by itself)."),
+    ] = None
+    answer_start: Annotated[
+        str | None,
+        typer.Option(help="How the assistant's answer begins, before the soft prompt: 'The review is'."),
+    ] = None
+    chat_options: Annotated[
+        str | None,
+        typer.Option(help="What the chat template itself reads, with commas: 'enable_thinking=false'."),
+    ] = None
+
+
+@dataclass(frozen=True)
 class Tuning:
     """Soft prompts"""
 
@@ -121,6 +155,17 @@ class Search:
     ] = None
 
 
+IN_A_CHAT = {
+    "the message of 'system'": "--system",
+    "the message of 'assistant'": "--answer-start",
+    "the user's message (template=, or chat['user'])": "--question",
+    "make the task without chat=": "leave --chat and what goes with it out",
+    "chat={'options': {'enable_thinking': False}}": "--chat-options enable_thinking=false",
+    "chat={'assistant': '\\n</think>\\n\\n'}": "--answer-start $'\\n</think>\\n\\n'",
+    "options are what": "--chat-options are what",
+}
+"""What messages on chats say, here."""
+
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 """An integer as it is spelled: 0042 is a name."""
 
@@ -139,6 +184,27 @@ def label_words_of(given: str) -> dict[Any, Any]:
     if all(map(_INTEGER.fullmatch, words)):
         return {int(key): word for key, word in words.items()}
     return dict(words)
+
+
+def chat_options_of(given: str) -> dict[str, Any]:
+    """What a chat template reads: true, false, null and numbers as JSON has them, all else as text.
+
+    Example:
+        >>> chat_options_of("enable_thinking=false,date=May 1")
+        {'enable_thinking': False, 'date': 'May 1'}
+    """
+    found: dict[str, Any] = {}
+    for part in given.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not name or name in found:
+            raise ValueError(
+                f"--chat-options must be 'name=value,name=value', each name once, got {part!r} in {given!r}"
+            )
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def amount_of(given: str, option: str = "--top") -> float | int:

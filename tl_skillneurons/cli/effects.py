@@ -8,7 +8,7 @@ import typer
 
 from tl_skillneurons.cli._again import answered, model_again
 from tl_skillneurons.cli._app import command
-from tl_skillneurons.cli._early import require_model_there
+from tl_skillneurons.cli._early import require_model_there, require_run, run_task
 from tl_skillneurons.cli._options import Shown, Where, amounts_of, several
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tl_skillneurons.report.further import Answer
 
 INTERVENTIONS = ("zero", "mean", "class_mean", "other_class_mean", "resample", "noise", "scale", "keep")
-POSITIONS = ("prompt", "text", "all")
+POSITIONS = ("prompt", "text", "template", "all")
 _CONTROLS = ("random", "matched", "least")
 
 
@@ -29,7 +29,11 @@ class Asked:
         str, typer.Option(help=f"One or several, with commas: {', '.join(INTERVENTIONS)}.")
     ] = "mean,zero"
     positions: Annotated[
-        str, typer.Option(help="Where, one or several: prompt, text, all. At all, any set harms the text.")
+        str,
+        typer.Option(
+            help="Where, one or several: prompt, text, template (of a run with --chat), all. At all, any set harms "
+            "the text."
+        ),
     ] = "prompt"
     sizes: Annotated[
         str | None,
@@ -45,6 +49,7 @@ class Asked:
 def effects(where: Where, asked: Asked, shown: Shown) -> None:
     """What other interventions, positions and sizes of the set do to the answers, beside the same controls."""
     require_model_there(where.model, where.revision)
+    require_run(where.run)
     settings: dict[str, Any] = {
         "interventions": several(asked.interventions, "--interventions", INTERVENTIONS),
         "positions": several(asked.positions, "--positions", POSITIONS),
@@ -52,6 +57,11 @@ def effects(where: Where, asked: Asked, shown: Shown) -> None:
         "controls": asked.controls,
         "seed": asked.seed,
     }
+    if "template" in settings["positions"] and "chat" not in run_task(where.run):
+        raise ValueError(
+            f"--positions template is around the texts of a chat, and those of the run in {where.run} stand alone; "
+            "give prompt, text or all, or a run of find --chat"
+        )
 
     def ask(path: Path) -> "Answer":
         from tl_skillneurons._checks import require_others

@@ -24,7 +24,19 @@ from tl_skillneurons.cli._early import (
     require_labels,
     require_model_there,
 )
-from tl_skillneurons.cli._options import BUILT_IN, DTYPES, Data, Model, Search, Shown, Tuning, amount_of, slug
+from tl_skillneurons.cli._options import (
+    BUILT_IN,
+    DTYPES,
+    IN_A_CHAT,
+    Asking,
+    Data,
+    Model,
+    Search,
+    Shown,
+    Tuning,
+    amount_of,
+    slug,
+)
 from tl_skillneurons.cli._page import note_if_no_page, page_of_run
 
 if TYPE_CHECKING:
@@ -52,18 +64,20 @@ _TOKENS, _STEPS = 8, 100
         "the limit of report": "--report-examples",
         "name_or_path": "--model",
         "drop such examples": "leave such examples out by --drop-empty",
+        **IN_A_CHAT,
     },
 )
-def find(model: Model, data: Data, tuning: Tuning, search: Search, output: Shown) -> None:
+def find(model: Model, data: Data, asking: Asking, tuning: Tuning, search: Search, output: Shown) -> None:
     """Find skill neurons: tune soft prompts, score every neuron, ablate the best beside random and matched ones.
 
     Without options: SmolLM2-135M-Instruct and built-in movie reviews.
 
     Repeated with the same settings and --out, it goes on where it stopped.
     """
-    want, amount = wanted(data), amount_of(search.top)
+    want, amount = wanted(data, asking), amount_of(search.top)
     named = slug(model.model) if model.revision is None else f"{slug(model.model)}-{slug(model.revision)}"
-    folder = search.out or Path(f"skill-neurons-{named}-{slug(data.data)}")
+    named = f"{named}-{slug(data.data)}" + ("" if want.chat is None else "-chat")
+    folder = search.out or Path(f"skill-neurons-{named}")
     _look_before(model, data, want, folder)
 
     from rich.console import Console
@@ -74,6 +88,7 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search, output: Shown
     with waiting(f"loading {model.model}"):  # to import what runs it takes seconds as well
         from tl_skillneurons._terminal import shown
         from tl_skillneurons._widths import even
+        from tl_skillneurons.models.chat_templates import ChatFrame
         from tl_skillneurons.models.loading import load_model
         from tl_skillneurons.models.sites import neuron_shape
 
@@ -81,6 +96,7 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search, output: Shown
         bridge = load_model(model.model, revision=model.revision, device=model.device, dtype=model.dtype)
         task = given or built_in(bridge, want, _BUILT_IN_PAIRS, search.seed)
     require_words(bridge, task)
+    frame = None if want.chat is None else ChatFrame(bridge, want.chat).told
     require_others(amount, even(neuron_shape(bridge)[1], "find"))
     task = task.limit(
         train=data.train_examples or None,
@@ -88,7 +104,7 @@ def find(model: Model, data: Data, tuning: Tuning, search: Search, output: Shown
         report=data.report_examples or None,
         seed=search.seed,
     )
-    console.print(shown(_about(task)))
+    console.print(shown(_about(task, frame)))
     parts = parts_of(task, data.rest_word)
     source = source_of(model.model, model.revision, model.dtype, bridge)
     if len(parts) > 1:
@@ -160,7 +176,8 @@ def _look_before(model: Model, data: Data, want: Wanted, folder: Path) -> None:
     require_model_there(model.model, model.revision)
     require_option(model.dtype, "--dtype", DTYPES)
     if data.data != BUILT_IN:
-        seen = require_columns(data.data, data.template, data.label)
+        option = "--template" if want.chat is None else "--question"
+        seen = require_columns(data.data, want.template, data.label, option=option)
         require_labels(seen, want.words, want.classes)
         if seen is not None and want.words is None and want.classes is None and len(seen) > 2:
             raise ValueError(too_many_classes(seen))
@@ -169,10 +186,12 @@ def _look_before(model: Model, data: Data, want: Wanted, folder: Path) -> None:
         note_if_no_page()
 
 
-def _about(task: "Task") -> str:
+def _about(task: "Task", frame: str | None) -> str:
     counts = ", ".join(f"{role} {n:,}" for role, n in task.n_examples.items())
     dropped = sum(n for role, n in task.dropped.items() if role != "baseline")
     notes = list(task.notes)
     if dropped:
         notes.append(f"{dropped} texts that stand in two roles were dropped from the earlier one.")
+    if frame is not None:
+        notes.append(f"in a chat, {task.template!r} as {frame!r}; the soft prompt stands behind it.")
     return "\n".join([f"Task {task.name}: {counts} examples.", *(f"  {note}" for note in notes)])

@@ -54,7 +54,8 @@ class Asked:
     texts: Annotated[
         Path | None,
         typer.Option(
-            help="A file of texts to write after, one a line (default: the first words of the run's texts of report)."
+            help="A file of texts to write after, one a line (default: the first words of the run's texts of report; "
+            "of a run with --chat what its user wrote, in whole)."
         ),
     ] = None
     n_texts: Annotated[
@@ -206,10 +207,13 @@ def _evenly(some: Sequence[T], n: int | None) -> list[T]:
 
 
 def _beginnings(findings: "Findings", n: int) -> list[str]:
-    """Different beginnings of the run's texts of report, without those that are texts which chose the neurons."""
+    """Different beginnings of the run's texts of report (in a chat the whole texts, which are questions), without those
+    that are texts which chose the neurons."""
     from tl_skillneurons.neurons.choice import text_fingerprints
 
-    found = list(dict.fromkeys(filter(None, map(_beginning, findings.task.split("report")["text"]))))
+    texts = findings.task.split("report")["text"]
+    begun = texts if findings.task.chat is not None else map(_beginning, texts)
+    found = list(dict.fromkeys(filter(None, begun)))
     choice = findings.skill.choice
     chose = frozenset() if choice is None else choice.texts
     left = [text for text, of in zip(found, text_fingerprints(found), strict=True) if of not in chose]
@@ -295,14 +299,17 @@ def _answer(curve: "SteeringCurve", task: "Task", asked: Asked) -> "Answer":
         "steer",
         "The skill neurons turned while the model writes",
         tables,
-        [*_notes(curve, asked, int(frame.n_texts.iloc[0])), *curve.notes],
+        [*_notes(curve, task, asked, int(frame.n_texts.iloc[0])), *curve.notes],
         {name: rows_of(rows) for name, rows in numbers.items()},
     )
 
 
-def _notes(curve: "SteeringCurve", asked: Asked, n_texts: int) -> list[str]:
+def _notes(curve: "SteeringCurve", task: "Task", asked: Asked, n_texts: int) -> list[str]:
     """What a reader of the tables must know, and what they don't show."""
-    source = f"lines of {asked.texts}" if asked.texts else "beginnings of the run's texts of report"
+    own = (
+        "beginnings of the run's texts of report" if task.chat is None else "of the run's questions of report"
+    )
+    source = f"lines of {asked.texts}" if asked.texts else own
     unit = "standard deviations toward the class" if asked.how == "shift" else "a factor of the activations"
     return [
         f"After {n_texts} {source}, up to {asked.tokens} tokens each; turned at positions: {asked.positions}. Dose: "

@@ -139,7 +139,10 @@ def begin(folder: Path, settings: dict[str, Any], task: Task) -> None:
     """
     if (folder / RUN).exists():
         differs = differing(read_json(folder / RUN, KIND)["settings"], settings)
-        if differs:
+        if differs:  # what made the task another says more than its fingerprint
+            differs = [one for one in differs if not one.startswith("fingerprint: ")] or [
+                "other texts or labels"
+            ]
             raise ValueError(
                 f"{folder} holds a run of other settings ({'; '.join(differs)}); choose another folder for this one"
             )

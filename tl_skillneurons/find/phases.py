@@ -66,6 +66,7 @@ from tl_skillneurons.interventions.asked import Beyond
 from tl_skillneurons.interventions.controls import with_controls
 from tl_skillneurons.interventions.effect_panel import KIND, EffectPanel
 from tl_skillneurons.interventions.effects import measure_effects
+from tl_skillneurons.models.chat_templates import ChatFrame
 from tl_skillneurons.models.input_cache import InputCache, runs_text_apart
 from tl_skillneurons.models.records import model_record
 from tl_skillneurons.models.sites import has_language_model_head, is_causal, max_length, neuron_shape
@@ -149,6 +150,8 @@ def find_skill_neurons(
         )
     if has_language_model_head(model):
         label_tokens(model, task.label_words)
+    if task.chat is not None:
+        ChatFrame(model, task.chat)
     settings = {
         "model": model_record(model),
         "site": SITE,

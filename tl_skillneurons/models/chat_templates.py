@@ -11,6 +11,7 @@ What the template puts before and after a text is the same for every text. It is
 user wrote can be told from it and a text that is too long is cut at its own end.
 """
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -51,7 +52,8 @@ class ChatFrame:
 
     Raises:
         ValueError: For a model without a chat template or one that isn't asked questions, a template that refuses the
-            messages, drops one or the text, or leaves a thinking section open where the answer should begin.
+            messages, doesn't read an option, drops a message or the text, or leaves a thinking section open where the
+            answer should begin.
     """
 
     def __init__(self, model: TransformerBridge, chat: Chat) -> None:
@@ -65,6 +67,12 @@ class ChatFrame:
             raise ValueError(
                 f"the tokenizer of {model_label(model)} has no chat template; give a model that was tuned for chat, "
                 "set model.tokenizer.chat_template, or make the task without chat="
+            )
+        written = str(model.tokenizer.chat_template)
+        unread = [name for name in chat.options if not re.search(rf"\b{re.escape(name)}\b", written)]
+        if unread:
+            raise ValueError(
+                f"the chat template of {model_label(model)} does not read the option {unread[0]!r}; leave it out"
             )
         self._header = self._missing_header()
         rendered = self._rendered(_PROBES)

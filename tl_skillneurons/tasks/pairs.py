@@ -31,8 +31,10 @@ from datasets import Dataset
 from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons.tasks._grammar import Grammar, Twin, fill, n_fillings, told_apart_by
 from tl_skillneurons.tasks._sentences import GRAMMARS
+from tl_skillneurons.tasks.chat import ChatGiven, as_chat
 from tl_skillneurons.tasks.columns import Columns, as_dataset
 from tl_skillneurons.tasks.drawing import apportion
+from tl_skillneurons.tasks.reading import Field, parse_template, rendered
 from tl_skillneurons.tasks.roles import ROLES
 from tl_skillneurons.tasks.task import Task
 
@@ -51,6 +53,7 @@ def minimal_pairs(
     seed: int = 0,
     disjoint_words: bool = False,
     label_words: dict[int, str | int] | None = None,
+    chat: ChatGiven = None,
 ) -> Task:
     """A built-in task of ``2 * n_pairs`` examples: half train and baseline, a quarter each select and report.
 
@@ -63,6 +66,8 @@ def minimal_pairs(
         disjoint_words: Keep the words that tell the class from standing in more than one of train, select and
             report.
         label_words: Other label words than the kind's own, by class.
+        chat: For chat models, as for :meth:`~tl_skillneurons.Task.from_datasets`; what the user writes has the field
+            ``{text}`` alone.
 
     Raises:
         ValueError: When the kind is unknown, or can't make so many pairs.
@@ -77,6 +82,8 @@ def minimal_pairs(
     """
     grammar = GRAMMARS[require_option(kind, "kind", GRAMMARS)]
     require_int(n_pairs, "n_pairs", minimum=len(SHARES))
+    messages, user = as_chat(chat, None)
+    parts = parse_template(user or "{text}")
     if tokenizer is not None and not callable(tokenizer):
         raise TypeError(f"tokenizer must be a Hugging Face tokenizer, got {type(tokenizer).__name__}")
     generator = random.Random(require_seed(seed))
@@ -95,10 +102,12 @@ def minimal_pairs(
     return Task(
         name=f"{kind}, disjoint words" if disjoint_words else kind,
         label_words=names,
-        splits=_splits(pairs),
+        splits=_splits(pairs, parts),
         label_names=grammar.label_names,
+        template=user or "{text}",
         dropped=dict.fromkeys(ROLES, 0),
         notes=(_note(kind, n_pairs, tokenizer, seed, disjoint_words),),
+        chat=messages,
     )
 
 
@@ -180,14 +189,17 @@ def _same_length(twins: list[Twin], tokenizer: Any) -> list[bool]:
     return [zero == one for zero, one in zip(lengths[::2], lengths[1::2], strict=True)]
 
 
-def _splits(pairs: dict[str, list[Twin]]) -> dict[str, Dataset]:
-    """The roles' examples, twins side by side; numbers of pairs and of word pairs are of the whole task."""
+def _splits(pairs: dict[str, list[Twin]], parts: list[Field]) -> dict[str, Dataset]:
+    """The roles' examples, twins side by side, as the user writes them; numbers of pairs and of word pairs are of the
+    whole task."""
     splits: dict[str, Dataset] = {}
     n_before, number_of = 0, dict[Twin, int]()
     for role, twins in pairs.items():
         numbers = range(n_before, n_before + len(twins))
         columns: Columns = {
-            "text": list(itertools.chain.from_iterable(twins)),
+            "text": rendered(
+                [{"text": text} for twin in twins for text in twin], f"the built-in {role}", parts
+            ),
             "label": [0, 1] * len(twins),
             "pair": [number for number in numbers for _ in (0, 1)],
             "unit": [

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import jaxtyping
 import pandas as pd
@@ -196,3 +197,74 @@ def test_another_file_or_none_is_refused(tmp_path):
         EffectPanel.load(tmp_path / "none")
     with pytest.raises(ValueError, match="holds a SoftPrompt"):
         EffectPanel.load(save_tensors(tmp_path / "a", "SoftPrompt", {"x": torch.ones(1)}, {}))
+
+
+THREE = torch.arange(24) % 3
+SAID = 4.0 * torch.nn.functional.one_hot(THREE, 3) + torch.rand(
+    24, 3, generator=torch.Generator().manual_seed(0)
+)
+
+
+def less_of(*classes):
+    """The right word's logit is lowered on the examples of these classes."""
+    lost = torch.isin(THREE, torch.tensor(classes)) * (1 + torch.arange(24) / 24)
+    return SAID - lost[:, None] * torch.nn.functional.one_hot(THREE, 3)
+
+
+def test_of_several_classes_the_effect_on_each_alone_stands_beside_that_on_all_others():
+    found = panel(less_of(0, 2), SAID, labels=THREE, intact=SAID)
+    each = found.each_class()
+    assert set(each.metric) == {"accuracy", "logit_diff", "probability"}
+    rows = each[each.metric == "logit_diff"].set_index("class")
+    changes = []
+    for x, z, label in zip(SAID.tolist(), less_of(0, 2).tolist(), THREE.tolist(), strict=True):
+        margins = [one[label] - max(v for k, v in enumerate(one) if k != label) for one in (x, z)]
+        changes.append(margins[1] - margins[0])
+    whole = row(found.to_dataframe(), "logit_diff")
+    for label, of_class in rows.iterrows():
+        own = [c for c, k in zip(changes, THREE.tolist(), strict=True) if k == label]
+        rest = [c for c, k in zip(changes, THREE.tolist(), strict=True) if k != label]
+        assert of_class.n_examples == len(own) == 8
+        assert of_class.change == pytest.approx(sum(own) / 8, abs=1e-6)
+        assert of_class.rest_change == pytest.approx(sum(rest) / 16, abs=1e-6)
+        assert of_class.share == pytest.approx(sum(own) / sum(changes), abs=1e-6)
+        assert of_class.change_low <= of_class.change <= of_class.change_high
+        assert of_class.p_random == (1 if label == 1 else 1 / 21)
+    assert rows.share.sum() == pytest.approx(1) and not rows.alone.any()
+    largest = rows.share.idxmax()
+    assert whole.largest_class == largest
+    assert whole.change_without == pytest.approx(rows.rest_change[largest])
+
+
+def test_an_effect_that_one_class_alone_gives_is_told():
+    found = panel(less_of(2), SAID, labels=THREE, intact=SAID)
+    whole = row(found.to_dataframe(), "logit_diff")
+    assert whole.change < -0.4 and (whole.largest_class, whole.change_without) == (2, 0)
+    rows = found.each_class()
+    rows = rows[rows.metric == "logit_diff"].set_index("class")
+    assert rows.alone.tolist() == [False, False, True] and rows.share.tolist() == pytest.approx([0, 0, 1])
+    both = torch.stack([less_of(2), less_of(0, 1, 2)])
+    pooled = panel(both, torch.stack([SAID] * 2), labels=THREE, intact=torch.stack([SAID] * 2))
+    rows = pooled.each_class(each_prompt=True)
+    rows = rows[rows.metric == "logit_diff"].set_index(["prompt", "class"])
+    assert rows.alone[0].tolist() == [False, False, True] and not rows.alone[1].any()
+    assert rows.change["pooled", 2] == pytest.approx((rows.change[0, 2] + rows.change[1, 2]) / 2)
+    still = panel(SAID, SAID, labels=THREE, intact=SAID)
+    assert math.isnan(row(still.to_dataframe(), "logit_diff").largest_class)
+    assert still.each_class().share.isna().all() and not still.each_class().alone.any()
+
+
+def test_examples_that_belong_together_stay_together_within_a_class():
+    member = torch.arange(24) // 6
+    settings = {"units": {"toy": {"what": "group", "n": 4, "member": member.tolist()}}}
+    found = replace(panel(less_of(2), SAID, labels=THREE, intact=SAID), settings=settings)
+    rows = found.each_class()
+    assert (rows.n_units == 4).all() and set(rows.unit) == {"group"}
+
+
+def test_two_classes_have_their_rows_and_no_more_columns_in_the_table():
+    found = panel(HARMED, INTACT)
+    assert "largest_class" not in found.to_dataframe()
+    rows = found.each_class()
+    rows = rows[rows.metric == "accuracy"].set_index("class")
+    assert (rows.change[0], rows.change[1], rows.rest_change[0]) == (-0.5, -0.5, -0.5)

@@ -11,6 +11,7 @@ the same layers.
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,8 @@ from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task
 
-_NUMBERS = ("contribution", "n", "share_label_1", "share")
+_TWO_CLASSES = ("contribution", "n", "share_label_1", "share")
+"""The numbers of files that don't say theirs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +69,9 @@ class SourceWords:
         """One row per token as the tokenizer has it (virtual tokens are ``<v0>``, ``<v1>``, ...), strongest first.
 
         Columns: ``token``, ``contribution`` (summed over the heads, averaged over neurons, prompt positions and
-        the token's occurrences, signed), ``n`` occurrences, ``share_label_1`` of the occurrences, and ``share`` of
-        the absolute contributions of all occurrences; ``heads_chosen`` and ``neurons_chosen`` "on other examples", "on
+        the token's occurrences, signed), ``n`` occurrences, ``share_label_1``, the share of them in texts of label 1
+        (of more than two classes a column for each, ``share_label_0`` and so on), and ``share`` of the absolute
+        contributions of all occurrences; ``heads_chosen`` and ``neurons_chosen`` "on other examples", "on
         these examples" (by insistence) or "unknown".
         """
         chosen = {name: self.settings[name] for name in ("heads_chosen", "neurons_chosen")}
@@ -83,8 +86,10 @@ class SourceWords:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result to one safetensors file, whole or not at all."""
-        columns = {name: torch.tensor(self.words[name].to_numpy()) for name in _NUMBERS}
+        numbers = [str(name) for name in self.words.columns if name != "token"]
+        columns = {name: torch.tensor(self.words[name].to_numpy()) for name in numbers}
         header = {
+            "numbers": numbers,
             "tokens": list(self.words.token),
             "heads": [list(head) for head in self.heads],
             "role": self.role,
@@ -102,10 +107,27 @@ class SourceWords:
         """
         tensors, header = load_tensors(path, "SourceWords")
         with sound(path, "SourceWords"):
-            columns = {name: tensors[name].numpy() for name in _NUMBERS}
+            columns = {name: tensors[name].numpy() for name in header.get("numbers", _TWO_CLASSES)}
             words = pd.DataFrame({"token": header["tokens"], **columns})
             heads = tuple(require_heads(header["heads"]))
             return cls(words, heads, header["role"], header["settings"])
+
+
+class _Tally:
+    """What heads moved from one token's occurrences, and the labels of their texts."""
+
+    def __init__(self) -> None:
+        self.total = self.absolute = 0.0
+        self.labels: Counter[int] = Counter()
+
+    @property
+    def n(self) -> int:
+        return self.labels.total()
+
+    def add(self, value: float, label: int) -> None:
+        self.total += value
+        self.absolute += abs(value)
+        self.labels[label] += 1
 
 
 def source_words(
@@ -146,29 +168,26 @@ def source_words(
     insist, by = on_chosen_examples, "on_chosen_examples=True"
     heads_chosen = require_heads_apart(heads, texts, insist=insist, by=by)
     neurons_chosen = require_apart(neurons.choice, texts, insist=insist, by=by)
-    tally: dict[str, list[float]] = {}
+    tally: dict[str, _Tally] = {}
     with progress_bar(f"from which words, on {role}", len(texts), show=run.progress) as advance:
         for batch, parts in decomposed(prompted, texts, neurons, projection, by_source=True):
             moved = _moved(parts, pairs)
             for row, example in enumerate(batch):
                 for token, value in _named(model, parts.tokens, row, moved[row]):
-                    entry = tally.setdefault(token, [0.0, 0.0, 0, 0])
-                    entry[0] += value
-                    entry[1] += abs(value)
-                    entry[2] += 1
-                    entry[3] += labels[example]
+                    tally.setdefault(token, _Tally()).add(value, labels[example])
             advance(len(batch))
-    everything = sum(entry[1] for entry in tally.values())
+    everything = sum(one.absolute for one in tally.values())
+    shown = [1] if task.n_classes == 2 else range(task.n_classes)
     frame = pd.DataFrame(
         [
             {
                 "token": token,
-                "contribution": total / n,
-                "n": n,
-                "share_label_1": ones / n,
-                "share": absolute / everything if everything else 0.0,
+                "contribution": one.total / one.n,
+                "n": one.n,
+                **{f"share_label_{label}": one.labels[label] / one.n for label in shown},
+                "share": one.absolute / everything if everything else 0.0,
             }
-            for token, (total, absolute, n, ones) in tally.items()
+            for token, one in tally.items()
         ]
     )
     order = frame.contribution.abs().sort_values(ascending=False, kind="stable").index

@@ -54,6 +54,7 @@ from tl_skillneurons.interventions._measured import (
     units_told,
 )
 from tl_skillneurons.interventions.controls import CONTROLS
+from tl_skillneurons.interventions.each_class import effects_on_each_class, largest_class
 from tl_skillneurons.neurons.choice import THESE
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value
 from tl_skillneurons.stats.intervals import interval_scope
@@ -98,7 +99,9 @@ class EffectPanel:
         many distinct draws allow (``random_median``, ``random_min``, ``random_max``, ``p_random``,
         ``smallest_p_random``; ``matched_...``, and ``least_...`` where there is the third control; :attr:`notes` says
         why not); ``n_cut``, how many of the texts lost their end; ``neurons_chosen`` "on other examples", "on these
-        examples" (by insistence) or "unknown"; ``about``, what other prompts and examples the intervals speak for.
+        examples" (by insistence) or "unknown"; ``about``, what other prompts and examples the intervals speak for. Of
+        more than two classes ``largest_class``, whose examples have the largest share of the change, and
+        ``change_without``, what it is on all others: near 0 where one class alone gives it (:meth:`each_class`).
 
         With several prompts each has its rows (``prompt`` 0, 1, ...), and the rows "pooled" are of the means over
         prompts, their interval over prompts and examples; exact interval and McNemar's test are of single prompts.
@@ -288,6 +291,7 @@ class EffectPanel:
         return html_of(self)
 
     plot = plotted("plot_effects")
+    each_class = effects_on_each_class
 
     def _conditions_of(self, measured: Measured) -> list[Condition]:
         return [c for c in self.conditions if c.key in measured.outputs]
@@ -319,6 +323,7 @@ class EffectPanel:
                     row |= {"intact": intact, "value": value, "change": value - intact}
                     row |= {"change_low": low, "change_high": high}
                     row |= exact_of(metric, measured, prompt, condition, confidence, units)
+                    row |= largest_class(measured, metric, condition.key, prompt)
                     for control in controls:
                         drawn = [
                             measured.value(metric, c.key, prompt) for c in self._draws_of(condition, control)

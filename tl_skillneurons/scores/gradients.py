@@ -1,7 +1,8 @@
 """How much each neuron pushes the answer on single inputs: gradient times activation, and its integrated form.
 
-With ``d`` the logit diff of an input (label 1 minus label 0), ``s`` +1 for examples of label 1 and -1 for label 0,
-and the mean over examples of ``s`` times, for each neuron and prompt position:
+With ``d`` the logit diff of an input (label 1 minus label 0; of more than two classes one class minus the highest of
+the others), ``s`` +1 for examples of that label and -1 for others, and the mean over examples of ``s`` times, for each
+neuron and prompt position:
 
 - ``"gradient"``: ``a * dd/da``, first order at the input itself.
 - ``"conductance"`` (Dhamdhere et al., 2019, "How Important Is a Neuron?"): the same along a path from an input whose
@@ -38,8 +39,9 @@ from tl_skillneurons.scores.layers import Walked, score_layers
 from tl_skillneurons.scores.measured import prompted_set, provenance_of, require_alike, task_provenance
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
 from tl_skillneurons.scores.null import label_rows
+from tl_skillneurons.tasks.subtasks import against_rest
 from tl_skillneurons.tasks.task import Task
-from tl_skillneurons.tasks.two_classes import require_two_classes
+from tl_skillneurons.tasks.two_classes import require_class
 
 KINDS = ("gradient", "conductance")
 
@@ -56,6 +58,7 @@ def score_gradients(
     seed: int = 0,
     aggregate: str = "mean",
     max_length: int | None = None,
+    class_id: int | None = None,
     run: RunOptions = RunOptions(),
 ) -> NeuronStatistic:
     """How much each neuron at the prompt positions pushes towards the right label, on average over ``role``.
@@ -68,14 +71,15 @@ def score_gradients(
             need every example's value: ``prompts * examples * layers * positions * neurons`` numbers in float32.
         aggregate: How prompts are combined: ``"mean"``, or ``"min"``.
         max_length: Longest sequence in tokens; ``None`` is what the prompts were tuned with.
+        class_id: The class that is told from all others; must be said of more than two.
         run: Batches, progress.
 
     Returns:
         In units of the logit diff, positive where the neuron pushes towards the right label.
 
     Raises:
-        ValueError: Inside ``torch.no_grad()`` or ``torch.inference_mode()``, for a task of more than two classes,
-            or without a prompt.
+        ValueError: Inside ``torch.no_grad()`` or ``torch.inference_mode()``, for a task of more than two classes
+            without a ``class_id``, or without a prompt.
 
     Example:
         >>> found = skn.scores.score_gradients(model, prompts, task, n_permutations=1000)
@@ -88,8 +92,8 @@ def score_gradients(
         )
     require_option(kind, "kind", KINDS)
     require_int(steps, "steps")
-    require_two_classes(task)
-    rows = label_rows(task, role, n_permutations, seed=seed)
+    chosen = require_class(task, class_id)
+    rows = against_rest(label_rows(task, role, n_permutations, seed=seed), chosen)
     sign = 2.0 * rows.double() - 1
     prompted = prompted_set(
         model, prompts, "prompt", task=task, label_words=task.label_words, max_length=max_length, run=run
@@ -100,7 +104,7 @@ def score_gradients(
     kept = []
     with progress_bar(kind, len(texts) * len(prompted), show=run.progress) as advance:
         for one in prompted:
-            kept.append(_collect(one, texts, None if n_permutations else sign[0], path, advance))
+            kept.append(_collect(one, texts, None if n_permutations else sign[0], path, chosen, advance))
     if n_permutations:
         walked = _with_null(torch.stack(kept), rows, aggregate, seed)
     else:
@@ -110,6 +114,7 @@ def score_gradients(
         **task_provenance(prompted[0], task, [role]),
         "target": "label",
         "steps": path or None,
+        **({} if class_id is None else {"class_id": chosen}),
     }
     return NeuronStatistic(
         name=kind,
@@ -127,6 +132,7 @@ def _collect(
     texts: list[str],
     sign: Float[Tensor, " example"] | None,
     steps: int,
+    class_id: int,
     advance: Advance,
 ) -> Float[Tensor, "*example layer position neuron"]:
     """The sum over examples times their signs, float64; without signs each example's, float32."""
@@ -138,7 +144,7 @@ def _collect(
 
         def run(batch: list[int]) -> None:
             tokens = prompted.assemble([ids[i] for i in batch], batch)
-            pushed = _pushes(prompted, tokens, virtual, steps, d_mlp)
+            pushed = _pushes(prompted, tokens, virtual, steps, d_mlp, class_id)
             if sign is None:
                 kept[batch] = pushed.float()
             else:
@@ -172,7 +178,12 @@ def _with_null(
 
 
 def _pushes(
-    prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, steps: int, width: Width
+    prompted: PromptedModel,
+    tokens: PromptedTokens,
+    virtual: VirtualTokens,
+    steps: int,
+    width: Width,
+    class_id: int,
 ) -> Float[Tensor, "example layer position neuron"]:
     """Of one batch: gradient times activation, or with ``steps`` the conductance; float64, NaN where there is no
     neuron."""
@@ -198,7 +209,8 @@ def _pushes(
         acts = [read(act.detach()).double().cpu() for act in live]
         if not gradients:
             return acts, []
-        found = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), live)
+        others = logits[:, [k for k in range(logits.shape[1]) if k != class_id]]
+        found = torch.autograd.grad((logits[:, class_id] - others.amax(1)).sum(), live)
         return acts, [read(gradient).double().cpu() for gradient in found]
 
     def everywhere(found: list[Tensor]) -> Tensor:

@@ -34,8 +34,9 @@ from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
 from tl_skillneurons.scores.null import label_rows
 from tl_skillneurons.scores.passes import summaries
 from tl_skillneurons.scores.tallies import threshold
+from tl_skillneurons.tasks.subtasks import against_rest
 from tl_skillneurons.tasks.task import Task
-from tl_skillneurons.tasks.two_classes import require_two_classes
+from tl_skillneurons.tasks.two_classes import require_class
 
 LABEL_SCORES = tuple(KINDS)
 
@@ -52,6 +53,7 @@ def score_labels(
     aggregate: str = "mean",
     memory: int = MEMORY,
     max_length: int | None = None,
+    class_id: int | None = None,
     run: RunOptions = RunOptions(),
 ) -> dict[str, NeuronStatistic]:
     """Several scores of every neuron on role ``select``, by name.
@@ -67,10 +69,11 @@ def score_labels(
         aggregate: How prompts are combined: ``"mean"``, or ``"min"``.
         memory: Bytes that kept activations may take.
         max_length: Longest sequence in tokens; ``None`` is what the prompts were tuned with.
+        class_id: The class that is told from all others, which are then one; must be said of more than two.
         run: Batches, cache, progress.
 
     Raises:
-        ValueError: For a task of more than two classes (take a binary subtask), an unknown score, or activations
+        ValueError: For a task of more than two classes without a ``class_id``, an unknown score, or activations
             that are the same for every example.
 
     Example:
@@ -78,16 +81,16 @@ def score_labels(
         >>> found["auc"].significant()
     """
     require_seed(seed)
-    require_two_classes(task)
+    chosen = require_class(task, class_id)
     require_option(positions, "positions", READINGS)
     for name in kinds:
         require_option(name, "kinds", LABEL_SCORES)
     if not kinds:
         raise ValueError(f"kinds must name at least one of {', '.join(LABEL_SCORES)}, got none")
-    rows = label_rows(task, "select", n_permutations, seed=seed)
+    rows = against_rest(label_rows(task, "select", n_permutations, seed=seed), chosen)
     prompted = prompted_set(model, prompts, positions, task=task, max_length=max_length, run=run)
     require_alike(prompted)
-    limits = _limits(prompted, task, {KINDS[name].hits for name in kinds}, positions, memory)
+    limits = _limits(prompted, task, {KINDS[name].hits for name in kinds}, positions, memory, chosen)
     walked = score_texts(
         prompted,
         list(task.split("select")["text"]),
@@ -104,6 +107,7 @@ def score_labels(
         **task_provenance(prompted[0], task, ["baseline", "select"] if limits else ["select"]),
         "target": "label",
         "n_baseline": task.n_examples["baseline"],
+        **({} if class_id is None else {"class_id": chosen}),
     }
     return {
         name: NeuronStatistic(
@@ -182,23 +186,28 @@ def _scorer(kind: Kind, limits: dict[str, list[Float[Tensor, "layer position neu
 
 
 def _limits(
-    prompted: list[PromptedModel], task: Task, wanted: set[str | None], positions: str, memory: int
+    prompted: list[PromptedModel],
+    task: Task,
+    wanted: set[str | None],
+    positions: str,
+    memory: int,
+    class_id: int,
 ) -> dict[str, list[Float[Tensor, "layer position neuron"]]]:
     """Each prompt's thresholds from role ``baseline``, rounded to the model's dtype so that they decide the same."""
     exact: dict[str, Iterable[Tensor]] = {}
     if "mean" in wanted:
         exact["mean"] = [summary.mean for summary in summaries(prompted, task, positions)[0]]
     if "best" in wanted:
-        exact["best"] = _best_thresholds(prompted, task, positions, memory)
+        exact["best"] = _best_thresholds(prompted, task, positions, memory, class_id)
     dtype = prompted[0].model.W_E.dtype
     return {name: [threshold(one, dtype) for one in of_prompts] for name, of_prompts in exact.items()}
 
 
 def _best_thresholds(
-    prompted: list[PromptedModel], task: Task, positions: str, memory: int
+    prompted: list[PromptedModel], task: Task, positions: str, memory: int, class_id: int
 ) -> Float[Tensor, "prompt layer position neuron"]:
     split = task.split("baseline")
-    labels = torch.tensor(split["label"])
+    labels = against_rest(torch.tensor(split["label"]), class_id)
     n_positions = _n_positions(prompted[0], positions)
     n_layers, d_mlp = neuron_shape(prompted[0].model)
     shape = (len(prompted), n_layers, n_positions, widest(d_mlp))

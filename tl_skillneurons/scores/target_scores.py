@@ -38,9 +38,10 @@ from tl_skillneurons.scores.measured import (
     unit_record,
 )
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
+from tl_skillneurons.stats.metrics import per_example
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task
-from tl_skillneurons.tasks.two_classes import require_two_classes
+from tl_skillneurons.tasks.two_classes import require_class
 
 CORRELATIONS = tuple(name for name, kind in KINDS.items() if kind.any_number)
 ANSWERS = ("confidence", "probability", "loss", "logit_diff")
@@ -173,6 +174,7 @@ def answer_targets(
     what: str = "confidence",
     *,
     role: str = "select",
+    class_id: int | None = None,
     max_length: int | None = None,
     run: RunOptions = RunOptions(),
 ) -> Float[Tensor, " example"]:
@@ -180,24 +182,27 @@ def answer_targets(
 
     Args:
         what: "confidence", the probability given to the class it answers; "probability", to the right class;
-            "loss", minus its logarithm in nats; "logit_diff", logit of class 1 minus class 0 (two classes).
+            "loss", minus its logarithm in nats; "logit_diff", logit of class 1 minus class 0 (of more than two: of
+            ``class_id`` minus the highest of the others).
+        class_id: Whose logit diff; must be said of more than two classes.
         max_length: Longest sequence in tokens; ``None`` is what the prompt was tuned with.
         run: Batches, cache.
 
     Raises:
-        ValueError: For another ``what``, or the logit diff of a task of more than two classes.
+        ValueError: For another ``what``, or the logit diff of a task of more than two classes without a ``class_id``.
 
     Example:
         >>> confidence = skn.scores.answer_targets(model, prompt, task)
     """
     require_option(what, "what", ANSWERS)
+    chosen = require_class(task, class_id) if what == "logit_diff" else None
     split = task.split(role)
     prompted = PromptedModel.for_task(model, prompt, task, max_length=max_length, run=run)
     with torch.no_grad():
         logits = prompted.class_logits(list(split["text"])).double().cpu()
-    if what == "logit_diff":
-        require_two_classes(task)
-        return logits[:, 1] - logits[:, 0]
+    if chosen is not None:
+        own = torch.full((len(logits),), chosen)
+        return per_example("logit_diff", logits, own)
     log_p = logits.log_softmax(1)
     right = log_p.gather(1, torch.tensor(split["label"])[:, None])[:, 0]
     return {"confidence": log_p.amax(1).exp(), "probability": right.exp(), "loss": -right}[what]

@@ -43,11 +43,18 @@ def soft_prompts(prompts: SoftPrompt | Sequence[SoftPrompt]) -> list[SoftPrompt]
     return chosen
 
 
-def right_answers(prompted: PromptedModel, task: Task, role: str = "report") -> Bool[Tensor, " example"]:
-    """Which examples of ``role`` a model answers rightly."""
+def right_answers(
+    prompted: PromptedModel, task: Task, role: str = "report", *, class_id: int | None = None
+) -> Bool[Tensor, " example"]:
+    """Which examples of ``role`` a model answers rightly; with ``class_id``, at which it tells that class from all
+    others."""
     split = task.split(role)
     with torch.no_grad():
-        return prompted.class_logits(list(split["text"])).argmax(1).cpu() == torch.tensor(split["label"])
+        answers = prompted.class_logits(list(split["text"])).argmax(1).cpu()
+    labels = torch.tensor(split["label"])
+    if class_id is None:
+        return answers == labels
+    return (answers == class_id) == (labels == class_id)
 
 
 def null_of(scores: NeuronScores) -> PermutationNull:

@@ -42,6 +42,7 @@ from tl_skillneurons.stats.ranks import median
 from tl_skillneurons.stats.rates import rate_interval
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import right_answers, settings_of
+from tl_skillneurons.tasks.subtasks import against_rest
 from tl_skillneurons.tasks.task import Task
 
 KIND = "VoteAndProbe"
@@ -148,7 +149,8 @@ def vote_and_probe(
     """Accuracy on ``report`` of the best ``k`` neurons of the model together, for each ``k`` of ``sizes``.
 
     Args:
-        scores: Of this prompt alone, on this task.
+        scores: Of this prompt alone, on this task; of more than two classes those of one of them, which is told from
+            all others by the neurons, the probe and the prompt.
         n_random: Distinct random sets, of the layers of the best; all where there are fewer.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with. It must be what the scores
             were measured with.
@@ -184,7 +186,7 @@ def vote_and_probe(
     for role in ("select", "report"):
         texts = list(task.split(role)["text"])
         acts[role] = chosen_activations(prompted, texts, layer, position, index, positions=scores.positions)
-        labels[role] = torch.tensor(task.split(role)["label"])
+        labels[role] = against_rest(torch.tensor(task.split(role)["label"]), scores.class_id)
     above = torch.where(acts["report"].double() > limits, 1, -1)
     said = direction[0, layer, index] * above
     votes, probes = [], []
@@ -207,7 +209,7 @@ def vote_and_probe(
         smallest_p=controls.smallest_p,
         warnings=controls.warnings,
     )
-    own = right_answers(prompted, task, "report")
+    own = right_answers(prompted, task, "report", class_id=scores.class_id)
     return VoteAndProbe(tuple(sizes), torch.stack(votes), torch.stack(probes), own, units, settings)
 
 

@@ -133,7 +133,9 @@ def profile_neurons(
         "words": lambda: taken_apart(prompted, texts, neurons, position[prompt], driving),
         "output_words": lambda: output_words(prompted, texts, neurons, n_random=N_RANDOM, seed=seed),
         "effects": effects,
-        "heads": lambda: writing_heads(prompted, task, whole, projection, seed=seed),
+        "heads": lambda: writing_heads(
+            prompted, task, whole, projection, class_id=scores.class_id, seed=seed
+        ),
     }
     made: dict[str, Any] = {}
     for part in (one for one in PARTS if one in parts):

@@ -21,13 +21,18 @@ N_HEADS, N_EXAMPLES = 3, 64
 
 
 def writing_heads(
-    prompted: PromptedModel, task: Task, neurons: NeuronSet, projection: str, *, seed: int
+    prompted: PromptedModel,
+    task: Task,
+    neurons: NeuronSet,
+    projection: str,
+    *,
+    class_id: int,
+    seed: int,
 ) -> pd.DataFrame:
-    """The heads whose contribution differs most between the labels, of each neuron.
+    """The heads whose contribution differs most between the class and all others, of each neuron.
 
     Raises:
-        ValueError: For a task of more than two classes, a model whose heads don't show, or what
-            :func:`~tl_skillneurons.attention.head_writers` refuses.
+        ValueError: For a model whose heads don't show, or what :func:`~tl_skillneurons.attention.head_writers` refuses.
     """
     assert prompted.prompt is not None  # for type checkers
     few = task.limit(select=min(N_EXAMPLES, task.n_examples["select"]), seed=seed)
@@ -39,6 +44,7 @@ def writing_heads(
         few,
         both,
         projection=projection,
+        class_id=class_id if task.n_classes > 2 else None,
         seed=seed,
         max_length=prompted.max_length,
         run=prompted.run,

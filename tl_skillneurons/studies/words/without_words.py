@@ -41,8 +41,9 @@ from tl_skillneurons.stats.ranks import median
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import load_tables, right_answers, save_tables, settings_of
 from tl_skillneurons.studies.words.presence import distinct_words, word_correlations, word_presence
+from tl_skillneurons.tasks.subtasks import against_rest
 from tl_skillneurons.tasks.task import Task
-from tl_skillneurons.tasks.two_classes import require_two_classes
+from tl_skillneurons.tasks.two_classes import require_class
 
 KIND = "AccuracyWithoutWords"
 _TOLD = ("unit", "n_units", "about", "smallest_p", "warnings")
@@ -135,6 +136,8 @@ def accuracy_without_words(
 
     Args:
         prompts: Those the scores are of; ``None`` has no ``prompt_accuracy``.
+        scores: Of more than two classes those of one of them (:func:`~tl_skillneurons.scores.score_classes`), which is
+            told from all others: by the rules, the words and the prompts.
         n_words: How many of the strongest words; all that count where there are fewer.
         min_texts: A word counts when it stands in, and is absent from, at least so many texts of ``train``; and at
             least so many texts of ``role`` must be without the words.
@@ -144,8 +147,8 @@ def accuracy_without_words(
         on_chosen_examples: Measure though some texts of ``role`` chose the neurons; every row then says so.
 
     Raises:
-        ValueError: For a task of more than two classes, an empty set, scores of other prompts,
-            neurons that these texts chose, too few draws, or when too few texts are without the words.
+        ValueError: For an empty set, scores of other prompts, neurons that these texts chose, too few draws, or when
+            too few texts are without the words.
 
     Example:
         >>> found = skn.studies.accuracy_without_words(model, prompts, task, scores, skill)
@@ -153,7 +156,6 @@ def accuracy_without_words(
     """
     neurons = as_neurons(neurons)
     require_seed(seed)
-    require_two_classes(task)
     require_int(n_words, "n_words")
     require_int(min_texts, "min_texts")
     require_draws(n_random)
@@ -163,7 +165,7 @@ def accuracy_without_words(
     chosen = as_list(prompts)
     max_length = scores.provenance.get("max_length")  # texts are cut as they were for the scores
     require_measured_here(scores, model, chosen, task=task, max_length=max_length)
-    words = strongest_words(task, n_words, min_texts)
+    words = strongest_words(task, n_words, min_texts, class_id=scores.class_id)
     split = task.split(role)
     by = "on_chosen_examples=True"
     where_chosen = require_apart(neurons.choice, list(split["text"]), insist=on_chosen_examples, by=by)
@@ -184,11 +186,14 @@ def accuracy_without_words(
 
     n_rules = len(whole) * len(chosen)
     right = _count_right(sets, answers, max(1, _MOST_NUMBERS // (n_rules * len(have))))
-    labels = torch.tensor(split["label"])
+    labels = against_rest(torch.tensor(split["label"]), scores.class_id)
     of_prompts = torch.full((len(labels),), torch.nan, dtype=torch.float64)
     if None not in chosen:
         prompted = [PromptedModel.for_task(model, p, task, max_length=max_length, run=run) for p in chosen]
-        of_prompts = torch.stack([right_answers(one, task, role) for one in prompted]).double().mean(0)
+        of_prompts = torch.stack(
+            [right_answers(one, task, role, class_id=scores.class_id) for one in prompted]
+        )
+        of_prompts = of_prompts.double().mean(0)
     rows = []
     for name, group in (("all", have | ~have), ("with words", have), ("without words", ~have)):
         own = units.take(group.nonzero().flatten())
@@ -205,26 +210,29 @@ def accuracy_without_words(
     return AccuracyWithoutWords(words, groups, settings)
 
 
-def strongest_words(task: Task, n_words: int, min_texts: int) -> pd.DataFrame:
+def strongest_words(task: Task, n_words: int, min_texts: int, *, class_id: int | None = None) -> pd.DataFrame:
     """The words of ``train`` whose presence goes most with label 1, in either direction; the first in the alphabet
     first among equals. Words that don't go with it at all, as all but one of a pair of twins, are none of them.
 
     Args:
         n_words: At most so many.
         min_texts: A word counts when it stands in, and is absent from, at least so many texts.
+        class_id: The class that counts as label 1, all others as 0; must be said of more than two.
 
     Returns:
         A row per word: ``word``, its correlation ``r`` with label 1, and the ``n_texts`` that have it.
 
     Raises:
-        ValueError: When no word stands in, and is absent from, ``min_texts`` texts, or none goes with the label.
+        ValueError: When no word stands in, and is absent from, ``min_texts`` texts, or none goes with the label; for
+            more than two classes without a ``class_id``.
 
     Example:
         >>> skn.studies.strongest_words(task, n_words=10, min_texts=5)  # word, r, n_texts
     """
     split = task.split("train")
+    labels = against_rest(torch.tensor(split["label"]), require_class(task, class_id))
     words, present = word_presence(list(split["text"]), min_texts)
-    r = word_correlations(present, torch.tensor(split["label"]).double()[:, None])[:, 0]
+    r = word_correlations(present, labels.double()[:, None])[:, 0]
     strength = torch.where(r.abs() > _ROUNDING, r.abs(), 0)
     first = strength.sort(descending=True, stable=True).indices[: min(n_words, int((strength > 0).sum()))]
     if not len(first):

@@ -49,6 +49,22 @@ def test_twins_that_answer_alike_leave_no_fraction_of_the_answer():
     assert frame.loc["answer", ["recovered", "random_median", "p_random"]].isna().all()
 
 
+def test_the_twins_of_one_class_are_told_apart_from_all_others():
+    pairs = planted.twins(12)
+    labels = [planted.label_of(clean) for clean, _ in pairs]
+    found = run(planted.HEADS, twins=Twins(pairs, labels))
+    each = found.each_class().set_index(["class", "measure"])
+    own = torch.tensor(labels) == 1
+    base, source, patched = found.logit_diff[:3, own].mean(1).tolist()
+    assert each.recovered[1, "answer"] == pytest.approx((patched - base) / (source - base))
+    base, source, patched = found.activations[:3, own]
+    way = source - base
+    assert each.recovered[1, "activation"] == pytest.approx(
+        float(((patched - base) * way).sum() / way.square().sum())
+    )
+    assert each.rest_recovered[0].tolist() == each.recovered[1].tolist()
+
+
 def test_one_head_alone_carries_a_part_and_the_two_parts_add_up():
     shares = [float(run([head]).recovered_activation[0]) for head in planted.HEADS]
     both = float(run(planted.HEADS).recovered_activation[0])

@@ -208,3 +208,13 @@ def test_of_more_classes_one_is_told_from_the_others(model):
     torch.testing.assert_close(
         effects.separation, apart / acts[0].std(0, correction=0), rtol=1e-9, atol=1e-12
     )
+    each = effects.each_class().set_index(["class", "measure"])
+    assert each.ablated[2, "separation"] == pytest.approx(float(effects.separation[1].abs().mean()))
+    right = effects.logits[1].argmax(1) == labels
+    for label in range(3):
+        told, own = each.loc[label, "accuracy"], labels == label
+        assert told.ablated == pytest.approx(float(right[own].double().mean()))
+        assert told.rest_ablated == pytest.approx(float(right[~own].double().mean()))
+        other = acts[:, own].mean(1) - acts[:, ~own].mean(1)
+        apart = (other / acts[0].std(0, correction=0)).abs().mean(1)
+        assert each.loc[label, "separation"].intact == pytest.approx(float(apart[0]))

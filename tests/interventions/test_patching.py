@@ -143,8 +143,32 @@ def test_of_more_classes_the_margin_to_the_best_other_one_is_moved():
         for z, k in zip(logits, (1, 2, 2), strict=True)
     ]
     assert found.source["denoise"].tolist() == pytest.approx(margins, abs=1e-5)
+    change = found.results["denoise"].effect()[0].tolist()
+    with pytest.warns(UserWarning, match="recovered is NaN"):
+        each = found.each_class()
+    each = each[each.direction == "denoise"].set_index("class")
+    assert each.index.tolist() == [1, 2] and each.n_pairs.tolist() == each.n_units.tolist() == [1, 2]
+    assert each.change.tolist() == pytest.approx([change[0], sum(change[1:]) / 2])
+    assert each.rest_change.tolist() == pytest.approx(each.change.tolist()[::-1])
     with pytest.raises(ValueError, match=r"clean_labels must be classes of .*, 0 to 2, got 3"):
         patch_neurons(model, prompt, task, NeuronSet([0], [3]), twins=Twins(pairs, [1, 2, 3]), **QUICK)
+
+
+def test_the_twins_of_one_class_are_told_apart_from_all_others(model):
+    pairs = planted.twins(12)
+    labels = [planted.label_of(clean) for clean, _ in pairs]
+    found = run(model, curves=(), directions=["denoise"], twins=Twins(pairs, labels))
+    each = found.each_class().set_index("class")
+    result, own = found.results["denoise"], torch.tensor(labels) == 1
+    share = [
+        float(result.effect()[0, here].mean() / (found.source["denoise"] - result.baseline)[here].mean())
+        for here in (~own, own)
+    ]
+    assert each.recovered.tolist() == each.rest_recovered[::-1].tolist() == pytest.approx(share)
+    assert each.n_pairs.tolist() == each.n_units.tolist() == [6, 6] and (each.low <= each.recovered).all()
+    old = replace(found, settings={k: v for k, v in found.settings.items() if k != "clean_labels"})
+    with pytest.raises(ValueError, match="kept by an earlier version"):
+        old.each_class()
 
 
 def test_it_takes_the_twins_of_a_task_and_any_batch_gives_the_same():

@@ -38,6 +38,7 @@ from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.attention._heads import Head, require_heads
 from tl_skillneurons.attention._over_task import settings_of
 from tl_skillneurons.attention.chosen import require_heads_apart
+from tl_skillneurons.attention.each_class import answers, head_effects_on_each_class
 from tl_skillneurons.attention.head_ablation import ablate_heads, controls_of_heads
 from tl_skillneurons.attention.outputs import HeadOutputs, head_outputs
 from tl_skillneurons.interventions.asked import Examples
@@ -54,7 +55,6 @@ from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws
-from tl_skillneurons.stats.metrics import per_example
 from tl_skillneurons.stats.ranks import median
 from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.tasks.two_classes import require_class
@@ -116,11 +116,10 @@ class HeadEffects:
         lost their end; ``heads_chosen`` and ``neurons_chosen`` "on other examples", "on these examples" (by insistence)
         or "unknown".
         """
-        values = {
-            metric: torch.stack([per_example(metric, z, self.labels).mean() for z in self.logits])
-            for metric in ("accuracy", "logit_diff")
-        }
-        values["separation"] = self.separation.abs().nanmean(1)
+        return self.table({**answers(self), "separation": self.separation.abs().nanmean(1)})
+
+    def table(self, values: Mapping[str, Float[Tensor, " condition"]]) -> pd.DataFrame:
+        """A row per measure, from its value under each condition."""
         rows = []
         for name, value in values.items():
             intact, ablated, *others = value.tolist()
@@ -166,8 +165,8 @@ class HeadEffects:
             **({"notes": self.notes} if self.notes else {}),
         )
 
-    def _repr_html_(self) -> str:
-        return html_of(self)
+    _repr_html_ = html_of
+    each_class = head_effects_on_each_class
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result to one safetensors file, whole or not at all."""
@@ -222,7 +221,7 @@ def head_effects(
         n_random: Distinct draws of each control, or all that there are; 19 at least, as a p-value of 0.05 needs.
         examples: Whose answers count; whose ``n_reference``, evenly from all classes and units, give the heads' means.
             Not those that chose the heads or the neurons, unless ``Examples(on_chosen_examples=True)`` insists.
-        class_id: Of more than two classes, the one that the neurons are to tell from the others.
+        class_id: Of more than two classes, the one that neurons are to tell from others; ``each_class()`` has all.
 
     Raises:
         ValueError: For heads or neurons of another model or that these examples chose, an intervention without its

@@ -29,7 +29,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
@@ -43,6 +43,7 @@ from tl_skillneurons.attention._over_task import POSITIONS, settings_of
 from tl_skillneurons.attention.chosen import require_heads_apart
 from tl_skillneurons.attention.head_ablation import controls_of_heads
 from tl_skillneurons.interventions._measured import units_record, units_said, units_told
+from tl_skillneurons.interventions.each_class import clean_labels_of, pairs_of_each_class
 from tl_skillneurons.interventions.twins import INSIST, Twins, logit_diff, no_fraction, twins_of, twins_record
 from tl_skillneurons.models.hooks import Hook
 from tl_skillneurons.models.sites import head_hooks, mlp_outputs, neuron_hooks, neuron_shape
@@ -180,6 +181,19 @@ class PathPatching:
             neurons_chosen=self.settings["neurons_chosen"],
         )
 
+    def each_class(self, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+        """The same between the twins whose clean text is of each ``class`` alone, and beside it between all other twins
+        (``rest_recovered``, ``rest_low``, ``rest_high``)."""
+        how: dict[str, Any] = {"confidence": confidence, "seed": seed}
+        labels = clean_labels_of(self.settings)
+        beside = ("recovered", "low", "high")
+        return pairs_of_each_class(labels, lambda here: self._of_pairs(here).to_dataframe(**how), beside)
+
+    def _of_pairs(self, here: Bool[Tensor, " pair"]) -> "PathPatching":
+        units = units_record(self.units.take(here.nonzero().flatten()))
+        settings = {**self.settings, "units": units}
+        return PathPatching(self.heads, self.logit_diff[:, here], self.activations[:, here], settings)
+
     def __repr__(self) -> str:
         return one_line(
             self,
@@ -288,6 +302,7 @@ def patch_heads_to_neurons(
         site=SITE,
         positions=POSITIONS,
         twins=twins_record(twins),
+        clean_labels=list(pairs.clean_labels),
         units=units_record(pairs.together),
         n_cut=pairs.n_cut(prompted),
         drawn_from=drawn_from,

@@ -12,7 +12,7 @@ make the model say it less often whatever the text (which the others then gain f
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,44 @@ def effects_on_each_class(
         for rows in _of_task(panel, measured, how)
     ]
     return pd.concat(found, ignore_index=True)
+
+
+def pairs_of_each_class(
+    clean_labels: Sequence[int],
+    table: Callable[[Bool[Tensor, " pair"]], pd.DataFrame],
+    beside: Sequence[str],
+) -> pd.DataFrame:
+    """What was found between the twins whose clean text is of each ``class``, and in columns ``rest_...`` between all
+    other twins.
+
+    Args:
+        table: What is told of some of the pairs; the same rows whichever they are.
+        beside: The columns that are told of the others as well.
+    """
+    labels, found = torch.tensor(list(clean_labels)), []
+    for label in labels.unique().tolist():
+        here = labels == label
+        own = table(here)
+        own.insert(0, "class", label)
+        if not here.all():
+            rest = table(~here)
+            own[[f"rest_{name}" for name in beside]] = rest[list(beside)].to_numpy()
+        found.append(own)
+    return pd.concat(found, ignore_index=True)
+
+
+def clean_labels_of(settings: Mapping[str, Any]) -> list[int]:
+    """The class of each clean text, as a result between twins records it.
+
+    Raises:
+        ValueError: For a result that was made before it was recorded.
+    """
+    if "clean_labels" not in settings:
+        raise ValueError(
+            "this result was kept by an earlier version, which didn't record the classes of the clean texts; make it "
+            "again"
+        )
+    return list(settings["clean_labels"])
 
 
 def _of_task(panel: "EffectPanel", measured: Measured, how: dict[str, Any]) -> Iterator[pd.DataFrame]:

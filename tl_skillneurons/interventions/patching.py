@@ -3,7 +3,7 @@
 Twins have equally many tokens and different labels. The *base* run takes the *source* run's values of the
 chosen neurons at the chosen positions (an interchange intervention: Geiger et al., 2021; TransformerLens'
 ``SubspaceInterchange`` on the neurons' coordinates). With ``d`` the logit diff of a run, logit of the clean
-twin's label minus the other's::
+twin's label minus the other's (of more than two classes the highest other's)::
 
     recovered = mean of (d_patched - d_base) / mean of (d_source - d_base)
 
@@ -26,7 +26,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.patching import PatchingResult
@@ -38,6 +38,7 @@ from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons.interventions._exchange import PLACES, conditions_of, patched
 from tl_skillneurons.interventions._measured import units_record, units_said, units_told
 from tl_skillneurons.interventions.ablation import Positions, positions_record
+from tl_skillneurons.interventions.each_class import clean_labels_of, pairs_of_each_class
 from tl_skillneurons.interventions.twins import (
     DIRECTIONS,
     Twins,
@@ -161,6 +162,28 @@ class NeuronPatching:
         table = pd.DataFrame(rows).assign(n_pairs=self.n_pairs, **told)
         table.attrs["notes"] = list(self.notes)
         return table
+
+    def each_class(self, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+        """The same between the twins whose clean text is of each ``class`` alone, and beside it the change between all
+        other twins (``rest_change``, ``rest_recovered``, ``rest_p_zero``): of several classes one may give all of it.
+
+        Example:
+            >>> found.each_class()[["direction", "curve", "class", "change", "p_zero", "rest_change", "rest_p_zero"]]
+        """
+        how: dict[str, Any] = {"confidence": confidence, "seed": seed}
+        beside = ("change", "recovered", "p_zero")
+        labels = clean_labels_of(self.settings)
+        return pairs_of_each_class(labels, lambda here: self._of_pairs(here).to_dataframe(**how), beside)
+
+    def _of_pairs(self, here: Bool[Tensor, " pair"]) -> "NeuronPatching":
+        """The same of some of the pairs."""
+        results = {
+            direction: _result(result.values[:, here], _baseline(result)[here], result.index_df)
+            for direction, result in self.results.items()
+        }
+        units = units_record(self.units.take(here.nonzero().flatten()))
+        source = {direction: found[here] for direction, found in self.source.items()}
+        return NeuronPatching(results, source, {**self.settings, "units": units})
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -307,6 +330,7 @@ def patch_neurons(
         "positions": positions_record(positions),
         "positions_frame": "with virtual tokens",
         "twins": twins_record(twins),
+        "clean_labels": list(pairs.clean_labels),
         "units": units_record(pairs.together),
         "n_cut": pairs.n_cut(prompted),
         "n_random": n_random,

@@ -1,5 +1,7 @@
 """The engine on planted truth: it must name the neurons that answer, and find nothing at a decoy or at controls."""
 
+from dataclasses import replace
+
 import pandas as pd
 import planted
 import pytest
@@ -357,6 +359,10 @@ def tiny_width():
         ({"positions": ["prompts"]}, "did you mean 'prompt'"),
         ({"prompts": [planted.prompt(), tiny_width()]}, "embeddings are 16 wide"),
         ({"beyond": Beyond(plain_texts=["the film is good"])}, "plain texts have no prompt positions"),
+        (
+            {"beyond": Beyond(other_tasks=[(planted.task(), planted.prompt())])},
+            "tasks must have different names, by which their rows go, got 'planted' twice",
+        ),
         ({"interventions": lambda act, hook: act}, "can't tell one function from another"),
     ],
 )
@@ -493,7 +499,7 @@ def test_the_panel_says_how_many_texts_were_cut_and_what_its_intervals_speak_for
 
 
 def test_a_ratio_to_what_other_tasks_lose_is_told_only_where_they_lose(model, task):
-    other = planted.task(seed=5)
+    other = replace(planted.task(seed=5), name="other")
     panel = run(model, task, interventions="mean", beyond=Beyond(other_tasks=[(other, planted.prompt())]))
     row = panel.specificity().iloc[0]
     assert row.other_drop_low <= row.other_drop <= row.other_drop_high

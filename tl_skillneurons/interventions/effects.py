@@ -112,6 +112,7 @@ def measure_effects(
         )
     if run.cache is None and places == ["prompt"] and runs_text_apart(model):
         run = replace(run, cache=InputCache(model))
+    _require_names([task, *(other for other, _ in beyond.other_tasks)])
     runs = [_TaskRun(model, one, t, examples, run) for t, one in [(task, prompts), *beyond.other_tasks]]
     require(model, "neurons")
     if "template" in places and (plain_tasks := [one.task.name for one in runs if one.task.chat is None]):
@@ -313,6 +314,15 @@ def _stacked(
     """What each prompt gave, with prompts as the first axis."""
     together = {key: torch.stack([of_prompt[key] for of_prompt in outputs]) for key in outputs[0]}
     return Measured(task, effect, labels, torch.stack(list(intact)), together)
+
+
+def _require_names(tasks: Sequence[Task]) -> None:
+    names = [task.name for task in tasks]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"tasks must have different names, by which their rows go, got {twice[0]!r} twice; give "
+            "dataclasses.replace(task, name=...) as the other"
+        )
 
 
 def _require_places(positions: str | Sequence[str]) -> list[str]:

@@ -240,7 +240,7 @@ def test_texts_that_cannot_be_told_apart_are_refused(task):
         ask(n_words=0)
     words = {0: "negative", 1: "positive", 2: "other"}
     rows = [{"text": row["text"], "label": n % 3} for n, row in enumerate(tiny.sentences(54, seed=2))]
-    with pytest.raises(ValueError, match="predictivity is defined for two classes"):
+    with pytest.raises(ValueError, match="the scores are of another task than"):
         ask(task=task_of(rows, words))
 
 

@@ -218,3 +218,27 @@ def test_ablations_without_their_values_and_heads_outside_the_model_are_refused(
         ValueError, match="values are 32 wide, layer 0 has 4 heads of 12; use values of this model"
     ):
         prompted.class_logits(TEXTS, ablate_heads([(0, 1)], how="mean", values=narrow))
+
+
+def test_files_tell_edits_of_heads_apart_and_know_equal_ones():
+    values = torch.arange(2 * 2 * 4.0).view(2, 2, 4)
+    other = values.clone()
+    other[1] += 1
+
+    def told(heads=((0, 1), (0, 0)), **how):
+        [(_, hook)] = ablate_heads(heads, **how)
+        return hook.function.told, hook.function.digest
+
+    assert told() == told() and told()[0] == "zero of 2 heads"
+    assert told(how="mean", values=values) == told(how="mean", values=other)  # layer 0 is the same in both
+    assert told([(1, 0)], how="mean", values=values) != told([(1, 0)], how="mean", values=other)
+    differing = [
+        told(),
+        told(how=Scale(0.5)),
+        told([(0, 1)]),
+        told([(1, 0)]),
+        told(positions="text"),
+        told(seed=1),
+    ]
+    assert len(set(differing)) == len(differing)
+    assert told(how=lambda act, hook: act)[1] is None

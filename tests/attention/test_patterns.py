@@ -1,11 +1,15 @@
 """Attention from and to the prompt, over a task: shares that sum to one, a slow loop, planted heads."""
 
+from dataclasses import replace
+
+import chats
 import planted
 import pytest
 import tiny
 import torch
 from toy import QUIET
 
+import tl_skillneurons as skn
 from tl_skillneurons import PromptedModel, RunOptions, SoftPrompt
 from tl_skillneurons.attention import PromptAttention, attention_over_task, example_pattern
 
@@ -73,3 +77,20 @@ def test_it_comes_back_from_its_file_and_shows_itself_in_a_line(tmp_path):
         "PromptAttention(n_layers=2, n_heads=4, n_prompt_positions=3, role='report', n_examples=(8, 8))"
     )
     assert "to_text" in found._repr_html_()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda model, prompt, task, skill: skn.attention.attention_over_task(model, prompt, task),
+        lambda model, prompt, task, skill: skn.attention.head_writers(model, prompt, task, skill),
+        lambda model, prompt, task, skill: skn.attention.source_words(model, prompt, task, skill, [(0, 1)]),
+        lambda model, prompt, task, skill: skn.studies.word_selectivity(model, prompt, task, skill),
+    ],
+)
+def test_a_prompt_outside_the_chat_that_the_texts_are_in_is_refused(asked):
+    model, task = chats.chatting(), replace(TASK, chat=skn.tasks.Chat())
+    with pytest.raises(
+        ValueError, match="the prompt stands beside the text alone, the texts of 'tiny' in a Chat"
+    ):
+        asked(model, prompt("gpt2"), task, skn.NeuronSet([0], [3], n_layers=2, d_mlp=48))

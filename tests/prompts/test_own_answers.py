@@ -89,8 +89,8 @@ def test_answers_of_other_neurons_are_not_taken_from_the_file_and_those_of_funct
         {"q": f"the film {word}"} for word in ("is bad", "was good", "not very", "but quick", "and the", "a")
     ]
 
-    def ask(neurons, **how):
-        writing = {"max_new_tokens": 2, "interventions": skn.ablate(neurons, positions="generated", **how)}
+    def ask(some, edit=skn.ablate, **how):
+        writing = {"max_new_tokens": 2, "interventions": edit(some, positions="generated", **how)}
         numbered = iter(range(len(rows)))
         return from_answers(
             asked,
@@ -106,5 +106,7 @@ def test_answers_of_other_neurons_are_not_taken_from_the_file_and_those_of_funct
     assert ask([(0, 3)]).table.equals(first.table)
     with pytest.raises(ValueError, match="has answers of another call"):
         ask([(0, 4)])
+    with pytest.raises(ValueError, match="has answers of another call"):
+        ask([(0, 3)], skn.attention.ablate_heads)
     with pytest.raises(ValueError, match="a file can't tell one hook function from another"):
         ask([(0, 3)], how=lambda act, hook: act)

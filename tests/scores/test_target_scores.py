@@ -1,5 +1,6 @@
 """Correlations with any number per text: planted targets, the model's own answers, and what is refused."""
 
+import chats
 import numpy as np
 import pytest
 import tiny
@@ -11,6 +12,7 @@ import tl_skillneurons as skn
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.scores import Targets
 from tl_skillneurons.stats.units import Units
+from tl_skillneurons.tasks import Chat
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +122,23 @@ def test_texts_that_belong_together_get_another_units_target_as_one(models):
     assert few.null.n_permutations == 23 and few.null.smallest_p == pytest.approx(1 / 24)
     with pytest.raises(ValueError, match="units must be of the 8 texts, got those of 16"):
         skn.scores.score_targets(model, prompt, texts, Targets(target[::2], units=authors), run=QUIET)
+
+
+def test_texts_without_a_prompt_are_read_in_the_chat_that_is_given():
+    model, chat = chats.chatting(), Chat(system="quick")
+    texts = ["the film was good", "a dull plot", "music", "a bright and slow scene", "bad cast"]
+    targets = Targets([1.0, 2.0, 4.0, 8.0, 3.0], chat=chat)
+    found = skn.scores.score_targets(model, None, texts, targets, positions="readout", run=QUIET)
+    rows = []
+    for text in texts:
+        ids = torch.tensor([chats.applied(model.tokenizer, text, chat)])
+        with torch.no_grad():
+            _, cache = model.run_with_cache(ids, names_filter="blocks.0.mlp.hook_post")
+        rows.append(cache["blocks.0.mlp.hook_post"][0, -1, 7])
+    expected = stats.pearsonr(torch.stack(rows).double().numpy(), targets.values).statistic
+    assert float(found.values[0, 0, 0, 7]) == pytest.approx(expected, abs=1e-5)
+    skill = skn.NeuronSet([0], [7], n_layers=2, d_mlp=48)
+    told = [
+        skn.studies.position_share(model, None, texts, skill, chat=one, run=QUIET) for one in (chat, None)
+    ]
+    assert told[0] != told[1]

@@ -23,7 +23,7 @@ from transformer_lens.hook_points import HookPoint
 from tl_skillneurons._checks import require_int, require_option, require_seed
 from tl_skillneurons.attention._heads import Head, require_heads
 from tl_skillneurons.attention.outputs import HeadOutputs
-from tl_skillneurons.interventions.ablation import FeatureEdit, Positions
+from tl_skillneurons.interventions.ablation import FeatureEdit, Positions, digest_of
 from tl_skillneurons.interventions.kinds import How, Intervention, as_intervention
 from tl_skillneurons.interventions.references import VALUES, GivenValues, ReferenceValues
 from tl_skillneurons.models.hooks import Hook
@@ -204,6 +204,19 @@ class _HeadEdit:
     labels: Int[Tensor, " example"] | None
     seed: int
     _made: dict[int, FeatureEdit] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def told(self) -> str:
+        """What is done to how many heads, for records."""
+        return f"{self.what.name} of {len(self.heads)} {'head' if len(self.heads) == 1 else 'heads'}"
+
+    @property
+    def digest(self) -> str | None:
+        """The same for edits that do the same to the same heads, in files; ``None`` of a function."""
+        read = [getattr(self.reference, name) for name in self.what.needs]
+        values = [value if value.ndim < 2 else value[..., self.layer, :] for value in read]
+        labels = [] if self.labels is None else [self.labels]
+        return digest_of(self.what, self.positions, (self.layer, self.heads, self.seed), *labels, *values)
 
     @property
     def hook_function(self) -> ActsAt:

@@ -36,7 +36,7 @@ from tl_skillneurons.models.sites import asking_for_patterns, head_hooks
 from tl_skillneurons.prompts.attached import VirtualTokens
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.run import RunOptions
+from tl_skillneurons.prompts.run import RunOptions, require_tuned_for
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task
 
@@ -126,6 +126,7 @@ def attention_over_task(
     Example:
         >>> seen = skn.attention.attention_over_task(model, prompt, task)
     """
+    require_tuned_for(prompt, task)
     prompted = PromptedModel(model, prompt, max_length=max_length, run=run)
     split = task.split(role)
     texts, labels = list(split["text"]), torch.tensor(split["label"])

@@ -37,7 +37,7 @@ from tl_skillneurons.neurons.choice import require_apart
 from tl_skillneurons.neurons.neuron_set import SITE, Neurons, as_neurons
 from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.run import RunOptions
+from tl_skillneurons.prompts.run import RunOptions, require_tuned_for
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task
 
@@ -162,6 +162,7 @@ def source_words(
     neurons = as_neurons(neurons)
     pairs = _require_heads(heads, model)
     projection = projection_of(model, neurons, projection)
+    require_tuned_for(prompt, task)
     prompted = PromptedModel(model, prompt, max_length=max_length, run=small_batches(run))
     split = task.split(role)
     texts, labels = list(split["text"]), list(split["label"])

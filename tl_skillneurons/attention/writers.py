@@ -41,7 +41,7 @@ from tl_skillneurons.attention.projections import projection_of
 from tl_skillneurons.neurons.choice import THESE, UNKNOWN, Choice, require_apart, text_fingerprints
 from tl_skillneurons.neurons.neuron_set import SITE, Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.run import RunOptions
+from tl_skillneurons.prompts.run import RunOptions, require_tuned_for
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.stats.hypothesis_tests import LabelDifference, permutation_difference
 from tl_skillneurons.stats.intervals import bootstrap_counts, bootstrap_ends, bootstrap_mean
@@ -266,6 +266,7 @@ def head_writers(
     require_seed(seed)
     chosen = require_class(task, class_id)
     require_int(n_permutations, "n_permutations")
+    require_tuned_for(prompt, task)
     prompted = PromptedModel(model, prompt, max_length=max_length, run=small_batches(run))
     projection = projection_of(model, neurons, projection)
     split = task.split(role)

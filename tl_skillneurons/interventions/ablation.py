@@ -174,15 +174,11 @@ class FeatureEdit:
     def digest(self) -> str | None:
         """The same for edits that do the same to the same features, in files; ``None`` of a function, which no file can
         tell from another."""
-        if isinstance(self.what.other if isinstance(self.what, Keep) else self.what, Call):
-            return None
         read = [getattr(self.reference, name) for name in self.what.needs]
         values = [v if v.ndim < 2 else v[..., self.layer, :][..., self.feature.to(v.device)] for v in read]
         labels = [] if self.labels is None else [self.labels]
-        where = self.positions.tolist() if isinstance(self.positions, Tensor) else self.positions
-        said = repr((self.what, self.layer, where, self.seed))
-        tensors = fingerprint(self.feature, *labels, *values)
-        return hashlib.sha256(f"{said} {tensors}".encode()).hexdigest()
+        said = (self.layer, self.seed)
+        return digest_of(self.what, self.positions, said, self.feature, *labels, *values)
 
     @property
     def acts_at(self) -> str:
@@ -214,6 +210,17 @@ class FeatureEdit:
         if not (isinstance(self.positions, str) and self.positions == "all"):
             new = torch.where(columns(self.positions, act, hook)[..., None], new, old)
         return act.index_copy(-1, here, new)  # a new tensor: other hooks may keep the original
+
+
+def digest_of(
+    what: Intervention, positions: Positions, said: tuple[Any, ...], *tensors: Tensor
+) -> str | None:
+    """One string for edits that do the same, by what is done, where, what else is said and these tensors; ``None`` of a
+    function."""
+    if isinstance(what.other if isinstance(what, Keep) else what, Call):
+        return None
+    where = positions.tolist() if isinstance(positions, Tensor) else positions
+    return hashlib.sha256(f"{(what, where, *said)!r} {fingerprint(*tensors)}".encode()).hexdigest()
 
 
 def _reference(

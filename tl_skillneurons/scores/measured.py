@@ -31,6 +31,7 @@ from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.streaming import stand_alike
 from tl_skillneurons.scores.ranked import Scored
 from tl_skillneurons.stats.units import Units
+from tl_skillneurons.tasks.chat import Chat
 from tl_skillneurons.tasks.task import Task
 
 
@@ -40,6 +41,7 @@ def prompted_set(
     positions: str,
     *,
     task: Task | None = None,
+    chat: Chat | None = None,
     label_words: Mapping[int, str | int] | None = None,
     max_length: int | None = None,
     run: RunOptions = RunOptions(),
@@ -48,6 +50,7 @@ def prompted_set(
 
     Args:
         task: What is measured: prompts that say that they were tuned on another are refused.
+        chat: What stands around texts that are of no task; by default what each prompt was tuned in.
 
     Raises:
         ValueError: For prompts that don't see the text at these positions, that were tuned on another task, or with
@@ -56,11 +59,9 @@ def prompted_set(
     if task is not None:
         for prompt in as_list(prompts):
             require_tuned_for(prompt, task)
-    how: dict[str, Any] = {} if task is None else {"chat": task.chat, "word_score": task.word_score}
-    prompted = [
-        PromptedModel(model, prompt, label_words, max_length=max_length, run=run, **how)
-        for prompt in as_list(prompts)
-    ]
+    of_task = {"chat": chat} if task is None else {"chat": task.chat, "word_score": task.word_score}
+    how: dict[str, Any] = {"max_length": max_length, "run": run, **of_task}
+    prompted = [PromptedModel(model, prompt, label_words, **how) for prompt in as_list(prompts)]
     for one in prompted:
         require_sees_text(one, positions)
     lengths = {one.max_length for one in prompted}

@@ -40,6 +40,7 @@ from tl_skillneurons.scores.measured import (
 from tl_skillneurons.scores.neuron_statistic import NeuronStatistic
 from tl_skillneurons.stats.metrics import per_example
 from tl_skillneurons.stats.units import Units
+from tl_skillneurons.tasks.chat import Chat
 from tl_skillneurons.tasks.task import Task
 from tl_skillneurons.tasks.two_classes import require_class
 
@@ -60,6 +61,8 @@ class Targets:
         name: What to call the target, in the record and in messages.
         role: Where the texts come from, for the record.
         units: Which texts belong together; ``None`` joins equal texts alone.
+        chat: What stands around the texts in a conversation; ``None`` is what the prompts were tuned in, and nothing
+            without a prompt.
 
     Example:
         >>> targets = Targets(torch.tensor([len(text) for text in texts]).double(), name="length in characters")
@@ -74,6 +77,7 @@ class Targets:
     name: str = "target"
     role: str = "select"
     units: Units | None = None
+    chat: Chat | None = None
 
 
 def score_targets(
@@ -97,7 +101,7 @@ def score_targets(
         prompts: One, several (equally long), or ``None`` for the bare text.
         texts: Such as ``task.split("select")["text"]``; for pairwise preferences the texts of the pair in one
             template, with the difference of rewards as target.
-        targets: One number for each text, or :class:`Targets` with weights and a name.
+        targets: One number for each text, or :class:`Targets` with weights, a name, or the chat that the texts are in.
         kind: "pearson" or "spearman".
         n_permutations: Permutations of the targets (each with its weight), drawn by ``seed``; 0 for none.
         positions: ``"prompt"``; ``"last"``, ``"mean"``, ``"max"`` over the text's own tokens; or another of
@@ -129,7 +133,7 @@ def score_targets(
         )
     units = _units(given, texts)
     rows, of_rows = _drawn(units, values, weights, n_permutations, seed)
-    prompted = prompted_set(model, prompts, positions, max_length=max_length, run=run)
+    prompted = prompted_set(model, prompts, positions, chat=given.chat, max_length=max_length, run=run)
     require_alike(prompted)
 
     def scorer(columns: Tensor, drawn: Tensor, layer: int, neurons: slice) -> Tensor:

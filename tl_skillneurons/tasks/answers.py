@@ -245,7 +245,7 @@ def _written(
     if path is not None and any(one.get("digest") is None for one in probe.get("interventions", ())):
         raise ValueError(
             "a file can't tell one hook function from another of the same name, so answers that were written with it "
-            "can't be kept; give neurons' own interventions (ablate(neurons, how=Scale(2.0))), or leave path out"
+            "can't be kept; give what ablate(neurons, how=Scale(2.0)) or ablate_heads(...) makes, or leave path out"
         )
     digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
     said = {name: value for name, value in how.items() if isinstance(value, (int, float, str, type(None)))}

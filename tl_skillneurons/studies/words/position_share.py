@@ -30,6 +30,7 @@ from tl_skillneurons.neurons.neuron_set import Neurons, as_neurons
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
+from tl_skillneurons.tasks.chat import Chat
 
 
 def position_share(
@@ -39,6 +40,7 @@ def position_share(
     neurons: Neurons,
     *,
     max_length: int | None = None,
+    chat: Chat | None = None,
     run: RunOptions = RunOptions(),
 ) -> Float[Tensor, " neuron"]:
     """The share of each neuron's variance over the texts' own tokens that their place explains, epsilon squared.
@@ -48,6 +50,7 @@ def position_share(
     Args:
         prompt: Stands beside the texts as ever, and is not looked at; ``None`` runs the texts alone.
         max_length: Longest sequence in tokens; by default what the prompt was tuned with.
+        chat: What stands around the texts in a conversation; by default what the prompt was tuned in.
 
     Returns:
         1 where the place settles the activation, about 0 where it says nothing or the activation never changes.
@@ -63,7 +66,7 @@ def position_share(
     neurons.require_fits(*neuron_shape(model))
     if not len(neurons):
         raise ValueError("there is nothing to read of an empty set; give at least one neuron")
-    prompted = PromptedModel(model, prompt, max_length=max_length, run=run)
+    prompted = PromptedModel(model, prompt, max_length=max_length, run=run, chat=chat)
     ids = prompted.encode(texts)
     if len(ids) < 2:
         raise ValueError(f"the share of variance that places explain takes at least 2 texts, got {len(ids)}")

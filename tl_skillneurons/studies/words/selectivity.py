@@ -51,7 +51,7 @@ from tl_skillneurons.neurons.controls import distinct_draws, few_alternatives
 from tl_skillneurons.neurons.neuron_set import Neurons, NeuronSet, as_neurons
 from tl_skillneurons.prompts.activations import set_activations
 from tl_skillneurons.prompts.prompted_model import PromptedModel
-from tl_skillneurons.prompts.run import RunOptions
+from tl_skillneurons.prompts.run import RunOptions, require_tuned_for
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.prompts.tuning.schedule import embedding_rows
 from tl_skillneurons.stats.hypothesis_tests import rank_p_value, require_draws
@@ -125,6 +125,7 @@ def word_selectivity(
     units = task.units(role)
     n_fixed = _require_movable(units, role)
     words, present = word_presence(texts, min_texts)
+    require_tuned_for(prompt, task)
     prompted = PromptedModel(model, prompt, max_length=max_length, run=run)
     lengths = torch.tensor([len(ids) for ids in prompted.cut(prompted.encode(texts))], dtype=torch.float64)
     labels = torch.nn.functional.one_hot(torch.tensor(split["label"]), task.n_classes).double()

@@ -17,7 +17,7 @@ from tl_skillneurons.stats import bootstrap_mean, rank_p_value
 from tl_skillneurons.studies import ReadOut, SteeringCurve, SteeringOptions, steer
 from tl_skillneurons.studies.steering import numbers
 from tl_skillneurons.studies.steering.measures import readers, word_share
-from tl_skillneurons.studies.steering.run import written_losses
+from tl_skillneurons.studies.steering.writing import written_losses
 
 TEXTS = ["the film was good", "a good plot and a cast", "quick but good", "good"]
 DOSES = [1.0, 30.0]

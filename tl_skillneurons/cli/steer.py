@@ -103,7 +103,7 @@ def steer(where: Where, asked: Asked, shown: Shown) -> None:
 
     def ask(path: Path) -> "Answer":
         from tl_skillneurons.find.folder import load_run
-        from tl_skillneurons.studies.steering.run import SteeringOptions
+        from tl_skillneurons.studies.steering.options import SteeringOptions
         from tl_skillneurons.studies.steering.run import steer as turn
 
         findings = load_run(where.run)

@@ -26,7 +26,7 @@ from .score_comparison import compare_scores as compare_scores
 from .shuffles import compare_shuffles as compare_shuffles
 from .steering.curve import SteeringCurve as SteeringCurve
 from .steering.measures import ReadOut as ReadOut
-from .steering.run import SteeringOptions as SteeringOptions
+from .steering.options import SteeringOptions as SteeringOptions
 from .steering.run import steer as steer
 from .trajectory import PromptTrajectory as PromptTrajectory
 from .trajectory import prompt_trajectory as prompt_trajectory

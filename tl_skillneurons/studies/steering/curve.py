@@ -1,8 +1,8 @@
 """What steering did at each dose, as a table: what was wanted, what it cost, and the same of controls."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tl_skillneurons.studies.steering.measures import CLASS
 from tl_skillneurons.studies.steering.numbers import beside_controls, outside, perplexity
 
 KIND = "SteeringCurve"
+_TABLES = ("doses", "draws", "answers", "rivals", "comparison")
 KINDS = ("random", "matched")
 """The controls that stand beside every dose."""
 
@@ -46,8 +47,16 @@ class SteeringCurve:
             ``n_neurons``, ``n_texts``, ``n_units`` and where the neurons were chosen, ``neurons_chosen``.
         draws: A row per set, dose, ``neurons`` ("chosen", "random", "matched"), ``draw`` and measure: the mean
             ``value`` over texts.
-        answers: What was written after each text, untouched (without a dose) and at each dose of each set.
+        answers: What was written after each text, untouched (without a dose) and at each dose of each set; ``by`` is
+            "neurons", or the rival in their place.
         settings: What made it, as plain JSON values.
+        rivals: A row per ``set``, ``rival``, ``dose`` and ``measure``, with the columns of ``doses``, where ``random``
+            controls are random directions and there are no matched ones. ``norm`` is how far the neurons go and each of
+            these too: the Euclidean norm of the change of a layer's neurons, averaged over positions and layers
+            (``settings["norms"]`` has every layer's). ``direction_fitted`` says on what, seen from the texts.
+        comparison: What neurons and rivals change at the same perplexity
+            (:func:`~tl_skillneurons.studies.steering.equal_price.compare_paths`): a row per ``set``, ``rival``, ``way``
+            ("toward" the class, or "away"), measure and level, with a ``verdict``.
 
     Example:
         >>> curve = skn.studies.steer(model, prompts, task, skill, toward=1)
@@ -58,6 +67,8 @@ class SteeringCurve:
     draws: pd.DataFrame
     answers: pd.DataFrame
     settings: dict[str, Any]
+    rivals: pd.DataFrame = field(default_factory=pd.DataFrame)
+    comparison: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     _repr_html_ = html_of
     plot = plotted("plot_steering")
@@ -75,7 +86,15 @@ class SteeringCurve:
             p_matched=float(best["p_matched"]),
             n_collapsed=sum(bool(row["collapse"]) for row in own),
             n_texts=int(best["n_texts"]),
+            **({"at_equal_perplexity": told} if (told := self.verdicts) else {}),
         )
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """Which steers the class more at equal perplexity, of each set, rival and way, over all levels that both come
+        to."""
+        rows = [row for row in records(self.comparison) if row["at"] == "mean" and row["measure"] == CLASS]
+        return tuple(f"{row['set']}, {row['rival']}, {row['way']}: {row['verdict']}" for row in rows)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -88,8 +107,7 @@ class SteeringCurve:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it to one JSON file, whole or not at all."""
-        tables = {"doses": self.doses, "draws": self.draws, "answers": self.answers}
-        return save_tables(path, KIND, self.settings, tables)
+        return save_tables(path, KIND, self.settings, {name: getattr(self, name) for name in _TABLES})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "SteeringCurve":
@@ -99,18 +117,25 @@ class SteeringCurve:
             FileNotFoundError: When there is no such file.
             ValueError: When the file is corrupt or holds something else.
         """
-        tables, settings = load_tables(path, KIND, ("doses", "draws", "answers"))
-        return cls(tables["doses"], tables["draws"], tables["answers"], settings)
+        tables, settings = load_tables(path, KIND, _TABLES)
+        return cls(**tables, settings=settings)
 
 
 def rows_of(
-    untouched: Values, steered: dict[Key, Values], doses: Sequence[float], units: Units, seed: int
+    untouched: Values,
+    steered: Mapping[Key, Values],
+    doses: Sequence[float],
+    units: Units,
+    seed: int,
+    *,
+    kinds: Sequence[str] = KINDS,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of :attr:`SteeringCurve.doses`, without what the settings say, and of :attr:`SteeringCurve.draws`.
 
     Args:
         untouched: What was measured of each answer without steering.
         steered: The same of every set at every dose, and of its controls.
+        kinds: Of the controls.
     """
     chosen = [key for key in steered if key[2] == "chosen"]
     names = list(untouched)
@@ -121,7 +146,7 @@ def rows_of(
     rows = []
     for number, key in enumerate(chosen):
         of_set, dose = key[0], key[1]
-        beside = {kind: [steered[k] for k in steered if k[:3] == (of_set, dose, kind)] for kind in KINDS}
+        beside = {kind: [steered[k] for k in steered if k[:3] == (of_set, dose, kind)] for kind in kinds}
         spread = [perplexity(one["cross_entropy"]) for drawn in beside.values() for one in drawn]
         own = perplexity(steered[key]["cross_entropy"])
         price = {

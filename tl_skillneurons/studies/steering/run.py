@@ -6,40 +6,38 @@ norm. What was written is measured by the untouched model and by judges of your 
 
     change(dose) = mean over texts of measure(written while steered) - measure(written untouched)
 
-What it does not show: that a text is better, or about what it seems to be (judge it); that other neurons, or a
-direction that is no set of neurons, would not steer more at the same perplexity; anything of doses that collapse. The
+Rivals are directions over all neurons of the same layers (``SteeringOptions(rivals="probe")``), added at the same
+positions and as long as the change that the neurons make there; what each changes is compared at equal perplexity
+(:mod:`~tl_skillneurons.studies.steering.equal_price`).
+
+What it does not show: that a text is better, or about what it seems to be (judge it); that other neurons, or another
+direction than those measured, would not steer more at the same perplexity; anything of doses that collapse. The
 read-out is by the prompts that may have chosen the neurons: an independent judge says more. Each p-value stands alone:
 of twenty doses one is at most 0.05 by luck.
 """
 
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import pandas as pd
-import torch
-from jaxtyping import Float
-from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import require_int, require_option, require_seed, require_text
+from tl_skillneurons._checks import require_text
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons.interventions.ablation import ablate
 from tl_skillneurons.interventions.controls import with_controls
-from tl_skillneurons.interventions.kinds import Call, How, Intervention, Scale, Shift, as_intervention
+from tl_skillneurons.interventions.kinds import Call, Intervention
 from tl_skillneurons.interventions.references import Reference, measure_references
-from tl_skillneurons.models.batches import run_batches
-from tl_skillneurons.models.hooks import Hooks
+from tl_skillneurons.models.hooks import Hook, Hooks
 from tl_skillneurons.models.records import model_label
 from tl_skillneurons.models.sites import has_language_model_head, neuron_shape
 from tl_skillneurons.models.tokenizing import special_token_ids
 from tl_skillneurons.models.verification import require
 from tl_skillneurons.neurons.choice import require_apart
 from tl_skillneurons.neurons.neuron_set import Neurons, NeuronSet, as_neurons
-from tl_skillneurons.prompts._cut import ANSWER
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
@@ -47,90 +45,13 @@ from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.stats.intervals import FEWEST_UNITS
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies._common import settings_of, soft_prompts
-from tl_skillneurons.studies.steering.curve import KINDS, Key, SteeringCurve, Values, rows_of
+from tl_skillneurons.studies.steering.curve import KINDS, Key, SteeringCurve, rows_of
 from tl_skillneurons.studies.steering.kept import KeptAnswers, Written
 from tl_skillneurons.studies.steering.measures import Judge, ReadOut, readers
-from tl_skillneurons.studies.steering.numbers import answer_losses, is_empty, repeated_share
+from tl_skillneurons.studies.steering.options import SteeringOptions
+from tl_skillneurons.studies.steering.rivals import RANDOM, Beside, Rivals, choice_of
+from tl_skillneurons.studies.steering.writing import Said, change_norms, write
 from tl_skillneurons.tasks.task import Task
-
-_PLACES = ("generated", "text", "all")
-_SHORT = ("scale", "shift")
-
-
-@dataclass(frozen=True)
-class SteeringOptions:
-    """How neurons are steered, and how the model writes.
-
-    Attributes:
-        how: What a dose is: "scale" (a factor, 1 changes nothing), "shift" (standard deviations towards the class, 0
-            changes nothing), or a function from a dose to an intervention.
-        positions: Where: "generated" (what the model writes, from the second token on, since the first is read off the
-            text), "text", or "all".
-        max_new_tokens: Most tokens of an answer.
-        temperature: Draws tokens, at this temperature; ``None`` takes the likeliest one.
-        seed: Of the controls and of what is drawn, the same at every dose.
-        reference: Whose examples say what neurons do at text, for shifts and to match controls.
-        n_reference: Up to how many of them, evenly from the classes; ``None`` for all.
-        on_chosen_texts: Write after texts that chose the neurons all the same; every row says so.
-
-    Example:
-        >>> shifted = skn.studies.SteeringOptions(how="shift", positions="all")
-        >>> skn.studies.steer(model, prompts, task, skill, toward=1, doses=[-2.0, 2.0, 4.0], options=shifted)
-    """
-
-    how: str | Callable[[float], How] = "scale"
-    positions: str = "generated"
-    max_new_tokens: int = 24
-    temperature: float | int | None = None
-    seed: int = 0
-    reference: str = "baseline"
-    n_reference: int | None = 256
-    on_chosen_texts: bool = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.how, str):
-            require_option(self.how, "how", _SHORT)
-        elif not callable(self.how):
-            raise TypeError(
-                f"how must be 'scale', 'shift' or a function from a dose to an intervention, got {self.how!r}"
-            )
-        require_option(self.positions, "positions", _PLACES)
-        require_int(self.max_new_tokens, "max_new_tokens")
-        require_seed(self.seed)
-        if self.n_reference is not None:
-            require_int(self.n_reference, "n_reference")
-
-    def interventions(self, doses: Sequence[float | int], toward: int) -> list[Intervention]:
-        """What is done at each dose.
-
-        Raises:
-            ValueError: For no dose, one that is not finite or given twice, or what goes by an example's class.
-        """
-        if not len(doses):
-            raise ValueError("doses must hold at least one dose, got none")
-        for dose in doses:
-            if isinstance(dose, bool) or not isinstance(dose, int | float) or not math.isfinite(dose):
-                raise ValueError(f"doses must be finite numbers, got {dose!r}")
-        found: list[Intervention] = []
-        for dose in map(float, doses):
-            if self.how == "scale":
-                found.append(Scale(dose))
-            elif self.how == "shift":
-                found.append(Shift(toward, dose))
-            else:
-                assert callable(self.how)  # for type checkers
-                found.append(as_intervention(self.how(dose), "what how(dose) gives"))
-        if by_class := [one.name for one in found if one.needs_labels]:
-            raise ValueError(
-                f"intervention {by_class[0]!r} goes by the class of an example, and texts to write after have none; "
-                "give Scale or Shift"
-            )
-        names = [one.name for one in found]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(
-                f"two doses are {twice[0]!r}; give each dose once, and interventions their own names"
-            )
-        return found
 
 
 def steer(
@@ -203,34 +124,18 @@ def steer(
         name: require_apart(one.choice, asked, insist=options.on_chosen_texts, by=by)
         for name, one in sets.items()
     }
+    rivals = options.rival_names
+    fitted = choice_of(task, options.reference, options.n_reference) if rivals else None
+    where_fitted = require_apart(fitted, asked, insist=options.on_chosen_texts, what="directions", by=by)
     fixed = _fixed(model, task, options, asked, sets)
-    with KeptAnswers(path, fixed) as kept:
-        seed, role = options.seed, options.reference
-        reference = measure_references(writer, task, role, options.n_reference, ["text"])["text"]
-        drawn = with_controls(sets, model, reference.mean_absolute, n_random, seed)
-        conditions = [
-            ((name, dose, kind, draw), held, one)
-            for dose, one in enumerate(what)
-            for (name, kind, draw), held in drawn.sets.items()
-            if kind in ("chosen", *KINDS)
-        ]
-        with progress_bar("steering", 1 + len(conditions), show=run.progress) as advance:
-            begin = kept.each("untouched", partial(_write, writer, asked, options, ()))
-            advance(1, note="untouched")
-            written: dict[Key, Written] = {}
-            for key, held, one in conditions:
-                hooks = _hooks(held, one, reference, options)
-                name, _, kind, draw = key
-                condition = f"{one!r}, {name}, {kind} {draw}"
-                written[key] = kept.each(condition, partial(_write, writer, asked, options, hooks))
-                advance(1, note=condition)
-    special = special_token_ids(model.tokenizer)
-    said = list(dict.fromkeys(answer for one in (begin, *written.values()) for answer in one["answers"]))
-    judged = {name: dict(zip(said, read(said).tolist(), strict=True)) for name, read in measures.items()}
-    untouched = _measured(begin, judged, special)
-    steered = {key: _measured(one, judged, special) for key, one in written.items()}
     amounts = [float(dose) for dose in doses]
-    rows, draws = rows_of(untouched, steered, amounts, units, options.seed)
+    with KeptAnswers(path, fixed) as kept:
+        reference = measure_references(writer, task, options.reference, options.n_reference, ["text"])["text"]
+        drawn = with_controls(sets, model, reference.mean_absolute, n_random, options.seed)
+        pushed = Rivals.of(model, sets, reference, amounts, toward, n_random, options) if rivals else None
+        said = _write_all(writer, asked, what, drawn.sets, reference, pushed, options, kept)
+    judged = said.judged(measures, special_token_ids(model.tokenizer))
+    rows, draws = rows_of(judged.untouched, judged.neurons, amounts, units, options.seed)
     done = dict(zip(amounts, [one.name for one in what], strict=True))
     for row in rows:
         row |= {
@@ -244,11 +149,18 @@ def steer(
         "class: read by the prompts that were given; where they chose the neurons too, an independent judge says more",
         *(note for note in drawn.notes if not note.startswith("least")),
     ]
+    beside = None
+    if pushed is not None:
+        of_neurons = {(row["set"], row["dose"]): row["collapse"] for row in rows}
+        beside = Beside.of(judged, pushed, said.norms, of_neurons, amounts, units, options)
+        for row in beside.rivals:
+            row |= {"n_texts": len(asked), "n_units": len(units), "direction_fitted": where_fitted}
+        draws += beside.draws
+        notes += pushed.notes(options.reference, len(reference.labels))
     if len(units) < FEWEST_UNITS:
         notes.append(
             f"intervals: too narrow over {len(units)} units ({units.what}), it takes {FEWEST_UNITS} or more"
         )
-    told = {name: {kind: one[kind] for kind in KINDS} for name, one in drawn.told.items()}
     settings = settings_of(
         model,
         task,
@@ -259,12 +171,64 @@ def steer(
         n_random=n_random,
         measures=list(measures),
         units=units.what,
-        controls=told,
+        controls={name: {kind: one[kind] for kind in KINDS} for name, one in drawn.told.items()},
         notes=notes,
+        **({} if beside is None else beside.settings),
     )
     return SteeringCurve(
-        pd.DataFrame(rows), pd.DataFrame(draws), _answers(asked, begin, written, amounts), settings
+        pd.DataFrame(rows),
+        pd.DataFrame(draws),
+        _answers(asked, said, amounts),
+        settings,
+        pd.DataFrame([] if beside is None else beside.rivals),
+        pd.DataFrame([] if beside is None else beside.comparison),
     )
+
+
+def _write_all(
+    writer: PromptedModel,
+    texts: list[str],
+    what: Sequence[Intervention],
+    sets: Mapping[tuple[str, str, int], NeuronSet],
+    reference: Reference,
+    rivals: Rivals | None,
+    options: SteeringOptions,
+    kept: KeptAnswers,
+) -> Said:
+    """What the model writes untouched, with every set at every dose, and along the rivals."""
+    held: dict[Key, NeuronSet] = {
+        (name, dose, kind, draw): one
+        for dose in range(len(what))
+        for (name, kind, draw), one in sets.items()
+        if kind in ("chosen", *KINDS)
+    }
+    chosen = [key for key in held if key[2] == "chosen"]
+    said = Said({}, {}, {}, {})
+    n_written = 1 + len(held) + (0 if rivals is None else len(rivals) * len(chosen))
+    with progress_bar("steering", n_written, show=writer.run.progress) as advance:
+
+        def each(condition: str, hooks: Hooks) -> Written:
+            done = kept.each(condition, partial(write, writer, texts, options, hooks))
+            advance(1, note=condition)
+            return done
+
+        said.untouched.update(each("untouched", ()))
+        for key, one in held.items():
+            name, dose, kind, draw = key
+            hooks = _hooks(one, what[dose], reference, options)
+            said.neurons[key] = each(f"{what[dose]!r}, {name}, {kind} {draw}", hooks)
+        for key in chosen if rivals is not None else ():
+            assert rivals is not None  # for type checkers
+            name, dose = key[:2]
+            hooks = _hooks(held[key], what[dose], reference, options)
+            ids = said.neurons[key]["token_ids"]
+            said.norms[name, dose] = far = change_norms(writer, texts, ids, hooks, options.positions)
+            for of_rival, condition, pushed in rivals.hooks(name, dose, far):
+                same = not pushed  # of length 0
+                said.rivals[of_rival] = (
+                    said.untouched if same else each(f"{what[dose]!r}, {condition}", pushed)
+                )
+    return said
 
 
 def _texts(task: Task, texts: Sequence[str] | None) -> tuple[list[str], Units]:
@@ -316,77 +280,21 @@ def _fixed(
     }
 
 
-def _hooks(held: NeuronSet, what: Intervention, reference: Reference, options: SteeringOptions) -> Hooks:
+def _hooks(held: NeuronSet, what: Intervention, reference: Reference, options: SteeringOptions) -> list[Hook]:
     values = reference if what.needs else None
     return ablate(held, how=what, values=values, positions=options.positions, seed=options.seed)
 
 
-def _write(writer: PromptedModel, texts: list[str], options: SteeringOptions, hooks: Hooks) -> Written:
-    """What the model writes with these hooks, and its cross-entropy without them."""
-    done = writer.generate(
-        texts,
-        options.max_new_tokens,
-        interventions=list(hooks),
-        temperature=options.temperature,
-        seed=options.seed,
-    )
-    losses = written_losses(writer, texts, done.token_ids)
-    return {
-        "answers": list(done.answers),
-        "token_ids": [list(ids) for ids in done.token_ids],
-        "cross_entropy": losses.tolist(),
-    }
-
-
-def written_losses(
-    writer: PromptedModel, texts: Sequence[str], token_ids: Sequence[Sequence[int]]
-) -> Float[Tensor, " text"]:
-    """Cross-entropy of what was written after each text, its end token included, under the untouched model: nats per
-    token, float64.
-
-    Args:
-        writer: Without a prompt.
-        token_ids: As :class:`~tl_skillneurons.prompts.Completions` has them.
-
-    Example:
-        >>> done = plain.generate(texts)
-        >>> written_losses(plain, texts, done.token_ids)
-    """
-    asked = writer.encode(texts)
-    ids = [text + [ANSWER + i for i in answer] for text, answer in zip(asked, token_ids, strict=True)]
-    found = torch.empty(len(ids), dtype=torch.float64)
-    with writer.attached() as virtual, torch.no_grad():
-
-        def read(batch: list[int]) -> None:
-            tokens = writer.assemble([ids[i] for i in batch], batch)
-            assert tokens.is_generated is not None  # for type checkers: every answer has a token
-            logits = writer.forward(tokens, virtual)
-            found[batch] = answer_losses(logits, tokens.ids, tokens.is_generated)
-
-        run_batches(writer.batches(ids), read)
-    return found
-
-
-def _measured(written: Written, judged: Mapping[str, Mapping[str, float]], special: frozenset[int]) -> Values:
-    """Every measure of every answer; what was judged is known of each different answer."""
-    answers = written["answers"]
-    own = [[i for i in ids if i not in special] for ids in written["token_ids"]]
-    found = {
-        name: torch.tensor([of[answer] for answer in answers], dtype=torch.float64)
-        for name, of in judged.items()
-    }
-    found["cross_entropy"] = torch.tensor(written["cross_entropy"], dtype=torch.float64)
-    found["repeated"] = torch.tensor([repeated_share(ids) for ids in own], dtype=torch.float64)
-    found["empty"] = torch.tensor([float(is_empty(one)) for one in answers], dtype=torch.float64)
-    return found
-
-
-def _answers(
-    texts: list[str], untouched: Written, written: Mapping[Key, Written], doses: Sequence[float]
-) -> pd.DataFrame:
-    """What was written after each text: untouched, and with the chosen neurons at each dose."""
-    rows = [("untouched", math.nan, *pair) for pair in zip(texts, untouched["answers"], strict=True)]
+def _answers(texts: list[str], said: Said, doses: Sequence[float]) -> pd.DataFrame:
+    """What was written after each text: untouched, and with the chosen neurons, or a rival, at each dose."""
+    rows = [
+        ("untouched", math.nan, *pair, "untouched")
+        for pair in zip(texts, said.untouched["answers"], strict=True)
+    ]
+    written = {**said.neurons, **said.rivals}
     for (name, dose, kind, _), one in written.items():
-        if kind == "chosen":
-            rows += [(name, doses[dose], *pair) for pair in zip(texts, one["answers"], strict=True)]
-    return pd.DataFrame(rows, columns=["set", "dose", "text", "answer"])
+        if kind in (*KINDS, RANDOM):
+            continue
+        by = "neurons" if kind == "chosen" else kind
+        rows += [(name, doses[dose], *pair, by) for pair in zip(texts, one["answers"], strict=True)]
+    return pd.DataFrame(rows, columns=["set", "dose", "text", "answer", "by"])

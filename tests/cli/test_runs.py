@@ -16,7 +16,7 @@ ASKED = {
     "diagnose": ["--bootstrap", "9", "--permutations", "19"],
     "prune": ["--keep", "2,10", "--controls", "2"],
     "neuron": ["0.5", "1.7"],
-    "steer": "--toward positive --doses 4 --n-texts 3 --tokens 2 --controls 19 --words good,bright".split(),
+    "steer": "--toward positive --doses 4 --n-texts 3 --tokens 2 --controls 19 --words good --rivals probe".split(),
 }
 """A quick question of each command that loads the model."""
 
@@ -69,9 +69,9 @@ def what_is_written_is_that_of_the_plain_python_call(rows, found, skn):
         toward=1,
         texts=texts,
         doses=[4.0],
-        measure={"words": ["good", "bright"]},
+        measure={"words": ["good"]},
         n_random=19,
-        options=skn.studies.SteeringOptions(how="shift", max_new_tokens=2),
+        options=skn.studies.SteeringOptions(how="shift", max_new_tokens=2, rivals="probe"),
         path=kept,
         run=QUIET,
     )
@@ -82,6 +82,8 @@ def what_is_written_is_that_of_the_plain_python_call(rows, found, skn):
         for name in ("value", "change_low", "matched_median", "perplexity"):
             assert row[name] == pytest.approx(expected[name][row["measure"]])
         assert row["p_random"] == expected.p_random[row["measure"]]
+    assert [row["verdict"] for row in rows["comparison"]] == curve.comparison.verdict.tolist()
+    assert [row["norm"] for row in rows["rivals"]] == pytest.approx(curve.rivals.norm.tolist())
 
 
 CHECKED = {
@@ -221,6 +223,10 @@ def test_the_model_may_be_elsewhere_and_called_otherwise(cli, folder, monkeypatc
         ),
         (["steer", "{run}", "--doses", "1,x"], "--doses must be one or several numbers with commas"),
         (["steer", "{run}", "--doses", "nan"], "--doses must be one or several numbers with commas"),
+        (
+            ["steer", "{run}", "--rivals", "probe,sae"],
+            "--rivals must be one of 'probe', 'mean_difference', got 'sae'",
+        ),
         (["steer", "{run}", "--how", "push"], "--how must be one of 'shift', 'scale', got 'push'"),
         (
             ["steer", "{run}", "--positions", "prompt"],
@@ -277,7 +283,7 @@ def test_what_was_written_is_judged_by_other_words_without_writing_it_again(
         n_written.append(len(texts))
         return {"answers": ["slow"] * 2, "token_ids": [[7]] * 2, "cross_entropy": [1.0] * 2}
 
-    monkeypatch.setattr(run, "_write", write)
+    monkeypatch.setattr(run, "write", write)
     assert ask(cli, *given).exit_code == 0 and n_written == [2] * (1 + 1 + 2 * 20)
     again = json.loads(ask(cli, *given, "--toward", "1", "--words", words, "--json").stdout)
     assert {row["text"] for row in again["numbers"]["answers"]} == {"the film", "a plot and"}

@@ -23,7 +23,7 @@ from tl_skillneurons.studies.steering.rivals import pushes
 from tl_skillneurons.studies.steering.writing import change_norms, written_losses
 
 TEXTS = ["the film was good", "a good plot and a cast", "quick but good", "good"]
-DOSES = [1.0, 40.0]
+DOSES = [1.0, 60.0]
 SHORT = SteeringOptions(positions="all", max_new_tokens=2)
 BESIDE = replace(SHORT, rivals="probe")
 SETTINGS = {"toward": 1, "texts": TEXTS, "n_random": 19, "options": SHORT, "run": QUIET}
@@ -65,7 +65,7 @@ def row_of(curve, dose, measure):
 
 def test_planted_neurons_steer_what_is_written_and_matched_ones_do_not(curve):
     for measure in ("class", "good words"):
-        row = row_of(curve, 40.0, measure)
+        row = row_of(curve, 60.0, measure)
         assert row["change_low"] > 0.2
         assert row["p_random"] == row["p_matched"] == row["smallest_p_matched"] == 1 / 20
         assert row["matched_max"] < row["value"] - 0.2
@@ -79,10 +79,10 @@ def test_every_number_is_what_a_slow_loop_makes_of_the_answers(curve, writes):
     model, prompt, task = writes
     own = curve.answers[curve.answers.by != "probe"]
     texts = own.groupby(["set", "dose"], dropna=False).answer.apply(list)
-    before, after = texts["untouched"].iloc[0], texts["whole", 40.0]
+    before, after = texts["untouched"].iloc[0], texts["whole", 60.0]
     plain = skn.PromptedModel(model, None, run=QUIET)
     assert tuple(before) == plain.generate(TEXTS, 2).answers
-    hooks = skn.ablate(planted.NEURONS, how=Scale(40.0), positions="all")
+    hooks = skn.ablate(planted.NEURONS, how=Scale(60.0), positions="all")
     assert tuple(after) == plain.generate(TEXTS, 2, interventions=hooks).answers
     read = skn.PromptedModel(model, prompt, task.label_words, run=QUIET)
     chance = torch.tensor([0.5])
@@ -93,20 +93,20 @@ def test_every_number_is_what_a_slow_loop_makes_of_the_answers(curve, writes):
     changes = torch.cat(
         [probability(one) - probability(other) for one, other in zip(after, before, strict=True)]
     )
-    row = row_of(curve, 40.0, "class")
+    row = row_of(curve, 60.0, "class")
     assert row["change"] == pytest.approx(float(changes.mean()), abs=1e-6)
     low, high = bootstrap_mean(changes.double())
     assert (row["change_low"], row["change_high"]) == pytest.approx((float(low), float(high)), abs=1e-6)
-    assert row["value"] + row_of(curve, 40.0, "other class")["value"] == pytest.approx(1)
-    assert row_of(curve, 40.0, "length")["value"] == sum(map(len, after)) / len(after)
-    draws = curve.draws[(curve.draws.dose == 40.0) & (curve.draws.measure == "class")]
+    assert row["value"] + row_of(curve, 60.0, "other class")["value"] == pytest.approx(1)
+    assert row_of(curve, 60.0, "length")["value"] == sum(map(len, after)) / len(after)
+    draws = curve.draws[(curve.draws.dose == 60.0) & (curve.draws.measure == "class")]
     for kind in ("random", "matched"):
         drawn = draws[draws.neurons == kind].value
         assert (
             len(drawn) == 19 and row[f"{kind}_max"] == drawn.max() and row[f"{kind}_median"] == drawn.median()
         )
         assert row[f"p_{kind}"] == rank_p_value(row["value"], drawn.tolist(), "two-sided")
-    price = curve.draws[(curve.draws.dose == 40.0) & (curve.draws.measure == "cross_entropy")]
+    price = curve.draws[(curve.draws.dose == 60.0) & (curve.draws.measure == "cross_entropy")]
     spread = price[price.neurons.isin(["random", "matched"])].value.map(math.exp)
     assert (row["perplexity_min"], row["perplexity_max"]) == pytest.approx((spread.min(), spread.max()))
 
@@ -118,33 +118,33 @@ def test_a_probe_goes_as_far_as_the_neurons_in_their_place_beside_random_directi
     acts = skn.prompts.neuron_activations(model, None, list(split["text"]), positions="mean", run=QUIET)
     labels = torch.tensor(split["label"])
     vectors = {layer: probe_direction(acts[:, layer], labels == 1)[0] for layer in (1, 2)}
-    hooks = skn.ablate(planted.NEURONS, how=Scale(40.0), positions="all")
+    hooks = skn.ablate(planted.NEURONS, how=Scale(60.0), positions="all")
     ids = plain.generate(TEXTS, 2, interventions=hooks).token_ids
     far = change_norms(plain, TEXTS, ids, hooks, "all")
     assert curve.settings["norms"]["whole"] == {
         "1": {"1": 0.0, "2": 0.0},
-        "40": {str(layer): pytest.approx(norm) for layer, norm in far.items()},
+        "60": {str(layer): pytest.approx(norm) for layer, norm in far.items()},
     }
     written = {
         dose: tuple(curve.answers[(curve.answers.by == "probe") & (curve.answers.dose == dose)].answer)
         for dose in DOSES
     }
     steered = plain.generate(TEXTS, 2, interventions=pushes(vectors, far, 1, "all"))
-    assert steered.answers == ("good", *["good good"] * 3)
-    assert written == {1.0: plain.generate(TEXTS, 2).answers, 40.0: steered.answers}
-    [row] = curve.rivals[(curve.rivals.dose == 40.0) & (curve.rivals.measure == "length")].to_dict("records")
+    assert steered.answers == ("good good",) * 4
+    assert written == {1.0: plain.generate(TEXTS, 2).answers, 60.0: steered.answers}
+    [row] = curve.rivals[(curve.rivals.dose == 60.0) & (curve.rivals.measure == "length")].to_dict("records")
     assert row["value"] == sum(map(len, steered.answers)) / 4 and row["norm"] == pytest.approx(
         (far[1] + far[2]) / 2
     )
     assert row["direction_fitted"] == "on other examples" and "matched_min" not in row
-    draws = curve.draws[(curve.draws.dose == 40.0) & (curve.draws.measure == "length")]
+    draws = curve.draws[(curve.draws.dose == 60.0) & (curve.draws.measure == "length")]
     random = draws[draws.neurons == "random direction"].value
     assert len(random) == 19 and (row["random_min"], row["random_max"]) == (random.min(), random.max())
     assert row["p_random"] == rank_p_value(row["value"], random.tolist(), "two-sided")
     assert all(fit > 0.8 for fit in curve.settings["rivals"]["probe"]["auc"].values())
     compared = curve.comparison.query("measure == 'class' and at == 'neurons'")
-    assert compared.dose.tolist() == [40.0] and compared.neurons.tolist() == [
-        row_of(curve, 40.0, "class")["change"]
+    assert compared.dose.tolist() == [60.0] and compared.neurons.tolist() == [
+        row_of(curve, 60.0, "class")["change"]
     ]
     assert set(curve.comparison.measure) == set(curve.doses.measure) - {"cross_entropy"}
     assert curve.verdicts == (f"whole, probe, toward: {curve.comparison.query(MEAN).verdict.item()}",)
@@ -177,17 +177,17 @@ def test_it_goes_on_where_it_stopped_shows_itself_and_survives_a_file(curve, wri
     path = folder / "written.json"
     monkeypatch.setattr(skn.PromptedModel, "generate", lambda *a, **k: pytest.fail("it wrote"))
     again = steer(*writes, planted.NEURONS, doses=DOSES[1:], measure=MEASURE, path=path, **SETTINGS)
-    kept = curve.doses[(curve.doses.dose == 40.0) & (curve.doses.measure != "other class")]
+    kept = curve.doses[(curve.doses.dose == 60.0) & (curve.doses.measure != "other class")]
     kept = kept.reset_index(drop=True)
     pd.testing.assert_frame_equal(again.doses, kept)
     assert again.rivals.empty and again.comparison.empty and not again.verdicts
     settings = {**SETTINGS, "options": BESIDE}
     again = steer(*writes, planted.NEURONS, doses=DOSES[1:], measure=MEASURE, path=path, **settings)
-    kept = curve.rivals[(curve.rivals.dose == 40.0) & (curve.rivals.measure != "other class")]
+    kept = curve.rivals[(curve.rivals.dose == 60.0) & (curve.rivals.measure != "other class")]
     pd.testing.assert_frame_equal(again.rivals, kept.reset_index(drop=True))
     with pytest.raises(ValueError, match=r"is from another run \(texts:"):
         steer(*writes, planted.NEURONS, path=path, **{**SETTINGS, "texts": TEXTS[1:]})
-    assert repr(curve).startswith("SteeringCurve(toward=1, doses=[1.0, 40.0], largest_change=0.")
+    assert repr(curve).startswith("SteeringCurve(toward=1, doses=[1.0, 60.0], largest_change=0.")
     assert "<table" in curve._repr_html_() and len(curve.notes) == 4
     assert curve.notes[2].startswith("probe: over all neurons of a layer, fitted on 24 texts of 'baseline'")
     assert curve.notes[3] == "intervals: too narrow over 4 units (text), it takes 8 or more"
@@ -207,6 +207,17 @@ def test_the_picture_has_the_doses_and_the_range_of_the_controls(curve):
     band = next(one for one in figure.data if one.name == "matched neurons")
     assert list(band.y) == [*rows.matched_min, *reversed(rows.matched_max.tolist())]
     assert "1/20" in figure.layout.meta["not_shown"]
+    rival = next(one for one in figure.data if one.name == "direction: probe")
+    assert list(rival.y) == curve.rivals[curve.rivals.measure == "class"].value.tolist()
+    assert "go as far as the chosen ones do" in figure.layout.meta["seen"]
+    figure = curve.plot(measures=["class"], against="perplexity")
+    line, rival = (next(one for one in figure.data if one.name == n) for n in ("chosen neurons", rival.name))
+    assert list(line.x) == pytest.approx([*rows.perplexity]) and list(line.y) == rows.value.tolist()
+    assert rival.x[0] == line.x[0] and rival.y[1] == curve.rivals.query("measure == 'class'").value.iloc[1]
+    dots = [one for one in figure.data if one.mode == "markers"]
+    assert [(one.name, len(one.x)) for one in dots] == [
+        (name, 38) for name in ("random neurons", "matched neurons", "random direction")
+    ]
     with pytest.raises(ValueError, match="measure must be one of"):
         curve.plot(measures=["clas"])
 

@@ -17,18 +17,17 @@ from tl_skillneurons.cli._again import answered, model_again
 from tl_skillneurons.cli._app import command
 from tl_skillneurons.cli._early import require_model_there, require_writes, run_task
 from tl_skillneurons.cli._options import Shown, Where
+from tl_skillneurons.cli._steering_tables import steering_answer
 
 if TYPE_CHECKING:
     from tl_skillneurons.find.findings import Findings
     from tl_skillneurons.report.further import Answer
-    from tl_skillneurons.studies.steering.curve import SteeringCurve
-    from tl_skillneurons.tasks.task import Task
 
 DOSES = {"shift": "-4,-2,2,4", "scale": "0,0.5,2,4"}
 """By each way to steer, its doses where none are given."""
 POSITIONS = ("generated", "text", "all")
+RIVALS = ("probe", "mean_difference")
 _N_TEXTS, _N_WORDS = 8, 6
-_N_SHOWN, _LONGEST = 2, 66
 T = TypeVar("T")
 
 
@@ -70,6 +69,13 @@ class Asked:
             "with commas, or a file with one a line."
         ),
     ] = None
+    rivals: Annotated[
+        str | None,
+        typer.Option(
+            help="Directions over all neurons of the same layers, which go as far at each dose, compared at equal "
+            "perplexity: probe, mean_difference, or both with a comma."
+        ),
+    ] = None
     controls: Annotated[
         int, typer.Option(min=19, help="Sets of random neurons, and as many matched ones, at each dose.")
     ] = 20
@@ -89,6 +95,9 @@ def steer(where: Where, asked: Asked, shown: Shown) -> None:
     require_option(asked.positions, "--positions", POSITIONS)
     doses = _doses(DOSES[asked.how] if asked.doses is None else asked.doses)
     words = None if asked.words is None else _words(asked.words)
+    rivals = [] if asked.rivals is None else [one.strip() for one in asked.rivals.split(",")]
+    for one in rivals:
+        require_option(one, "--rivals", RIVALS)
     given = None if asked.texts is None else _evenly(_lines(asked.texts), asked.n_texts)
     require_writes(where.run)
     toward = _class(asked.toward, run_task(where.run))
@@ -98,6 +107,7 @@ def steer(where: Where, asked: Asked, shown: Shown) -> None:
         "texts": given,
         "n_texts": (asked.n_texts or _N_TEXTS) if given is None else len(given),
         "words": words,
+        "rivals": rivals,
         **{name: getattr(asked, name) for name in ("how", "positions", "tokens", "controls", "seed")},
     }
 
@@ -109,7 +119,11 @@ def steer(where: Where, asked: Asked, shown: Shown) -> None:
         findings = load_run(where.run)
         texts = _beginnings(findings, settings["n_texts"]) if given is None else _apart(findings, given)
         options = SteeringOptions(
-            how=asked.how, positions=asked.positions, max_new_tokens=asked.tokens, seed=asked.seed
+            how=asked.how,
+            positions=asked.positions,
+            max_new_tokens=asked.tokens,
+            seed=asked.seed,
+            rivals=rivals,
         )
         curve = turn(
             model_again(findings, where),
@@ -125,7 +139,7 @@ def steer(where: Where, asked: Asked, shown: Shown) -> None:
             path=_written(path.parent, [texts, asked.positions, asked.tokens, asked.seed]),
         )
         curve.save(path.with_suffix(".steering.json"))
-        return _answer(curve, findings.task, asked)
+        return steering_answer(curve, findings.task, asked)
 
     answered(where.run, shown, "steer", settings, ask)
 
@@ -253,91 +267,3 @@ def _apart(findings: "Findings", given: list[str]) -> list[str]:
 def _written(folder: Path, of: list[Any]) -> Path:
     """Where what was written is kept, whatever the doses, the class, the number of controls and the words."""
     return folder / f"steer-{hashlib.sha256(json.dumps(of).encode()).hexdigest()[:8]}.written.json"
-
-
-def _answer(curve: "SteeringCurve", task: "Task", asked: Asked) -> "Answer":
-    from tl_skillneurons.find.said import label_said
-    from tl_skillneurons.report.further import Answer, rows_of, span
-
-    frame = curve.to_dataframe()
-    of = {str(name): part.to_dict("records") for name, part in frame.groupby("measure", sort=False)}
-    before = {name: float(rows[0]["untouched"]) for name, rows in of.items()}
-    doses = dict(zip(curve.settings["doses"], _spelled(curve, asked.how), strict=True))
-    toward = label_said(task, curve.settings["toward"])
-    tables = {
-        f"Probability of {toward} in what is written, by the prompts: {before['class']:.3f} untouched": [
-            _beside(row, doses) for row in of["class"]
-        ]
-    }
-    if "words" in of:
-        title = f"Words of --words among 100 written ones: {100 * before['words']:.2f} untouched"
-        tables[title] = [_beside(row, doses, 100) for row in of["words"]]
-    price = (
-        f"The price: perplexity {math.exp(before['cross_entropy']):.2f}, repeated {before['repeated']:.3f}, empty "
-        f"{before['empty']:.3f} untouched"
-    )
-    tables[price] = [
-        {
-            "dose": doses[row["dose"]],
-            "perplexity": row["perplexity"],
-            "controls": span(row["perplexity_min"], row["perplexity_max"]),
-            "collapse": bool(row["collapse"]),
-            "repeated": repeated["value"],
-            "empty": empty["value"],
-        }
-        for row, repeated, empty in zip(of["class"], of["repeated"], of["empty"], strict=True)
-    ]
-    answers = curve.answers.drop_duplicates(["dose", "text"])  # equal texts may have been given
-    for text in answers.text.unique()[:_N_SHOWN]:
-        written = answers[answers.text == text]
-        tables[f'After "{_short(text, _LONGEST - 8)}"'] = [
-            {"dose": doses.get(dose, "untouched"), "writes": _short(answer, _LONGEST)}
-            for dose, answer in zip(written.dose, written.answer, strict=True)
-        ]
-    numbers = {"doses": frame, "draws": curve.draws, "answers": curve.answers}
-    return Answer(
-        "steer",
-        "The skill neurons turned while the model writes",
-        tables,
-        [*_notes(curve, task, asked, int(frame.n_texts.iloc[0])), *curve.notes],
-        {name: rows_of(rows) for name, rows in numbers.items()},
-    )
-
-
-def _notes(curve: "SteeringCurve", task: "Task", asked: Asked, n_texts: int) -> list[str]:
-    """What a reader of the tables must know, and what they don't show."""
-    own = (
-        "beginnings of the run's texts of report" if task.chat is None else "of the run's questions of report"
-    )
-    source = f"lines of {asked.texts}" if asked.texts else own
-    unit = "standard deviations toward the class" if asked.how == "shift" else "a factor of the activations"
-    return [
-        f"After {n_texts} {source}, up to {asked.tokens} tokens each; turned at positions: {asked.positions}. Dose: "
-        f"{unit}. Change: 95 % over texts. Controls: range over {curve.settings['n_random']} draws at the same dose, "
-        "two-sided rank p; random neurons of the same layers, matched ones also alike in activation and output norm.",
-        "collapse: the perplexity of what is written, to the untouched model, leaves the range of all controls, "
-        "upwards or downwards (what repeats itself is easily predicted).",
-        "It doesn't show that a text is better, or that no other neurons or directions steer more at the same "
-        "perplexity; each p stands alone.",
-    ]
-
-
-def _spelled(curve: "SteeringCurve", how: str) -> list[str]:
-    return [f"{dose:+g}" if how == "shift" else f"{dose:g}" for dose in curve.settings["doses"]]
-
-
-def _beside(row: dict[Any, Any], doses: dict[float, str], times: int = 1) -> dict[str, Any]:
-    from tl_skillneurons.report.further import fraction, span
-    from tl_skillneurons.studies.steering.curve import KINDS
-
-    told = {"dose": doses[row["dose"]], "value": times * row["value"]}
-    told["change, 95 %"] = span(times * row["change_low"], times * row["change_high"])
-    for kind in KINDS:
-        p = fraction(row[f"p_{kind}"], round(1 / row[f"smallest_p_{kind}"]) - 1)
-        told[kind] = f"{span(times * row[f'{kind}_min'], times * row[f'{kind}_max'])}, p {p}"
-    return told
-
-
-def _short(text: str, longest: int) -> str:
-    one_line = " ".join(text.split())
-    return one_line if len(one_line) <= longest else f"{one_line[: longest - 3]}..."

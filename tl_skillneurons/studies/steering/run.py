@@ -168,6 +168,7 @@ def steer(
         **{name: value for name, value in fixed.items() if name not in ("model", "task")},
         toward=toward,
         doses=amounts,
+        neutral=options.neutral,
         n_random=n_random,
         measures=list(measures),
         units=units.what,

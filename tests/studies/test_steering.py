@@ -226,9 +226,9 @@ def test_shifts_are_along_what_the_neurons_do_at_text(writes):
     model, prompt, task = writes
     options = SteeringOptions(how="shift", positions="generated", max_new_tokens=3)
     settings = {"toward": 1, "texts": TEXTS[:2], "doses": [40.0], "n_random": 19, "run": QUIET}
-    found = steer(
-        model, [prompt, planted.prompt(1)], task, {"a": planted.NEURONS}, options=options, **settings
-    )
+    prompts = [prompt, planted.prompt(1)]
+    reads = {f"by prompt {k}": ReadOut(one, task, 1) for k, one in enumerate(prompts)}
+    found = steer(model, prompts, task, {"a": planted.NEURONS}, measure=reads, options=options, **settings)
     split = task.split("baseline")
     plain = skn.PromptedModel(model, None, run=QUIET)
     acts = skn.prompts.neuron_activations(model, None, list(split["text"]), positions="mean", run=QUIET)
@@ -237,6 +237,9 @@ def test_shifts_are_along_what_the_neurons_do_at_text(writes):
     written = plain.generate(TEXTS[:2], 3, interventions=hooks).answers
     assert tuple(found.answers[found.answers.set == "a"].answer) == written
     assert set(found.doses.intervention) == {"shift to 1 by 40"}
+    value = found.doses.set_index("measure").value
+    assert value["class"] == pytest.approx((value["by prompt 0"] + value["by prompt 1"]) / 2)
+    assert value["by prompt 0"] != value["by prompt 1"] and {"p_random", "p_matched"} < {*found.doses}
 
 
 def test_neurons_that_the_texts_chose_are_refused_unless_insisted(writes):

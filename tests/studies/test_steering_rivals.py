@@ -53,6 +53,10 @@ def test_a_probe_of_more_neurons_than_examples_is_that_of_all_neurons_together()
     weights[best.selected_features] = best.coefficients
     torch.testing.assert_close(found, weights / weights.norm(), rtol=1e-5, atol=1e-6)
     assert auc == best.metrics.roc_auc and int(found.argmax()) == 3
+    author = torch.arange(40) // 4  # what belongs together is held out together
+    units, labels = Units.of([author.tolist()]), author % 2 == 0
+    noise = drawn(10, 60, seed=2)[author]
+    assert probe_direction(noise, labels, units=units)[1] < 0.9 < probe_direction(noise, labels)[1]
 
 
 def test_directions_point_to_the_class_where_layers_have_neurons_and_labels_tell():
@@ -63,7 +67,7 @@ def test_directions_point_to_the_class_where_layers_have_neurons_and_labels_tell
     acts[labels == 2, 0, 1] += 9
     reference = Reference(acts, labels)
     for rival in ("probe", "mean_difference"):
-        found = directions_in(reference, (4, 2), [0, 1], rival, 2, 0)
+        found = directions_in(reference, Units.single(24), (4, 2), [0, 1], rival, toward=2)
         assert found.vectors[0][1] > 0.8 and float(found.vectors[0].norm()) == pytest.approx(1)
         assert found.vectors[1].tolist() == [0, 0]
         assert found.auc == ({0: 1.0, 1: 0.5} if rival == "probe" else {})
@@ -74,10 +78,12 @@ def test_directions_point_to_the_class_where_layers_have_neurons_and_labels_tell
     )
     few, more = (random_directions([0, 2], (4, 3, 3), n, seed=1) for n in (2, 5))
     assert all(torch.equal(few[k][2], more[k][2]) for k in range(2)) and len(more[4][0]) == 4
-    with pytest.raises(ValueError, match=r"takes 5 reference examples or more .* got 4"):
+    with pytest.raises(ValueError, match=r"takes 5 reference examples or more .* got 4 of 4; raise"):
         probe_direction(acts[:12, 0], labels[:12] == 2)
+    with pytest.raises(ValueError, match=r"of 2 units \(author\) or more, .* got 8 of 1; raise"):
+        probe_direction(acts[:, 0], labels == 2, units=Units.of([labels.tolist()], what="author"))
     with pytest.raises(ValueError, match=r"of that class and of another, got those of \[0, 1, 2\]"):
-        directions_in(reference, (4, 2), [0], "probe", 3, 0)
+        directions_in(reference, Units.single(24), (4, 2), [0], "probe", toward=3)
 
 
 def test_a_change_is_as_long_as_it_is_in_the_hugging_face_model_and_a_push_does_what_it_says():

@@ -25,6 +25,7 @@ from transformer_lens.tools.analysis.sparse_probing import SparseProbeConvergenc
 
 from tl_skillneurons._widths import Width, in_layer
 from tl_skillneurons.interventions.references import Reference
+from tl_skillneurons.stats.units import Units, require_units
 
 PENALTIES = (1.0, 0.1, 0.01, 0.001)
 """Strengths of the ridge penalty on examples whose mean squared distance from their mean is 1; of equally good ones the
@@ -51,15 +52,21 @@ class Directions:
 
 
 def probe_direction(
-    activations: Float[Tensor, "example neuron"], is_class: Bool[Tensor, " example"], *, seed: int = 0
+    activations: Float[Tensor, "example neuron"],
+    is_class: Bool[Tensor, " example"],
+    *,
+    units: Units | None = None,
+    seed: int = 0,
 ) -> tuple[Float[Tensor, " neuron"], float]:
     """The direction of a probe at length 1, and the area under its ROC curve on the held-out fifth of the examples.
 
     Args:
+        units: Which examples belong together, and are held out together.
         seed: Of the fifth that is held out.
 
     Raises:
-        ValueError: For fewer than five examples of the class or of the others, or where no fit converges.
+        ValueError: For fewer than five examples, or two units, of the class or of the others, or where no fit
+            converges.
 
     Example:
         >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
@@ -67,10 +74,15 @@ def probe_direction(
         >>> direction.round(decimals=1).abs().tolist(), auc > 0.95
         ([0.0, 1.0, 0.0], True)
     """
-    if (n := int(torch.stack([is_class.sum(), (~is_class).sum()]).min())) < FEWEST:
+    units = require_units(len(is_class), units)
+    n, n_units = (
+        min(len(of[kept]) if of is is_class else len(of[kept].unique()) for kept in (is_class, ~is_class))
+        for of in (is_class, units.member)
+    )
+    if n < FEWEST or n_units < 2:
         raise ValueError(
-            f"a probe takes {FEWEST} reference examples or more of the class and as many of the others, got {n}; "
-            "raise n_reference, or name another reference role"
+            f"a probe takes {FEWEST} reference examples or more of the class, of 2 units ({units.what}) or more, and "
+            f"as many of the others, got {n} of {n_units}; raise n_reference, or name another reference role"
         )
     centred = activations.double() - activations.double().mean(0)
     spread = centred.square().sum(1).mean().sqrt()
@@ -89,6 +101,7 @@ def probe_direction(
                     is_class.long(),
                     k=within.shape[1],
                     test_fraction=_HELD_OUT,
+                    groups=None if units.are_single else units.member,
                     l2_strength=penalty,
                     seed=seed,
                 )
@@ -117,26 +130,40 @@ def mean_difference(
     return _unit(means[toward] - torch.stack(others).mean(0))
 
 
-def _of_probe(acts: Tensor, labels: Tensor, toward: int, seed: int) -> tuple[Tensor, float | None]:
-    return probe_direction(acts, labels == toward, seed=seed)
+def _of_probe(
+    acts: Tensor, labels: Tensor, toward: int, units: Units, seed: int
+) -> tuple[Tensor, float | None]:
+    return probe_direction(acts, labels == toward, units=units, seed=seed)
 
 
-def _of_means(acts: Tensor, labels: Tensor, toward: int, seed: int) -> tuple[Tensor, float | None]:
+def _of_means(
+    acts: Tensor, labels: Tensor, toward: int, units: Units, seed: int
+) -> tuple[Tensor, float | None]:
     return mean_difference(acts, labels, toward), None
 
 
-DIRECTIONS: dict[str, Callable[[Tensor, Tensor, int, int], tuple[Tensor, float | None]]] = {
+DIRECTIONS: dict[str, Callable[[Tensor, Tensor, int, Units, int], tuple[Tensor, float | None]]] = {
     "probe": _of_probe,
     "mean_difference": _of_means,
 }
-"""What can be steered along, by its name: a function from one layer's activations, labels, the class and a seed to a
-direction, and how well it reads held-out examples where that is known."""
+"""What can be steered along, by its name: a function from one layer's activations, labels, the class, units and a seed
+to a direction, and how well it reads held-out examples where that is known."""
 
 
 def directions_in(
-    reference: Reference, width: Width, layers: Sequence[int], rival: str, toward: int, seed: int
+    reference: Reference,
+    units: Units,
+    width: Width,
+    layers: Sequence[int],
+    rival: str,
+    *,
+    toward: int,
+    seed: int = 0,
 ) -> Directions:
     """The direction of this name in each of these layers.
+
+    Args:
+        units: Which of the reference examples belong together.
 
     Raises:
         ValueError: For reference examples of one class alone, or too few for a probe.
@@ -151,7 +178,7 @@ def directions_in(
     auc: dict[int, float] = {}
     for layer in layers:
         own = reference.activations[:, layer, : in_layer(width, layer)].cpu()
-        vectors[layer], reads = DIRECTIONS[rival](own, labels, toward, seed)
+        vectors[layer], reads = DIRECTIONS[rival](own, labels, toward, units, seed)
         if reads is not None:
             auc[layer] = reads
     return Directions(vectors, auc)

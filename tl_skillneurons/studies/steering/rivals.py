@@ -84,11 +84,11 @@ def pushes(vectors: Vectors, lengths: Mapping[int, float], sign: int, positions:
     ]
 
 
-def choice_of(task: Task, role: str, n_reference: int | None) -> Choice:
+def choice_of(task: Task, options: SteeringOptions) -> Choice:
     """What directions are fitted on, so that nobody measures them on it unawares."""
-    texts = task.split(role)["text"]
-    rows = reference_rows(task, role, n_reference).tolist()
-    return Choice(role, frozenset(text_fingerprints(texts[row] for row in rows)))
+    texts = task.split(options.reference)["text"]
+    rows = reference_rows(task, options.reference, options.n_reference).tolist()
+    return Choice(options.reference, frozenset(text_fingerprints(texts[row] for row in rows)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +115,7 @@ class Rivals:
     def of(
         cls,
         model: TransformerBridge,
+        task: Task,
         sets: Mapping[str, NeuronSet],
         reference: Reference,
         doses: Sequence[float],
@@ -124,13 +125,15 @@ class Rivals:
     ) -> "Rivals":
         """The directions that were asked for, fitted on reference examples, and random ones."""
         _, width = neuron_shape(model)
-        seed = options.seed
+        rows = reference_rows(task, options.reference, options.n_reference)
+        fit = {"toward": toward, "seed": options.seed}
+        units = task.units(options.reference).take(rows)
         layers = {name: sorted(one.by_layer()) for name, one in sets.items()}
         every = sorted(set().union(*layers.values()))
         directions = {
-            name: directions_in(reference, width, every, name, toward, seed) for name in options.rival_names
+            name: directions_in(reference, units, width, every, name, **fit) for name in options.rival_names
         }
-        random = {name: random_directions(own, width, n_random, seed) for name, own in layers.items()}
+        random = {name: random_directions(own, width, n_random, options.seed) for name, own in layers.items()}
         signs = [1 if dose >= options.neutral else -1 for dose in doses]
         return cls(directions, random, layers, signs, options.positions, toward)
 

@@ -73,11 +73,12 @@ def steer(
     ``n_random`` random and matched sets at the same dose.
 
     The model writes without a prompt; the prompts read what was written. It writes ``1 + doses * sets * (1 + 2 *
-    n_random)`` times after all texts.
+    n_random)`` times after all texts, and with rivals another ``doses * sets * (rivals + n_random)`` times.
 
     Args:
         prompts: Tuned on ``task``; they read the class of what was written, averaged over them.
-        neurons: The neurons, or several sets by name, e.g. those of each prompt.
+        neurons: The neurons, or several sets by name, e.g. those of each prompt: with a :class:`ReadOut` of each prompt
+            as a measure, every set is also read by prompts that didn't choose it.
         toward: The class whose probability is measured, an integer.
         texts: What the model writes after; by default the task's texts of "report". Equal ones are one unit.
         doses: Of :class:`SteeringOptions`' ``how``: factors by default.
@@ -92,14 +93,19 @@ def steer(
         A curve; ``to_dataframe()`` has a row per set, dose and measure.
 
     Raises:
-        ValueError: For a bidirectional model, neurons of another model or that these texts chose, a class that isn't
-            there, doses or draws that make no sense, a judge's NaN, or a ``path`` of other settings.
+        ValueError: For a bidirectional model, neurons of another model, neurons or directions that these texts chose, a
+            class that isn't there, doses or draws that make no sense, a judge's NaN, or a ``path`` of other settings.
         TypeError: For a measure that is none, or a judge that gives no number.
 
     Example:
         >>> friendly = {"words": ["good", "great", "love"], "length": len}
         >>> curve = skn.studies.steer(model, prompts, task, scores.top(0.01), toward=1, texts=texts, measure=friendly)
         >>> curve.plot()
+        >>> sets = {f"{k}": skn.score_neurons(model, one, task).top(0.01) for k, one in enumerate(prompts)}
+        >>> reads = {f"by prompt {k}": ReadOut(one, task, toward=1) for k, one in enumerate(prompts)}
+        >>> beside = SteeringOptions(how="shift", rivals="probe")
+        >>> curve = steer(model, prompts, task, sets, toward=1, doses=[2, 4], measure=reads, options=beside)
+        >>> curve.verdicts, curve.plot(against="perplexity")
     """
     require_draws(n_random)
     writer = PromptedModel(model, None, chat=task.chat, run=run)
@@ -125,14 +131,16 @@ def steer(
         for name, one in sets.items()
     }
     rivals = options.rival_names
-    fitted = choice_of(task, options.reference, options.n_reference) if rivals else None
+    fitted = choice_of(task, options) if rivals else None
     where_fitted = require_apart(fitted, asked, insist=options.on_chosen_texts, what="directions", by=by)
     fixed = _fixed(model, task, options, asked, sets)
     amounts = [float(dose) for dose in doses]
     with KeptAnswers(path, fixed) as kept:
         reference = measure_references(writer, task, options.reference, options.n_reference, ["text"])["text"]
         drawn = with_controls(sets, model, reference.mean_absolute, n_random, options.seed)
-        pushed = Rivals.of(model, sets, reference, amounts, toward, n_random, options) if rivals else None
+        pushed = None
+        if rivals:
+            pushed = Rivals.of(model, task, sets, reference, amounts, toward, n_random, options)
         said = _write_all(writer, asked, what, drawn.sets, reference, pushed, options, kept)
     judged = said.judged(measures, special_token_ids(model.tokenizer))
     rows, draws = rows_of(judged.untouched, judged.neurons, amounts, units, options.seed)

@@ -159,7 +159,7 @@ def test_scores_of_bare_text_in_a_chat_are_not_used_with_another(gpt2):
     alone = skn.score_neurons(gpt2, None, task_of(None), positions="readout", run=QUIET)
     assert not torch.equal(scores.baseline, alone.baseline)
     skn.scores.evaluate_rules(gpt2, None, task, scores, run=QUIET)
-    with pytest.raises(ValueError, match=r"another task than 'toy' \(chat: "):
+    with pytest.raises(ValueError, match=r"another task than 'toy' \(system: 'quick' there, None now"):
         skn.scores.evaluate_rules(gpt2, None, task_of(Chat()), scores, run=QUIET)
 
 
@@ -186,3 +186,9 @@ def test_what_a_chat_rules_out_is_refused(gpt2):
         prompt_of(CHAT, prepend_bos=False)
     with pytest.raises(ValueError, match="has no chat template"):
         skn.fit_soft_prompts(tiny.bridge("qwen2"), task_of(CHAT), **QUICK)
+
+
+@pytest.mark.parametrize("chat", [True, {"system": "quick"}, "quick"])
+def test_a_chat_that_is_none_is_refused_with_what_is_one(unchecked, gpt2, chat):
+    with pytest.raises(TypeError, match=r"chat must be a tasks\.Chat, such as Chat\(system="):
+        skn.PromptedModel(gpt2, None, chat=chat)

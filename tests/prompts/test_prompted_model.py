@@ -235,7 +235,7 @@ LABELS = [
         {0: "good bad", 1: "good"},
         r"'good bad' \(\[\d+, \d+\]\) begins with all the tokens of 'good' \(\[\d+\]\)",
     ),
-    ({0: "good bad", 1: "good  bad"}, "each label needs a token of its own"),
+    ({0: "good bad", 1: "good  bad"}, "each label needs a word of its own"),
     (
         {0: "good Bad", 1: "positive"},
         r"'good Bad' holds what is not in the vocabulary \(\['good', '<unk>'\]\); try",
@@ -245,12 +245,18 @@ LABELS = [
         {0: "unheard", 1: "positive"},
         "'unheard' is not in the vocabulary.*choose another word, or give a token id",
     ),
-    ({0: "good", 1: " good"}, r"each label needs a token of its own, got .* with token ids \[(\d+), \1\]"),
+    ({0: "good", 1: " good"}, r"each label needs a word of its own, got .* with token ids \[(\d+), \1\]"),
     ({0: "good", 1: 40}, r"the token id of label 1 must be in \[0, 40\), got 40"),
     ({0: "good", 1: -1}, r"must be in \[0, 40\), got -1"),
     ({0: "good"}, "a word for each of at least two classes, got {0: 'good'}"),
     ({}, "answers with words, and the task has none for its labels: give label_words"),
 ]
+
+
+@pytest.mark.parametrize("word", [None, 1.5, True, ["good"]])
+def test_a_label_word_that_is_no_word_and_no_id_is_refused(unchecked, gpt2, word):
+    with pytest.raises(TypeError, match="label word of label 1 must be a string or a token id, got"):
+        skn.PromptedModel(gpt2, prompt_for("gpt2"), {0: "good", 1: word})
 
 
 @pytest.mark.parametrize("label_words, message", LABELS)

@@ -364,7 +364,13 @@ LONG = " ".join(["film"] * 44)
         ("llama", TEXTS, {"temperature": 1.0, "top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
         ("llama", TEXTS, {"temperature": 1.0, "seed": -1}, "seed must be an integer of at least 0"),
         ("llama", TEXTS, {"end_ids": [40]}, r"end_ids must be token ids in \[0, 40\), got 40"),
-        ("llama", [LONG], {"max_new_tokens": 5}, r"text 0 has 45 tokens .* give max_new_tokens of at most 3"),
+        (
+            "llama",
+            [LONG],
+            {"max_new_tokens": 5},
+            r"text 0 has 45 tokens .* give max_new_tokens of at most 3, or cut",
+        ),
+        ("llama", [LONG], {"max_new_tokens": 50}, r"text 0 has 45 .* give max_new_tokens of at most 3$"),
         ("llama_dynamic_rope", ["quick film"], {"max_new_tokens": 20}, "takes; give|change their meaning"),
         (
             "llama",
@@ -411,3 +417,9 @@ def test_logits_that_are_no_numbers_are_refused_with_the_text():
     with pytest.raises(ValueError, match="logits are not finite after text 0; load the model in float32"):
         hooks = [("blocks.1.mlp.hook_post", ActsAt("all", broken))]
         prompted_model("llama", run=skn.RunOptions(batch_size=1)).generate(TEXTS[:1], N, interventions=hooks)
+
+
+@pytest.mark.parametrize("end_ids", ["</s>", [2.0], ["</s>"], [True]])
+def test_end_tokens_that_are_no_ids_are_refused(unchecked, end_ids):
+    with pytest.raises(TypeError, match="end_ids must be token ids, integers, got"):
+        prompted_model("llama").generate(TEXTS, N, end_ids=end_ids)

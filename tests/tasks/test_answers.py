@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from tl_skillneurons.tasks.answers import from_answers
@@ -91,7 +92,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped_and_others_are_refused(tmp
     assert len(content["answers"]) == 80
     with pytest.raises(ValueError, match=r"answers of another call .*model: 'doubles' there, 'other' now"):
         from_answers(Doubles("other"), ROWS, path=path)
-    with pytest.raises(ValueError, match=r"answers of another call .*writing"):
+    with pytest.raises(ValueError, match=r"answers of another call \(max_new_tokens: 32 there, 8 now\)"):
         from_answers(Doubles(), ROWS, path=path, writing={"max_new_tokens": 8})
     with pytest.raises(ValueError, match=r"answers of another call .*texts"):
         from_answers(Doubles(), ROWS[1:], path=path)
@@ -150,11 +151,27 @@ def test_answers_that_never_end_are_refused_judged_or_dropped():
 @pytest.mark.parametrize(
     ("more", "error", "told"),
     [
-        ({"judge": lambda answer, row: [1]}, TypeError, r"a judge must give a string, .* got list \[1\]"),
+        ({"judge": lambda answer, row: [1]}, TypeError, r"a judge must give a string .* got list \[1\]"),
         ({"judge": 3}, TypeError, "judge must be 'exact', 'choice' or a function"),
         ({"judge": "exakt"}, ValueError, "did you mean 'exact'"),
         ({"judge": "choice"}, ValueError, "judge='choice' reads letters, and the references"),
-        ({"judge": lambda answer, row: "same"}, ValueError, "at least two labels, got {'same': 80}"),
+        (
+            {"judge": lambda answer, row: "same"},
+            ValueError,
+            "two labels, got 80 'same'; give harder or easier",
+        ),
+        ({"judge": lambda answer, row: None}, ValueError, "got none, and 80 of 80 answers without one"),
+        ({"judge": lambda answer, row: " "}, TypeError, "a string that is not empty, .* got str ' '"),
+        (
+            {"judge": lambda answer, row: row["sise"]},
+            ValueError,
+            r"the judge failed at question 0 on the answer ' 1.' \(KeyError: 'sise'\); mend it",
+        ),
+        ({"topic": "question"}, ValueError, "none is left where labels .* give more questions of each topic"),
+        ({"writing": {"max_tokens": 3}}, ValueError, "did you mean 'max_new_tokens'"),
+        ({"writing": {"seed": 3}}, ValueError, r"give from_answers\(seed=...\)"),
+        ({"writing": [3]}, TypeError, "a dict of generate's options, got list"),
+        ({"path": "."}, ValueError, "path must be a file, and . is a folder"),
         ({"judge": lambda answer, row: len(answer) % 2 or "a"}, ValueError, "all strings or all integers"),
         ({"reference": "anwser"}, ValueError, "did you mean 'answer'"),
         ({"question": "{qestion}"}, ValueError, "did you mean 'question'"),
@@ -165,3 +182,60 @@ def test_answers_that_never_end_are_refused_judged_or_dropped():
 def test_what_makes_no_task_is_refused(unchecked, more, error, told):
     with pytest.raises(error, match=told):
         from_answers(Doubles(), ROWS, **more)
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "error", "told"),
+    [
+        (
+            {"answer": None},
+            {},
+            TypeError,
+            "question 7: the reference must be a string .* got None; drop such",
+        ),
+        ({"answer": float("nan")}, {}, TypeError, "question 7: the reference .* got nan"),
+        ({"answer": []}, {}, TypeError, r"question 7: the reference .* got \[\]"),
+        ({"question": None}, {}, ValueError, "row 7: column 'question' is empty"),
+        ({"question": " "}, {}, ValueError, "row 7: the text is empty"),
+        ({"size": None}, {"topic": "size"}, ValueError, "question 7 has no 'size'; drop it"),
+        ({"size": ["a"]}, {"topic": "size"}, TypeError, "a topic must be a string or a number, got list"),
+    ],
+)
+def test_rows_that_can_not_be_judged_are_refused_before_anything_is_written(
+    unchecked, row, more, error, told
+):
+    model = Doubles()
+    with pytest.raises(error, match=told):
+        from_answers(model, [one if k != 7 else {**one, **row} for k, one in enumerate(ROWS)], **more)
+    assert not model.calls
+    with pytest.raises(ValueError, match="there is no question; give at least a few"):
+        from_answers(model, [])
+    with pytest.raises(TypeError, match=r"model must be a PromptedModel, .* got str"):
+        from_answers("model", ROWS)
+
+
+def test_labels_of_numpy_and_references_in_arrays_are_taken():
+    rows = [{**row, "answer": np.array([row["answer"], "none"])} for row in ROWS]
+    expected = from_answers(Doubles(), ROWS).table.label
+    assert from_answers(Doubles(), rows).table.label.equals(expected)
+    plain = {row["question"]: row["answer"] for row in ROWS}
+    truth = from_answers(
+        Doubles(), rows, judge=lambda answer, row: np.bool_(answer.strip(" .") == plain[row["question"]])
+    )
+    assert truth.table.label.equals(expected)
+    counted = from_answers(Doubles(), rows, judge=lambda answer, row: np.int64(len(answer)))
+    assert counted.table.label.tolist() == [len(answer) for answer in counted.table.answer]
+
+
+def test_answers_written_with_other_end_tokens_are_not_taken_from_the_file(tmp_path):
+    class Ends(Doubles):
+        def generate(self, texts, max_new_tokens=32, seed=0, **how):
+            found = super().generate(texts, max_new_tokens, seed, **how)
+            found.settings["writing"] = {"end_ids": list(how.get("end_ids", [2])), "seed": seed}
+            return found
+
+    path = tmp_path / "answers.json"
+    first = from_answers(Ends(), ROWS, path=path)
+    assert first.settings["writing"] == {"end_ids": [2], "max_new_tokens": 32}
+    with pytest.raises(ValueError, match=r"answers of another call \(end_ids: \[2\] there, \[3\] now\)"):
+        from_answers(Ends(), ROWS, path=path, writing={"end_ids": [3]})

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import datasets
+import numpy as np
 import pytest
 
 from tl_skillneurons.tasks.choices import multiple_choice
@@ -127,7 +128,12 @@ def test_the_same_question_twice_is_one_unit_and_in_one_role():
 @pytest.mark.parametrize(
     ("change", "more", "error", "told"),
     [
-        ({}, {"letters": "ABCDE"}, ValueError, r"got 5 \('A', .*\) and 4 choices .* give as many letters"),
+        (
+            {},
+            {"letters": "ABCDE"},
+            ValueError,
+            r"got 5 \('A', .*\) and 4 choices .* give letters=\[...\], as many",
+        ),
         ({}, {"letters": "ABC"}, ValueError, "got 3 .* and 4 choices"),
         ({"choices": ["3", "4", "5"]}, {}, ValueError, "row 7: every question must have the same number"),
         (
@@ -137,14 +143,38 @@ def test_the_same_question_twice_is_one_unit_and_in_one_role():
             "row 7: choices must be different and not empty",
         ),
         ({"answer": 4}, {}, ValueError, "row 7: the answer must be 0 to 3, the number of a choice, got 4"),
-        ({"answer": "E"}, {}, ValueError, "row 7: the answer 'E' is none of them"),
+        ({"answer": "E"}, {}, ValueError, "row 7: the answer .E. is none of the choices"),
         (
             {"choices": ["B", "A", "x", "y"], "answer": "A"},
             {},
             ValueError,
             "text of one and the letter of another",
         ),
-        ({"answer": 0.5}, {}, TypeError, "a choice's number, text or letter, got float"),
+        (
+            {"answer": 0.5},
+            {},
+            TypeError,
+            r"a choice's number \(an integer from 0\), text or letter, got float",
+        ),
+        ({"answer": None}, {}, TypeError, "row 7: .* got NoneType None; drop examples without an answer"),
+        (
+            {"question": None},
+            {},
+            TypeError,
+            "row 7: the question must be a string, got NoneType None; drop such",
+        ),
+        ({"choices": ["3", None, "5", "6"]}, {}, TypeError, "row 7: a choice must be a string, got NoneType"),
+        ({"choices": []}, {}, ValueError, r"row 7: a question must have two choices at least, got \[\]"),
+        (
+            {"choices": {"text": ["3", "4", "5", "6"], "label": ["1", "2"]}},
+            {},
+            ValueError,
+            "got 2 .* and 4 choices .*row 7",
+        ),
+        ({}, {"letters": ["A", "B", " ", "D"]}, ValueError, "without blanks around it, got ' '"),
+        ({}, {"letters": ["A", "B", None, "D"]}, TypeError, "must be a string, got NoneType"),
+        ({}, {"choices": []}, ValueError, "choices must name at least two columns or two choices, got none"),
+        ({}, {"template": ""}, ValueError, "template '' has no field"),
         ({"question": " "}, {}, ValueError, "row 7: the question is empty"),
         ({"choices": "3, 4"}, {}, TypeError, "must hold lists of choices, got str"),
         ({}, {"by": "text"}, ValueError, "every question must have the same; .* give by='letter'"),
@@ -163,3 +193,10 @@ def test_what_is_no_multiple_choice_is_refused(unchecked, change, more, error, t
     rows = [row if k != 7 else {**row, **change} for k, row in enumerate(OWN)]
     with pytest.raises(error, match=told):
         multiple_choice(rows, **more)
+
+
+def test_no_question_at_all_is_refused_and_cells_of_numpy_are_taken():
+    with pytest.raises(ValueError, match="there is no question; give at least a few"):
+        multiple_choice([])
+    rows = [{**row, "choices": np.array(row["choices"]), "answer": np.int64(row["answer"])} for row in OWN]
+    assert multiple_choice(rows).fingerprint == multiple_choice(OWN).fingerprint

@@ -172,6 +172,7 @@ def label_tokens(model: TransformerBridge, label_words: Mapping[int, str | int])
     fills one mask, one or several of a causal one.
 
     Raises:
+        TypeError: For what is neither a word nor an id.
         ValueError: For a word of several tokens in a masked language model, an id outside the vocabulary, words that
             can't be told apart, fewer than two classes, or a model whose language-model head was never trained.
     """
@@ -194,6 +195,11 @@ def label_tokens(model: TransformerBridge, label_words: Mapping[int, str | int])
     for label in sorted(label_words):
         word = label_words[label]
         if not isinstance(word, str):
+            if not isinstance(word, int) or isinstance(word, bool):
+                raise TypeError(
+                    f"the label word of label {label} must be a string or a token id, got {type(word).__name__} "
+                    f"{word!r}; give a word such as ' good' for each label"
+                )
             if not 0 <= word < d_vocab:
                 raise ValueError(f"the token id of label {label} must be in [0, {d_vocab}), got {word}")
             found.append([word])
@@ -225,7 +231,8 @@ def _require_told_apart(ids: list[list[int]], label_words: Mapping[int, str | in
                 continue
             if len(own) == len(longer):
                 raise ValueError(
-                    f"each label needs a token of its own, got {dict(label_words)} with token ids {told_ids(ids)}"
+                    f"each label needs a word of its own, got {dict(label_words)} with token ids {told_ids(ids)}; give "
+                    "words that the tokenizer tells apart"
                 )
             raise ValueError(
                 f"label words must be told apart, and {words[other]!r} ({longer}) begins with all the tokens of "

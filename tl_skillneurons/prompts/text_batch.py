@@ -81,6 +81,11 @@ class TextLayout:
                 f"{model.cfg.model_name} has no tokenizer; boot it with tokenizer=..., texts need one"
             )
         chat = prompt.chat if chat is None and prompt is not None else chat
+        if not isinstance(chat, Chat | None):
+            raise TypeError(
+                f"chat must be a tasks.Chat, such as Chat(system='Answer in one word.'), got {type(chat).__name__} "
+                f"{chat!r}; Task.from_datasets takes True or a dict as well"
+            )
         frame = None if chat is None else _frame(model, prompt, chat, prepend_bos)
         if prompt is not None and prepend_bos is None:
             prepend_bos = prompt.prepend_bos

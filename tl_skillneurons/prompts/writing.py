@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,7 +92,7 @@ class Writing:
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {top_p}")
         d_vocab = model.W_E.shape[0]
-        ends = end_ids_of(model) if end_ids is None else tuple(int(i) for i in end_ids)
+        ends = end_ids_of(model) if end_ids is None else _ids(end_ids)
         if outside := [i for i in ends if not 0 <= i < d_vocab]:
             raise ValueError(f"end_ids must be token ids in [0, {d_vocab}), got {outside[0]}")
         return cls(
@@ -115,6 +116,22 @@ def end_ids_of(model: TransformerBridge) -> tuple[int, ...]:
             ids = [given] if isinstance(given, int) else list(given)
             return tuple(i for i in ids if 0 <= i < model.W_E.shape[0])
     return ()
+
+
+def _ids(given: Any) -> tuple[int, ...]:
+    """Token ids as they were given, several or one.
+
+    Raises:
+        TypeError: For anything else.
+    """
+    several = given if isinstance(given, list | tuple | Tensor) else [given]
+    ids = [one.item() if isinstance(one, Tensor) else one for one in several]
+    if odd := [one for one in ids if not isinstance(one, Integral) or isinstance(one, bool)]:
+        raise TypeError(
+            f"end_ids must be token ids, integers, got {type(odd[0]).__name__} {odd[0]!r}; "
+            "model.tokenizer.convert_tokens_to_ids gives a token's"
+        )
+    return tuple(map(int, ids))
 
 
 def limited(hooks: Hooks, positions: Any) -> list[Hook]:
@@ -262,10 +279,12 @@ def _require_room(prompted: "PromptedModel", lengths: list[int], n_new: int) -> 
     """Refuse to write beyond what the model can read."""
     longest, most, name = max(lengths), max_length(prompted.model), prompted.model.cfg.model_name
     if most is not None and longest + n_new > most:
+        room = most - longest
+        advice = [f"give max_new_tokens of at most {room}"] if room > 0 else []
+        advice += [f"cut texts by PromptedModel(max_length={most - n_new})"] if most > n_new else []
         raise ValueError(
             f"text {lengths.index(longest)} has {longest} tokens with the prompt, and with {n_new} new ones that is "
-            f"more than the {most} that {name} takes; give max_new_tokens of at most {max(0, most - longest)}, or cut "
-            f"texts by PromptedModel(max_length={max(1, most - n_new)})"
+            f"more than the {most} that {name} takes; {', or '.join(advice) or 'give shorter texts and fewer tokens'}"
         )
     limit = prompted.layout.limit
     crossing = [] if limit is None else [n for n in lengths if n <= limit < n + n_new]

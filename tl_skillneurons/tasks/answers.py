@@ -10,19 +10,18 @@ import hashlib
 import json
 import os
 import random
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 
 from tl_skillneurons._checks import differing, listed, near, require_option, require_seed
 from tl_skillneurons._files import FORMAT, package_version, read_json, sound, write_json
 from tl_skillneurons._results import html_of, one_line
-from tl_skillneurons._words import same_text
 from tl_skillneurons.tasks.chat import ANSWERED, Chat
 from tl_skillneurons.tasks.columns import (
     Columns,
@@ -32,19 +31,27 @@ from tl_skillneurons.tasks.columns import (
     column_names,
     columns_of,
     each_once,
+    is_missing,
 )
+from tl_skillneurons.tasks.judging import Judge, judge_of
 from tl_skillneurons.tasks.reading import as_splits, parse_template, rendered
 from tl_skillneurons.tasks.task import Task
 
 KIND = "Answers"
-JUDGES = ("exact", "choice")
 UNENDED = ("refuse", "judge", "drop")
+WRITING = (
+    "max_new_tokens",
+    "interventions",
+    "positions",
+    "temperature",
+    "top_k",
+    "top_p",
+    "end_ids",
+    "use_past_kv_cache",
+)
+"""The options of ``generate`` that a call of :func:`from_answers` may give; the seed is its own."""
 _AT_ONCE = 64  # questions between two writes of the file; fixed, for what is drawn depends on it
 _UNLIKE = ("writing", "n_cut")  # of the settings, those that differ from call to call
-
-Judge: TypeAlias = str | Callable[[str, Mapping[str, Any]], Any]
-"""``"exact"``, ``"choice"``, or a function of the answer and the row to a label, ``True``, ``False``, or ``None`` to
-leave it out."""
 
 
 @runtime_checkable
@@ -160,10 +167,18 @@ def from_answers(
     """
     require_seed(seed)
     require_option(unended, "unended", UNENDED)
+    if not isinstance(model, Writer):
+        raise TypeError(
+            f"model must be a PromptedModel, which knows the chat: PromptedModel(model, None, chat=Chat()), got "
+            f"{type(model).__name__}"
+        )
+    how = _how(writing)
     splits = as_splits(rows)
     template = question if "{" in question else f"{{{question}}}"
     texts = _texts(splits, template)
-    how = {"max_new_tokens": 32, **(writing or {})}
+    every_row = [row for of_split in splits.values() for row in _cells(of_split)]
+    judged = judge_of(judge, every_row, reference)
+    topics = None if topic is None else _topics(every_row, topic)
     asked = [text for of_split in texts.values() for text in of_split]
     answers, ended, settings = _written(model, asked, how, seed, None if path is None else Path(path))
     table = pd.DataFrame(
@@ -182,19 +197,17 @@ def from_answers(
             f"{first.answer[:80]!r} to {first.text[:80]!r}; give writing={{'max_new_tokens': ...}}, or "
             "unended='judge' or 'drop'"
         )
-    cells = {split: _cells(of_split) for split, of_split in splits.items()}
-    every_row = [row for of_split in cells.values() for row in of_split]
-    labels = _judged(answers, every_row, judge, reference)
+    labels = judged(answers)
     table["label"] = pd.Series(
         [None if unended == "drop" and not end else label for label, end in zip(labels, ended, strict=True)],
         dtype=object,
     )
-    kept, said = _kept(table, every_row, topic, seed)
-    table["kept"] = kept
+    table["kept"] = _kept(table, topics, seed)
     _require_labels(table)
     chosen = table[table.kept]
     data = {split: chosen[chosen.split == split][["text", "label"]].to_dict("records") for split in texts}
     told = f"{len(table) - len(chosen)} of {len(table)} answered questions are left out"
+    told += "" if topic is None else f", for labels to be equally many within each {topic!r}"
     task = Task.from_datasets(
         {split: found for split, found in data.items() if found},
         template="{text}",
@@ -204,11 +217,27 @@ def from_answers(
         seed=seed,
         chat=model.chat,
     )
-    task = replace(
-        task, notes=(f"labels are the judge's of the model's own answers; {told}{said}.", *task.notes)
-    )
-    judged = judge if isinstance(judge, str) else getattr(judge, "__name__", type(judge).__name__)
-    return JudgedAnswers(task, table, {**settings, "judge": judged, "unended": unended, "topic": topic})
+    task = replace(task, notes=(f"labels are the judge's of the model's own answers; {told}.", *task.notes))
+    by = judge if isinstance(judge, str) else getattr(judge, "__name__", type(judge).__name__)
+    return JudgedAnswers(task, table, {**settings, "judge": by, "unended": unended, "topic": topic})
+
+
+def _how(writing: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How answers are written.
+
+    Raises:
+        TypeError: For anything but options by their names.
+        ValueError: For an option that ``generate`` doesn't have, or that is given otherwise.
+    """
+    if not isinstance(writing or {}, Mapping):
+        raise TypeError(
+            f"writing must be a dict of generate's options, got {type(writing).__name__} {writing!r}"
+        )
+    for name in writing or {}:
+        if name == "seed":
+            raise ValueError("writing has no seed of its own; give from_answers(seed=...)")
+        require_option(name, "an option of writing", WRITING)
+    return {"max_new_tokens": 32, **(writing or {})}
 
 
 def _texts(splits: Mapping[str, Rows], template: str) -> dict[str, list[str]]:
@@ -217,7 +246,7 @@ def _texts(splits: Mapping[str, Rows], template: str) -> dict[str, list[str]]:
     texts = {}
     for split, rows in splits.items():
         names = column_names(rows)
-        for part in parts:
+        for part in parts if names else ():
             if part.column is not None and part.column not in names:
                 raise ValueError(
                     f"question field {part.column!r} is not in split {split!r}, which has the columns {listed(names)}; "
@@ -227,6 +256,30 @@ def _texts(splits: Mapping[str, Rows], template: str) -> dict[str, list[str]]:
     if not any(texts.values()):
         raise ValueError("there is no question; give at least a few")
     return texts
+
+
+def _topics(rows: Sequence[Mapping[str, Any]], topic: str) -> list[Any]:
+    """Each question's topic.
+
+    Raises:
+        TypeError: For one that is no string and no number.
+        ValueError: For a column that isn't there, or a question without a topic.
+    """
+    found = []
+    for number, row in enumerate(rows):
+        if topic not in row:
+            raise ValueError(
+                f"topic {topic!r} is not in the rows, which have {listed(row)}; {near(topic, row)}"
+            )
+        if is_missing(row[topic]):
+            raise ValueError(f"question {number} has no {topic!r}; drop it, or leave topic out")
+        if not isinstance(row[topic], (str, Real)):
+            raise TypeError(
+                f"question {number}: a topic must be a string or a number, got {type(row[topic]).__name__} "
+                f"{row[topic]!r}"
+            )
+        found.append(row[topic])
+    return found
 
 
 def _cells(rows: Rows) -> list[dict[str, Any]]:
@@ -247,8 +300,11 @@ def _written(
             "a file can't tell one hook function from another of the same name, so answers that were written with it "
             "can't be kept; give what ablate(neurons, how=Scale(2.0)) or ablate_heads(...) makes, or leave path out"
         )
+    if path is not None and path.is_dir():
+        raise ValueError(f"path must be a file, and {path} is a folder; give one in it, such as answers.json")
     digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
-    said = {name: value for name, value in how.items() if isinstance(value, (int, float, str, type(None)))}
+    said = {name: value for name, value in probe.get("writing", {}).items() if name not in ("seed", "keeps")}
+    said["max_new_tokens"] = how["max_new_tokens"]
     settings = {name: value for name, value in probe.items() if name not in _UNLIKE}
     settings |= {"writing": said, "seed": seed, "texts": digest}
     settings = json.loads(json.dumps(settings))  # as it is read back
@@ -272,82 +328,16 @@ def _written(
     return answers, ended, settings
 
 
-def _judged(
-    answers: Sequence[str], rows: Sequence[Mapping[str, Any]], judge: Judge, reference: str
-) -> list[str | int | None]:
-    """The judge's label of each answer; ``None`` where it gives none."""
-    if callable(judge):
-        return [_label(judge(answer, row), answer) for answer, row in zip(answers, rows, strict=True)]
-    if not isinstance(judge, str):
-        raise TypeError(f"judge must be {listed(JUDGES)} or a function (answer, row) -> label, got {judge!r}")
-    require_option(judge, "judge", JUDGES)
-    right = [_references(row, reference, number) for number, row in enumerate(rows)]
-    if judge == "exact":
-        hits = [_bare(answer) in set(map(_bare, own)) for answer, own in zip(answers, right, strict=True)]
-    else:
-        letters = {one.strip() for own in right for one in own}
-        if any(len(one) != 1 for one in letters):
-            raise ValueError(
-                f"judge='choice' reads letters, and the references of column {reference!r} are "
-                f"{listed(sorted(letters)[:5])}; give the letter of the right choice there, or judge='exact'"
-            )
-        found = [_first_of(letters, answer) for answer in answers]
-        hits = [one in {r.strip() for r in own} for one, own in zip(found, right, strict=True)]
-    return ["right" if hit else "wrong" for hit in hits]
-
-
-def _references(row: Mapping[str, Any], reference: str, number: int) -> list[str]:
-    if reference not in row:
-        raise ValueError(
-            f"column {reference!r} is not in the rows, which have {listed(row)}; {near(reference, row)}"
-        )
-    given = row[reference]
-    own = [given] if isinstance(given, str) else list(given) if isinstance(given, (list, tuple)) else []
-    if not own or not all(isinstance(one, str) and one.strip() for one in own):
-        raise TypeError(
-            f"question {number}: the reference must be a string or a list of strings, got {given!r}; give judge= a "
-            "function"
-        )
-    return own
-
-
-def _bare(text: str) -> str:
-    return same_text(text).strip().removesuffix(".").strip().casefold()
-
-
-def _first_of(letters: set[str], answer: str) -> str | None:
-    """The first of these letters that stands alone in the answer."""
-    alone = re.findall(r"(?<!\w)\w(?!\w)", answer)
-    return next((one for one in alone if one in letters), None)
-
-
-def _label(given: Any, answer: str) -> str | int | None:
-    if isinstance(given, bool):
-        return "right" if given else "wrong"
-    if given is None or isinstance(given, (str, int)):
-        return given
-    raise TypeError(
-        f"a judge must give a string, an integer, True, False or None, got {type(given).__name__} {given!r} of the "
-        f"answer {answer[:80]!r}"
-    )
-
-
-def _kept(
-    table: pd.DataFrame, rows: Sequence[Mapping[str, Any]], topic: str | None, seed: int
-) -> tuple[list[bool], str]:
-    """Which questions have a label, and where topics are asked for, are as many as those of the other labels there, in
+def _kept(table: pd.DataFrame, topics: Sequence[Any] | None, seed: int) -> list[bool]:
+    """Which questions have a label, and where there are topics, are as many as those of the other labels there, in
     each split for itself: what is balanced over all splits may be skewed in the one that chooses or measures."""
     has_label = [label is not None for label in table.label]
-    if topic is None:
-        return has_label, ""
+    if topics is None:
+        return has_label
     members: dict[Any, dict[Any, list[int]]] = {}
-    for number, row in enumerate(rows):
-        if topic not in row:
-            raise ValueError(
-                f"topic {topic!r} is not in the rows, which have {listed(row)}; {near(topic, row)}"
-            )
+    for number, one in enumerate(topics):
         if has_label[number]:
-            of_topic = members.setdefault((table.split[number], row[topic]), {})
+            of_topic = members.setdefault((table.split[number], one), {})
             of_topic.setdefault(table.label[number], []).append(number)
     labels = {label for of_topic in members.values() for label in of_topic}
     generator, chosen = random.Random(seed), set()
@@ -355,9 +345,7 @@ def _kept(
         least = min(len(of_topic.get(label, [])) for label in labels)
         for label in sorted(of_topic, key=str):
             chosen |= set(generator.sample(of_topic[label], least))
-    return [
-        number in chosen for number in range(len(rows))
-    ], f", for labels to be equally many within each {topic!r}"
+    return [number in chosen for number in range(len(topics))]
 
 
 def _require_labels(table: pd.DataFrame) -> None:
@@ -368,13 +356,22 @@ def _require_labels(table: pd.DataFrame) -> None:
     """
     found = Counter(table.label[table.kept])
     if len(found) < 2:
-        all_found = Counter(label for label in table.label if label is not None)
+        every = Counter(label for label in table.label if label is not None)
+        told = ", ".join(f"{n} {label!r}" for label, n in every.items()) or "none"
+        without = len(table) - sum(every.values())
+        if without:
+            told += f", and {without} of {len(table)} answers without one (dropped, or None by the judge)"
+        advice = "harder or easier questions"
+        if len(every) > 1:
+            told += ", of which none is left where labels are as many within each topic"
+            advice = "more questions of each topic"
         raise ValueError(
-            f"a task needs answers of at least two labels, got {dict(found)} (of {dict(all_found)} before topics were "
-            "balanced); give harder or easier questions, or another judge"
+            f"a task needs answers of at least two labels, got {told}; give {advice}, or another judge"
         )
     if len({type(label) for label in found}) > 1:
-        raise ValueError(f"a judge's labels must be all strings or all integers, got {listed(found)}")
+        raise ValueError(
+            f"a judge's labels must be all strings or all integers, got {listed(found)}; give str(label) of each"
+        )
 
 
 def _ordered(labels: set[Any]) -> list[Any]:

@@ -11,7 +11,10 @@ import random
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from tl_skillneurons._checks import listed, near, require_int, require_option, require_seed, require_text
 from tl_skillneurons._words import same_text
@@ -100,7 +103,8 @@ def multiple_choice(
     require_seed(seed)
     require_int(shuffle, "shuffle", minimum=0)
     messages, template = as_chat(chat, template)
-    template = template or "{question}\n{options}" + ("" if messages is not None else "\nAnswer:")
+    if template is None:
+        template = "{question}\n{options}" + ("" if messages is not None else "\nAnswer:")
     pieces = parse_template(template)
     named = [piece.column for piece in pieces if piece.column is not None]
     if sorted(named) != sorted(_FIELDS):
@@ -162,6 +166,8 @@ def _asked(
 ) -> list[_Asked]:
     """The questions of one split."""
     names = column_names(rows)
+    if not len(names):
+        return []
     for name in (question, answer, *([choices] if isinstance(choices, str) else [])):
         if name not in names:
             raise ValueError(
@@ -172,14 +178,18 @@ def _asked(
     found = []
     for row, (text, own, label, right) in enumerate(zip(questions, lists, labels, answers, strict=True)):
         at = f"{where}, row {row}"
-        if not require_text(text, f"{at}: the question").strip():
+        if not _text(text, f"{at}: the question"):
             raise ValueError(f"{at}: the question is empty; drop such examples")
-        options = [require_text(one, f"{at}: a choice").strip() for one in own]
+        options = [_text(one, f"{at}: a choice") for one in own]
+        if len(options) < 2:
+            raise ValueError(
+                f"{at}: a question must have two choices at least, got {options}; drop such examples"
+            )
         if len({same_text(one) for one in options}) < len(options) or not all(options):
             raise ValueError(
                 f"{at}: choices must be different and not empty, got {options}; drop such examples"
             )
-        given = label if label is not None else _letters(letters, len(options), at)
+        given = _letters(letters if label is None else label, len(options), at)
         found.append(_Asked(text, tuple(options), _right(right, options, given, at)))
     return found
 
@@ -190,6 +200,8 @@ def _lists(
     """Each row's choices, and what they go by where the data says it."""
     n = len(rows)
     if not isinstance(choices, str):
+        if not len(choices):
+            raise ValueError("choices must name at least two columns or two choices, got none")
         there = [one in names for one in choices]
         if all(there):
             return list(map(list, zip(*(column(rows, one) for one in choices), strict=True))), [None] * n
@@ -203,7 +215,7 @@ def _lists(
     cells = column(rows, choices)
     for row, cell in enumerate(cells):
         inside = cell.get("text") if isinstance(cell, Mapping) else cell
-        if not isinstance(inside, (list, tuple)):
+        if not isinstance(inside, (list, tuple, np.ndarray)):
             raise TypeError(
                 f"row {row}: column {choices!r} must hold lists of choices, got {type(cell).__name__} "
                 f"{str(cell)[:60]!r}; give choices=[...] with the columns that hold one each, or the choices of every "
@@ -215,24 +227,30 @@ def _lists(
 
 def _right(answer: Any, choices: Sequence[str], letters: Sequence[str], at: str) -> int:
     """Which choice is right: by its number, its text, or what it goes by."""
-    if isinstance(answer, int) and not isinstance(answer, bool):
-        if not 0 <= answer < len(choices):
+    if isinstance(answer, Integral) and not isinstance(answer, bool):
+        number = int(answer)
+        if not 0 <= number < len(choices):
             raise ValueError(
-                f"{at}: the answer must be 0 to {len(choices) - 1}, the number of a choice, got {answer}"
+                f"{at}: the answer must be 0 to {len(choices) - 1}, the number of a choice, got {answer}; drop such "
+                "examples, or count choices from 0"
             )
-        return answer
+        return number
     if not isinstance(answer, str):
         raise TypeError(
-            f"{at}: the answer must be a choice's number, text or letter, got {type(answer).__name__} {answer!r}"
+            f"{at}: the answer must be a choice's number (an integer from 0), text or letter, got "
+            f"{type(answer).__name__} {answer!r}; drop examples without an answer"
         )
     by_text = [k for k, one in enumerate(choices) if same_text(one) == same_text(answer)]
     by_letter = [k for k, one in enumerate(letters) if one == answer.strip()]
     found = sorted({*by_text, *by_letter})
     if len(found) != 1:
-        why = "is none of them" if not found else "is the text of one and the letter of another"
-        raise ValueError(
-            f"{at}: the answer {answer!r} {why}, {listed(choices)}; give the choice's number from 0"
+        known = f"{listed(choices)} by the letters {listed(letters)}"
+        why = (
+            "is none of the choices"
+            if not found
+            else "is the text of one and the letter of another of the choices"
         )
+        raise ValueError(f"{at}: the answer {answer!r} {why}, {known}; give the choice's number from 0")
     return found[0]
 
 
@@ -269,15 +287,38 @@ def _require_alike(asked: Mapping[str, Sequence[_Asked]], by: str) -> tuple[str,
 
 
 def _letters(letters: Sequence[str] | None, n_choices: int, where: str = "the questions") -> tuple[str, ...]:
-    known = string.ascii_uppercase if letters is None else letters
-    if letters is None and n_choices <= len(known):
-        known = known[:n_choices]
+    """What the choices of a question go by.
+
+    Raises:
+        TypeError: For a letter that is no string.
+        ValueError: For one that is blank or stands there twice, or fewer or more than choices.
+    """
+    known = list(string.ascii_uppercase[:n_choices] if letters is None else letters)
+    for one in known:
+        if require_text(one, f"a letter of {where}") != one.strip() or not one:
+            raise ValueError(
+                f"letters must be what a choice goes by, without blanks around it, got {one!r} ({where}); give A, B "
+                "and so on"
+            )
     if len(known) != n_choices or len(set(known)) < len(known):
         raise ValueError(
             f"letters must be different and one for each choice, got {len(known)} ({listed(known)}) and {n_choices} "
-            f"choices ({where}); give as many letters as there are choices"
+            f"choices ({where}); give letters=[...], as many as there are choices"
         )
     return tuple(known)
+
+
+def _text(value: Any, what: str) -> str:
+    """A cell without the blanks around it.
+
+    Raises:
+        TypeError: For one that is no string, a missing value among them.
+    """
+    if not isinstance(value, str):
+        raise TypeError(
+            f"{what} must be a string, got {type(value).__name__} {value!r}; drop such examples, or write it as text"
+        )
+    return require_text(value, what).strip()
 
 
 def _in_roles(

@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 import warnings
+from itertools import product
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 
+FAMILIES = ("llama", "bert")
 JOB = """
 import sys
 import warnings
@@ -17,82 +19,94 @@ warnings.simplefilter("ignore")
 import tiny
 import torch
 import tl_skillneurons as skn
+from tl_skillneurons._processes import rank_and_count
 
-out, family = sys.argv[1:]
-model, task = tiny.bridge(family), tiny.task()
+out, *families = sys.argv[1:]
+rank, count = rank_and_count()
 four, one = (skn.RunOptions(batch_size=n, progress=False) for n in (4, 64))
 training = skn.prompts.TrainingOptions(batch_size=4)
-prompts = skn.fit_soft_prompts(
-    model, task, n_virtual_tokens=2, n_steps=4, training=training, seeds=(0, 1, 2), run=four
-)
-scores = skn.score_neurons(model, prompts, task, run=four)
-rules = skn.scores.evaluate_rules(model, prompts, task, scores, run=four)
-few = skn.score_neurons(  # one batch: a process has none
-    model, prompts[0], task, n_permutations=19, keep_outcomes=True, run=one
-)
-from tl_skillneurons._processes import rank_and_count
-rank, count = rank_and_count()
-torch.save(
-    {
-        "count": count,
-        "prompts": [p.embedding.detach() for p in prompts],
-        "seeds": [p.seed for p in prompts],
-        "baseline": scores.baseline, "correct": scores.correct, "std": scores.std, "rules": rules.accuracy,
-        "few": few.correct, "above": few.outcomes.above, "p": few.null.p_family,
-        "few_baseline": few.baseline, "batches": scores.provenance["batches"],
-    },
-    f"{out}/{rank}.pt",
-)
+for family in families:
+    model, task = tiny.bridge(family), tiny.task()
+    prompts = skn.fit_soft_prompts(
+        model, task, n_virtual_tokens=2, n_steps=4, training=training, seeds=(0, 1, 2), run=four
+    )
+    scores = skn.score_neurons(model, prompts, task, run=four)
+    rules = skn.scores.evaluate_rules(model, prompts, task, scores, run=four)
+    few = skn.score_neurons(  # one batch: a process has none
+        model, prompts[0], task, n_permutations=19, keep_outcomes=True, run=one
+    )
+    torch.save(
+        {
+            "count": count,
+            "prompts": [p.embedding.detach() for p in prompts],
+            "seeds": [p.seed for p in prompts],
+            "baseline": scores.baseline, "correct": scores.correct, "std": scores.std, "rules": rules.accuracy,
+            "few": few.correct, "above": few.outcomes.above, "p": few.null.p_family,
+            "few_baseline": few.baseline, "batches": scores.provenance["batches"],
+        },
+        f"{out}/{family}-{rank}.pt",
+    )
+"""
+ROLL = """
+import sys
+from tl_skillneurons import _processes
+
+rank, count = _processes.rank_and_count()
+with open(f"{sys.argv[1]}/{rank}.txt", "w") as file:
+    file.write(f"{rank} of {count}: {_processes.gather(rank)}")
 """
 HERE = Path(__file__).parent
 
 
-def run(folder, family, *launcher):
+def run(folder, code, launcher, *given):
+    """The code in two processes that the launcher starts."""
     folder.mkdir()
     job = folder / "job.py"
-    job.write_text(JOB)
+    job.write_text(code)
     path = os.pathsep.join([str(HERE / "support"), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *launcher, str(job), str(folder), family]
+    command = [sys.executable, *launcher, str(job), str(folder), *given]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(file) for file in sorted(folder.glob("*.pt"))]
 
 
-def by_itself(folder, family, monkeypatch):
+def by_itself(folder, monkeypatch):
     """What the job gives in this process."""
     folder.mkdir()
-    monkeypatch.setattr(sys, "argv", ["job.py", str(folder), family])
+    monkeypatch.setattr(sys, "argv", ["job.py", str(folder), *FAMILIES])
     with warnings.catch_warnings():
         exec(JOB, {})
-    return torch.load(folder / "0.pt")
 
 
-LAUNCHERS = {
-    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
-    # starts processes as on a machine with GPUs, and these then find none and use the CPU
-    "accelerate launch": [
-        *["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"],
-        *["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"],
-    ],
-}
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+ACCELERATE = [  # starts processes as on a machine with GPUs, and these then find none and use the CPU
+    *["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"],
+    *["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"],
+]
 
 
-@pytest.mark.parametrize("family, launcher", [("llama", "torchrun"), ("bert", "accelerate launch")])
-def test_two_processes_return_what_one_returns(tmp_path, monkeypatch, family, launcher):
-    alone = by_itself(tmp_path / "one", family, monkeypatch)
-    both = run(tmp_path / "two", family, *LAUNCHERS[launcher])
-    assert [one["count"] for one in both] == [2, 2] and alone["count"] == 1
-    for one in both:
+def test_two_processes_return_what_one_returns(tmp_path, monkeypatch):
+    by_itself(tmp_path / "one", monkeypatch)
+    run(tmp_path / "two", JOB, TORCHRUN, *FAMILIES)
+    for family, rank in product(FAMILIES, (0, 1)):
+        alone = torch.load(tmp_path / "one" / f"{family}-0.pt")
+        found = torch.load(tmp_path / "two" / f"{family}-{rank}.pt")
+        assert alone["count"] == 1 and found["count"] == 2
         for key, expected in alone.items():
             if key == "std":  # sums of squares do not carry their rounding along
-                torch.testing.assert_close(one[key], expected, atol=1e-6, rtol=1e-6)
+                torch.testing.assert_close(found[key], expected, atol=1e-6, rtol=1e-6)
             elif isinstance(expected, torch.Tensor):
-                assert torch.equal(one[key], expected), key
+                assert torch.equal(found[key], expected), key
             elif key == "prompts":
-                assert all(torch.equal(a, b) for a, b in zip(one[key], expected, strict=True))
+                assert all(torch.equal(a, b) for a, b in zip(found[key], expected, strict=True))
             elif key != "count":
-                assert one[key] == expected, key
+                assert found[key] == expected, key
+
+
+def test_the_processes_of_accelerate_launch_find_each_other(tmp_path):
+    run(tmp_path / "two", ROLL, ACCELERATE)
+    said = [(tmp_path / "two" / f"{rank}.txt").read_text() for rank in (0, 1)]
+    assert said == ["0 of 2: [0, 1]", "1 of 2: [0, 1]"]
 
 
 def test_one_process_joins_nobody(monkeypatch):

@@ -1,6 +1,5 @@
 """The two packaged models: real weights against the untouched Hugging Face model, and one real task end to end."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,6 @@ TEXTS = [
 ]
 WORDS = {0: " negative", 1: " positive"}
 SST2 = Path(__file__).parents[2] / "shared" / "data" / "sst2"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def every_core():
-    """The tiny models' tests run on one thread; these have enough to do for all."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count())
-    yield
-    torch.set_num_threads(before)
 
 
 def folder_of(name):

@@ -4,8 +4,6 @@ import doctest
 import importlib
 import inspect
 import json
-import subprocess
-import sys
 from itertools import product
 from types import SimpleNamespace
 
@@ -188,13 +186,9 @@ def test_the_same_seed_draws_the_same_control_and_another_seed_another(matched):
     assert in_another_order.random_like(1, match=match) == skill.random_like(1, match=match)
 
 
-def test_a_seed_draws_the_same_control_in_another_process():
-    code = (
-        "from tl_skillneurons.neurons.neuron_set import NeuronSet; "
-        "print(list(NeuronSet([0, 0, 1], [1, 2, 3]).random_like(5, d_mlp=50)))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == str(list(NeuronSet([0, 0, 1], [1, 2, 3]).random_like(5, d_mlp=50)))
+def test_a_seed_draws_the_same_control_in_every_process():
+    drawn = NeuronSet([0, 0, 1], [1, 2, 3]).random_like(5, d_mlp=50)
+    assert list(drawn) == [(0, 37), (0, 22), (1, 41)]
 
 
 def test_the_callers_random_state_and_match_are_left_alone():

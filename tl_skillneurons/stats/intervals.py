@@ -313,8 +313,10 @@ def doubtful_gap(
     if low <= 0 <= high:
         interval = f"its {100 * confidence:g} % interval {float(low):.3g} to {float(high):.3g} holds zero"
         return f"{size}, {interval} ({len(units)} units: {units.what})"
+    if len(units) >= FEWEST_UNITS:
+        return None
     p, alpha = float(sign_flip_test(gap, units=units)), 1 - confidence
-    if len(units) >= FEWEST_UNITS or p <= alpha + 1e-12:
+    if p <= alpha + 1e-12:
         return None
     takes = math.ceil(1 - math.log2(alpha) - 1e-9)
     return (

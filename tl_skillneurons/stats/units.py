@@ -162,7 +162,8 @@ class Units:
 
     def signs(self, n_draws: int, generator: torch.Generator) -> Float[Tensor, "draw unit"]:
         """Random signs, one for each unit: what belongs together turns together."""
-        return torch.randint(0, 2, (n_draws, len(self)), generator=generator).double() * 2 - 1
+        signs = torch.randint(0, 2, (n_draws, len(self)), generator=generator).double()
+        return signs.mul_(2).sub_(1)  # in place: there may be millions
 
     # Labels
 

@@ -1,6 +1,7 @@
 """The command with a tiny model behind it, and a finished run that all tests of a worker share."""
 
 import json
+import os
 import shutil
 from contextlib import contextmanager
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import QUICK, WORDS, ask
+from filelock import FileLock
 from planted import model as planted_model
 from planted import sentences
 
@@ -35,24 +37,36 @@ def cli():
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("labelled") / "data"
-    folder.mkdir()
-    rows = sentences(88)
-    for split, part in (("train", rows[:40]), ("validation", rows[40:64]), ("test", rows[64:])):
-        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in part))
+def shared(tmp_path_factory):
+    """A folder of all workers of this run."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def data(shared):
+    folder = shared / "labelled" / "data"
+    with FileLock(shared / "labelled.lock"):
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            rows = sentences(88)
+            for split, part in (("train", rows[:40]), ("validation", rows[40:64]), ("test", rows[64:])):
+                (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in part))
     return folder
 
 
 @pytest.fixture(scope="session")
-def finished(data, tmp_path_factory):
+def finished(data, shared):
     """The folder of a finished run, and what was printed; read-only."""
-    out = tmp_path_factory.mktemp("finished") / "run"
+    out, printed = shared / "finished" / "run", shared / "printed.txt"
     given = ["--model", "tiny", "--data", data, "--label-words", WORDS, "--out", out, *QUICK]
-    with tiny_behind() as command:
-        result = ask(command, "find", *given)
-    assert result.exit_code == 0, result.output
-    return out, result.stdout
+    with FileLock(shared / "finished.lock"):
+        if not printed.exists():
+            with tiny_behind() as command:
+                result = ask(command, "find", *given)
+            assert result.exit_code == 0, result.output
+            printed.write_text(result.stdout)
+    return out, printed.read_text()
 
 
 @pytest.fixture

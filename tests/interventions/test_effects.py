@@ -52,16 +52,23 @@ def at(frame, metric="accuracy", **wanted):
 # What it finds
 
 
-@pytest.mark.parametrize("positions", ["prompt", "all"])
-def test_the_panel_names_the_neurons_that_answer_and_controls_show_nothing(model, task, positions):
-    names = ("mean", "other_class_mean", "class_mean", "keep", "resample")
+@pytest.mark.parametrize(
+    ("positions", "names"),
+    [
+        ("prompt", ("mean", "resample", "other_class_mean", "class_mean", "keep")),
+        ("all", ("mean", "other_class_mean")),
+    ],
+)
+def test_the_panel_names_the_neurons_that_answer_and_controls_show_nothing(model, task, positions, names):
     frame = run(model, task, interventions=names, positions=[positions]).to_dataframe()
-    for name in ("mean", "resample"):
+    for name in {"mean", "resample"} & set(names):
         found = at(frame, intervention=name)
         assert found.intact == 1 and found.value <= 0.8
         assert found.random_min == found.matched_min == 1
         assert found.p_random == found.p_matched == 1 / 20 and found.p_mcnemar < 0.05
     assert at(frame, intervention="other_class_mean").value <= 0.2  # says the other label
+    if "keep" not in names:
+        return
     assert at(frame, intervention="class_mean").value == 1  # all but the class is gone, and nothing is lost
     kept = at(frame, intervention="keep")
     assert kept.value == 1 and kept.random_max <= 0.8 and kept.p_random == 1 / 20
@@ -89,7 +96,7 @@ def test_direct_and_total_effects_stand_side_by_side(model, task):
 
 
 def test_a_dose_response_curve_goes_through_the_intact_model_at_one(model, task):
-    doses = [Scale(factor) for factor in (0, 0.5, 1, 2)]
+    doses = [Scale(factor) for factor in (0, 0.5, 1)]
     frame = run(model, task, interventions=[*doses, Zero()]).to_dataframe()
     diffs = [at(frame, "logit_diff", intervention=dose.name) for dose in doses]
     assert diffs[2].change == 0 and diffs[0].value == at(frame, "logit_diff", intervention="zero").value
@@ -294,7 +301,7 @@ def test_each_prompt_has_the_numbers_it_has_alone_and_its_own_reference_values(m
 
 
 def test_pooled_rows_are_means_over_prompts_among_the_controls_means(model, task):
-    panel = run(model, task, prompts=[planted.prompt(k) for k in range(3)], interventions=("mean", "zero"))
+    panel = run(model, task, prompts=[planted.prompt(k) for k in range(3)], interventions="mean")
     frame, draws = panel.to_dataframe(), panel.draws()
     pooled = frame[frame.prompt == "pooled"].reset_index(drop=True)
     assert list(frame.prompt.unique()) == [0, 1, 2, "pooled"]

@@ -64,7 +64,7 @@ def test_a_matched_neuron_has_its_nearest_each_once():
 def test_an_ordinary_one_of_nine_is_no_longer_called_extraordinary():
     generator = torch.Generator().manual_seed(0)
     called = [0, 0]
-    for _ in range(300):
+    for _ in range(150):
         effects = torch.rand(9, generator=generator, dtype=torch.float64)
         own = NeuronSet([0], [int(torch.randint(9, (), generator=generator))], n_layers=1, d_mlp=9)
         seeds = range(int(torch.randint(10**6, (), generator=generator)), 10**7)
@@ -73,7 +73,7 @@ def test_an_ordinary_one_of_nine_is_no_longer_called_extraordinary():
         distinct = [effects[one.index].item() for one in draw_controls(own, 20, seed=seeds[0]).sets]
         called[0] += rank_p_value(value, repeated) <= 0.05
         called[1] += rank_p_value(value, distinct) <= 0.05
-    assert called[0] > 25 and called[1] == 0  # nominal 15
+    assert called[0] > 12 and called[1] == 0  # nominal 7
 
 
 def test_the_most_active_have_no_like_and_the_controls_say_so():

@@ -71,6 +71,8 @@ def plot_steering(
         horizontal_spacing=0.03,
         column_titles=[escape(str(name)) for name in sets] if len(sets) > 1 else None,
     )
+    if len(sets) > 1:
+        figure.update_layout(legend_y=1 + 24 / (240 * len(chosen)))  # above the names of the columns
     draw = _of_doses if against == "dose" else _of_prices
     for row, measure in enumerate(chosen, start=1):
         for column, name in enumerate(sets, start=1):

@@ -10,11 +10,13 @@ from toy import QUIET
 from transformer_lens.tools.analysis.sparse_probing import fit_sparse_probe
 
 import tl_skillneurons as skn
+from tl_skillneurons.cli.steer import RIVALS
 from tl_skillneurons.interventions import Keep, Scale
 from tl_skillneurons.interventions.references import Reference
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.studies import SteeringOptions
 from tl_skillneurons.studies.steering.directions import (
+    DIRECTIONS,
     directions_in,
     mean_difference,
     probe_direction,
@@ -254,6 +256,7 @@ def test_a_verdict_says_no_more_than_its_intervals(difference, neurons, directio
 
 
 def test_rivals_that_make_no_sense_are_refused():
+    assert RIVALS == tuple(DIRECTIONS)  # the command says no to others before it loads anything
     with pytest.raises(ValueError, match="a rival must be one of 'probe', 'mean_difference', got 'prob'"):
         SteeringOptions(rivals=["prob"])
     keep = SteeringOptions(how=lambda dose: Keep(Scale(dose)), rivals="probe")

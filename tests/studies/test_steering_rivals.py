@@ -256,7 +256,7 @@ def test_a_verdict_says_no_more_than_its_intervals(difference, neurons, directio
 
 
 def test_rivals_that_make_no_sense_are_refused():
-    assert RIVALS == tuple(DIRECTIONS)  # the command says no to others before it loads anything
+    assert tuple(DIRECTIONS) == RIVALS  # the command says no to others before it loads anything
     with pytest.raises(ValueError, match="a rival must be one of 'probe', 'mean_difference', got 'prob'"):
         SteeringOptions(rivals=["prob"])
     keep = SteeringOptions(how=lambda dose: Keep(Scale(dose)), rivals="probe")

@@ -164,7 +164,7 @@ def require_words(model: "TransformerBridge", task: "Task") -> None:
         raise ValueError(
             f"{model.cfg.model_name} answers with words, so each label needs one: give --label-words, such as "
             f"--label-words {shlex.quote(spelled)}; a blank before a word is part of its token in most models, so "
-            '" bad" and "bad" are two words, of which the one that is a single token will do'
+            '" bad" and "bad" are two words; masked language models take words of one token'
         )
 
 

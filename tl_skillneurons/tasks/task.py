@@ -45,8 +45,9 @@ class Task:
 
     Args:
         name: What the task is called in tables.
-        label_words: The word (or its token id) that stands for each class; classes are numbered from 0. Empty where
-            no model reads words: encoders without a language-model head, linear read-outs.
+        label_words: The word (or its token id) that stands for each class; classes are numbered from 0. Words of
+            several tokens are for causal models. Empty where no model reads words: encoders without a language-model
+            head, linear read-outs, own answers.
         splits: The examples of each role: ``text`` as rendered, ``label`` (the class) and, for tasks whose
             examples have twins, ``pair`` (the number that two twins share); where groups were asked for,
             ``group``; for built-in tasks ``unit`` (the word pair that a text was made from).

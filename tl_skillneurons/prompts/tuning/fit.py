@@ -116,8 +116,8 @@ def fit_soft_prompts(
         prompt before that is kept).
 
     Raises:
-        ValueError: For a model in train mode or of an unsupported kind, label words that are not one token,
-            options outside their range, or a ``folder`` that holds prompts of other settings.
+        ValueError: For a model in train mode or of an unsupported kind, label words that it can't answer with, options
+            outside their range, or a ``folder`` that holds prompts of other settings.
 
     Example:
         >>> prompts = skn.fit_soft_prompts(model, task, n_virtual_tokens=8, seeds=range(2), n_steps=100)

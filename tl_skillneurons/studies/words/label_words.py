@@ -181,7 +181,7 @@ def compare_label_words(
 
     Raises:
         ValueError: For a model without a language-model head or a linear read-out, which read no label words; a task
-            of more than two classes; no other wording, a name twice, or words that are not one token; a single seed.
+            of more than two classes; no other wording, a name twice, words that it can't answer with; a single seed.
 
     Example:
         >>> found = skn.studies.compare_label_words(model, task, {"mood": {0: " sad", 1: " glad"}}, seeds=range(3))

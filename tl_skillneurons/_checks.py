@@ -85,13 +85,19 @@ def require_open_unit(value: float | int, name: str) -> float | int:
 
 
 def differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In which of the settings ``now`` an earlier record differs: one clause each, in their order; of settings within
-    one of them, these."""
+    """In which of the settings ``now`` an earlier record differs: one clause each, in their order; settings within one
+    of them by both names, ``task.name``.
+
+    Example:
+        >>> differing({"seed": 0, "task": {"name": "films"}}, {"seed": 0, "task": {"name": "cities"}})
+        ["task.name: 'films' there, 'cities' now"]
+    """
     found = []
     for key, value in now.items():
         before = was.get(key)
         if isinstance(before, Mapping) and isinstance(value, Mapping) and before != value:
-            found += differing(before, {**dict.fromkeys(before), **value})
+            within = differing(before, {**dict.fromkeys(before), **value})
+            found += [f"{key}.{one}" for one in within]
         elif before != value:
             found.append(f"{key}: {before!r} there, {value!r} now")
     return found

@@ -70,7 +70,7 @@ def test_a_run_asks_in_the_models_own_chat_template_and_records_it(chat_run, skn
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ([*ASKED[:4]], "(assistant: 'the plot was' there, None now)"),
+        ([*ASKED[:4]], "chat.assistant: 'the plot was' there, None now)"),
         (
             ["--question", "slow ? {text}", *ASKED[2:]],
             "template: 'was it fast ? {text}' there, 'slow ? {text}' now",

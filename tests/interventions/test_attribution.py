@@ -94,6 +94,27 @@ def test_batches_change_nothing_and_the_model_is_left_as_it_was():
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_the_twins_of_one_class_are_told_apart_from_all_others(tmp_path):
+    model, task = tiny.bridge("gpt2", dtype=torch.float64), tiny.task()
+    pairs = [*OTHERS.pairs, ("a very good cast", "a very bad cast")]
+    made = attribute_neurons(model, prompt("gpt2"), task, twins=Twins(pairs, [1, 0, 1]), run=QUIET)
+    found = NeuronAttribution.load(made.save(tmp_path / "attribution.safetensors"))
+    each = found.each_class([(0, 3), (1, 7)])
+    assert each.columns.tolist() == ["layer", "index", "class", "effect", "rest_effect", "n_pairs"]
+    assert each[["layer", "class", "n_pairs"]].to_numpy().tolist() == [
+        [0, 0, 1],
+        [0, 1, 2],
+        [1, 0, 1],
+        [1, 1, 2],
+    ]
+    for label, own in ((0, pairs[1:2]), (1, pairs[::2])):
+        twins = Twins(own, [label] * len(own))
+        alone = attribute_neurons(model, prompt("gpt2"), task, twins=twins, run=QUIET).effect
+        rows = each[each["class"] == label]
+        assert rows.effect.tolist() == pytest.approx([float(alone[0, 3]), float(alone[1, 7])])
+        assert each[each["class"] != label].rest_effect.tolist() == pytest.approx(rows.effect.tolist())
+
+
 def test_what_makes_no_sense_is_refused(model):
     run = {"model": model, "prompt": planted.prompt(), "task": planted.task()}
     with torch.no_grad(), pytest.raises(ValueError, match=r"outside torch.no_grad"):
@@ -131,7 +152,7 @@ def test_exact_patching_refuses_what_the_attribution_was_not_made_with(model):
         "model": (tiny.bridge("llama"), planted.prompt(), planted.task()),
     }
     for named, (other, own, task) in others.items():
-        with pytest.raises(ValueError, match=rf"the attribution is of another run \({named}: "):
+        with pytest.raises(ValueError, match=rf"the attribution is of another run \({named}\."):
             compare_with_exact(other, own, task, found, run=QUIET)
 
 

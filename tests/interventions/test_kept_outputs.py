@@ -109,9 +109,9 @@ def test_more_interventions_positions_and_draws_go_into_the_same_file_and_the_re
         ({"prompts": BOTH}, "prompts: .*; max_length: "),
         (
             {"neurons": NeuronSet([1], [8])},
-            r"neurons: {'whole': \[\[1, 7\]\]} there, {'whole': \[\[1, 8\]\]} now\)",
+            r"neurons.whole: \[\[1, 7\]\] there, \[\[1, 8\]\] now\)",
         ),
-        ({"neurons": {"skill": NEURONS}}, "neurons: "),
+        ({"neurons": {"skill": NEURONS}}, r"neurons\.whole: .*; neurons\.skill: "),
         ({"task": replace(TASK, template="{text}!")}, "tasks: "),
         ({"seed": 1}, r"seed: 0 there, 1 now\)"),
         ({"examples": Examples(role="select", reference=None)}, r"role: 'report' there, 'select' now\)"),
@@ -134,7 +134,7 @@ def test_a_file_of_other_settings_is_refused_naming_them(model, tmp_path, finish
 def test_a_file_of_another_model_or_none_of_ours_is_refused(model, tmp_path, finished):
     path = tmp_path / "panel.safetensors"
     path.write_bytes(finished)
-    with pytest.raises(ValueError, match=r"is from another run \(model: "):
+    with pytest.raises(ValueError, match=r"is from another run \(model\."):
         run(tiny.bridge("mistral"), prompt(), path=path)
     saved = prompt().save(tmp_path / "prompt.safetensors")
     with pytest.raises(ValueError, match="holds a SoftPrompt, expected a EffectPanel"):

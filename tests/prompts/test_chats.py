@@ -159,7 +159,7 @@ def test_scores_of_bare_text_in_a_chat_are_not_used_with_another(gpt2):
     alone = skn.score_neurons(gpt2, None, task_of(None), positions="readout", run=QUIET)
     assert not torch.equal(scores.baseline, alone.baseline)
     skn.scores.evaluate_rules(gpt2, None, task, scores, run=QUIET)
-    with pytest.raises(ValueError, match=r"another task than 'toy' \(system: 'quick' there, None now"):
+    with pytest.raises(ValueError, match=r"another task than 'toy' \(chat.system: 'quick' there, None now"):
         skn.scores.evaluate_rules(gpt2, None, task_of(Chat()), scores, run=QUIET)
 
 

@@ -92,7 +92,9 @@ def test_an_interrupted_call_goes_on_where_it_stopped_and_others_are_refused(tmp
     assert len(content["answers"]) == 80
     with pytest.raises(ValueError, match=r"answers of another call .*model: 'doubles' there, 'other' now"):
         from_answers(Doubles("other"), ROWS, path=path)
-    with pytest.raises(ValueError, match=r"answers of another call \(max_new_tokens: 32 there, 8 now\)"):
+    with pytest.raises(
+        ValueError, match=r"answers of another call \(writing.max_new_tokens: 32 there, 8 now\)"
+    ):
         from_answers(Doubles(), ROWS, path=path, writing={"max_new_tokens": 8})
     with pytest.raises(ValueError, match=r"answers of another call .*texts"):
         from_answers(Doubles(), ROWS[1:], path=path)
@@ -237,5 +239,7 @@ def test_answers_written_with_other_end_tokens_are_not_taken_from_the_file(tmp_p
     path = tmp_path / "answers.json"
     first = from_answers(Ends(), ROWS, path=path)
     assert first.settings["writing"] == {"end_ids": [2], "max_new_tokens": 32}
-    with pytest.raises(ValueError, match=r"answers of another call \(end_ids: \[2\] there, \[3\] now\)"):
+    with pytest.raises(
+        ValueError, match=r"answers of another call \(writing.end_ids: \[2\] there, \[3\] now\)"
+    ):
         from_answers(Ends(), ROWS, path=path, writing={"end_ids": [3]})

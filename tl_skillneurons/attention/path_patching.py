@@ -184,7 +184,7 @@ class PathPatching:
     def each_class(self, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
         """The same between the twins whose clean text is of each ``class`` alone, and beside it between all other twins
         (``rest_recovered``, ``rest_low``, ``rest_high``)."""
-        how: dict[str, Any] = {"confidence": confidence, "seed": seed}
+        how: dict[str, Any] = {"confidence": confidence, "seed": require_seed(seed)}
         labels = clean_labels_of(self.settings)
         beside = ("recovered", "low", "high")
         return pairs_of_each_class(labels, lambda here: self._of_pairs(here).to_dataframe(**how), beside)

@@ -140,7 +140,7 @@ def begin(folder: Path, settings: dict[str, Any], task: Task) -> None:
     if (folder / RUN).exists():
         differs = differing(read_json(folder / RUN, KIND)["settings"], settings)
         if differs:  # what made the task another says more than its fingerprint
-            differs = [one for one in differs if not one.startswith("fingerprint: ")] or [
+            differs = [one for one in differs if not one.startswith("task.fingerprint: ")] or [
                 "other texts or labels"
             ]
             raise ValueError(

@@ -5,11 +5,11 @@ from .asked import Beyond as Beyond
 from .asked import Examples as Examples
 from .attribution import NeuronAttribution as NeuronAttribution
 from .attribution import attribute_neurons as attribute_neurons
-from .attribution import compare_with_exact as compare_with_exact
 from .baking import bake as bake
 from .direct_effects import direct_logits as direct_logits
 from .effect_panel import EffectPanel as EffectPanel
 from .effects import measure_effects as measure_effects
+from .exact import compare_with_exact as compare_with_exact
 from .kinds import ClassMean as ClassMean
 from .kinds import Intervention as Intervention
 from .kinds import Keep as Keep

@@ -8,7 +8,7 @@ base run, what a neuron's value from the source run would change is estimated as
 Two forward runs and one backward per batch give every neuron. ``steps > 1`` averages the gradient over runs
 whose embeddings lie between base and source (integrated gradients on the input: Hanna et al., 2024).
 
-It is a tangent: wrong where the model bends, which is where much is at stake. :func:`compare_with_exact` patches
+It is a tangent: wrong where the model bends, which is where much is at stake. ``compare_with_exact`` patches
 neurons for real, the highest and a random sample, and tells how far the ranks agree. A neuron that nothing
 reads can still get a small score through the scale of a norm.
 """
@@ -28,15 +28,15 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_skillneurons._checks import differing, require_int, require_option, require_seed
+from tl_skillneurons._checks import require_int, require_option
 from tl_skillneurons._files import load_tensors, save_tensors, sound
 from tl_skillneurons._pictures import plotted
 from tl_skillneurons._progress import progress_bar
 from tl_skillneurons._results import html_of, one_line
 from tl_skillneurons._widths import known, present, widest, width_in
-from tl_skillneurons.interventions._exchange import recovered_alone
 from tl_skillneurons.interventions._measured import units_record, units_said, units_told
-from tl_skillneurons.interventions.ablation import Positions, positions_of, positions_record
+from tl_skillneurons.interventions.ablation import Positions, positions_record
+from tl_skillneurons.interventions.each_class import clean_labels_of
 from tl_skillneurons.interventions.twins import (
     DIRECTIONS,
     Twins,
@@ -44,7 +44,6 @@ from tl_skillneurons.interventions.twins import (
     no_fraction,
     twins_of,
     twins_record,
-    twins_recorded,
 )
 from tl_skillneurons.models.hooks import Hook, Hooks
 from tl_skillneurons.models.records import model_record
@@ -57,7 +56,6 @@ from tl_skillneurons.prompts.positions import PromptedTokens, columns
 from tl_skillneurons.prompts.prompted_model import PromptedModel
 from tl_skillneurons.prompts.run import RunOptions, prompt_record
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
-from tl_skillneurons.stats.ranks import spearman
 from tl_skillneurons.stats.units import Units
 from tl_skillneurons.tasks.task import Task
 
@@ -72,6 +70,7 @@ class NeuronAttribution:
         effect: In logits; for "denoise" positive values recover the clean answer, for "noise" negative values
             take it away.
         gaps: Of each pair the logit diff of the source run minus that of the base run: what there is to move.
+        by_class: ``effect`` over the pairs whose clean text is of each class alone; NaN where there is none.
         settings: Model, prompt, task, site, direction, positions and their frame, twins, the units of their pairs, how
             many texts were cut, steps.
 
@@ -83,6 +82,7 @@ class NeuronAttribution:
     effect: Float[Tensor, "layer neuron"]
     gaps: Float[Tensor, " pair"]
     settings: dict[str, Any]
+    by_class: Float[Tensor, "class layer neuron"] | None = None
 
     @property
     def gap(self) -> float:
@@ -144,9 +144,36 @@ class NeuronAttribution:
         frame["recovered"] = known(self.recovered).tolist()
         return frame
 
+    def each_class(self, neurons: Neurons) -> pd.DataFrame:
+        """A row per neuron and ``class`` of the clean text: ``effect`` over the pairs of this class alone, in logits,
+        ``rest_effect`` over all others, and ``n_pairs``: of several classes a neuron may move one alone.
+
+        Raises:
+            ValueError: For neurons of another model.
+
+        Example:
+            >>> attribution.each_class(attribution.top(10))
+        """
+        neurons = as_neurons(neurons)
+        neurons.require_fits(len(self.effect), width_in(self.effect))
+        labels = torch.tensor(clean_labels_of(self.settings))
+        assert self.by_class is not None  # for type checkers: it stands beside the classes
+        whole = self.effect[neurons.layer, neurons.index] * len(labels)
+        rows = []
+        for label in labels.unique().tolist():
+            n = int((labels == label).sum())
+            own = self.by_class[label, neurons.layer, neurons.index]
+            rest = (
+                (whole - own * n) / (len(labels) - n) if n < len(labels) else torch.full_like(own, torch.nan)
+            )
+            table = neurons.to_dataframe().assign(**{"class": label})
+            rows.append(table.assign(effect=own.tolist(), rest_effect=rest.tolist(), n_pairs=n))
+        return pd.concat(rows).sort_index(kind="stable").reset_index(drop=True)
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as safetensors, whole or not at all; returns its path."""
         tensors = {"effect": self.effect, "gaps": self.gaps}
+        tensors |= {} if self.by_class is None else {"by_class": self.by_class}
         return save_tensors(path, KIND, tensors, {"settings": self.settings})
 
     @classmethod
@@ -165,7 +192,7 @@ class NeuronAttribution:
                 )
             if tensors["gaps"].ndim != 1 or not len(tensors["gaps"]):
                 raise ValueError(f"gaps must be [pair], got shape {tuple(tensors['gaps'].shape)}")
-            return cls(tensors["effect"], tensors["gaps"], header["settings"])
+            return cls(tensors["effect"], tensors["gaps"], header["settings"], tensors.get("by_class"))
 
     def __repr__(self) -> str:
         best = None if self._no_ranking() else list(self.top(3))
@@ -229,8 +256,8 @@ def attribute_neurons(
     sides = pairs.encode(prompted)
     source, base = sides if direction == "denoise" else sides[::-1]
     n_layers, width = neuron_shape(model)
-    effect = torch.zeros(n_layers, widest(width), dtype=torch.float64)
-    effect.masked_fill_(~present(n_layers, width), torch.nan)
+    sums = torch.zeros(task.n_classes, n_layers, widest(width), dtype=torch.float64)
+    sums.masked_fill_(~present(n_layers, width), torch.nan)
     gaps, n_pairs = torch.empty(len(pairs.pairs)), len(pairs.pairs)
     with prompted.attached() as virtual, progress_bar("attribution", n_pairs, show=run.progress) as advance:
         for rows in prompted.batches(base):
@@ -239,7 +266,7 @@ def attribute_neurons(
                 prompted, of_base, of_source, virtual, pairs.labels[rows], positions, steps
             )
             for layer, of_layer in change.items():
-                effect[layer, : len(of_layer)] += of_layer
+                sums[:, layer, : of_layer.shape[1]].index_add_(0, pairs.labels[rows], of_layer)
             advance(len(rows))
     settings = {
         "model": model_record(model),
@@ -251,6 +278,7 @@ def attribute_neurons(
         "positions": positions_record(positions),
         "positions_frame": "with virtual tokens",
         "twins": twins_record(twins),
+        "clean_labels": list(pairs.clean_labels),
         "units": units_record(pairs.together),
         "n_cut": pairs.n_cut(prompted),
         "chose": Choice(
@@ -258,7 +286,8 @@ def attribute_neurons(
         ).record,
         "steps": steps,
     }
-    return NeuronAttribution(effect / n_pairs, gaps, settings)
+    n_each = pairs.labels.bincount(minlength=task.n_classes)[:, None, None]
+    return NeuronAttribution(sums.sum(0) / n_pairs, gaps, settings, sums / n_each)
 
 
 def _attribute(
@@ -269,8 +298,8 @@ def _attribute(
     labels: Tensor,
     positions: Positions,
     steps: int,
-) -> tuple[dict[int, Float[Tensor, " neuron"]], Float[Tensor, " batch"]]:
-    """Each layer's estimated changes, summed over the batch, and each pair's gap."""
+) -> tuple[dict[int, Float[Tensor, "batch neuron"]], Float[Tensor, " batch"]]:
+    """Each layer's estimated change of each pair, and each pair's gap."""
     require(prompted.model, "neurons")
     names = neuron_hooks(prompted.model)
     embeds: dict[str, Tensor] = {}
@@ -315,7 +344,7 @@ def _attribute(
             gradient += new / steps
     chosen = where["columns"][..., None]
     change = {
-        layer: ((s - b).double() * g.double() * chosen).sum((0, 1)).cpu()
+        layer: ((s - b).double() * g.double() * chosen).sum(1).cpu()
         for layer, b, s, g in zip(names, acts["base"], acts["source"], gradients, strict=True)
     }
     return change, (diffs["source"] - diffs["base"]).float().cpu()
@@ -325,64 +354,3 @@ def _diff(
     prompted: PromptedModel, tokens: PromptedTokens, virtual: VirtualTokens, hooks: Hooks, labels: Tensor
 ) -> Float[Tensor, " batch"]:
     return logit_diff(prompted.read_out(tokens, virtual, hooks), labels)
-
-
-def compare_with_exact(
-    model: TransformerBridge,
-    prompt: SoftPrompt,
-    task: Task,
-    attribution: NeuronAttribution,
-    *,
-    n_top: int = 20,
-    n_sample: int = 20,
-    seed: int = 0,
-    run: RunOptions = RunOptions(),
-) -> pd.DataFrame:
-    """Patch neurons one at a time, the highest by attribution and a random sample, and compare.
-
-    Twins, positions, direction and length are those that the attribution was made with: this compares two measures on
-    the same twins, on which the highest look better than they are.
-
-    Returns:
-        One row per neuron: ``group`` ("top" or "sample"), ``layer``, ``index``, ``estimate`` and ``exact``, both
-        fractions of the gap, the group's Spearman correlation of the two, ``rank_agreement``, and ``neurons_chosen``
-        "on these examples" for the highest.
-
-    Raises:
-        ValueError: For another model, prompt or task than the attribution's.
-
-    Example:
-        >>> attribution = skn.attribute_neurons(model, prompt, task)
-        >>> compare_with_exact(model, prompt, task, attribution, n_top=10, n_sample=10)
-    """
-    require_seed(seed)
-    settings = attribution.settings
-    here = {
-        "model": model_record(model),
-        "prompt": prompt_record(prompt),
-        "task": {"name": task.name, "fingerprint": task.fingerprint},
-    }
-    differs = differing(settings, here)
-    if differs:
-        raise ValueError(
-            f"the attribution is of another run ({'; '.join(differs)}); give what it was made with"
-        )
-    n_layers, d_mlp = attribution.effect.shape
-    top = attribution.top(n_top)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(n_layers * d_mlp, generator=generator)
-    drawn = drawn[~attribution.effect.flatten()[drawn].isnan()][: require_int(n_sample, "n_sample")]
-    width = width_in(attribution.effect)
-    groups = {"top": top, "sample": NeuronSet(drawn // d_mlp, drawn % d_mlp, n_layers, width)}
-    twins = replace(twins_of(task, twins_recorded(settings["twins"])), on_chosen_examples=True)
-    prompted = PromptedModel.for_task(model, prompt, task, max_length=settings["max_length"], run=run)
-    at = {"direction": settings["direction"], "positions": positions_of(settings["positions"])}
-    frames = []
-    for group, neurons in groups.items():
-        exact = recovered_alone(prompted, twins, neurons, **at)
-        estimate = attribution.recovered[neurons.layer, neurons.index]
-        frame = neurons.to_dataframe().assign(group=group)
-        frame["estimate"], frame["exact"] = estimate.tolist(), exact.tolist()
-        where_chosen = twins.where_chosen(neurons)
-        frames.append(frame.assign(rank_agreement=spearman(estimate, exact), neurons_chosen=where_chosen))
-    return pd.concat(frames, ignore_index=True)

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_skillneurons._checks import require_seed
 from tl_skillneurons.interventions._measured import Measured, units_record, units_told
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def effects_on_each_class(
     Example:
         >>> panel.each_class()[["intervention", "metric", "class", "change", "rest_change", "share", "alone"]]
     """
-    how: dict[str, Any] = {"confidence": confidence, "seed": seed, "each_prompt": each_prompt}
+    how: dict[str, Any] = {"confidence": confidence, "seed": require_seed(seed), "each_prompt": each_prompt}
     found = [
         rows
         for measured in panel.measured

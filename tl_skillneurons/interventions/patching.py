@@ -170,7 +170,7 @@ class NeuronPatching:
         Example:
             >>> found.each_class()[["direction", "curve", "class", "change", "p_zero", "rest_change", "rest_p_zero"]]
         """
-        how: dict[str, Any] = {"confidence": confidence, "seed": seed}
+        how: dict[str, Any] = {"confidence": confidence, "seed": require_seed(seed)}
         beside = ("change", "recovered", "p_zero")
         labels = clean_labels_of(self.settings)
         return pairs_of_each_class(labels, lambda here: self._of_pairs(here).to_dataframe(**how), beside)

@@ -30,7 +30,7 @@ def by_scanning(labels, units, quota):
     return sorted(chosen)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_classes_take_turns_and_each_takes_the_unit_it_has_taken_least(seed):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(3, (60,), generator=generator)

@@ -58,7 +58,7 @@ def largest_class(measured: Measured, metric: str, key: str, prompt: int | str) 
         change = measured.of_examples(metric, key) - measured.of_examples(metric)
         found = largest_share(change[prompt] if isinstance(prompt, int) else change.mean(0), measured.labels)
     largest, rest = found or (math.nan, math.nan)
-    return {"largest_class": largest, "change_without": rest}
+    return {"largest_class": float(largest), "change_without": rest}
 
 
 def effects_on_each_class(

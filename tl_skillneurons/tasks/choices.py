@@ -221,7 +221,7 @@ def _lists(
                 f"{str(cell)[:60]!r}; give choices=[...] with the columns that hold one each, or the choices of every "
                 "question"
             )
-    lists = [cell["text"] if isinstance(cell, Mapping) else cell for cell in cells]
+    lists: list[Sequence[Any]] = [list(cell["text"] if isinstance(cell, Mapping) else cell) for cell in cells]
     return lists, [cell.get("label") if isinstance(cell, Mapping) else None for cell in cells]
 
 

@@ -17,7 +17,9 @@ SMALL = os.environ.get("SKILLNEURONS_SMALL") == "1"  # fewer examples and steps,
 name = sys.argv[1] if len(sys.argv) > 1 else "minilm"
 model = skn.load_model(name)
 if len(sys.argv) > 2:
-    task = load_task(sys.argv[2], near_duplicates=0.8).limit(train=1200, select=400, report=400)
+    n_baseline = None if name == "minilm" else 400  # None: all of train; it is read again for every reading
+    task = load_task(sys.argv[2], near_duplicates=0.8)
+    task = task.limit(train=1200, baseline=n_baseline, select=400, report=400)
 else:
     n_pairs = 80 if SMALL else 400
     task = skn.minimal_pairs("movie_reviews", n_pairs=n_pairs, tokenizer=model.tokenizer)

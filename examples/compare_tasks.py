@@ -52,13 +52,14 @@ if len(tasks) > 2:
 # %% Hold each task's best 2 % at their mean, measure each task; 20 draws of random neurons of the same layers
 damage = skn.studies.cross_task_damage(
     model,
-    {name: task.limit(report=12 if SMALL else 80) for name, task in tasks.items()},  # 22 passes for each cell
+    {name: task.limit(report=12 if SMALL else 40) for name, task in tasks.items()},  # 61 passes for each cell
     prompts,
     {name: one.top(0.02) for name, one in scores.items()},
 )
 console.print(damage.to_table())
 shown = ["ablated", "measured", "intact", "ablated_accuracy", "random_median", "random_min", "random_max"]
-print(damage.to_dataframe()[[*shown, "damage", "p_random"]].round(3).to_string(index=False))
+others = ["matched_median", "p_matched", "least_median", "p_least"]
+print(damage.to_dataframe()[[*shown, "damage", "p_random", *others]].round(3).to_string(index=False))
 
 # %% What this does not show: that shared neurons do the same for both tasks. Tasks on the same texts share what those
 # texts make predictable, labels or not: that is what the shuffled row is for.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import measure
 import torch
+from hprobes_rows import foretelling
 from measure import Measured
 from scoring_rows import (
     ablation,
@@ -38,6 +39,8 @@ class Row:
     aim: float
     faster: bool
     measure: Callable[[Setting], Measured]
+    needs: str | None = None
+    """A package that only this row needs."""
 
 
 _IMPORT = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
@@ -150,6 +153,22 @@ ROWS = {
     ),
     "writing-scaled": Row(
         "the same with 2% of neurons scaled", "generate of Hugging Face", 1.15, False, writing(scaled=True)
+    ),
+    "hprobes": Row(
+        "neurons that foretell a wrong letter, SmolLM2, AG News",
+        "hprobes as it comes",
+        3,
+        True,
+        foretelling(shuffled=False, readout="both", ablate=True),
+        needs="hprobes",
+    ),
+    "hprobes-shuffled": Row(
+        "the same, choices shuffled",
+        "hprobes that writes no answer",
+        1,
+        True,
+        foretelling(shuffled=True, readout="logits", ablate=False),
+        needs="hprobes",
     ),
     "import": Row(
         "import tl_skillneurons",

@@ -23,6 +23,7 @@ import sys
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,7 @@ from rich.table import Table
 from rows import ROWS, Row, in_own_process
 from setups import QUICK, Setting, Sizes, default_data
 
-PACKAGES = ("torch", "transformers", "transformer-lens", "peft", "datasets")
+PACKAGES = ("torch", "transformers", "transformer-lens", "peft", "datasets", "hprobes")
 CAPTION = (
     "ratio: >= rows, peer / ours (how many times faster); <= rows, ours / peer (what is left to pay). Median of the "
     "pairs, lowest to highest. Peak memory: above what stood before, except in the rows about memory."
@@ -51,6 +52,7 @@ def main(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of both sides.")] = None,
     sst2: Annotated[str | None, typer.Option(help="SST-2: a folder, or a data set of the hub.")] = None,
     imdb: Annotated[str | None, typer.Option(help="IMDB: a folder, or a data set of the hub.")] = None,
+    ag_news: Annotated[str | None, typer.Option(help="AG News: a folder, or a data set of the hub.")] = None,
     json_path: Annotated[Path, typer.Option("--json", help="Where to write it all.")] = Path(
         "benchmark.json"
     ),
@@ -63,6 +65,7 @@ def main(
     setting = Setting(
         sst2=sst2 or default_data("sst2"),
         imdb=imdb or default_data("imdb"),
+        ag_news=ag_news or default_data("ag_news"),
         n_pairs=pairs,
         n_threads=threads or torch.get_num_threads(),
         sizes=QUICK if quick else Sizes(),
@@ -83,6 +86,11 @@ def main(
 def measured(row: Row, name: str, setting: Setting, quick: bool) -> dict[str, Any]:
     """One row as it stands in the JSON; a row that fails says so and leaves the others alone."""
     described = {"what": row.what, "peer is": row.peer, "aim": f"{'>=' if row.faster else '<='} {row.aim}"}
+    if row.needs is not None and find_spec(row.needs) is None:
+        return {
+            **described,
+            "skipped": f"{row.needs} is not installed: pip install {row.needs}, on Python 3.11",
+        }
     start = datetime.now(timezone.utc)
     load = os.getloadavg()
     try:
@@ -112,7 +120,7 @@ def machine(n_threads: int) -> dict[str, Any]:
         "ram_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
+        **{package: version(package) for package in PACKAGES if find_spec(package.replace("-", "_"))},
         "dtype": "float32",
         "load_average": os.getloadavg(),
     }
@@ -130,7 +138,7 @@ def cpu_model() -> str:
 
 def describe(setting: Setting, quick: bool) -> dict[str, Any]:
     """The setting as it stands in the JSON: the data by name, wherever it lies."""
-    data = {name: Path(getattr(setting, name)).name for name in ("sst2", "imdb")}
+    data = {name: Path(getattr(setting, name)).name for name in ("sst2", "imdb", "ag_news")}
     return {**asdict(setting), **data, "quick": quick}
 
 
@@ -142,6 +150,9 @@ def table(rows: dict[str, dict[str, Any]], quick: bool) -> Table:
         shown.add_column(column, justify="left" if column == "what" else "right")
     for row in rows.values():
         what = f"{row['what']}\n  / {row['peer is']}"
+        if "skipped" in row:
+            shown.add_row(f"{what}\n  {row['skipped']}", "", "", "skipped", "", row["aim"], "-")
+            continue
         if "error" in row:
             shown.add_row(what, "", "", "failed", "", row["aim"], "no")
             continue

@@ -1,5 +1,6 @@
 """What both sides of a row are given: sizes, data, models, soft prompts and batches."""
 
+import random
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ from tl_skillneurons.prompts.positions import PromptedTokens
 from tl_skillneurons.tasks.sources import load_splits
 
 _DATA = Path(__file__).parents[3] / "shared" / "data"
-_HUB = {"sst2": "stanfordnlp/sst2", "imdb": "stanfordnlp/imdb"}
+_HUB = {"sst2": "stanfordnlp/sst2", "imdb": "stanfordnlp/imdb", "ag_news": "fancyzhx/ag_news"}
 QUIET = skn.RunOptions(progress=False)
 LABEL_WORDS = {0: " negative", 1: " positive"}
+TOPICS = ("World", "Sports", "Business", "Science and technology")
+_LONGEST_NEWS = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class Sizes:
     n_many: int = 5000
     n_few: int = 500
     n_written: int = 32
+    n_asked: int = 160
+    n_ablated: int = 12
+    n_controls: int = 20
 
 
 QUICK = Sizes(
@@ -59,6 +65,9 @@ QUICK = Sizes(
     n_many=200,
     n_few=64,
     n_written=4,
+    n_asked=32,
+    n_ablated=2,
+    n_controls=2,
 )
 """Sizes that only show whether a row runs; their ratios say nothing."""
 
@@ -69,6 +78,7 @@ class Setting:
 
     sst2: str
     imdb: str
+    ag_news: str
     n_pairs: int
     n_threads: int
     sizes: Sizes = field(default_factory=Sizes)
@@ -86,6 +96,34 @@ def task_of(source: str, *, baseline: int | None = None, select: int | None = No
     template = "{sentence}" if "sentence" in splits["train"][0] else "{text}"
     task = skn.Task.from_datasets(splits, template=template, label_words=LABEL_WORDS, name=Path(source).name)
     return task.limit(train=baseline, select=select)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of four choices, as it is asked, and which of its choices is right."""
+
+    text: str
+    options: list[str]
+    right: int
+
+
+def questions_of(source: str, n: int, *, shuffled: bool) -> list[Question]:
+    """As many short news of each topic, the topics in turns, each asked for its topic by letter."""
+    of_topic: dict[int, list[str]] = {number: [] for number in range(len(TOPICS))}
+    for row in load_splits(source)["train"]:
+        if len(row["text"]) <= _LONGEST_NEWS:
+            of_topic[row["label"]].append(row["text"])
+    found = []
+    for number in range(n):
+        topic = number % len(TOPICS)
+        options = list(TOPICS)
+        if shuffled:
+            random.Random(number).shuffle(options)
+        listed = "\n".join(f"{letter}. {one}" for letter, one in zip("ABCD", options, strict=True))
+        asked = "Which topic is this news about? Answer with the letter of the right topic."
+        text = f"{of_topic[topic][number // len(TOPICS)]}\n{asked}\n{listed}"
+        found.append(Question(text, options, options.index(TOPICS[topic])))
+    return found
 
 
 def bridge(name: str) -> Any:

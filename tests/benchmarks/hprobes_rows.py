@@ -132,10 +132,12 @@ def foretelling(*, shuffled: bool, readout: str, ablate: bool) -> Callable[[Sett
             },
             "ours": told_of_luck(ranked[0]),
             "AUROC": table_of(paths, ours_told, unsure, wrong),
-            "ablation": ablated(prompted, neurons, texts, gold, split, sets, sizes),
         }
         for line in lines_of(measured.details):
             measure.say(line)
+        measured.details["ablation"] = ablated(prompted, neurons, texts, gold, split, sets, sizes)
+        for name, one in measured.details["ablation"].items():
+            measure.say(f"  ablation, {name}: {one}")
         return measured
 
     return run
@@ -165,7 +167,7 @@ def split_as_hprobes(wrong: Tensor) -> Split:
 
     rows = list(range(len(wrong)))
     train, held = train_test_split(rows, test_size=HELD_OUT, random_state=42, stratify=(1 - wrong).tolist())
-    return Split(torch.tensor(sorted(train)), torch.tensor(held), wrong)
+    return Split(torch.tensor(sorted(train)), torch.tensor(sorted(held)), wrong)
 
 
 def split_of(probe: Any, texts: Sequence[str], tokenizer: Any) -> Split:
@@ -174,8 +176,10 @@ def split_of(probe: Any, texts: Sequence[str], tokenizer: Any) -> Split:
     wrong = torch.full((len(texts),), -1)
     for one in probe._predictions_:
         wrong[asked[one["prompt"]]] = int(not one["is_correct"])
-    held = [asked[prompt] for prompt in probe._val_prompts]
+    held = sorted(asked[prompt] for prompt in probe._val_prompts)  # as the rows of its features stand
     train = [row for row in range(len(texts)) if int(wrong[row]) >= 0 and row not in set(held)]
+    if wrong[held].tolist() != probe._y_val.tolist():
+        raise RuntimeError("hprobes' held-out questions stand in another order than its features")
     return Split(torch.tensor(train), torch.tensor(held), wrong)
 
 
@@ -364,4 +368,4 @@ def lines_of(details: dict[str, Any]) -> list[str]:
     for row in details["AUROC"]:
         cells = [f"{name} {' '.join(f'{n:.3f}' for n in row[name])}" for name in row if name != "neurons"]
         lines.append(f"  AUROC of {row['neurons'] or 'no'} neurons: {'; '.join(cells)}")
-    return [*lines, *(f"  ablation, {name}: {one}" for name, one in details["ablation"].items())]
+    return lines

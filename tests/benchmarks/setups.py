@@ -44,7 +44,7 @@ class Sizes:
     n_few: int = 500
     n_written: int = 32
     n_asked: int = 160
-    n_ablated: int = 12
+    n_ablated: int = 8
     n_controls: int = 20
 
 

@@ -56,7 +56,7 @@ class Auroc:
 
 def auroc(
     values: Num[Tensor, " example"],
-    labels: Int[Tensor, " example"] | Bool[Tensor, " example"],
+    labels: Int[Tensor, " labelled"] | Bool[Tensor, " labelled"],
     *,
     units: Units | None = None,
     n_draws: int = 2000,

@@ -243,6 +243,12 @@ def test_an_effect_that_one_class_alone_gives_is_told():
     rows = found.each_class()
     rows = rows[rows.metric == "logit_diff"].set_index("class")
     assert rows.alone.tolist() == [False, False, True] and rows.share.tolist() == pytest.approx([0, 0, 1])
+    against = less_of(2) + 0.8 * torch.nn.functional.one_hot(THREE, 3) * (THREE == 0)[:, None]
+    rows = panel(against, SAID, labels=THREE, intact=SAID).each_class()
+    rows = rows[rows.metric == "logit_diff"].set_index("class")
+    assert (
+        rows.change[0] > 0 > rows.change[2] and not rows.alone.any()
+    )  # two classes move, against each other
     both = torch.stack([less_of(2), less_of(0, 1, 2)])
     pooled = panel(both, torch.stack([SAID] * 2), labels=THREE, intact=torch.stack([SAID] * 2))
     rows = pooled.each_class(each_prompt=True)
@@ -260,6 +266,8 @@ def test_examples_that_belong_together_stay_together_within_a_class():
     found = replace(panel(less_of(2), SAID, labels=THREE, intact=SAID), settings=settings)
     rows = found.each_class()
     assert (rows.n_units == 4).all() and set(rows.unit) == {"group"}
+    lost = rows[(rows.metric == "logit_diff") & (rows["class"] == 2)].iloc[0]
+    assert lost.change_high < 0 and not lost.alone  # four units establish nothing
 
 
 def test_two_classes_have_their_rows_and_no_more_columns_in_the_table():

@@ -6,9 +6,9 @@ metric on example ``x``, ``n`` examples in all and ``n_c`` of class ``c``::
     change = sum over c of n_c / n * change_c,      change_c = mean of d(x) over the examples of class c
 
 On these examples the margin is that of class ``c`` against the best of the rest, so ``change_c`` is the control that
-one class alone gives. Beside it stands the change of all other examples: where that may be zero, nothing is shown
-beyond this class. It does not show why: a class may lose alone because the neurons tell it from others, or because they
-make the model say it less often whatever the text (which the others then gain from).
+one class alone gives. Beside it stands the change of all other examples. It does not show why: a class may lose alone
+because the neurons tell it from others, or because they make the model say it less often whatever the text; then the
+others gain, and classes that lose and gain may leave a change of nothing on the whole.
 """
 
 import math
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tl_skillneurons._checks import require_seed
 from tl_skillneurons.interventions._measured import Measured, units_record, units_told
+from tl_skillneurons.stats.intervals import FEWEST_UNITS
 
 if TYPE_CHECKING:
     from tl_skillneurons.interventions.effect_panel import EffectPanel
@@ -68,9 +69,9 @@ def effects_on_each_class(
     for each ``class`` (its number), of metrics that are means over examples.
 
     Besides its columns: ``rest_change`` with its interval (``rest_low``, ``rest_high``), of the examples of all other
-    classes; ``share`` of the whole change that is this class's (NaN where the whole change's interval holds zero); and
-    ``alone``, whether this class has an effect (its interval excludes zero) and none is established of all others
-    (theirs holds zero).
+    classes; ``share`` of the whole change that is this class's (negative where it moves against the others; NaN where
+    the whole change's interval holds zero); and ``alone``, whether it is the only class of which an effect is
+    established (whose interval excludes zero, over 8 units or more).
 
     Args:
         each_prompt: With several prompts, the rows of each as well.
@@ -79,12 +80,14 @@ def effects_on_each_class(
         >>> panel.each_class()[["intervention", "metric", "class", "change", "rest_change", "share", "alone"]]
     """
     how: dict[str, Any] = {"confidence": confidence, "seed": require_seed(seed), "each_prompt": each_prompt}
-    found = [
-        rows
-        for measured in panel.measured
-        if measured.labels is not None
-        for rows in _of_task(panel, measured, how)
-    ]
+    found = []
+    for measured in panel.measured:
+        if measured.labels is not None:
+            tables = list(_of_task(panel, measured, how))
+            changes = pd.concat([_is_established(one) for one in tables], axis=1)
+            for number, one in enumerate(tables):
+                one["alone"] = changes.iloc[:, number] & (changes.sum(axis=1) == 1)
+            found += tables
     return pd.concat(found, ignore_index=True)
 
 
@@ -126,6 +129,12 @@ def clean_labels_of(settings: Mapping[str, Any]) -> list[int]:
     return list(settings["clean_labels"])
 
 
+def _is_established(table: pd.DataFrame) -> "pd.Series[bool]":
+    """Whether each row's interval excludes zero, of units that are enough for one."""
+    enough = table.get("n_units", table.n_examples) >= FEWEST_UNITS
+    return enough & ((table.change_low > 0) | (table.change_high < 0))
+
+
 def _of_task(panel: "EffectPanel", measured: Measured, how: dict[str, Any]) -> Iterator[pd.DataFrame]:
     """A table for each class of one task."""
     assert measured.labels is not None  # for type checkers: plain text has no classes
@@ -143,8 +152,6 @@ def _of_task(panel: "EffectPanel", measured: Measured, how: dict[str, Any]) -> I
             uncertain = (whole.change_low <= 0) & (whole.change_high >= 0)
             share = own.change * own.n_examples / (whole.change * whole.n_examples)
             own["share"] = share.mask(uncertain)
-            changes = (own.change_low > 0) | (own.change_high < 0)
-            own["alone"] = changes & (rest.change_low <= 0) & (rest.change_high >= 0)
         yield own
 
 

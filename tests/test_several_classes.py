@@ -131,3 +131,14 @@ def test_a_profile_has_the_heads_that_write_its_class(model, of_class):
     alone = skn.score_neurons(model, PROMPT, ALONE, run=QUIET)
     expected = studies.profile_neurons(model, [PROMPT], ALONE, alone, SKILL, **parts)
     assert not found.left_out and found.heads.equals(expected.heads)
+
+
+def test_calibration_of_one_class_is_that_of_the_class_alone(model):
+    how = {"keep_outcomes": True, "run": QUIET}
+    several = scores.score_classes(model, PROMPT, TASK, **how)[CLASS].outcomes
+    expected = skn.score_neurons(model, PROMPT, ALONE, **how).outcomes
+    few = {"n_repetitions": 2, "n_permutations": 19, "run": QUIET}
+    found = scores.check_calibration(several, class_id=CLASS, **few)
+    assert found == scores.check_calibration(expected, **few)
+    with pytest.raises(ValueError, match=r"0 and 1, got \[0, 1, 2\]; give class_id"):
+        scores.check_calibration(several, **few)

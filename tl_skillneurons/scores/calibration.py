@@ -30,6 +30,7 @@ from tl_skillneurons.scores.outcomes import RuleOutcomes
 from tl_skillneurons.stats.hypothesis_tests import require_draws
 from tl_skillneurons.stats.intervals import clopper_pearson
 from tl_skillneurons.stats.units import Units, require_reachable
+from tl_skillneurons.tasks.subtasks import against_rest
 
 KIND = "Calibration"
 
@@ -137,6 +138,7 @@ def check_calibration(
     planted: float = 0.65,
     aggregate: str = "mean",
     units: Units | None = None,
+    class_id: int | None = None,
     seed: int = 0,
     run: RunOptions = RunOptions(),
 ) -> Calibration:
@@ -149,13 +151,15 @@ def check_calibration(
         planted: Accuracy of the planted neuron, in [0.5, 1].
         aggregate: How prompts are combined: ``"mean"``, or ``"min"``.
         units: What keeps its labels together when they are shuffled; ``None`` takes the outcomes' own units.
+        class_id: The class that is told from all others; must be said of more than two.
         run: Progress; no model is run.
 
     Returns:
         Counts of false alarms and of the planted neuron's discoveries, with exact intervals.
 
     Raises:
-        ValueError: For too few permutations or units for ``alpha``, or labels of more than two classes.
+        ValueError: For too few permutations or units for ``alpha``, or labels of more than two classes without a
+            ``class_id``.
 
     Example:
         >>> skn.scores.check_calibration(scores.outcomes, n_repetitions=200)
@@ -165,9 +169,13 @@ def check_calibration(
     require_draws(n_permutations, alpha, name="n_permutations")
     if not 0.5 <= planted <= 1:
         raise ValueError(f"planted must be an accuracy in [0.5, 1], got {planted}")
+    found = sorted(set(outcomes.labels.tolist()))
+    if class_id is not None:
+        outcomes = replace(outcomes, labels=against_rest(outcomes.labels, class_id))
     if set(outcomes.labels.tolist()) != {0, 1}:
         raise ValueError(
-            f"labels must be of two classes, 0 and 1, got {sorted(set(outcomes.labels.tolist()))}"
+            f"labels must be of two classes, 0 and 1, got {found}; give class_id, the one of them that is told from "
+            "all others"
         )
     apart = outcomes.units if units is None else units
     for unit in {apart, outcomes.units}:

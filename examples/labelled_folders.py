@@ -21,13 +21,14 @@ KNOWN = {
 """Template and label words (of label 0, 1, ...) by the folder's name; a folder of another name has two classes."""
 
 
-def load_task(folder, *, near_duplicates=None, binary=False, max_words=None):
+def load_task(folder, *, near_duplicates=None, binary=False, max_words=None, chat=None):
     """The task in ``folder``.
 
     Args:
         near_duplicates: As in ``Task.from_datasets``.
         binary: Of more than two classes, keep the last as label 1 and the first as label 0.
         max_words: Cut the texts (of each column of the template) after so many words, and say how many were.
+        chat: As in ``Task.from_datasets``; its "user" stands for the template.
     """
     name = Path(folder).name
     template, words = KNOWN.get(name, TWO_CLASSES)
@@ -45,10 +46,11 @@ def load_task(folder, *, near_duplicates=None, binary=False, max_words=None):
             print(f"{name}: {n_cut} of {sum(map(len, rows.values()))} texts cut after {max_words} words")
     task = skn.Task.from_datasets(
         data,
-        template=template,
+        template=template if chat is None else None,
         label_words=dict(enumerate(words)),
         name=name,
         near_duplicates=near_duplicates,
+        chat=chat,
     )
     if binary and task.n_classes > 2:
         [task] = task.binary_subtasks([(task.n_classes - 1, 0)])

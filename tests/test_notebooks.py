@@ -19,8 +19,13 @@ def cells_of(path, kind):
     ]
 
 
-def test_there_are_three_notebooks():
-    assert [path.stem for path in NOTEBOOKS] == ["first_skill_neurons", "is_it_real", "with_your_tools"]
+def test_there_are_four_notebooks():
+    assert [path.stem for path in NOTEBOOKS] == [
+        "chat",
+        "first_skill_neurons",
+        "is_it_real",
+        "with_your_tools",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

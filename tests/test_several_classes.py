@@ -40,7 +40,7 @@ def margin(z):
 
 
 def test_scores_of_labels_are_those_of_the_class_alone(model):
-    kinds = ("auc", "mutual_information", "best_threshold")
+    kinds = ("auc", "best_threshold")
     how = {"n_permutations": 19, "run": QUIET}
     found = scores.score_labels(model, PROMPT, TASK, kinds, class_id=CLASS, **how)
     expected = scores.score_labels(model, PROMPT, ALONE, kinds, **how)
@@ -80,8 +80,8 @@ def test_gradients_are_of_the_margin_to_the_best_other_class(model):
 
 
 def test_votes_and_probes_of_one_class_are_those_of_the_class_alone(model, of_class, alone):
-    found = studies.vote_and_probe(model, PROMPT, TASK, of_class, [1, 3], n_random=2, run=QUIET)
-    expected = studies.vote_and_probe(model, PROMPT, ALONE, alone, [1, 3], n_random=2, run=QUIET)
+    found = studies.vote_and_probe(model, PROMPT, TASK, of_class, [3], n_random=1, run=QUIET)
+    expected = studies.vote_and_probe(model, PROMPT, ALONE, alone, [3], n_random=1, run=QUIET)
     assert torch.equal(found.vote, expected.vote) and torch.equal(found.probe, expected.probe)
     assert torch.equal(found.prompt, tells_the_class(model))
 
@@ -125,10 +125,9 @@ def test_source_words_have_the_share_of_each_class(model, tmp_path):
     assert attention.SourceWords.load(found.save(tmp_path / "words.safetensors")).words.equals(found.words)
 
 
-def test_a_profile_has_the_heads_that_write_its_class(model, of_class):
+def test_a_profile_has_the_heads_that_write_its_class(model, of_class, alone):
     parts = {"parts": ["heads"], "run": QUIET}
     found = studies.profile_neurons(model, [PROMPT], TASK, of_class, SKILL, **parts)
-    alone = skn.score_neurons(model, PROMPT, ALONE, run=QUIET)
     expected = studies.profile_neurons(model, [PROMPT], ALONE, alone, SKILL, **parts)
     assert not found.left_out and found.heads.equals(expected.heads)
 

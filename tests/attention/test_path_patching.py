@@ -31,7 +31,9 @@ def run(heads, neurons=planted.NEURONS, **changes):
 
 
 def test_the_planted_heads_carry_the_whole_answer_straight_into_the_neurons_and_random_heads_none():
-    frame = run(planted.HEADS).to_dataframe().set_index("measure")
+    found = run(planted.HEADS)
+    assert found.settings["clean_labels"] == TWINS.clean_labels
+    frame = found.to_dataframe().set_index("measure")
     assert (frame.recovered > 0.9).all() and (frame.recovered < 1.1).all()
     assert (frame.random_max.abs() < 0.05).all() and (frame.p_random == 1 / 20).all()
     assert (frame.smallest_p == 1 / 20).all() and set(frame.drawn_from) == {"all layers"}
@@ -50,14 +52,18 @@ def test_twins_that_answer_alike_leave_no_fraction_of_the_answer():
 
 
 def test_the_twins_of_one_class_are_told_apart_from_all_others():
-    pairs = planted.twins(12)
-    labels = [planted.label_of(clean) for clean, _ in pairs]
-    found = run(planted.HEADS, twins=Twins(pairs, labels))
+    numbers = torch.Generator().manual_seed(0)
+    diffs = torch.rand(3, 14, dtype=torch.float64, generator=numbers) + torch.tensor([[0], [3], [1]])
+    acts = torch.rand(3, 14, 2, dtype=torch.float64, generator=numbers) + torch.tensor([[[0]], [[3]], [[1]]])
+    diffs, acts = (torch.cat([one, one[2:].expand(19, *one.shape[1:])]) for one in (diffs, acts))
+    labels, heads = torch.tensor([0, 1] * 7), tuple(((0, head),) for head in range(20))
+    told = dict.fromkeys(("drawn_from", "heads_chosen", "neurons_chosen"), "unknown")
+    found = PathPatching(heads, diffs, acts, {"clean_labels": labels.tolist(), **told})
     each = found.each_class().set_index(["class", "measure"])
-    own = torch.tensor(labels) == 1
-    base, source, patched = found.logit_diff[:3, own].mean(1).tolist()
+    own = labels == 1
+    base, source, patched = diffs[:3, own].mean(1).tolist()
     assert each.recovered[1, "answer"] == pytest.approx((patched - base) / (source - base))
-    base, source, patched = found.activations[:3, own]
+    base, source, patched = acts[:3, own]
     way = source - base
     assert each.recovered[1, "activation"] == pytest.approx(
         float(((patched - base) * way).sum() / way.square().sum())

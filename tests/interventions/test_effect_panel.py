@@ -237,25 +237,25 @@ def test_of_several_classes_the_effect_on_each_alone_stands_beside_that_on_all_o
 
 
 def test_an_effect_that_one_class_alone_gives_is_told():
-    found = panel(less_of(2), SAID, labels=THREE, intact=SAID)
+    found = panel(less_of(2), SAID, labels=THREE, intact=SAID, n=1)
     whole = row(found.to_dataframe(), "logit_diff")
     assert whole.change < -0.4 and (whole.largest_class, whole.change_without) == (2, 0)
     rows = found.each_class()
     rows = rows[rows.metric == "logit_diff"].set_index("class")
     assert rows.alone.tolist() == [False, False, True] and rows.share.tolist() == pytest.approx([0, 0, 1])
     against = less_of(2) + 0.8 * torch.nn.functional.one_hot(THREE, 3) * (THREE == 0)[:, None]
-    rows = panel(against, SAID, labels=THREE, intact=SAID).each_class()
+    rows = panel(against, SAID, labels=THREE, intact=SAID, n=1).each_class()
     rows = rows[rows.metric == "logit_diff"].set_index("class")
     assert (
         rows.change[0] > 0 > rows.change[2] and not rows.alone.any()
     )  # two classes move, against each other
     both = torch.stack([less_of(2), less_of(0, 1, 2)])
-    pooled = panel(both, torch.stack([SAID] * 2), labels=THREE, intact=torch.stack([SAID] * 2))
+    pooled = panel(both, torch.stack([SAID] * 2), labels=THREE, intact=torch.stack([SAID] * 2), n=1)
     rows = pooled.each_class(each_prompt=True)
     rows = rows[rows.metric == "logit_diff"].set_index(["prompt", "class"])
     assert rows.alone[0].tolist() == [False, False, True] and not rows.alone[1].any()
     assert rows.change["pooled", 2] == pytest.approx((rows.change[0, 2] + rows.change[1, 2]) / 2)
-    still = panel(SAID, SAID, labels=THREE, intact=SAID)
+    still = panel(SAID, SAID, labels=THREE, intact=SAID, n=1)
     assert math.isnan(row(still.to_dataframe(), "logit_diff").largest_class)
     assert still.each_class().share.isna().all() and not still.each_class().alone.any()
 

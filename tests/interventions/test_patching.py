@@ -157,19 +157,23 @@ def test_of_more_classes_the_margin_to_the_best_other_one_is_moved():
         patch_neurons(model, prompt, task, NeuronSet([0], [3]), twins=Twins(pairs, [1, 2, 3]), **QUICK)
 
 
-def test_the_twins_of_one_class_are_told_apart_from_all_others(model):
-    pairs = planted.twins(12)
-    labels = [planted.label_of(clean) for clean, _ in pairs]
-    found = run(model, curves=(), directions=["denoise"], twins=Twins(pairs, labels))
+def test_the_twins_of_one_class_are_told_apart_from_all_others():
+    index, _, notes = conditions_of(planted.NEURONS, [], 19, 0)
+    values = torch.rand(len(index) + 2, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    base, source, labels = values[0] - 3, values[1], torch.tensor([0, 1] * 7)
+    settings = {"clean_labels": labels.tolist(), "notes": notes}
+    found = NeuronPatching({"denoise": _result(values[2:] - 1, base, index)}, {"denoise": source}, settings)
     each = found.each_class().set_index("class")
-    result, own = found.results["denoise"], torch.tensor(labels) == 1
-    share = [
-        float(result.effect()[0, here].mean() / (found.source["denoise"] - result.baseline)[here].mean())
-        for here in (~own, own)
-    ]
-    assert each.recovered.tolist() == each.rest_recovered[::-1].tolist() == pytest.approx(share)
-    assert each.n_pairs.tolist() == each.n_units.tolist() == [6, 6] and (each.low <= each.recovered).all()
-    old = replace(found, settings={k: v for k, v in found.settings.items() if k != "clean_labels"})
+    for label in (0, 1):
+        own = labels == label
+        change = float((values[2] - 1 - base)[own].mean())
+        share = change / float((source - base)[own].mean())
+        assert (each.change[label], each.recovered[label]) == pytest.approx((change, share))
+        assert (each.rest_change[1 - label], each.rest_recovered[1 - label]) == pytest.approx((change, share))
+        assert (
+            each.n_pairs[label] == each.n_units[label] == 7 and each.low[label] <= share <= each.high[label]
+        )
+    old = replace(found, settings={})
     with pytest.raises(ValueError, match="kept by an earlier version"):
         old.each_class()
 

@@ -1,16 +1,12 @@
 """Neurons that a chat model's answers hang on are found from its own answers; turned off, they turn the answers."""
 
-from dataclasses import replace
-
 import pytest
 import taught
-import torch
 from toy import QUIET
 
 import tl_skillneurons as skn
 from tl_skillneurons.interventions import Scale
 from tl_skillneurons.interventions.controls import with_controls
-from tl_skillneurons.studies import SteeringOptions, steer
 
 N_CONTROLS = 19
 
@@ -65,28 +61,3 @@ def test_turned_off_it_turns_every_answer_and_matched_neurons_turn_none(own, sco
             assert {*before, *after} == {"good", "bad"}
             turned[kind].append(sum(one != other for one, other in zip(before, after, strict=True)))
     assert turned == {"chosen": [len(texts)], "matched": [0] * N_CONTROLS}
-
-
-def test_steering_turns_its_right_answers_beside_controls_that_do_not(own, skill):
-    asked, found = own
-    task = replace(found.task, label_words={0: "bad", 1: "good"})
-    report = task.split("report")
-    right = [text for text, label in zip(report["text"], report["label"], strict=True) if label == 1][:4]
-    curve = steer(
-        asked.model,
-        skn.SoftPrompt(torch.zeros(1, 64), placement="suffix", chat=task.chat),
-        task,
-        skill,
-        toward=1,
-        texts=right,
-        doses=[0.0],
-        n_random=N_CONTROLS,
-        measure={"good": ["good"]},
-        options=SteeringOptions(positions="all", max_new_tokens=2),
-        run=QUIET,
-    )
-    frame = curve.to_dataframe()
-    [row] = frame[frame.measure == "good"].to_dict("records")
-    assert (row["untouched"], row["value"]) == (1, 0)
-    assert row["matched_min"] == row["random_min"] == 1
-    assert row["p_matched"] == row["p_random"] == 1 / (N_CONTROLS + 1)

@@ -169,7 +169,7 @@ def _table(
     )
     units = panel.settings.get("units", {})
     if measured.task in units:
-        own = units_told(units[measured.task], len(here)).take(here.nonzero().flatten())
-        units = {**units, measured.task: units_record(own)}
-    table = replace(panel, measured=(some,), settings={**panel.settings, "units": units}).to_dataframe(**how)
-    return table[table.metric.isin(_MEANS)].reset_index(drop=True)
+        kept = units_told(units[measured.task], len(here)).take(here.nonzero().flatten())
+        units = {**units, measured.task: units_record(kept)}
+    own = replace(panel, measured=(some,), settings={**panel.settings, "units": units})
+    return pd.DataFrame(list(own._rows(**how, metrics=_MEANS)))

@@ -304,7 +304,9 @@ class EffectPanel:
             if c.neurons == control and all(getattr(c, name) == getattr(chosen, name) for name in same)
         ]
 
-    def _rows(self, confidence: float, seed: int, each_prompt: bool) -> Iterator[dict[str, Any]]:
+    def _rows(
+        self, confidence: float, seed: int, each_prompt: bool, metrics: Sequence[str] | None = None
+    ) -> Iterator[dict[str, Any]]:
         for measured in self.measured:
             record = self.settings.get("units", {}).get(measured.task)
             units = units_recorded(record)
@@ -313,7 +315,7 @@ class EffectPanel:
             where_chosen = self.settings.get("neurons_chosen", {}).get(measured.task, {})
             controls = [c for c in CONTROLS if any(one.neurons == c for one in self.conditions)]
             chosen = [c for c in self._conditions_of(measured) if c.neurons == "chosen"]
-            asked = [(condition, metric) for condition in chosen for metric in measured.metrics]
+            asked = [(condition, metric) for condition in chosen for metric in metrics or measured.metrics]
             for prompt in measured.prompts if each_prompt else measured.prompts[-1:]:
                 ends = intervals_of(measured, prompt, asked, confidence, seed, units)
                 for (condition, metric), (low, high) in zip(asked, ends, strict=True):

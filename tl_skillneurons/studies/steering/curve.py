@@ -91,8 +91,8 @@ class SteeringCurve:
 
     @property
     def verdicts(self) -> tuple[str, ...]:
-        """Which steers the class more at equal perplexity, of each set, rival and way, over all levels that both come
-        to."""
+        """Which steers the class more at equal perplexity, of each set, rival and way, over all levels that can be
+        compared."""
         rows = [row for row in records(self.comparison) if row["at"] == "mean" and row["measure"] == CLASS]
         return tuple(f"{row['set']}, {row['rival']}, {row['way']}: {row['verdict']}" for row in rows)
 

@@ -11,7 +11,7 @@ The levels are the cross-entropies of the doses of either that change what is wr
 always measured and the other lies between two doses. Texts are drawn again for both together (a bootstrap by units),
 and the level of every draw is that of its own texts. A draw in which the other path doesn't come to the level counts as
 the worst on either side: with more than a few of them there is no interval. The row "mean" is the mean over all levels
-that both come to.
+that can be compared.
 
 What it does not show: anything beyond what both reach; that texts of equal perplexity are equally good (repetition and
 empty answers stand beside it); each level's interval stands alone.
@@ -95,7 +95,7 @@ def value_at(
 def compare_paths(
     neurons: Path, direction: Path, measures: Mapping[str, int], units: Units, *, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """A row per level and measure, and one for the mean over the levels that both come to.
+    """A row per level and measure, and one for the mean over the levels that can be compared.
 
     Args:
         neurons, direction: From the same texts, untouched alike.
@@ -136,11 +136,11 @@ def compare_paths(
                 reason = None
                 if place < 0:
                     reason = _reach(other, prices[other][0])
-                else:
-                    both.append(changes)
-                    fell |= collapsed
                 head = {"measure": measure, "at": at, "dose": dose, "perplexity": _exp(level[0])}
                 rows.append(head | _told(changes, wanted, collapsed, reason, units))
+                if not math.isnan(rows[-1]["difference_low"]):
+                    both.append(changes)
+                    fell |= collapsed
         nowhere = None if both else "they come to no perplexity in common"
         mean = {name: torch.stack([one[name] for one in both]).mean(0) for name in paths} if both else {}
         head = {"measure": measure, "at": "mean", "dose": math.nan, "perplexity": math.nan}

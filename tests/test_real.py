@@ -96,7 +96,7 @@ def test_minilm_learns_sst2_and_its_best_neurons_beat_chance_on_report(skn, mode
 
     model, _ = models["minilm"]
     task = skn.Task.from_datasets(load_splits(SST2), template="{text}", label_words=WORDS, name="sst2")
-    task = task.limit(train=400, select=240, report=300)
+    task = task.limit(train=400, baseline=160, select=240, report=300)
     training = skn.prompts.TrainingOptions(batch_size=8)
     prompts = skn.fit_soft_prompts(
         model, task, n_virtual_tokens=4, seeds=[0], n_steps=50, training=training, max_length=32, run=QUIET

@@ -60,11 +60,13 @@ def waiting(what: str) -> Iterator[None]:
             print(f"{what}: {_clock(time.monotonic() - start)}", file=sys.stderr, flush=True)
 
     print(f"{what} ...", file=sys.stderr, flush=True)
-    threading.Thread(target=watch, daemon=True).start()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         yield
     finally:
         over.set()
+        watcher.join()  # or its line may come after what follows
 
 
 @contextmanager

@@ -249,7 +249,7 @@ def test_scores_of_several_prompts_stand_in_the_order_given():
         ({"class_counts": (7, 5)}, "differ in class_counts: "),
         ({"positions": "last"}, "differ in positions: "),
         ({"aggregate": "min"}, "differ in aggregate: "),
-        ({"provenance": {"model": {"name": "other"}}}, "differ in model: {'name': 'tiny'} there"),
+        ({"provenance": {"model": {"name": "other"}}}, "differ in model.name: 'tiny' there, 'other' now"),
         ({"n_positions": 4}, "prompts of one set need equally many virtual tokens"),
     ],
 )

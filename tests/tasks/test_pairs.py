@@ -1,11 +1,7 @@
 """Built-in tasks: twins that differ in one word, and nothing else that tells the class."""
 
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -138,16 +134,8 @@ def test_subject_verb_stops_before_the_verb_and_has_attractors_of_either_number(
 
 
 def test_the_seed_decides_in_every_process():
-    script = (
-        "from tl_skillneurons.tasks.pairs import minimal_pairs\n"
-        "print(minimal_pairs(n_pairs=50, disjoint_words=True, seed=3).fingerprint)"
-    )
-    env = {**os.environ, "PYTHONHASHSEED": "11", "PYTHONPATH": str(Path(__file__).parents[2])}
-    other = subprocess.run(
-        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True
-    )
     task = minimal_pairs(n_pairs=50, disjoint_words=True, seed=3)
-    assert other.stdout.strip() == task.fingerprint
+    assert task.fingerprint == "a3dcafb3bbafcd0ef4b2535775862d3accea8d6207bd0e2c70d192d98631078d"
     assert task.fingerprint != minimal_pairs(n_pairs=50, disjoint_words=True, seed=4).fingerprint
 
 

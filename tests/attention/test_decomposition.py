@@ -24,7 +24,7 @@ def prompt(family):
     [*((f, "pre") for f in tiny.CONFIGS), *((f, "up") for f in GATED)],
 )
 def test_the_parts_sum_to_the_pre_activation_in_float64(family, projection):
-    model = tiny.bridge(family, dtype=torch.float64)
+    model = tiny.kept(family, dtype=torch.float64)
     parts = decompose(model, prompt(family), TEXT, NEURONS, projection=projection)
     n_positions = 4 if family in tiny.BIDIRECTIONAL else 3
     assert parts.total.shape == (1, n_positions, 3)
@@ -59,7 +59,7 @@ def test_what_neither_heads_nor_mlps_wrote_is_told():
 
 
 def test_what_half_precision_rounds_off_is_told():
-    model = tiny.bridge("llama", dtype=torch.bfloat16)
+    model = tiny.kept("llama", dtype=torch.bfloat16)
     with pytest.warns(
         UserWarning, match=r"the parts leave 0\.00\d+ of the activations .*: its numbers are bfloat16"
     ):
@@ -68,7 +68,7 @@ def test_what_half_precision_rounds_off_is_told():
 
 @pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])
 def test_parts_do_not_depend_on_the_batch_and_padding_moves_nothing(family):
-    model, own = tiny.bridge(family), prompt(family)
+    model, own = tiny.kept(family), prompt(family)
     texts = [*TEXT, "a dull plot and a slow scene but not bad"]
     together = decompose(model, own, texts, NEURONS)
     alone = decompose(model, own, TEXT, NEURONS)
@@ -108,7 +108,7 @@ def test_the_planted_heads_write_the_label_into_the_planted_neurons_and_no_other
 
 
 def test_the_model_is_left_as_it_was():
-    model = tiny.bridge("llama")
+    model = tiny.kept("llama")
     flags = [p.requires_grad for p in model.parameters()]
     with torch.no_grad():
         first = decompose(model, prompt("llama"), TEXT, NEURONS)
@@ -118,7 +118,7 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_without_sources_heads_are_the_same():
-    model = tiny.bridge("llama")
+    model = tiny.kept("llama")
     whole = decompose(model, prompt("llama"), TEXT, NEURONS)
     heads = decompose(model, prompt("llama"), TEXT, NEURONS, by_source=False)
     assert heads.sources is None and torch.equal(heads.heads, whole.heads)
@@ -136,16 +136,16 @@ def test_without_sources_heads_are_the_same():
 )
 def test_what_makes_no_sense_is_refused(neurons, options, message):
     with pytest.raises(ValueError, match=message):
-        decompose(tiny.bridge("gpt2"), prompt("gpt2"), TEXT, neurons, **options)
+        decompose(tiny.kept("gpt2"), prompt("gpt2"), TEXT, neurons, **options)
 
 
 def test_inference_mode_is_refused():
     with torch.inference_mode(), pytest.raises(ValueError, match=r"outside torch.inference_mode"):
-        decompose(tiny.bridge("gpt2"), prompt("gpt2"), TEXT, NEURONS)
+        decompose(tiny.kept("gpt2"), prompt("gpt2"), TEXT, NEURONS)
 
 
 def test_a_table_has_every_part_which_sum_to_the_whole():
-    parts = decompose(tiny.bridge("gpt2"), prompt("gpt2"), TEXT, NEURONS)
+    parts = decompose(tiny.kept("gpt2"), prompt("gpt2"), TEXT, NEURONS)
     frame = parts.to_dataframe()
     of_one = frame[(frame.neuron_layer == 0) & (frame.neuron_index == 5)].set_index("part").contribution
     assert of_one.drop("total").sum() == pytest.approx(of_one["total"], abs=1e-6)

@@ -27,7 +27,7 @@ def prompt(family="llama"):
 
 @pytest.mark.parametrize("family", tiny.CONFIGS)
 def test_a_held_head_writes_what_it_is_held_at_at_its_positions_alone(family):
-    prompted = PromptedModel(tiny.bridge(family), prompt(family))
+    prompted = PromptedModel(tiny.kept(family), prompt(family))
     values = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(1))
     seen = {}
     hooks = ablate_heads([(1, 2)], how="mean", values=values, positions="prompt")

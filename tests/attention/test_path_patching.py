@@ -81,7 +81,7 @@ def tiny_run(family, heads, neurons, **changes):
     rows = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     prompt = SoftPrompt(rows, placement="prefix" if family == "bert" else "suffix")
     options = {"twins": WORDS, **QUICK, **changes}
-    return patch_heads_to_neurons(tiny.bridge(family), prompt, tiny.task(), heads, neurons, **options)
+    return patch_heads_to_neurons(tiny.kept(family), prompt, tiny.task(), heads, neurons, **options)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "gemma3", "opt"])

@@ -24,7 +24,7 @@ def prompt(family):
 
 @pytest.mark.parametrize("family", tiny.CONFIGS)
 def test_shares_sum_to_one_and_do_not_depend_on_the_batch(family):
-    model, own = tiny.bridge(family), prompt(family)
+    model, own = tiny.kept(family), prompt(family)
     one, many = (attention_over_task(model, own, TASK, run=sized) for sized in SIZES)
     torch.testing.assert_close(one.given, many.given, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(one.received, many.received, rtol=1e-4, atol=1e-5)
@@ -36,7 +36,7 @@ def test_shares_sum_to_one_and_do_not_depend_on_the_batch(family):
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_it_is_the_mean_of_what_each_text_shows_alone(family):
-    model, own = tiny.bridge(family), prompt(family)
+    model, own = tiny.kept(family), prompt(family)
     found = attention_over_task(model, own, TASK, run=QUIET)
     prompted = PromptedModel(model, own)
     split = TASK.split("report")
@@ -69,7 +69,7 @@ def test_attention_that_does_not_show_is_refused():
 
 
 def test_it_comes_back_from_its_file_and_shows_itself_in_a_line(tmp_path):
-    found = attention_over_task(tiny.bridge("llama"), prompt("llama"), TASK, max_length=9, run=QUIET)
+    found = attention_over_task(tiny.kept("llama"), prompt("llama"), TASK, max_length=9, run=QUIET)
     again = PromptAttention.load(found.save(tmp_path / "attention.safetensors"))
     assert again.to_dataframe().equals(found.to_dataframe())
     assert again.settings == found.settings and found.settings["max_length"] == 9

@@ -76,7 +76,7 @@ def test_values_are_those_of_each_text_alone_averaged_over_prompt_positions(mode
 def test_other_families_give_the_same_in_any_batch(family):
     rows = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     prompt = SoftPrompt(rows, placement="prefix" if family == "bert" else "suffix")
-    args = (tiny.bridge(family), prompt, tiny.task(), NeuronSet([0, 1], [3, 7]))
+    args = (tiny.kept(family), prompt, tiny.task(), NeuronSet([0, 1], [3, 7]))
     one, many = (head_writers(*args, n_permutations=19, run=sized) for sized in SIZES)
     torch.testing.assert_close(one.heads, many.heads, rtol=1e-4, atol=1e-5)
     assert one.heads.shape == (len(tiny.task().split("select")), 2, 2, 4)

@@ -54,7 +54,7 @@ def test_ranks_agree_with_exact_patching_where_there_is_something_to_rank(model)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "opt"])
 @pytest.mark.parametrize("positions", ["prompt", "all"])
 def test_an_estimate_is_the_slope_of_a_small_patch(family, positions):
-    model, task = tiny.bridge(family, dtype=torch.float64), tiny.task()
+    model, task = tiny.kept(family, dtype=torch.float64), tiny.task()
     twins = Twins([("the film was good", "the film was bad")], [1])
     found = attribute_neurons(model, prompt(family), task, twins=twins, positions=positions, run=QUIET)
     prompted = PromptedModel(model, prompt(family), task.label_words)
@@ -80,7 +80,7 @@ def test_an_estimate_is_the_slope_of_a_small_patch(family, positions):
 
 
 def test_batches_change_nothing_and_the_model_is_left_as_it_was():
-    model, task = tiny.bridge("llama"), tiny.task()
+    model, task = tiny.kept("llama"), tiny.task()
     flags = [p.requires_grad for p in model.parameters()]
     one, many = (
         attribute_neurons(
@@ -95,7 +95,7 @@ def test_batches_change_nothing_and_the_model_is_left_as_it_was():
 
 
 def test_the_twins_of_one_class_are_told_apart_from_all_others(tmp_path):
-    model, task = tiny.bridge("gpt2", dtype=torch.float64), tiny.task()
+    model, task = tiny.kept("gpt2", dtype=torch.float64), tiny.task()
     pairs = [*OTHERS.pairs, ("a very good cast", "a very bad cast")]
     made = attribute_neurons(model, prompt("gpt2"), task, twins=Twins(pairs, [1, 0, 1]), run=QUIET)
     found = NeuronAttribution.load(made.save(tmp_path / "attribution.safetensors"))
@@ -149,7 +149,7 @@ def test_exact_patching_refuses_what_the_attribution_was_not_made_with(model):
     others = {
         "prompt": (model, planted.prompt(1), planted.task()),
         "task": (model, planted.prompt(), planted.task(seed=1)),
-        "model": (tiny.bridge("llama"), planted.prompt(), planted.task()),
+        "model": (tiny.kept("llama"), planted.prompt(), planted.task()),
     }
     for named, (other, own, task) in others.items():
         with pytest.raises(ValueError, match=rf"the attribution is of another run \({named}\."):

@@ -73,7 +73,7 @@ def test_a_decoy_carries_nothing(model):
     [("llama", "prompt"), ("bert", "prompt"), ("gpt2", "all"), ("bert", "all"), ("llama", "text")],
 )
 def test_a_patched_run_is_the_one_a_loop_over_neurons_would_do(family, positions):
-    model, task = tiny.bridge(family), tiny.task()
+    model, task = tiny.kept(family), tiny.task()
     data = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     prompt = SoftPrompt(data, placement="prefix" if family == "bert" else "suffix")
     twins = [("the film was good", "the film was bad"), ("good plot", "bad plot")]
@@ -114,7 +114,7 @@ def test_a_patched_run_is_the_one_a_loop_over_neurons_would_do(family, positions
 
 
 def test_of_more_classes_the_margin_to_the_best_other_one_is_moved():
-    model = tiny.bridge("gpt2")
+    model = tiny.kept("gpt2")
     pairs = [("good film", "bad film"), ("dull plot", "good plot"), ("bad cast", "dull cast")]
     kinds = {"bad": 0, "good": 1, "dull": 2}
     rows = [
@@ -179,7 +179,7 @@ def test_the_twins_of_one_class_are_told_apart_from_all_others():
 
 
 def test_it_takes_the_twins_of_a_task_and_any_batch_gives_the_same():
-    model = tiny.bridge("llama")
+    model = tiny.kept("llama")
     words = {0: "negative", 1: "positive"}
     task = minimal_pairs("movie_reviews", n_pairs=24, tokenizer=model.tokenizer, label_words=words)
     data = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ TEXTS = ["the film is good", "a dull plot and a slow scene but not bad", "music 
 
 
 def plain(family="llama", **run):
-    return PromptedModel(tiny.bridge(family), None, run=RunOptions(**run))
+    return PromptedModel(tiny.kept(family), None, run=RunOptions(**run))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2", "bloom"])
@@ -62,7 +62,7 @@ def test_an_ablation_of_the_text_changes_the_loss_and_leaves_the_model_as_it_was
 
 
 def test_plain_text_is_refused_where_nothing_predicts_it():
-    model = tiny.bridge("llama")
+    model = tiny.kept("llama")
     prompt = SoftPrompt(torch.ones(2, 32), placement="suffix")
     with pytest.raises(ValueError, match="runs without a prompt"):
         cross_entropy(PromptedModel(model, prompt), TEXTS)

@@ -40,7 +40,7 @@ def task():
 )
 @pytest.mark.filterwarnings("ignore:adapting by:UserWarning")
 def test_a_copy_learns_the_task_and_no_weight_of_an_mlp_nor_the_model_itself_changes(family, how, task):
-    model = tiny.bridge(family)
+    model = tiny.kept(family)
     before, state = weights_of(model), torch.get_rng_state()
     adapted = skn.studies.adapt(model, task, how, **SETTINGS)
     losses = adapted.provenance["losses"]
@@ -66,7 +66,7 @@ AGAIN = ("gpt2", "llama", "bert")
 @pytest.mark.parametrize("family", tiny.CONFIGS)
 @pytest.mark.filterwarnings("ignore:adapting by:UserWarning")
 def test_every_family_can_be_adapted_and_gives_the_same_bits_again(family, task):
-    settings, model = {**SETTINGS, "n_steps": 2}, tiny.bridge(family)
+    settings, model = {**SETTINGS, "n_steps": 2}, tiny.kept(family)
     for how in ("lora", "adapter"):
         runs = [skn.studies.adapt(model, task, how, **settings) for _ in range(1 + (family in AGAIN))]
         assert runs[0].n_trained > 0 and len(runs[0].provenance["losses"]) == 2
@@ -82,7 +82,7 @@ def test_every_family_can_be_adapted_and_gives_the_same_bits_again(family, task)
 
 @pytest.mark.filterwarnings("ignore:adapting by:UserWarning")
 def test_bitfit_trains_every_bias_and_nothing_else(task):
-    model = tiny.bridge("gpt2")
+    model = tiny.kept("gpt2")
     adapted = skn.studies.adapt(model, task, "bitfit", **SETTINGS)
     changed = {
         name
@@ -95,7 +95,7 @@ def test_bitfit_trains_every_bias_and_nothing_else(task):
 
 @pytest.mark.filterwarnings("ignore:adapting by:UserWarning")
 def test_the_effect_in_an_adapted_model_is_that_of_the_panel_there(task):
-    model = tiny.bridge("gpt2")
+    model = tiny.kept("gpt2")
     adapted = {how: skn.studies.adapt(model, task, how, **SETTINGS) for how in ("lora", "adapter")}
     neurons = skn.NeuronSet([0, 1, 1], [3, 5, 9])
     frame = skn.studies.measure_adapted(
@@ -139,7 +139,7 @@ def test_the_effect_in_an_adapted_model_is_that_of_the_panel_there(task):
 )
 def test_what_cannot_be_adapted_is_refused(family, how, settings, message, task):
     with pytest.raises(ValueError, match=message):
-        skn.studies.adapt(tiny.bridge(family), task, how, **{**SETTINGS, **settings})
+        skn.studies.adapt(tiny.kept(family), task, how, **{**SETTINGS, **settings})
 
 
 def test_lora_without_peft_says_what_to_install(task, monkeypatch):
@@ -147,7 +147,7 @@ def test_lora_without_peft_says_what_to_install(task, monkeypatch):
     with pytest.raises(
         ImportError, match=r'lora needs the package peft; pip install "tl_skillneurons\[peft\]"'
     ):
-        skn.studies.adapt(tiny.bridge("gpt2"), task, "lora", **SETTINGS)
+        skn.studies.adapt(tiny.kept("gpt2"), task, "lora", **SETTINGS)
 
 
 def test_no_adapted_model_is_refused(task):
@@ -159,7 +159,7 @@ def test_a_model_that_learned_nothing_is_said_to_have(task):
     noise = task.with_shuffled_labels(1)
     with pytest.warns(UserWarning, match="is not above guessing"):
         still = {**SETTINGS, "n_steps": 1, "training": AdapterTraining(batch_size=8, learning_rate=1e-9)}
-        skn.studies.adapt(tiny.bridge("gpt2"), noise, "lora", **still)
+        skn.studies.adapt(tiny.kept("gpt2"), noise, "lora", **still)
 
 
 @pytest.mark.parametrize(
@@ -203,11 +203,11 @@ def test_what_was_trained_survives_a_file_to_the_last_bit(family, task, tmp_path
 
 @pytest.mark.filterwarnings("ignore:adapting by:UserWarning")
 def test_a_file_of_another_model_and_a_model_that_learned_nothing_are_refused(task, tmp_path):
-    model = tiny.bridge("gpt2")
+    model = tiny.kept("gpt2")
     adapted = skn.studies.adapt(model, task, "bitfit", **{**SETTINGS, "n_steps": 1})
     path = adapted.save(tmp_path / "adapted.safetensors")
     with pytest.raises(ValueError, match=r"it was trained in another model \(architecture: "):
-        skn.studies.AdaptedModel.load(path, tiny.bridge("llama"))
+        skn.studies.AdaptedModel.load(path, tiny.kept("llama"))
     tuned = skn.studies.AdaptedModel(model, adapted.prompt, "prompt", 96)
     with pytest.raises(ValueError, match=r"nothing of the model itself was trained \(how='prompt'\)"):
         tuned.save(tmp_path / "tuned.safetensors")
@@ -222,7 +222,7 @@ def test_a_file_of_another_model_and_a_model_that_learned_nothing_are_refused(ta
 
 
 def test_a_cache_of_the_model_is_of_no_use_to_adapted_ones(task):
-    model = tiny.bridge("gpt2")
+    model = tiny.kept("gpt2")
     cached = skn.RunOptions(cache=skn.InputCache(model), progress=False)
     settings = {**SETTINGS, "n_steps": 2}
     with pytest.warns(UserWarning, match="is not above guessing"):

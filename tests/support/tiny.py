@@ -1,6 +1,7 @@
 """Tiny random models of every family, beside an untouched Hugging Face copy, and a small task they can read."""
 
 import copy
+from functools import cache
 
 import torch
 import transformers as hf
@@ -127,6 +128,12 @@ def bridge(family, seed=0, dtype=torch.float32):
         )
     model.requires_grad_(False)
     return model.eval()
+
+
+@cache
+def kept(family, seed=0, dtype=torch.float32):
+    """The same, booted once in a process, for tests that leave it as it was."""
+    return bridge(family, seed, dtype)
 
 
 def sentences(n, seed=0):

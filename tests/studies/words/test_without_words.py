@@ -47,7 +47,7 @@ def test_a_word_detector_falls_to_guessing_without_its_word_and_a_label_neuron_d
 
 
 def test_the_strongest_words_come_from_the_texts_and_labels_of_train(task):
-    model, prompt = tiny.bridge("gpt2"), prompt_for("gpt2")
+    model, prompt = tiny.kept("gpt2"), prompt_for("gpt2")
     scores = skn.score_neurons(model, prompt, task, run=QUIET)
     words = skn.studies.accuracy_without_words(
         model, prompt, task, scores, LABEL, n_words=3, min_texts=4
@@ -107,7 +107,7 @@ def right_by_hand(read, neurons):
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_every_number_is_what_a_slow_loop_gives(family, task, monkeypatch):
     task = task.limit(train=20, select=14, report=26)
-    model = tiny.bridge(family, dtype=torch.float64)
+    model = tiny.kept(family, dtype=torch.float64)
     prompts = [prompt_for(family), prompt_for(family, seed=1)]
     scores = skn.score_neurons(model, prompts, task, run=QUIET)
     top = scores.top(2, per="model")
@@ -137,7 +137,7 @@ def test_every_number_is_what_a_slow_loop_gives(family, task, monkeypatch):
 
 
 def test_random_neurons_are_drawn_from_the_same_layers_and_ranked(task):
-    model, prompt = tiny.bridge("gpt2"), prompt_for("gpt2")
+    model, prompt = tiny.kept("gpt2"), prompt_for("gpt2")
     scores = skn.score_neurons(model, prompt, task, run=QUIET)
     top = scores.top(3, per="model")
     row = skn.studies.accuracy_without_words(model, prompt, task, scores, top, n_words=2).groups.iloc[0]
@@ -176,7 +176,7 @@ def test_texts_of_one_group_are_drawn_together_so_that_the_interval_is_of_groups
 
 
 def test_no_random_neuron_is_drawn_twice_and_too_few_are_told(task):
-    model, prompt = tiny.bridge("gpt2"), prompt_for("gpt2")
+    model, prompt = tiny.kept("gpt2"), prompt_for("gpt2")
     scores = skn.score_neurons(model, prompt, task, run=QUIET)
     found = skn.studies.accuracy_without_words(model, prompt, task, scores, LABEL, n_words=2, n_random=60)
     rules = skn.scores.evaluate_rules(model, prompt, task, scores, run=QUIET)
@@ -190,7 +190,7 @@ def test_no_random_neuron_is_drawn_twice_and_too_few_are_told(task):
 
 
 def test_without_a_prompt_there_is_no_accuracy_of_prompts(task):
-    model = tiny.bridge("gpt2")
+    model = tiny.kept("gpt2")
     scores = skn.score_neurons(model, None, task, positions="last", run=QUIET)
     frame = skn.studies.accuracy_without_words(
         model, None, task, scores, scores.top(2, per="model"), n_words=2
@@ -202,7 +202,7 @@ def test_a_group_without_a_text_has_no_numbers(task):
     rows = [*task.split("train")]
     plain = [row for row in task.split("report") if not {"good", "bad"} & set(row["text"].split())]
     other = task_of(rows, train=rows, validation=[*task.split("select")], test=plain)
-    model, prompt = tiny.bridge("gpt2"), prompt_for("gpt2")
+    model, prompt = tiny.kept("gpt2"), prompt_for("gpt2")
     scores = skn.score_neurons(model, prompt, other, run=QUIET)
     frame = skn.studies.accuracy_without_words(model, prompt, other, scores, LABEL, n_words=2).groups
     assert frame.n_examples.tolist() == [len(plain), 0, len(plain)]
@@ -211,7 +211,7 @@ def test_a_group_without_a_text_has_no_numbers(task):
 
 
 def test_texts_that_cannot_be_told_apart_are_refused(task):
-    model, prompt = tiny.bridge("gpt2"), prompt_for("gpt2")
+    model, prompt = tiny.kept("gpt2"), prompt_for("gpt2")
     scores = skn.score_neurons(model, prompt, task, run=QUIET)
 
     def ask(neurons=LABEL, task=task, **changes):
@@ -245,7 +245,7 @@ def test_texts_that_cannot_be_told_apart_are_refused(task):
 
 
 def test_texts_are_cut_as_they_were_for_the_scores(task):
-    model, prompt = tiny.bridge("gpt2"), prompt_for("gpt2")
+    model, prompt = tiny.kept("gpt2"), prompt_for("gpt2")
     scores = skn.score_neurons(model, prompt, task, max_length=8, run=QUIET)
     found = skn.studies.accuracy_without_words(model, prompt, task, scores, LABEL, n_words=2)
     rules = skn.scores.evaluate_rules(model, prompt, task, scores, LABEL, max_length=8, run=QUIET)
@@ -255,7 +255,7 @@ def test_texts_are_cut_as_they_were_for_the_scores(task):
 
 
 def test_what_was_found_shows_itself_and_survives_a_file(task, tmp_path):
-    model, prompt = tiny.bridge("gpt2"), prompt_for("gpt2")
+    model, prompt = tiny.kept("gpt2"), prompt_for("gpt2")
     scores = skn.score_neurons(model, prompt, task, run=QUIET)
     found = skn.studies.accuracy_without_words(model, prompt, task, scores, LABEL, n_words=2, seed=3)
     assert repr(found).startswith("AccuracyWithoutWords(n_words=2, accuracy=0.") and "\n" not in repr(found)

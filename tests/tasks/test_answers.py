@@ -8,6 +8,7 @@ import pytest
 
 from tl_skillneurons.tasks.answers import from_answers
 from tl_skillneurons.tasks.chat import Chat
+from tl_skillneurons.tasks.judging import judge_of
 
 ROWS = [
     {"question": f"twice {k}?", "answer": str(2 * k), "size": "large" if k >= 40 else "small"}
@@ -116,6 +117,15 @@ def test_what_was_written_before_an_interruption_is_not_written_again(tmp_path):
     found = from_answers(model, ROWS, path=path)
     assert [n for n, *_ in model.calls] == [1, 16]
     assert found.task.fingerprint == from_answers(Doubles(), ROWS).task.fingerprint
+
+
+def test_the_letter_of_a_choice_that_is_right_nowhere_is_an_answer_too():
+    rows = [{"answer": "A"}, {"answer": "C"}]
+    judge = judge_of("choice", rows, "answer")
+    assert judge(["B, not A", "D. Not C"]) == ["wrong", "wrong"]
+    assert judge(["I say A", "(C) since B is less"]) == ["right", "right"]
+    assert judge_of("choice", [{"answer": "1"}], "answer")(["A choice: 1"]) == ["right"]
+    assert judge_of("choice", [{"answer": "J"}], "answer")(["I, not J"]) == ["wrong"]
 
 
 def test_judges_by_choice_and_of_ones_own():

@@ -41,10 +41,6 @@ from tl_skillneurons.prompts.run import RunOptions, require_tuned_for
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task
 
-_TWO_CLASSES = ("contribution", "n", "share_label_1", "share")
-"""The numbers of files that don't say theirs."""
-
-
 @dataclass(frozen=True, eq=False)
 class SourceWords:
     """The tokens that heads move something from into neurons, over a task.
@@ -107,7 +103,7 @@ class SourceWords:
         """
         tensors, header = load_tensors(path, "SourceWords")
         with sound(path, "SourceWords"):
-            columns = {name: tensors[name].numpy() for name in header.get("numbers", _TWO_CLASSES)}
+            columns = {name: tensors[name].numpy() for name in header["numbers"]}
             words = pd.DataFrame({"token": header["tokens"], **columns})
             heads = tuple(require_heads(header["heads"]))
             return cls(words, heads, header["role"], header["settings"])

@@ -143,7 +143,7 @@ def from_answers(
         question: The column of the questions, or a template with columns in braces.
         reference: The column of what is right, which the built-in judges read: a string, or a list of several.
         judge: ``"exact"``: right where the answer is a reference, case, white space and a full stop at its end apart.
-            ``"choice"``: right where the first letter that stands alone in the answer and is some question's reference
+            ``"choice"``: right where the first letter that stands alone in the answer, of the kind that references are,
             is this one's. Or a function of the answer and the row.
         writing: How answers are written: ``max_new_tokens`` (32), ``temperature``, ``interventions`` and so on, as
             ``generate`` takes them.

@@ -99,9 +99,13 @@ def _bare(text: str) -> str:
 
 
 def _first_of(letters: set[str], answer: str) -> str | None:
-    """The first of these letters that stands alone in the answer."""
-    alone = re.findall(r"(?<!\w)\w(?!\w)", answer)
-    return next((one for one in alone if one in letters), None)
+    """The first letter that stands alone in the answer and can be a choice's: one of these, or of their kind, since a
+    choice may be right nowhere. "I" is a word where choices don't go that far."""
+    kinds = [kind for kind in (str.isupper, str.islower, str.isdigit) if any(map(kind, letters))]
+    for one in re.findall(r"(?<!\w)\w(?!\w)", answer):
+        if one in letters or (any(kind(one) for kind in kinds) and not (one in "Ii" and max(letters) < one)):
+            return str(one)
+    return None
 
 
 def _asked(judge: Callable[..., Any], answer: str, row: Mapping[str, Any], at: int) -> Label:

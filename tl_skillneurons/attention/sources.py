@@ -41,6 +41,7 @@ from tl_skillneurons.prompts.run import RunOptions, require_tuned_for
 from tl_skillneurons.prompts.soft_prompt import SoftPrompt
 from tl_skillneurons.tasks.task import Task
 
+
 @dataclass(frozen=True, eq=False)
 class SourceWords:
     """The tokens that heads move something from into neurons, over a task.
